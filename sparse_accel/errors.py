@@ -1,0 +1,43 @@
+"""Errors for people: what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+
+
+class UsageError(Exception):
+    """Something that the user can mend: a flag, a recipe, a file, a column.
+
+    The message says what is wrong, where, and what to do. Scripts print it without a traceback and exit with 2.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns ` Did you mean 'x'?` for the known name nearest to `name`, or an empty string when none is near."""
+    lowered = {candidate.lower(): candidate for candidate in known}
+    found = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    return f" Did you mean '{lowered[found[0]]}'?" if found else ""
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Runs a script's `main` and turns its outcome into an exit code.
+
+    A UsageError prints one `error:` paragraph and exits with 2 (`--debug` on the command line shows the traceback);
+    Ctrl-C exits with 130; any other exception is a fault of ours and keeps its traceback.
+    """
+    try:
+        code = main() or 0
+    except UsageError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        print("\ninterrupted: run the same command again to go on from the newest checkpoint", file=sys.stderr)
+        code = 130
+    sys.exit(code)

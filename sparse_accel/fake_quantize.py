@@ -1,0 +1,158 @@
+"""Quantization as training sees it: pure functions, and the module that applies them to one tensor of a layer.
+
+Integers q and reals x are related by x = scale * (q - zero_point). A fake-quantized tensor is float32 whose values lie
+on that grid; its gradient passes straight through inside the range and is zero outside (Jacob et al. 2018, arXiv
+1712.05877). Matched against the figures of SparseML 1.8.0 in `tests/golden/fake_quantize.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# The scale of a constant tensor would be 0: the smallest that float32 tells apart from 1 stands in.
+_SMALLEST_SCALE = torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class QuantizationFormat:
+    """How one tensor is held in integers.
+
+    Attributes:
+        bits: width, 2 to 8.
+        signed: int (-128..127 at 8 bits) or uint (0..255).
+        symmetric: the zero point is the middle of the integers, so that zero stays exactly zero.
+        channel_axis: None for one scale a tensor, else the axis with one scale each (0: an output row of a weight).
+        reduce_range: leave one bit unused, for CPUs whose 8-bit dot product overflows 16 bits (before VNNI).
+    """
+
+    bits: int = 8
+    signed: bool = False
+    symmetric: bool = False
+    channel_axis: int | None = None
+    reduce_range: bool = False
+
+    @property
+    def integers(self) -> tuple[int, int]:
+        """The smallest and largest integer, both included."""
+        width = 2 ** (self.bits - int(self.reduce_range))
+        return (-width // 2, width // 2 - 1) if self.signed else (0, width - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# --- pure functions ---------------------------------------------------------------------------------------------------
+
+
+def extrema(x: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:
+    """Returns minimum and maximum of `x`, each (1,), or (channels,) with a channel axis; float32."""
+    if channel_axis is None:
+        minimum, maximum = torch.aminmax(x)
+        return minimum.float().reshape(1), maximum.float().reshape(1)
+    minimum, maximum = torch.aminmax(x.movedim(channel_axis, 0).flatten(1), dim=1)
+    return minimum.float(), maximum.float()
+
+
+def moving_average(average: Tensor, value: Tensor, averaging_constant: float) -> Tensor:
+    """Returns average + averaging_constant * (value - average): how a range follows what each step shows."""
+    return average + averaging_constant * (value - average)
+
+
+def quantization_parameters(minimum: Tensor, maximum: Tensor, form: QuantizationFormat) -> tuple[Tensor, Tensor]:
+    """Returns (scale float32, zero point int32), of the shape of `minimum`, for a range that is stretched to hold 0."""
+    lowest, highest = form.integers
+    minimum, maximum = minimum.clamp(max=0.0), maximum.clamp(min=0.0)
+    if form.symmetric:
+        scale = torch.maximum(-minimum, maximum) / ((highest - lowest) / 2)
+        scale = scale.clamp(min=_SMALLEST_SCALE)
+        zero_point = torch.full_like(scale, 0 if form.signed else (lowest + highest + 1) // 2, dtype=torch.int32)
+        return scale, zero_point
+    scale = ((maximum - minimum) / float(highest - lowest)).clamp(min=_SMALLEST_SCALE)
+    zero_point = (lowest - torch.round(minimum / scale)).clamp(lowest, highest).to(torch.int32)
+    return scale, zero_point
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, form: QuantizationFormat) -> Tensor:
+    """Returns `x` rounded to the grid and clipped to the range, float32, with a straight-through gradient.
+
+    Args:
+        x: any shape, float; taken to float32 first, under autocast too.
+        scale, zero_point: float32 and int32, (1,) or (channels,).
+    """
+    lowest, highest = form.integers
+    if form.channel_axis is None:
+        return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, lowest, highest)
+    return torch.fake_quantize_per_channel_affine(x.float(), scale, zero_point, form.channel_axis, lowest, highest)
+
+
+# --- the module -------------------------------------------------------------------------------------------------------
+
+
+class FakeQuantize(nn.Module):
+    """Fake-quantizes one tensor of a layer: its input, its weight or its output.
+
+    It is put in place before training, off, and three Python flags say what it does: `enabled` (rounds), `observing`
+    (gathers minimum and maximum, in training mode only) and `ready` (has a range). During an optimizer step it only
+    gathers; `QuantizationModifier` folds what was gathered into the range once, at the step's end, for all quantizers
+    and processes together. The first forward of all has no range yet and starts from its own values.
+
+    The buffers are not persistent: a weight file of a quantized model holds the keys of a plain one.
+    """
+
+    minimum: Tensor  # (channels or 1,) float32: the range in force
+    maximum: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    seen_minimum: Tensor  # extremes of the step under way; +inf and -inf while it has shown nothing
+    seen_maximum: Tensor
+
+    def __init__(self, form: QuantizationFormat, channels: int = 1) -> None:
+        super().__init__()
+        self.form = form
+        self.enabled = False
+        self.observing = False
+        self.ready = False
+        for name, value in (("minimum", 0.0), ("maximum", 0.0), ("scale", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value), persistent=False)
+        self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32), persistent=False)
+        self.register_buffer("seen_minimum", torch.full((channels,), torch.inf), persistent=False)
+        self.register_buffer("seen_maximum", torch.full((channels,), -torch.inf), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return x
+        if self.training and self.observing:
+            self.observe(x.detach())
+        if not self.ready:
+            raise RuntimeError("a quantizer is on before it has seen a batch: it has no range to round to")
+        return fake_quantize(x, self.scale, self.zero_point, self.form)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Widens what this step has shown; the first tensor of all also becomes the range."""
+        minimum, maximum = extrema(x, self.form.channel_axis)
+        torch.minimum(self.seen_minimum, minimum, out=self.seen_minimum)
+        torch.maximum(self.seen_maximum, maximum, out=self.seen_maximum)
+        if not self.ready:
+            from sparse_accel.sharding import reduce_extrema
+
+            self.set_range(*reduce_extrema(minimum, maximum))
+
+    @torch.no_grad()
+    def set_range(self, minimum: Tensor, maximum: Tensor) -> None:
+        """Takes [minimum, maximum] as the range, and scale and zero point from it. Written in place: the tensors may
+        be views into one that is shared by all quantizers."""
+        self.minimum.copy_(minimum)
+        self.maximum.copy_(maximum)
+        scale, zero_point = quantization_parameters(self.minimum, self.maximum, self.form)
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+        self.ready = True
+
+    def extra_repr(self) -> str:
+        state = "off" if not self.enabled else "observing" if self.observing else "frozen"
+        return f"{self.form.bits} bits, {'symmetric' if self.form.symmetric else 'affine'}, {state}"

@@ -1,0 +1,148 @@
+"""The one mechanism: layers whose weight is masked and whose tensors are fake-quantized in the forward.
+
+    Linear       output_quantizer(F.linear(input_quantizer(x), weight_quantizer(masked(weight)), bias))
+    Embedding    output_quantizer(F.embedding(ids, weight_quantizer(masked(weight))))
+    Conv1d, 2d   as Linear
+
+A layer keeps its identity and its parameters: only its class changes, so weights keep their names, a layer that several
+blocks share (ALBERT) stays one, and DDP, FSDP2, DeepSpeed and torch.compile meet ordinary modules. The weight used is
+the masked one, so a pruned weight gets no gradient, and a mask needs no code in the optimizer or in sharding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_accel.fake_quantize import FakeQuantize
+
+
+class SparseLayer(nn.Module):
+    """What the layers below share: a mask, and a quantizer each for input, weight and output. All start absent."""
+
+    weight: nn.Parameter
+    mask: Tensor | None  # bool, of the weight's shape, True where kept; not persistent
+    input_quantizer: FakeQuantize | None
+    weight_quantizer: FakeQuantize | None
+    output_quantizer: FakeQuantize | None
+
+    def masked_weight(self) -> Tensor:
+        """The effective weight: the stored one with exact zeros under the mask."""
+        # torch.where, not multiplication: inf * 0 is NaN. Its gradient is zero under the mask.
+        return self.weight if self.mask is None else torch.where(self.mask, self.weight, 0.0)
+
+    def weight_in_use(self) -> Tensor:
+        weight = self.masked_weight()
+        return weight if self.weight_quantizer is None else self.weight_quantizer(weight)
+
+    def quantize_input(self, x: Tensor) -> Tensor:
+        return x if self.input_quantizer is None else self.input_quantizer(x)
+
+    def quantize_output(self, x: Tensor) -> Tensor:
+        return x if self.output_quantizer is None else self.output_quantizer(x)
+
+
+class SparseLinear(SparseLayer, nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.quantize_output(F.linear(self.quantize_input(x), self.weight_in_use(), self.bias))
+
+
+class SparseEmbedding(SparseLayer, nn.Embedding):
+    def forward(self, ids: Tensor) -> Tensor:
+        # Padding, maximum norm and sparse gradients as nn.Embedding has them.
+        found = F.embedding(
+            ids, self.weight_in_use(), self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
+        )
+        return self.quantize_output(found)
+
+
+class SparseConv1d(SparseLayer, nn.Conv1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.quantize_output(self._conv_forward(self.quantize_input(x), self.weight_in_use(), self.bias))
+
+
+class SparseConv2d(SparseLayer, nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.quantize_output(self._conv_forward(self.quantize_input(x), self.weight_in_use(), self.bias))
+
+
+_SPARSE_CLASS: dict[type[nn.Module], type[SparseLayer]] = {
+    nn.Linear: SparseLinear,
+    nn.Embedding: SparseEmbedding,
+    nn.Conv1d: SparseConv1d,
+    nn.Conv2d: SparseConv2d,
+}
+_PLAIN_NAME = {sparse: plain.__name__ for plain, sparse in _SPARSE_CLASS.items()}
+
+
+def plain_class_name(module: nn.Module) -> str:
+    """The class name that a recipe knows a module by, before or after `make_sparse`: Linear, LayerNorm, ..."""
+    return _PLAIN_NAME.get(type(module), type(module).__name__)  # type: ignore[call-overload, no-any-return]
+
+
+def make_sparse(module: nn.Module) -> SparseLayer:
+    """Turns a Linear, Embedding or convolution into its sparse kind, in place, and returns it.
+
+    Raises:
+        TypeError: for any other module, a subclass of these included: its forward may do something else.
+    """
+    if isinstance(module, SparseLayer):
+        return module
+    if type(module) not in _SPARSE_CLASS:
+        raise TypeError(f"{type(module).__name__} is not one of Linear, Embedding, Conv1d, Conv2d")
+    module.__class__ = _SPARSE_CLASS[type(module)]
+    module.register_buffer("mask", None, persistent=False)
+    module.input_quantizer = module.weight_quantizer = module.output_quantizer = None
+    assert isinstance(module, SparseLayer)
+    return module
+
+
+def maskable_layers(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """Returns the layers of each weight that can have a mask, by the weight's name: Linear, Embedding, convolutions.
+
+    A weight that several layers hold (tied) is listed once, under its first name, with all of its layers.
+    """
+    by_weight: dict[int, tuple[str, list[nn.Module]]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLayer) or type(module) in _SPARSE_CLASS:
+            entry = by_weight.setdefault(id(module.weight), (f"{name}.weight", []))
+            entry[1].append(module)
+    return dict(by_weight.values())
+
+
+def prunable_names(model: nn.Module) -> list[str]:
+    """Returns what `__ALL_PRUNABLE__` means: names of the weights of Linear and convolution layers."""
+    layers = maskable_layers(model)
+    return [name for name, modules in layers.items() if not any(isinstance(m, nn.Embedding) for m in modules)]
+
+
+def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLayer):
+            yield name, module
+
+
+def quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
+    """Returns all quantizers by name, such as `bert.pooler.dense.input_quantizer`, in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantize)}
+
+
+def masks(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the masks by their weight's name."""
+    return {f"{name}.weight": layer.mask for name, layer in sparse_layers(model) if layer.mask is not None}
+
+
+def quantized_linears(model: nn.Module) -> tuple[int, int]:
+    """Returns (Linears whose input and weight quantizers are on, Linears in all)."""
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    on = sum(1 for m in linears if _is_on(m, "input_quantizer") and _is_on(m, "weight_quantizer"))
+    return on, len(linears)
+
+
+def _is_on(module: Any, which: str) -> bool:
+    quantizer = getattr(module, which, None)
+    return quantizer is not None and quantizer.enabled

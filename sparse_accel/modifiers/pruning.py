@@ -1,0 +1,330 @@
+"""Pruning: which weights are held at zero, and from when. Masks come from the pure functions in `sparse_accel.masks`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from sparse_accel.errors import UsageError
+from sparse_accel.modifiers.base import FieldError, Modifier
+from sparse_accel.modifiers.parameter_names import match_parameter_names
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparse_accel.layers import SparseLayer
+    from sparse_accel.progress import Progress
+    from sparse_accel.recipe_run import RecipeRun
+
+FROM_PARAM = "__FROM_PARAM__"
+
+
+def update_points(progress: Progress, start: float, end: float, frequency: float) -> int:
+    """Returns how many updates of a schedule are due by `progress`: one at start, one each `frequency` epochs, one at end.
+
+    A step at which this number grows is a step that begins with a new mask. A frequency of -1 updates at every step.
+    """
+    if not progress.reached(start):
+        return 0
+    if progress.reached(end):
+        end_step = round(end * progress.steps_per_epoch)
+        return end_step + 2  # more than any number within the range, and constant from here on
+    if frequency <= 0:
+        return 1 + progress.step
+    return 1 + int((progress.epoch - start) / frequency + 1e-9)
+
+
+def update_due(progress: Progress, start: float, end: float, frequency: float) -> bool:
+    """True at the steps that begin with a new mask."""
+    before = 0
+    if progress.step > 0:
+        before = update_points(type(progress)(progress.step - 1, progress.steps_per_epoch), start, end, frequency)
+    return update_points(progress, start, end, frequency) > before
+
+
+@dataclass(kw_only=True)
+class _Pruning(Modifier):
+    """What constant and gradual pruning share: layers found by their weights' names, and their masks as state."""
+
+    params: str | list[str] = "__ALL_PRUNABLE__"
+    """Weights to prune: `__ALL_PRUNABLE__` (Linear and convolution weights), names, or `re:PATTERN`."""
+
+    _layers: dict[str, list[SparseLayer]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def _attach_layers(self, model: torch.nn.Module, patterns: str | list[str]) -> list[str]:
+        """Gives the layers that `patterns` name a mask that keeps everything; returns their weights' names."""
+        import torch
+
+        from sparse_accel.layers import make_sparse, maskable_layers, prunable_names
+
+        found = maskable_layers(model)
+        every_name = [name for name, _ in model.named_parameters()]
+        names = match_parameter_names(patterns, every_name, prunable_names(model))
+        refused = [name for name in names if name not in found]
+        if refused:
+            raise UsageError(
+                f"{self.name}: {refused[0]} cannot be pruned: only weights of Linear, Embedding and convolution layers "
+                f"have masks ({len(refused)} of the {len(names)} names that params matches are something else). "
+                f"Use __ALL_PRUNABLE__, or a pattern such as re:.*encoder.*dense.weight"
+            )
+        for name in names:
+            layers = [make_sparse(module) for module in found[name]]
+            for layer in layers:
+                if layer.mask is None:
+                    layer.mask = torch.ones_like(layer.weight, dtype=torch.bool)
+            self._layers[name] = layers
+        return names
+
+    def _full_weight(self, name: str) -> torch.Tensor:
+        """The whole effective weight, also where it is sharded."""
+        from sparse_accel.sharding import full_weight
+
+        layer = self._layers[name][0]
+        assert layer.mask is not None
+        return full_weight(layer.weight).masked_fill(~layer.mask, 0.0)
+
+    def _set_mask(self, name: str, mask: torch.Tensor) -> None:
+        for layer in self._layers[name]:
+            assert layer.mask is not None
+            layer.mask.copy_(mask)  # in place: compiled graphs and other references go on seeing it
+
+    def _lift_masks(self) -> None:
+        """Lets pruned weights grow again, from 0."""
+        from sparse_accel.sharding import clear_weight
+
+        for layers in self._layers.values():
+            assert layers[0].mask is not None
+            clear_weight(layers[0].weight, layers[0].mask)
+            for layer in layers:
+                assert layer.mask is not None
+                layer.mask.fill_(True)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        state = {}
+        for name, layers in self._layers.items():
+            assert layers[0].mask is not None
+            state[name] = layers[0].mask
+        return state
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        for name, mask in state.items():
+            self._set_mask(name, mask)
+
+
+@dataclass(kw_only=True)
+class ConstantPruningModifier(_Pruning):
+    """Keeps a sparse model as sparse as it is: weights that are zero at `start_epoch` stay zero.
+
+    The zeros are taken once. A weight that happens to reach 0 later is free to leave it again.
+    """
+
+    without_effect: ClassVar[dict[str, str]] = {
+        "update_frequency": "the mask is taken once and enforced in every forward",
+    }
+
+    def events(self) -> list[tuple[float, str]]:
+        events = [(max(self.start_epoch, 0.0), f"pruned weights are held at zero ({_short(self.params)})")]
+        if self.end_epoch != -1:
+            events.append((self.end_epoch, "pruned weights may grow again"))
+        return events
+
+    def attach(self, model: torch.nn.Module, run: RecipeRun) -> None:
+        self._attach_layers(model, self.params)
+
+    def step_begin(self, progress: Progress) -> None:
+        from sparse_accel.masks import constant_mask
+
+        if _begins(progress, self.start_epoch):
+            for name in self._layers:
+                self._set_mask(name, constant_mask(self._full_weight(name)))
+        elif self.end_epoch != -1 and _begins(progress, self.end_epoch):
+            self._lift_masks()
+
+    def settled(self, progress: Progress) -> bool:
+        return progress.step > 0 and progress.reached(self.start_epoch)
+
+
+@dataclass(kw_only=True)
+class MagnitudePruningModifier(_Pruning):
+    """Prunes the smallest weights step by step, from `init_sparsity` at the start to `final_sparsity` at the end.
+
+    Zhu & Gupta 2017, arXiv 1710.01878. Weights are ranked as the model uses them: what is pruned counts as 0, so masks
+    only tighten while sparsity grows.
+    """
+
+    init_sparsity: float | str = 0.05
+    """Sparsity at start_epoch, 0 to 1; `__FROM_PARAM__` takes each weight's own at that moment."""
+    final_sparsity: float | dict[float, list[str]] = 0.95
+    """Sparsity at end_epoch, 0 to 1; or a table {sparsity: [params]}, with `params` left out."""
+    update_frequency: float = -1.0
+    """Epochs between two masks; -1 makes a new one at every step."""
+    inter_func: str = "cubic"
+    """How sparsity grows in between: linear, cubic, inverse_cubic."""
+    leave_enabled: bool = True
+    """Keep the final mask after end_epoch; otherwise pruned weights may grow again."""
+    mask_type: str | list[int] = "unstructured"
+    """unstructured; block4 (1 x 4 blocks); N:M (keep N of M neighbours); or [rows, columns] of a block."""
+    global_sparsity: bool = False
+    """Rank all weights together, so that layers differ in sparsity; otherwise each has the sparsity asked for."""
+
+    without_effect: ClassVar[dict[str, str]] = {
+        "log_types": "what is logged is chosen by --report_to",
+    }
+
+    _final: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _initial: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _progress: Progress | None = field(default=None, init=False, repr=False, compare=False)
+    _finished: bool = field(default=False, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.end_epoch < 0:
+            raise FieldError("end_epoch", f"{self.name} needs an end_epoch: when final_sparsity is reached")
+        if isinstance(self.init_sparsity, str):
+            if self.init_sparsity != FROM_PARAM:
+                raise FieldError("init_sparsity", f"init_sparsity is a number or {FROM_PARAM}, not {self.init_sparsity!r}")
+        else:
+            _check_share("init_sparsity", self.init_sparsity)
+        table = isinstance(self.final_sparsity, dict)
+        for value in self.final_sparsity if isinstance(self.final_sparsity, dict) else [self.final_sparsity]:
+            _check_share("final_sparsity", value)
+        if table and self.params not in ("__ALL_PRUNABLE__", []):
+            raise FieldError("params", "final_sparsity already names the weights: leave params out")
+        if table and self.global_sparsity:
+            raise FieldError("global_sparsity", "global_sparsity needs one final_sparsity, not a table")
+        if self.inter_func not in ("linear", "cubic", "inverse_cubic"):
+            raise FieldError("inter_func", f"inter_func is linear, cubic or inverse_cubic, not {self.inter_func!r}")
+        self._check_mask_type()
+
+    def _check_mask_type(self) -> None:
+        kind = self.mask_type
+        if isinstance(kind, list):
+            if len(kind) != 2 or any(size < 1 for size in kind):
+                raise FieldError("mask_type", f"a block is [rows, columns], both at least 1, not {kind}")
+            return
+        group = re.fullmatch(r"(\d+):(\d+)", kind)
+        if group:
+            kept, size = int(group[1]), int(group[2])
+            if not 0 < kept < size:
+                raise FieldError("mask_type", f"{kind} keeps {kept} of {size}: N must be at least 1 and below M")
+            for value in self.final_sparsity if isinstance(self.final_sparsity, dict) else [self.final_sparsity]:
+                if abs(value - (1 - kept / size)) > 1e-6:
+                    raise FieldError("final_sparsity", f"mask_type {kind} has sparsity {1 - kept / size:g}, not {value:g}")
+        elif kind not in ("unstructured", "block4"):
+            raise FieldError("mask_type", f"mask_type is unstructured, block4, N:M or [rows, columns], not {kind!r}")
+
+    def events(self) -> list[tuple[float, str]]:
+        start = max(self.start_epoch, 0.0)
+        every = "every step" if self.update_frequency <= 0 else f"every {self.update_frequency:g} epochs"
+        final = self.final_sparsity if isinstance(self.final_sparsity, dict) else f"{self.final_sparsity:g}"
+        begin = "its own" if isinstance(self.init_sparsity, str) else f"{self.init_sparsity:g}"
+        what = f"{_short(self.params)}, {self.mask_type}{', ranked together' if self.global_sparsity else ''}"
+        end = "final sparsity reached" + ("" if self.leave_enabled else "; pruned weights may grow again")
+        return [
+            (start, f"pruning by magnitude from {begin} to {final}, {self.inter_func}, {every} ({what})"),
+            (self.end_epoch, end),
+        ]
+
+    def attach(self, model: torch.nn.Module, run: RecipeRun) -> None:
+        table = self.final_sparsity if isinstance(self.final_sparsity, dict) else {self.final_sparsity: self.params}
+        for sparsity, patterns in table.items():
+            for name in self._attach_layers(model, patterns):
+                if self._final.setdefault(name, sparsity) != sparsity:
+                    raise UsageError(f"{self.name}: final_sparsity names {name} twice, with {self._final[name]} and {sparsity}")
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        """Blocks and groups must divide every weight: found now, not at the epoch in which pruning begins."""
+        from sparse_accel.masks import magnitude_mask
+
+        for name, layers in self._layers.items():
+            try:
+                magnitude_mask(layers[0].weight, self._final[name], self._mask_type)
+            except ValueError as error:
+                raise UsageError(f"{self.name}: {name}: {error}. Take another mask_type, or leave it out of params") from error
+
+    @property
+    def _mask_type(self) -> str | list[int]:
+        return self.mask_type
+
+    def step_begin(self, progress: Progress) -> None:
+        self._progress = progress
+        if update_due(progress, self.start_epoch, self.end_epoch, self.update_frequency):
+            if not self._initial:
+                self._initial = self._initial_sparsities()
+            self._prune(progress)
+            if progress.reached(self.end_epoch) and not self.leave_enabled:
+                self._lift_masks()
+
+    def finish(self) -> None:
+        """The range may end where training ends: the final sparsity is reached all the same."""
+        if self._progress is None or not self._progress.reached(self.end_epoch):
+            if not self._initial:
+                self._initial = self._initial_sparsities()
+            self._prune(None)
+        self._finished = True
+
+    def settled(self, progress: Progress) -> bool:
+        return self._finished or (self._progress is not None and self._progress.reached(self.end_epoch))
+
+    def _initial_sparsities(self) -> dict[str, float]:
+        from sparse_accel.masks import sparsity_of
+
+        if isinstance(self.init_sparsity, str):
+            return {name: sparsity_of(self._full_weight(name)) for name in self._layers}
+        return dict.fromkeys(self._layers, self.init_sparsity)
+
+    def _prune(self, progress: Progress | None) -> None:
+        """Sets the masks for this moment; None stands for the end of the range."""
+        from sparse_accel.masks import global_magnitude_masks, magnitude_mask, scheduled_sparsity
+
+        fraction = 1.0
+        if progress is not None and not progress.reached(self.end_epoch):
+            start = max(self.start_epoch, 0.0)
+            fraction = (progress.epoch - start) / (self.end_epoch - start)
+        targets = {
+            name: scheduled_sparsity(fraction, self._initial[name], final, self.inter_func)
+            for name, final in self._final.items()
+        }
+        if ":" in str(self.mask_type):  # N:M has one sparsity: all of it from the first mask on
+            targets = dict(self._final)
+        if self.global_sparsity:
+            weights = {name: self._full_weight(name) for name in self._layers}
+            count = sum(weight.numel() for weight in weights.values())
+            sparsity = sum(targets[name] * weight.numel() for name, weight in weights.items()) / count
+            for name, mask in zip(weights, global_magnitude_masks(list(weights.values()), sparsity, self._mask_type), strict=True):
+                self._set_mask(name, mask)
+            return
+        for name, sparsity in targets.items():
+            self._set_mask(name, magnitude_mask(self._full_weight(name), sparsity, self._mask_type))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        import torch
+
+        state = super().state_dict()
+        state.update({f"initial_sparsity:{name}": torch.tensor(value) for name, value in self._initial.items()})
+        return state
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        prefix = "initial_sparsity:"
+        self._initial = {n.removeprefix(prefix): float(v) for n, v in state.items() if n.startswith(prefix)}
+        super().load_state_dict({name: mask for name, mask in state.items() if not name.startswith(prefix)})
+
+
+def _begins(progress: Progress, epoch: float) -> bool:
+    """True at the one step that is the first at or after `epoch`."""
+    return progress.reached(epoch) and (
+        progress.step == 0 or not type(progress)(progress.step - 1, progress.steps_per_epoch).reached(epoch)
+    )
+
+
+def _check_share(key: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise FieldError(key, f"{key} is a share between 0 and 1, not {value:g}")
+
+
+def _short(params: str | list[str]) -> str:
+    if isinstance(params, str):
+        return params
+    return params[0] if len(params) == 1 else f"{len(params)} patterns"
