@@ -156,3 +156,74 @@ class FakeQuantize(nn.Module):
     def extra_repr(self) -> str:
         state = "off" if not self.enabled else "observing" if self.observing else "frozen"
         return f"{self.form.bits} bits, {'symmetric' if self.form.symmetric else 'affine'}, {state}"
+
+
+class RangeTable:
+    """The ranges of many quantizers in one place, so that a step's end costs one all-reduce and a few operations.
+
+    The quantizers' buffers become views of the table's. Make it once they are on their device.
+
+    Args:
+        quantizers: any number, of any formats.
+        averaging_constant: weight of a new step in the moving average.
+    """
+
+    def __init__(self, quantizers: list[FakeQuantize], averaging_constant: float = 0.01) -> None:
+        self.averaging_constant = averaging_constant
+        # Those of one format lie side by side: their parameters are computed together.
+        self.quantizers = sorted(quantizers, key=lambda quantizer: str(quantizer.form))
+        self.sizes = [quantizer.minimum.numel() for quantizer in self.quantizers]
+        self.forms: list[tuple[QuantizationFormat, slice]] = []
+        start = 0
+        for quantizer, size in zip(self.quantizers, self.sizes, strict=True):
+            if self.forms and self.forms[-1][0] == quantizer.form:
+                self.forms[-1] = (quantizer.form, slice(self.forms[-1][1].start, start + size))
+            else:
+                self.forms.append((quantizer.form, slice(start, start + size)))
+            start += size
+        self.minimum = self._join("minimum")
+        self.maximum = self._join("maximum")
+        self.scale = self._join("scale")
+        self.zero_point = self._join("zero_point")
+        self.seen_minimum = self._join("seen_minimum")
+        self.seen_maximum = self._join("seen_maximum")
+        self.fresh = not any(quantizer.ready for quantizer in self.quantizers)
+
+    def _join(self, name: str) -> Tensor:
+        joined = torch.cat([getattr(quantizer, name) for quantizer in self.quantizers])
+        for quantizer, part in zip(self.quantizers, joined.split(self.sizes), strict=True):
+            setattr(quantizer, name, part)
+        return joined
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Moves every range towards what the step has shown, on all processes alike, and forgets the step.
+
+        The first step's extremes are the range; a quantizer that saw nothing keeps its own.
+        """
+        from sparse_accel.sharding import reduce_extrema
+
+        minimum, maximum = reduce_extrema(self.seen_minimum, self.seen_maximum)
+        seen = minimum <= maximum
+        constant = 1.0 if self.fresh else self.averaging_constant
+        self.fresh = False
+        self.minimum.copy_(torch.where(seen, moving_average(self.minimum, minimum, constant), self.minimum))
+        self.maximum.copy_(torch.where(seen, moving_average(self.maximum, maximum, constant), self.maximum))
+        self.seen_minimum.fill_(torch.inf)
+        self.seen_maximum.fill_(-torch.inf)
+        self._update_parameters()
+
+    def load(self, minimum: Tensor, maximum: Tensor, ready: list[bool]) -> None:
+        """Takes ranges as another table of the same quantizers held them."""
+        self.minimum.copy_(minimum)
+        self.maximum.copy_(maximum)
+        for quantizer, known in zip(self.quantizers, ready, strict=True):
+            quantizer.ready = known
+        self.fresh = not any(ready)
+        self._update_parameters()
+
+    def _update_parameters(self) -> None:
+        for form, part in self.forms:
+            scale, zero_point = quantization_parameters(self.minimum[part], self.maximum[part], form)
+            self.scale[part] = scale
+            self.zero_point[part] = zero_point

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sparse_accel.errors import UsageError
@@ -50,7 +50,9 @@ class _Pruning(Modifier):
     params: str | list[str] = "__ALL_PRUNABLE__"
     """Weights to prune: `__ALL_PRUNABLE__` (Linear and convolution weights), names, or `re:PATTERN`."""
 
-    _layers: dict[str, list[SparseLayer]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._layers: dict[str, list[SparseLayer]] = {}  # by the weight's name; several where a weight is tied
 
     def _attach_layers(self, model: torch.nn.Module, patterns: str | list[str]) -> list[str]:
         """Gives the layers that `patterns` name a mask that keeps everything; returns their weights' names."""
@@ -172,13 +174,12 @@ class MagnitudePruningModifier(_Pruning):
         "log_types": "what is logged is chosen by --report_to",
     }
 
-    _final: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _initial: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _progress: Progress | None = field(default=None, init=False, repr=False, compare=False)
-    _finished: bool = field(default=False, init=False, repr=False, compare=False)
-
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._final: dict[str, float] = {}  # sparsity to end with, by weight
+        self._initial: dict[str, float] = {}  # sparsity to begin with, by weight; known once pruning begins
+        self._progress: Progress | None = None
+        self._finished = False
         if self.end_epoch < 0:
             raise FieldError("end_epoch", f"{self.name} needs an end_epoch: when final_sparsity is reached")
         if isinstance(self.init_sparsity, str):
@@ -240,13 +241,9 @@ class MagnitudePruningModifier(_Pruning):
 
         for name, layers in self._layers.items():
             try:
-                magnitude_mask(layers[0].weight, self._final[name], self._mask_type)
+                magnitude_mask(layers[0].weight, self._final[name], self.mask_type)
             except ValueError as error:
                 raise UsageError(f"{self.name}: {name}: {error}. Take another mask_type, or leave it out of params") from error
-
-    @property
-    def _mask_type(self) -> str | list[int]:
-        return self.mask_type
 
     def step_begin(self, progress: Progress) -> None:
         self._progress = progress
@@ -293,17 +290,17 @@ class MagnitudePruningModifier(_Pruning):
             weights = {name: self._full_weight(name) for name in self._layers}
             count = sum(weight.numel() for weight in weights.values())
             sparsity = sum(targets[name] * weight.numel() for name, weight in weights.items()) / count
-            for name, mask in zip(weights, global_magnitude_masks(list(weights.values()), sparsity, self._mask_type), strict=True):
+            for name, mask in zip(weights, global_magnitude_masks(list(weights.values()), sparsity, self.mask_type), strict=True):
                 self._set_mask(name, mask)
             return
         for name, sparsity in targets.items():
-            self._set_mask(name, magnitude_mask(self._full_weight(name), sparsity, self._mask_type))
+            self._set_mask(name, magnitude_mask(self._full_weight(name), sparsity, self.mask_type))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         import torch
 
         state = super().state_dict()
-        state.update({f"initial_sparsity:{name}": torch.tensor(value) for name, value in self._initial.items()})
+        state.update({f"initial_sparsity:{name}": torch.tensor(value, dtype=torch.float64) for name, value in self._initial.items()})
         return state
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:

@@ -1,0 +1,199 @@
+"""Quantization-aware training: from an epoch on, layers compute with 8-bit weights and activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sparse_accel.errors import UsageError, nearest
+from sparse_accel.modifiers.base import FieldError, Modifier
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from sparse_accel.fake_quantize import FakeQuantize
+    from sparse_accel.progress import Progress
+    from sparse_accel.recipe_run import RecipeRun
+
+
+@dataclass(kw_only=True)
+class QuantizationModifier(Modifier):
+    """Trains with fake quantization: activations uint8 affine, weights int8 symmetric, one scale a tensor.
+
+    Every Linear and convolution gets a quantizer for its input and one for its weight; every Embedding one for its
+    weight and one for its output. Weights are symmetric so that a pruned 0 stays the integer 0. Ranges follow a moving
+    average of each step's minimum and maximum (constant 0.01, Jacob et al. 2018) over training data only.
+    """
+
+    submodules: list[str] | None = None
+    """Parts of the model to quantize, by name, such as bert.encoder; left out: the whole model."""
+    disable_quantization_observer_epoch: float | None = None
+    """Epoch at which ranges freeze; left out: they move until the end."""
+    freeze_bn_stats_epoch: float | None = None
+    """Epoch at which statistics of batch normalization freeze, where the model has any."""
+    quantize_embeddings: bool = True
+    """Quantize the weights of Embedding layers."""
+    quantize_embedding_activations: bool = True
+    """Quantize the outputs of quantized Embedding layers."""
+    quantize_linear_activations: bool = True
+    """Quantize the outputs of Linear layers, beside their inputs."""
+    quantize_conv_activations: bool = True
+    """Quantize the outputs of convolutions, beside their inputs."""
+    exclude_module_types: list[str] = field(default_factory=list)
+    """Class names of modules that stay float, such as LayerNorm."""
+    activation_bits: int = 8
+    """Width of activations, 2 to 8."""
+    weight_bits: int = 8
+    """Width of weights, 2 to 8."""
+    reduce_range: bool = False
+    """Use 7 of the 8 bits of activations, for CPUs without VNNI."""
+    tensorrt: bool = False
+    """The old tool's layout for TensorRT; only false is supported."""
+
+    without_effect: ClassVar[dict[str, str]] = {
+        "model_fuse_fn_name": "encoders have no convolution, batch normalization and ReLU to fuse",
+        "model_fuse_fn_kwargs": "encoders have no convolution, batch normalization and ReLU to fuse",
+        "exclude_batchnorm": "batch normalization is never quantized",
+        "num_calibration_steps": "ranges start from the first batch of quantization-aware training",
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.end_epoch != -1:
+            raise FieldError("end_epoch", "quantization lasts to the end of training: leave end_epoch out")
+        for key in ("activation_bits", "weight_bits"):
+            if not 2 <= getattr(self, key) <= 8:
+                raise FieldError(key, f"{key} is 2 to 8, not {getattr(self, key)}")
+        freeze = self.disable_quantization_observer_epoch
+        if freeze == -1:
+            self.disable_quantization_observer_epoch = None
+        elif freeze is not None and freeze <= max(self.start_epoch, 0):
+            raise FieldError(
+                "disable_quantization_observer_epoch",
+                f"ranges would freeze at epoch {freeze:g}, before quantization begins at epoch {max(self.start_epoch, 0):g} "
+                "has shown them a batch: let the freeze come later",
+            )
+        if self.tensorrt:
+            raise FieldError("tensorrt", "tensorrt: true is known, not supported yet: leave it out")
+        self._quantizers: list[FakeQuantize] = []
+        self._batch_norms: list[nn.Module] = []
+
+    @property
+    def freeze_epoch(self) -> float | None:
+        return self.disable_quantization_observer_epoch
+
+    def events(self) -> list[tuple[float, str]]:
+        where = ", ".join(self.submodules) if self.submodules else "the whole model"
+        embeddings = ", embeddings too" if self.quantize_embeddings else ""
+        bits = f"{self.weight_bits}-bit weights, {self.activation_bits}-bit activations"
+        events = [(max(self.start_epoch, 0.0), f"quantization-aware training begins: {bits} ({where}{embeddings})")]
+        if self.freeze_epoch is not None:
+            events.append((self.freeze_epoch, "quantization ranges freeze"))
+        return events
+
+    def attach(self, model: torch.nn.Module, run: RecipeRun) -> None:
+        import torch
+
+        modules = dict(model.named_modules())
+        parts = self.submodules or [""]
+        self._check_submodules(model, modules)
+        for name, module in modules.items():
+            if any(part == "" or name == part or name.startswith(part + ".") for part in parts):
+                self._quantize(module)
+        if not self._quantizers:
+            raise UsageError(f"{self.name}: nothing to quantize in {', '.join(parts)}: no Linear, Embedding or convolution")
+        self._batch_norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        if self.freeze_bn_stats_epoch is not None and not self._batch_norms:
+            run.notices.append(f"{self.name}: freeze_bn_stats_epoch has nothing to freeze: no batch normalization here")
+
+    def _check_submodules(self, model: torch.nn.Module, modules: dict[str, Any]) -> None:
+        for part in self.submodules or []:
+            if part in modules:
+                continue
+            kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+            raise UsageError(
+                f"{self.name}: submodules: this model has no part '{part}'.{nearest(part, modules)} "
+                f"It is a {kind}; its parts are: {', '.join(_parts(model))}. Name those, or leave submodules out for all"
+            )
+
+    def _quantize(self, module: torch.nn.Module) -> None:
+        """Puts the quantizers of one layer in place, off. Layers of other kinds are left as they are."""
+        from torch import nn
+
+        from sparse_accel.fake_quantize import FakeQuantize, QuantizationFormat
+        from sparse_accel.layers import make_sparse, plain_class_name
+
+        kind = plain_class_name(module)
+        if kind not in ("Linear", "Embedding", "Conv1d", "Conv2d") or kind in self.exclude_module_types:
+            return
+        if kind == "Embedding" and not self.quantize_embeddings:
+            return
+        activation = QuantizationFormat(self.activation_bits, reduce_range=self.reduce_range)
+        weight = QuantizationFormat(self.weight_bits, signed=True, symmetric=True)
+        layer = make_sparse(module)
+        layer.weight_quantizer = FakeQuantize(weight)
+        if isinstance(module, nn.Embedding):
+            outputs = self.quantize_embedding_activations
+        else:
+            layer.input_quantizer = FakeQuantize(activation)
+            outputs = self.quantize_linear_activations if kind == "Linear" else self.quantize_conv_activations
+        if outputs:
+            layer.output_quantizer = FakeQuantize(activation)
+        for quantizer in (layer.input_quantizer, layer.weight_quantizer, layer.output_quantizer):
+            if quantizer is not None:
+                quantizer.to(module.weight.device)
+                self._quantizers.append(quantizer)
+
+    def bind(self, run: RecipeRun) -> None:
+        from sparse_accel.fake_quantize import RangeTable
+
+        self._ranges = RangeTable(self._quantizers)
+
+    def step_begin(self, progress: Progress) -> None:
+        enabled = progress.reached(self.start_epoch)
+        observing = enabled and not (self.freeze_epoch is not None and progress.reached(self.freeze_epoch))
+        self._switch(enabled, observing)
+        if self.freeze_bn_stats_epoch is not None and progress.reached(self.freeze_bn_stats_epoch):
+            for module in self._batch_norms:
+                module.eval()
+
+    def step_end(self, progress: Progress) -> None:
+        if self._quantizers[0].observing:
+            self._ranges.fold()
+
+    def finish(self) -> None:
+        self._switch(self._quantizers[0].enabled, observing=False)
+
+    def _switch(self, enabled: bool, observing: bool) -> None:
+        for quantizer in self._quantizers:
+            quantizer.enabled, quantizer.observing = enabled, observing
+
+    def settled(self, progress: Progress) -> bool:
+        if self.freeze_epoch is not None:
+            return progress.reached(self.freeze_epoch)
+        return progress.epoch > self.start_epoch and progress.step > 0
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        import torch
+
+        ready = torch.tensor([quantizer.ready for quantizer in self._ranges.quantizers])
+        return {"minimum": self._ranges.minimum, "maximum": self._ranges.maximum, "ready": ready}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self._ranges.load(state["minimum"], state["maximum"], state["ready"].tolist())
+
+    def metrics(self) -> dict[str, float]:
+        """The phase: 0 before quantization, 1 while ranges move, 2 once they are frozen."""
+        first = self._quantizers[0]
+        return {"quantization/phase": float(first.enabled) * (1.0 if first.observing else 2.0)}
+
+
+def _parts(model: torch.nn.Module) -> list[str]:
+    """The names that `submodules` usually lists: the children of the backbone, and of the head."""
+    parts: list[str] = []
+    for name, child in model.named_children():
+        inner = [f"{name}.{grandchild}" for grandchild, _ in child.named_children()]
+        is_backbone = name == getattr(model, "base_model_prefix", None)
+        parts += inner if is_backbone and inner else [name]
+    return parts
