@@ -1,0 +1,350 @@
+"""Flags of scripts/text_classification.py: their names, defaults, help and the checks that need no data.
+
+Names and meanings are those of SparseML's command and of the Hugging Face Trainer. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from sparse_accel.command_line import check_bounds, flag, parse_arguments
+from sparse_accel.errors import UsageError, nearest
+from sparse_accel.trainer_flags import REFUSED
+
+__all__ = ["DATA_SUFFIXES", "GLUE_TASKS", "TextClassificationArguments", "parse_arguments"]
+
+GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
+DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+TRACKERS = ("wandb", "tensorboard")
+_STRATEGIES = ("no", "steps", "epoch")
+
+
+@dataclass
+class _Model:
+    """Model and recipe."""
+
+    model_name_or_path: str | None = flag(
+        None,
+        "model to start from: a folder, a Hub id, or a zoo: stub",
+        default_text="output_dir, when nothing is trained",
+    )
+    recipe: str | None = flag(None, "what happens to the model in training: a .yaml or .md file, or a zoo: stub")
+    recipe_args: str | None = flag(None, "new values of recipe variables: '{\"num_epochs\": 12}' or num_epochs=12,a:b")
+    distill_teacher: str | None = flag(
+        None,
+        "model that a recipe's DistillationModifier follows: a folder, a Hub id, a zoo: stub, `self` (the model as it "
+        "starts), or `disable` (the recipe's distillation is left out)",
+    )
+    one_shot: bool = flag(False, "apply the recipe to the model and save it, without training")
+    config_name: str | None = flag(None, "folder or Hub id of the model's config", default_text="model_name_or_path")
+    tokenizer_name: str | None = flag(None, "folder or Hub id of the tokenizer", default_text="model_name_or_path")
+    use_teacher_tokenizer: bool = flag(False, "tokenize with the teacher's tokenizer instead of the model's")
+    model_revision: str = flag("main", "branch, tag or commit of a Hub model")
+    cache_dir: str | None = flag(
+        None, "folder for downloaded models and prepared data", default_text="the Hugging Face cache"
+    )
+
+
+@dataclass
+class _Data:
+    """Data. One of task_name, dataset_name, or files."""
+
+    task_name: str | None = flag(None, "GLUE task", choices=GLUE_TASKS)
+    dataset_name: str | None = flag(
+        None, "Hub id of a dataset, or a local folder: of data files, or one that save_to_disk wrote"
+    )
+    dataset_config_name: str | None = flag(None, "configuration of the Hub dataset, where it has several")
+    train_file: str | None = flag(None, "training rows: a csv, tsv, json, jsonl or parquet file with named columns")
+    validation_file: str | None = flag(None, "rows that --do_eval measures on; same columns as the training rows")
+    test_file: str | None = flag(None, "rows that --do_predict labels; needs no label column")
+    validation_ratio: float | None = flag(
+        None,
+        "share of the training rows held out for evaluation, drawn by --seed, each class in proportion; "
+        "for data without validation rows",
+        above=0,
+        below=1,
+    )
+    eval_on_test: bool = flag(False, "--do_eval measures on the test rows instead of the validation rows")
+    input_column_names: tuple[str, ...] | None = flag(
+        None,
+        "text column, or two for pairs: text | sentence1,sentence2",
+        default_text="found by usual names, else the only one or two columns of text",
+    )
+    label_column_name: str | None = flag(
+        None,
+        "column of labels: whole numbers or words are classes, decimal numbers are regression, lists are multi-label",
+        default_text="label, else labels",
+    )
+    max_train_samples: int | None = flag(None, "train on this many rows, drawn by --seed", at_least=1)
+    max_eval_samples: int | None = flag(None, "evaluate on this many rows, drawn by --seed", at_least=1)
+    max_predict_samples: int | None = flag(None, "predict this many rows, drawn by --seed", at_least=1)
+    max_seq_length: int = flag(128, "tokens kept of a row, special tokens included; the rest is cut off", at_least=3)
+    pad_to_max_length: bool = flag(
+        False, "pad every row to max_seq_length, instead of to the longest row of its batch (same results, slower)"
+    )
+    preprocessing_num_workers: int | None = flag(None, "processes that tokenize", at_least=1, default_text="1")
+    overwrite_cache: bool = flag(False, "tokenize again although the result of an earlier run is at hand")
+
+
+@dataclass
+class _Training:
+    """Training."""
+
+    output_dir: str | None = flag(None, "folder for the model, its checkpoints and results; always needed")
+    overwrite_output_dir: bool = flag(False, "start anew although output_dir holds a run")
+    resume_from_checkpoint: bool | str | None = flag(
+        None,
+        "checkpoint folder to go on from; true: the newest in output_dir",
+        default_text="go on if output_dir holds an unfinished run of the same settings",
+    )
+    do_train: bool = flag(False, "train")
+    num_train_epochs: float = flag(3.0, "passes over the training rows; a recipe's own epochs win", above=0)
+    max_steps: int = flag(-1, "optimizer steps, instead of num_train_epochs; a recipe's own epochs win", at_least=-1)
+    per_device_train_batch_size: int = flag(8, "rows of a micro-batch on each process", at_least=1)
+    gradient_accumulation_steps: int = flag(1, "micro-batches of each process in one optimizer step", at_least=1)
+    learning_rate: float = flag(5e-5, "AdamW's peak learning rate; a recipe's learning rate wins", at_least=0)
+    lr_scheduler_type: str = flag(
+        "linear",
+        "course of the learning rate after warmup; a recipe's learning rate wins",
+        choices=("linear", "cosine", "constant", "constant_with_warmup"),
+    )
+    warmup_ratio: float = flag(0.0, "share of all optimizer steps in which the rate rises from 0", at_least=0, below=1)
+    warmup_steps: int = flag(0, "optimizer steps in which the rate rises from 0, instead of a ratio", at_least=0)
+    weight_decay: float = flag(
+        0.0, "AdamW's weight decay, on all but biases and LayerNorm; a recipe's weight decay wins", at_least=0
+    )
+    adam_beta1: float = flag(0.9, "AdamW's decay of the mean of gradients", at_least=0, below=1)
+    adam_beta2: float = flag(0.999, "AdamW's decay of the mean of squared gradients", at_least=0, below=1)
+    adam_epsilon: float = flag(1e-8, "AdamW's term against division by zero", above=0)
+    max_grad_norm: float = flag(1.0, "gradients longer than this are shortened to it; 0: never", at_least=0)
+    label_smoothing_factor: float = flag(
+        0.0, "share of each label's weight spread evenly over all labels", at_least=0, below=1
+    )
+    seed: int = flag(42, "of the fresh head, dropout, order of rows, and every draw of rows", at_least=0, below=2**32)
+
+
+@dataclass
+class _Evaluation:
+    """Evaluation and prediction."""
+
+    do_eval: bool = flag(False, "evaluate the model, at the end and as eval_strategy says")
+    do_predict: bool = flag(False, "label the test rows")
+    per_device_eval_batch_size: int = flag(8, "rows of an evaluation batch on each process", at_least=1)
+    eval_strategy: str = flag(
+        "no",
+        "when to evaluate during training; other than `no` implies --do_eval",
+        choices=_STRATEGIES,
+        old_name="evaluation_strategy",
+    )
+    eval_steps: int | None = flag(
+        None, "optimizer steps from one evaluation to the next", at_least=1, default_text="logging_steps"
+    )
+    load_best_model_at_end: bool = flag(False, "end with the best checkpoint's model instead of the last step's")
+    metric_for_best_model: str = flag("loss", "which evaluation figure is best judged by: loss, accuracy, ...")
+    greater_is_better: bool | None = flag(
+        None, "whether a higher figure is better", default_text="false for loss, mse and mae, else true"
+    )
+    best_model_after_epoch: float | None = flag(
+        None,
+        "only evaluations at or after this epoch can be best",
+        at_least=0,
+        default_text="the recipe's last change of structure: final sparsity reached, observers frozen",
+    )
+
+
+@dataclass
+class _Saving:
+    """Saving and tracking."""
+
+    save_strategy: str = flag("steps", "when to write a checkpoint", choices=_STRATEGIES)
+    save_steps: int = flag(500, "optimizer steps from one checkpoint to the next", at_least=1)
+    save_total_limit: int | None = flag(
+        None, "checkpoints kept: the newest, and always the best", at_least=1, default_text="all"
+    )
+    logging_steps: int = flag(500, "optimizer steps from one logged training figure to the next", at_least=1)
+    report_to: tuple[str, ...] = flag((), "trackers: wandb, tensorboard, all or none", default_text="none")
+    run_name: str | None = flag(None, "name of the run in the tracker", default_text="name of output_dir")
+    debug: bool = flag(False, "show the traceback of a usage error")
+
+
+@dataclass
+class _Machine:
+    """Precision and speed."""
+
+    fp16: bool = flag(False, "half precision with loss scaling, on a GPU; without one, float32")
+    bf16: bool = flag(False, "bfloat16 precision")
+    gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, slower")
+    torch_compile: bool = flag(False, "compile the model with torch.compile")
+    dataloader_num_workers: int = flag(0, "processes that make batches, beside each training process", at_least=0)
+
+
+@dataclass
+class TextClassificationArguments(_Model, _Data, _Training, _Evaluation, _Saving, _Machine):
+    """Arguments of scripts/text_classification.py, checked.
+
+    After construction `eval_steps` and `model_name_or_path` are set, `metric_for_best_model` has no `eval_` in front,
+    `greater_is_better` is a bool, `report_to` lists trackers (none: empty), `resume_from_checkpoint` is a path, True
+    or None, and `do_eval` is true where `eval_strategy` asks for evaluations.
+
+    Raises:
+        UsageError: a value out of bounds, or flags that contradict or miss each other.
+    """
+
+    refused: ClassVar[Mapping[str, str]] = REFUSED
+
+    def __post_init__(self) -> None:
+        """Fills in what follows from other flags, then checks."""
+        check_bounds(self)
+        self._fill_in()
+        self._check_what_is_asked()
+        self._check_data()
+        self._check_model()
+        self._check_training()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All flags and their values, for trackers and all_results.json."""
+        return dataclasses.asdict(self)
+
+    def warnings(self) -> list[str]:
+        """Lines about flags that are given and have nothing to act on."""
+        idle = [
+            ("eval_steps", self.eval_steps != self.logging_steps and self.eval_strategy != "steps", "--eval_strategy"),
+            ("save_steps", self.save_steps != 500 and self.save_strategy != "steps", "--save_strategy"),
+        ]
+        lines = [f"--{name} does nothing without {strategy} steps." for name, holds, strategy in idle if holds]
+        if self.run_name and not self.report_to:
+            lines.append("--run_name does nothing without --report_to.")
+        if self.eval_strategy != "no" and not self.do_train:
+            lines.append("--eval_strategy does nothing without --do_train.")
+        if self.test_file and not (self.do_predict or self.eval_on_test):
+            lines.append("--test_file is not read without --do_predict or --eval_on_test.")
+        if self.train_file and not (self.do_train or self.one_shot):
+            lines.append("--train_file is read for its label names only: --do_train is not given.")
+        if self.eval_on_test and self.load_best_model_at_end:
+            lines.append("--eval_on_test chooses the best model on the test rows: its score there is flattered.")
+        return lines
+
+    # --- what follows from other flags --------------------------------------------------------------------------------
+
+    def _fill_in(self) -> None:
+        if self.model_name_or_path is None and not (self.do_train or self.one_shot):
+            self.model_name_or_path = self.output_dir
+        self.do_eval = self.do_eval or (self.do_train and self.eval_strategy != "no")
+        self.eval_steps = self.eval_steps or self.logging_steps
+        self.resume_from_checkpoint = self.resume_from_checkpoint or None
+        self.metric_for_best_model = self.metric_for_best_model.removeprefix("eval_")
+        if self.greater_is_better is None:
+            self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "mse", "mae"))
+        words = [word for text in self.report_to for word in text.replace(",", " ").split()]
+        for word in words:
+            if word not in (*TRACKERS, "all", "none"):
+                raise UsageError(
+                    f"--report_to does not know '{word}'.{nearest(word, TRACKERS)} "
+                    "It takes: wandb, tensorboard, all, none."
+                )
+        if "none" in words and len(set(words)) > 1:
+            raise UsageError(f"--report_to none contradicts {' '.join(word for word in words if word != 'none')}.")
+        self.report_to = tuple(tracker for tracker in TRACKERS if tracker in words or "all" in words)
+
+    # --- checks -------------------------------------------------------------------------------------------------------
+
+    def _check_what_is_asked(self) -> None:
+        if self.output_dir is None:
+            raise UsageError("--output_dir is missing: the folder for the model, its checkpoints and results.")
+        if self.model_name_or_path is None:
+            raise UsageError("--model_name_or_path is missing: a folder, a Hub id, or a zoo: stub to start from.")
+        if not (self.do_train or self.do_eval or self.do_predict or self.one_shot):
+            raise UsageError("nothing to do: add --do_train, --do_eval, --do_predict or --one_shot.")
+        if self.one_shot and self.do_train:
+            raise UsageError("--one_shot applies the recipe without training: leave out --do_train.")
+        if self.eval_on_test and not self.do_eval:
+            raise UsageError("--eval_on_test says what --do_eval measures on: add --do_eval.")
+
+    def _check_data(self) -> None:
+        files = {name: getattr(self, name) for name in ("train_file", "validation_file", "test_file")}
+        given = [name for name in ("task_name", "dataset_name") if getattr(self, name)]
+        given += [name for name, file in files.items() if file][:1]
+        if len(given) > 1:
+            raise UsageError(
+                f"--{given[0]} and --{given[1]} both name the data: give one of a GLUE task, a dataset, or files."
+            )
+        if not given and (self.do_train or self.do_eval or self.do_predict):
+            raise UsageError("no data: add --task_name, --dataset_name, or --train_file and --validation_file.")
+        if self.dataset_config_name and not self.dataset_name:
+            raise UsageError("--dataset_config_name belongs to --dataset_name, which is not given.")
+        if self.eval_on_test and self.validation_ratio is not None:
+            raise UsageError("--eval_on_test and --validation_ratio both say what to evaluate on: give one.")
+        if any(files.values()):
+            self._check_files(files)
+
+    def _check_files(self, files: dict[str, str | None]) -> None:
+        for name, file in files.items():
+            if file is None:
+                continue
+            path = Path(file)
+            if not path.is_file():
+                folder = path.parent
+                there = [each.name for each in folder.iterdir() if each.is_file()] if folder.is_dir() else []
+                missing = "" if folder.is_dir() else f" (there is no folder {folder} either)"
+                raise UsageError(f"--{name}: there is no file {file}{missing}.{nearest(path.name, there)}")
+            if path.suffix.lower() not in DATA_SUFFIXES:
+                raise UsageError(f"--{name}: {file} must end in one of {', '.join(DATA_SUFFIXES)}.")
+        if self.do_train and not files["train_file"]:
+            raise UsageError("--do_train needs --train_file.")
+        if self.validation_ratio is not None and files["validation_file"]:
+            raise UsageError("--validation_file and --validation_ratio both say what to evaluate on: give one.")
+        if self.validation_ratio is not None and not files["train_file"]:
+            raise UsageError("--validation_ratio holds rows out of --train_file, which is not given.")
+        if self.do_eval and not (self.eval_on_test or files["validation_file"] or self.validation_ratio is not None):
+            raise UsageError(
+                "evaluation (--do_eval, --eval_strategy) has no rows: add --validation_file FILE, or"
+                " --validation_ratio 0.1 to hold out a tenth of the training rows, or --eval_on_test with --test_file FILE."
+            )
+        for name in ("eval_on_test", "do_predict"):
+            if getattr(self, name) and not files["test_file"]:
+                raise UsageError(f"--{name} needs --test_file.")
+
+    def _check_model(self) -> None:
+        if self.recipe is None:
+            for name in ("recipe_args", "one_shot"):
+                if getattr(self, name):
+                    raise UsageError(f"--{name} acts on a recipe: add --recipe.")
+            if self.distill_teacher not in (None, "disable"):
+                raise UsageError("--distill_teacher acts through a recipe's DistillationModifier: add --recipe.")
+        if self.use_teacher_tokenizer and self.distill_teacher in (None, "disable", "self"):
+            raise UsageError("--use_teacher_tokenizer needs --distill_teacher with a model of its own.")
+
+    def _check_training(self) -> None:
+        if self.max_steps == 0:
+            raise UsageError("--max_steps must be at least 1, or -1 for none.")
+        if self.fp16 and self.bf16:
+            raise UsageError("--fp16 and --bf16 are two precisions: give one.")
+        if self.warmup_ratio and self.warmup_steps:
+            raise UsageError("--warmup_ratio and --warmup_steps both say how long warmup lasts: give one.")
+        if self.lr_scheduler_type == "constant" and (self.warmup_ratio or self.warmup_steps):
+            raise UsageError("--lr_scheduler_type constant has no warmup: use constant_with_warmup.")
+        if self.overwrite_output_dir and self.resume_from_checkpoint:
+            raise UsageError("--overwrite_output_dir starts anew and --resume_from_checkpoint goes on: give one.")
+        if self.load_best_model_at_end:
+            self._check_best_model()
+
+    def _check_best_model(self) -> None:
+        asked = "--load_best_model_at_end compares the checkpoints of a training run: "
+        if not self.do_train:
+            raise UsageError(asked + "add --do_train.")
+        if self.eval_strategy == "no":
+            raise UsageError(asked + "add --eval_strategy epoch and --save_strategy epoch.")
+        if self.save_strategy != self.eval_strategy:
+            raise UsageError(
+                asked + f"each must be evaluated; --save_strategy is {self.save_strategy} and "
+                f"--eval_strategy is {self.eval_strategy}: give both the same."
+            )
+        if self.eval_strategy == "steps" and self.save_steps % (self.eval_steps or 1):
+            raise UsageError(
+                asked + f"each must be evaluated; --save_steps {self.save_steps} is no multiple of "
+                f"--eval_steps {self.eval_steps}."
+            )

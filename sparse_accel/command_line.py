@@ -1,0 +1,323 @@
+"""Flags of a script, read from the command line or from a JSON file into a dataclass.
+
+A flag is a field of a dataclass, made by `flag(default, help, ...)`; a group of flags is a dataclass whose docstring
+is the group's heading in `--help`; the arguments of a script are a dataclass that inherits its groups. argparse prints
+the help. Reading is done here, because both sources, flags and JSON, go one way and give the same errors.
+
+Imports no torch and nothing heavy: a mistyped flag is answered in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import os
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sparse_accel.errors import UsageError, nearest
+
+Arguments = TypeVar("Arguments")
+
+_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    old_name: str = "",
+    default_text: str = "",
+) -> Any:
+    """A field of an arguments dataclass, as a flag of the same name.
+
+    Args:
+        default: value when the flag is left out; a tuple stands for a flag that takes several words.
+        help: what the flag does, with unit; the default is appended.
+        choices: the only words allowed.
+        at_least, above, below: bounds of a number.
+        old_name: another name under which the flag is accepted.
+        default_text: what `--help` says the default is, where the value alone would not tell.
+    """
+    metadata = {"help": help, "choices": tuple(choices), "at_least": at_least, "above": above, "below": below}
+    metadata |= {"old_name": old_name, "default_text": default_text}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def warn(message: str) -> None:
+    """Prints `warning: message` on stderr, once however many processes the run has."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def parse_arguments(
+    cls: type[Arguments], argv: Sequence[str] | None = None, *, prog: str | None = None, description: str = ""
+) -> Arguments:
+    """Reads flags, or one JSON file of them, into the dataclass `cls`.
+
+    `--flag value`, `--flag=value` and `--two-words` for `--two_words` are accepted; a true/false flag may stand alone.
+    A flag given twice counts as given last, and a warning says so. A JSON file, the first and only word or followed by
+    flags that replace its values, holds the same names.
+
+    Args:
+        cls: dataclass whose fields are made by `flag`. `cls.refused` (a mapping of name to reason, optional) holds
+            names that people bring from other tools. `__post_init__` checks values; `cls.warnings` (optional) returns
+            lines for stderr.
+        argv: words of the command line; those of this process when left out.
+
+    Raises:
+        UsageError: an unknown or refused flag, a missing or mistyped value, a file that is not JSON.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in words or "--help" in words:
+        _help_parser(cls, prog, description).print_help()
+        raise SystemExit(0)
+    values: dict[str, Any] = {}
+    settings_file = ""
+    if words and not words[0].startswith("-"):
+        settings_file = words.pop(0)
+        values = _read_settings_file(cls, settings_file)
+    values |= _read_words(cls, words)
+    try:
+        arguments = cls(**values)
+    except UsageError as error:
+        raise UsageError(f"{settings_file}: {error}") if settings_file else error from None
+    for line in getattr(arguments, "warnings", list)():
+        warn(line)
+    return arguments
+
+
+def check_bounds(arguments: Any) -> None:
+    """Raises UsageError for the first field that lies outside of its flag's bounds or choices."""
+    for field in dataclasses.fields(arguments):
+        value, rules = getattr(arguments, field.name), field.metadata
+        if value is None or isinstance(value, bool):
+            continue
+        for word in value if isinstance(value, tuple) else (value,):
+            if rules["choices"] and word not in rules["choices"]:
+                known = ", ".join(rules["choices"])
+                raise UsageError(
+                    f"--{field.name} does not know '{word}'.{nearest(str(word), rules['choices'])} It takes: {known}."
+                )
+        bounds = [
+            (f"at least {rules['at_least']}", rules["at_least"] is None or value >= rules["at_least"]),
+            (f"above {rules['above']}", rules["above"] is None or value > rules["above"]),
+            (f"below {rules['below']}", rules["below"] is None or value < rules["below"]),
+        ]
+        if not all(holds for _, holds in bounds):
+            asked = " and ".join(text for text, _ in bounds if "None" not in text)
+            raise UsageError(f"--{field.name} must be {asked}, not {value}.")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a value was given, for messages: a flag of the command line, or a key of a JSON file."""
+
+    settings_file: str = ""
+
+    def name(self, name: str) -> str:
+        return f"{self.settings_file}: '{name}'" if self.settings_file else f"--{name}"
+
+
+def _read_words(cls: type, words: list[str]) -> dict[str, Any]:
+    """Values by field name of the flags in `words`."""
+    given: dict[str, list[list[str]]] = {}
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        if not _is_flag(word):
+            raise UsageError(
+                f"'{word}' stands where a flag was expected. Values follow a --flag (quote a value that has spaces); "
+                "a file of settings ends in .json and comes first."
+            )
+        name, equals, value = word.lstrip("-").partition("=")
+        field = _field_of(cls, name, _Place())
+        following = [value] if equals else []
+        while not equals and position < len(words) and not _is_flag(words[position]):
+            following.append(words[position])
+            position += 1
+        given.setdefault(field.name, []).append(following)
+    for name, occurrences in given.items():
+        if len(occurrences) > 1:
+            last = " ".join(occurrences[-1]) or "no value"
+            warn(f"--{name} is given {len(occurrences)} times; the last one counts: {last}")
+    return {name: _from_words(cls, name, occurrences[-1]) for name, occurrences in given.items()}
+
+
+def _is_flag(word: str) -> bool:
+    if not word.startswith("-") or word == "-":
+        return False
+    try:
+        float(word)
+    except ValueError:
+        return " " not in word.partition("=")[0]
+    return False
+
+
+def _from_words(cls: type, name: str, words: list[str]) -> Any:
+    kind = _kinds(cls)[name]
+    if not words:
+        if bool not in kind:
+            raise UsageError(f"--{name} is without a value. It takes {_expected(cls, name)}.")
+        return True
+    if tuple in kind:
+        return tuple(words)
+    if len(words) > 1:
+        raise UsageError(f"--{name} takes one value, and got {len(words)}: {' '.join(words)}. Quote what has spaces.")
+    return _convert(cls, name, words[0], _Place())
+
+
+def _read_settings_file(cls: type, file: str) -> dict[str, Any]:
+    """Values by field name of the JSON object in `file`."""
+    if not file.endswith(".json"):
+        raise UsageError(
+            f"'{file}' is neither a flag nor a .json file of settings. Flags begin with --; --help lists them."
+        )
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"), object_pairs_hook=_refuse_twins)
+    except FileNotFoundError:
+        raise UsageError(f"there is no file {file}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{file}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}.") from None
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f'{file}: a JSON object is expected, such as {{"do_train": true}}.')
+    place, values = _Place(file), {}
+    for key, value in content.items():
+        field = _field_of(cls, key, place)
+        if field.name in values:
+            raise UsageError(f"{file}: '{field.name}' is given twice, once as '{key}'.")
+        if value is not None:
+            values[field.name] = _convert(cls, field.name, value, place)
+    return values
+
+
+def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key in (keys := [key for key, _ in pairs]):
+        if keys.count(key) > 1:
+            raise UsageError(f"'{key}' is given twice.")
+    return dict(pairs)
+
+
+def _field_of(cls: type, name: str, place: _Place) -> dataclasses.Field[Any]:
+    """The field that `name`, as typed, stands for."""
+    plain = name.replace("-", "_")
+    fields = _fields(cls)
+    names = {field.metadata["old_name"]: field for field in fields.values() if field.metadata["old_name"]} | fields
+    if plain in names:
+        return names[plain]
+    refused: Mapping[str, str] = getattr(cls, "refused", {})
+    if plain in refused:
+        raise UsageError(f"{place.name(plain)} is not taken here: {refused[plain]}")
+    if place.settings_file:
+        raise UsageError(f"{place.name(name)} is not a known setting.{nearest(plain, names)} --help lists all.")
+    known = [f"--{known}" for known in names]
+    raise UsageError(f"{place.name(name)} is not a known flag.{nearest(f'--{plain}', known)} --help lists all.")
+
+
+def _convert(cls: type, name: str, value: Any, place: _Place) -> Any:
+    """`value`, a word of the command line or a JSON value, as the type of the field `name`."""
+    kind = _kinds(cls)[name]
+    wrong = UsageError(f"{place.name(name)} takes {_expected(cls, name)}, not {json.dumps(value)}.")
+    if tuple in kind:
+        words = [value] if isinstance(value, str) else value
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise wrong
+        return tuple(words)
+    if bool in kind:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in _TRUE + _FALSE:
+            return value.lower() in _TRUE
+        if kind == {bool}:
+            raise wrong
+    if str in kind:
+        if isinstance(value, dict):
+            return json.dumps(value)
+        if not isinstance(value, str) or not value:
+            raise wrong
+        return value
+    if isinstance(value, (bool, dict, list)):
+        raise wrong
+    try:
+        # int() would cut the fraction of a JSON number without a word.
+        number = int(value) if int in kind and not isinstance(value, float) else float(value)
+    except ValueError:
+        raise wrong from None
+    if not math.isfinite(number) or (int in kind and isinstance(number, float)):
+        raise wrong
+    return number
+
+
+def _expected(cls: type, name: str) -> str:
+    kind, rules = _kinds(cls)[name], _fields(cls)[name].metadata
+    if rules["choices"]:
+        return "one of " + ", ".join(rules["choices"])
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "one or more words"}
+    return " or ".join(words[one] for one in (tuple, int, float, bool, str) if one in kind)
+
+
+@functools.cache
+def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(cls)}
+
+
+@functools.cache
+def _kinds(cls: type) -> dict[str, set[type]]:
+    """The plain types of each field: {int} for `int | None`, {tuple} for `tuple[str, ...]`."""
+    kinds = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+        options = typing.get_args(hint) if union else (hint,)
+        kinds[name] = {typing.get_origin(one) or one for one in options} - {type(None)}
+    return kinds
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def _help_parser(cls: type, prog: str | None, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [settings.json] [--flag value ...]",
+        description=description,
+        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=34, width=118),
+    )
+    for group in cls.__bases__ if dataclasses.is_dataclass(cls.__bases__[0]) else (cls,):
+        section = parser.add_argument_group((group.__doc__ or "").strip().rstrip("."))
+        for field in dataclasses.fields(group):
+            section.add_argument(f"--{field.name}", **_help_of(cls, field))
+    return parser
+
+
+def _help_of(cls: type, field: dataclasses.Field[Any]) -> dict[str, Any]:
+    kind, rules = _kinds(cls)[field.name], field.metadata
+    default = rules["default_text"]
+    if not default and field.default is not dataclasses.MISSING and field.default is not None:
+        default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+    text = rules["help"] + (f" (default: {default})" if default else "")
+    if rules["old_name"]:
+        text += f" [also --{rules['old_name']}]"
+    if kind == {bool}:
+        return {"help": text.replace("%", "%%"), "action": "store_true"}
+    metavar = "|".join(rules["choices"]) or {int: "N", float: "X", tuple: "WORD"}.get(next(iter(kind)), "TEXT")
+    return {"help": text.replace("%", "%%"), "metavar": metavar}
