@@ -6,6 +6,8 @@ arithmetic lives in modules beside this package (masks, fake_quantize, losses); 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,14 +19,20 @@ if TYPE_CHECKING:
 
 
 class FieldError(ValueError):
-    """A recipe key holds a value that its modifier cannot take.
+    """A recipe key holds a value that its modifier cannot take, or that another modifier excludes.
 
-    The recipe reader adds file and line, and shows it as a usage error.
+    The recipe reader adds file and line (and the line of `other`), and shows it as a usage error.
     """
 
-    def __init__(self, key: str, message: str) -> None:
+    def __init__(self, key: str, message: str, other: Modifier | None = None) -> None:
         super().__init__(message)
         self.key = key
+        self.other = other
+
+
+def spans_overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """True when two spans of epochs share more than an end point."""
+    return max(one[0], other[0]) < min(one[1], other[1])
 
 
 @dataclass(kw_only=True)
@@ -44,6 +52,12 @@ class Modifier:
     # says why. Anything else that would do nothing is an error.
     without_effect: ClassVar[dict[str, str]] = {}
 
+    # True: at most one of this kind stands at a recipe's top level, or in one of its stages.
+    single: ClassVar[bool] = False
+
+    # True: no two modifiers of this kind may act at the same time, which the recipe reader checks by their epochs.
+    one_at_a_time: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         if self.end_epoch != -1 and self.end_epoch < self.start_epoch:
             raise FieldError("end_epoch", f"end_epoch {self.end_epoch} lies before start_epoch {self.start_epoch}")
@@ -51,6 +65,21 @@ class Modifier:
     @property
     def name(self) -> str:
         return type(self).__name__
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The epochs between which the modifier acts: the first not negative, the second infinite for no end."""
+        return max(self.start_epoch, 0.0), math.inf if self.end_epoch == -1 else self.end_epoch
+
+    def check_beside(self, others: Sequence[Modifier]) -> None:
+        """Raises FieldError when this modifier cannot stand in one recipe with `others`, all its other modifiers."""
+        for other in others:
+            if self.one_at_a_time and type(other) is type(self) and spans_overlap(self.span, other.span):
+                raise FieldError(
+                    "start_epoch",
+                    f"from epoch {self.span[0]:g} on, two of this kind act at the same time; there can be one",
+                    other,
+                )
 
     def events(self) -> list[tuple[float, str]]:
         """The moments of this modifier's timeline, as (epoch, what happens then), for tables and `max_epochs`."""
@@ -81,6 +110,10 @@ class Modifier:
     def finish(self) -> None:
         """End of training."""
 
+    def settled(self, progress: Progress) -> bool:
+        """True once this modifier will change the model's structure no more (sparsity final, ranges frozen)."""
+        return True
+
     # --- state and report ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -89,6 +122,10 @@ class Modifier:
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Puts back what `state_dict` returned. Called after `bind`."""
+
+    def phase(self) -> str:
+        """A word for the progress bar on what the modifier is doing; empty when there is nothing to say."""
+        return ""
 
     def metrics(self) -> dict[str, float]:
         """Figures to log at this moment, by name."""

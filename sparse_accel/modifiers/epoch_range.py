@@ -1,0 +1,39 @@
+"""How long a recipe trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from sparse_accel.modifiers.base import FieldError, Modifier
+
+
+@dataclass(kw_only=True)
+class EpochRangeModifier(Modifier):
+    """Sets the number of epochs. Nothing of the recipe may lie beyond its end."""
+
+    end_epoch: float = field()
+    """Epoch at which training ends; above 0."""
+
+    single: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.end_epoch <= 0:
+            raise FieldError("end_epoch", f"the number of epochs must be above 0, not {self.end_epoch:g}")
+
+    def check_beside(self, others: Sequence[Modifier]) -> None:
+        end = max(other.end_epoch for other in [self, *others] if isinstance(other, EpochRangeModifier))
+        for other in others:
+            for key in ("start_epoch", "end_epoch"):
+                epoch = getattr(other, key)
+                if epoch > end:
+                    raise FieldError(
+                        "end_epoch",
+                        f"training ends at epoch {end:g}, but {other.name} has {key} {epoch:g}, beyond it",
+                        other,
+                    )
+
+    def events(self) -> list[tuple[float, str]]:
+        return [(self.span[0], "training begins"), (self.end_epoch, "training ends")]

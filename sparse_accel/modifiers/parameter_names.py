@@ -1,0 +1,71 @@
+"""Which parameters a recipe means: `__ALL__`, `__ALL_PRUNABLE__`, `re:PATTERN` and plain names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from sparse_accel.errors import UsageError
+
+ALL = "__ALL__"
+ALL_PRUNABLE = "__ALL_PRUNABLE__"
+
+
+def match_parameter_names(
+    patterns: str | list[str], names: Iterable[str], prunable: Iterable[str], *, strict: bool = True
+) -> list[str]:
+    """The names that at least one pattern means, in the order of `names`.
+
+    Args:
+        patterns: `__ALL__` is every name, `__ALL_PRUNABLE__` every name in `prunable`, `re:PATTERN` each name that the
+            pattern matches from its beginning (as re.match does), anything else the name itself.
+        names: all names that there are.
+        prunable: those that `__ALL_PRUNABLE__` stands for.
+        strict: a pattern that means no name is an error; False passes over it.
+
+    Raises:
+        UsageError: a pattern means no name; the message names near misses.
+    """
+    listed = list(names)
+    matched: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = _matches(pattern, listed, prunable)
+        if strict and not found:
+            raise UsageError(f"params: '{pattern}' matches no parameter of this model.{_near(pattern, listed)}")
+        matched.update(found)
+    return [name for name in listed if name in matched]
+
+
+def _matches(pattern: str, names: list[str], prunable: Iterable[str]) -> set[str]:
+    if pattern == ALL:
+        return set(names)
+    if pattern == ALL_PRUNABLE:
+        return set(names).intersection(prunable)
+    if not pattern.startswith("re:"):
+        return {pattern}.intersection(names)
+    try:
+        expression = re.compile(pattern.removeprefix("re:"))
+    except re.error as error:
+        raise UsageError(f"params: '{pattern}' is not a regular expression: {error}") from None
+    return {name for name in names if expression.match(name)}
+
+
+def _near(pattern: str, names: list[str]) -> str:
+    """What may have been meant: names that hold the pattern further in, or that are spelt much like it."""
+    plain = pattern.removeprefix("re:")
+    if not names:
+        return " It has none."
+    if pattern.startswith("re:"):
+        inside = [name for name in names if re.search(plain, name)]
+        if inside:
+            return f" It does match inside {_few(inside)}: patterns are matched from a name's beginning, so put .* first"
+    elif inside := [name for name in names if name.startswith(f"{plain}.")]:
+        return f" It is a part of the model that holds {_few(inside)}: write 're:{re.escape(plain)}[.]' for all of it"
+    near = difflib.get_close_matches(re.sub(r"[\\^$*+?()\[\]|]", "", plain), names, n=3, cutoff=0.4)
+    return f" Near it: {', '.join(near)}" if near else f" There are {_few(names)}"
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

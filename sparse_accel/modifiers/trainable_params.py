@@ -1,0 +1,99 @@
+"""Which parameters train, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sparse_accel.errors import UsageError
+from sparse_accel.modifiers.base import Modifier
+from sparse_accel.modifiers.parameter_names import match_parameter_names
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparse_accel.progress import Progress
+    from sparse_accel.recipe_run import RecipeRun
+
+
+@dataclass(kw_only=True)
+class TrainableParamsModifier(Modifier):
+    """Freezes parameters, or lets them train, from `start_epoch` to `end_epoch`; outside they are as they came.
+
+    A parameter that never trains has `requires_grad` False from the start, so that it costs no gradient. One that
+    trains for a part of the time has True throughout, because distributed wrappers fix the set of gradients when they
+    are made; while it is frozen its gradient is dropped before the step, and an optimizer leaves a parameter without a
+    gradient as it is, weight decay and momentum included.
+
+    Where several name one parameter, the last to have started decides, and of those that start together the one that
+    is applied last: freeze `__ALL__`, then free `re:classifier`.
+    """
+
+    params: str | list[str]
+    """Names, `re:PATTERN`, `__ALL__`, or `__ALL_PRUNABLE__` (Linear and convolution weights)."""
+    trainable: bool
+    """True to train them, false to freeze them."""
+    params_strict: bool = True
+    """A name or pattern that matches nothing is an error; false: it is passed over."""
+
+    def events(self) -> list[tuple[float, str]]:
+        start, end = self.span
+        which = self.params if isinstance(self.params, str) else ", ".join(self.params)
+        events = [(start, f"{'trained' if self.trainable else 'frozen'}: {which}")]
+        if self.end_epoch != -1:
+            events.append((end, f"as before epoch {start:g}: {which}"))
+        return events
+
+    def attach(self, model: torch.nn.Module, run: RecipeRun) -> None:
+        from sparse_accel.layers import prunable_names
+
+        parameters = dict(model.named_parameters())
+        strict = self.params_strict
+        self._names = set(match_parameter_names(self.params, parameters, prunable_names(model), strict=strict))
+        self._part_time: list[str] = []
+        self._all = [modifier for modifier in run.modifiers if isinstance(modifier, TrainableParamsModifier)]
+        if self is self._all[-1]:  # it knows the names of all, and acts for them
+            self._set_requires_grad(parameters, run.max_epochs)
+
+    def _set_requires_grad(self, parameters: dict[str, torch.nn.Parameter], max_epochs: int) -> None:
+        spans = [modifier.span for modifier in self._all]
+        changes = {0.0, *(epoch for span in spans for epoch in span if 0 < epoch < (max_epochs or float("inf")))}
+        self._original = {name: parameter.requires_grad for name, parameter in parameters.items()}
+        for name in set().union(*(modifier._names for modifier in self._all)):
+            answers = set()
+            for epoch in changes:
+                active = [modifier for modifier in self._all if modifier.span[0] <= epoch < modifier.span[1]]
+                answers.add(self._trains(name, active))
+            parameters[name].requires_grad_(True in answers)
+            if len(answers) == 2:
+                self._part_time.append(name)
+        if not any(parameter.requires_grad for parameter in parameters.values()):
+            raise UsageError(f"{self.name}: every parameter is frozen throughout: nothing is left to train")
+
+    def _trains(self, name: str, active: Sequence[TrainableParamsModifier]) -> bool:
+        """Whether a parameter trains while these modifiers act, given in order of application."""
+        naming = [modifier for modifier in reversed(active) if name in modifier._names]
+        last = max(naming, key=lambda modifier: modifier.span[0], default=None)  # of equals, max takes the first
+        return self._original[name] if last is None else last.trainable
+
+    def bind(self, run: RecipeRun) -> None:
+        if self._part_time and run.accelerator is not None and run.accelerator.distributed_type == "DEEPSPEED":
+            raise UsageError(
+                f"{self.name}: DeepSpeed cannot freeze a parameter for a part of the training: leave start_epoch and "
+                "end_epoch out, or train without DeepSpeed"
+            )
+        self._model = run.layers_of
+
+    def step_begin(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def grads_ready(self) -> None:
+        if not self._part_time:
+            return
+        clock = self._progress
+        active = [m for m in self._all if clock.reached(m.start_epoch) and not clock.reached(m.span[1])]
+        parameters = dict(self._model.named_parameters())  # by name each time: FSDP2 replaces the objects
+        for name in self._part_time:
+            if not self._trains(name, active):
+                parameters[name].grad = None

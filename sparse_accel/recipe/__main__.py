@@ -1,0 +1,48 @@
+"""What a recipe does, epoch by epoch, without a model:
+
+python -m sparse_accel.recipe recipe.yaml
+python -m sparse_accel.recipe recipe.yaml --recipe_args num_epochs=12,init_lr=1e-4
+python -m sparse_accel.recipe recipe.yaml --resolved > resolved.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from sparse_accel.errors import run_main
+from sparse_accel.recipe import Recipe, load_recipe
+
+
+def main() -> None:
+    """Prints the timeline, or with --resolved the recipe as it will be applied."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sparse_accel.recipe", description="Checks a recipe and prints what it does, epoch by epoch."
+    )
+    parser.add_argument("recipe", help="path of a .yaml, .yml or .md file")
+    parser.add_argument("--recipe_args", metavar="ARGS", help="""replace variables: '{"num_epochs": 12}' or a=1,b:2""")
+    parser.add_argument("--resolved", action="store_true", help="print the recipe with everything filled in, as YAML")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args()
+
+    recipe = load_recipe(arguments.recipe, arguments.recipe_args)
+    print(recipe.resolved() if arguments.resolved else timeline_table(recipe), end="")
+    for line in recipe.notes:
+        print(f"note: {line}", file=sys.stderr)
+    for line in recipe.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+
+
+def timeline_table(recipe: Recipe) -> str:
+    """The recipe's events as lines of `epoch  what happens`, with a heading."""
+    rows = [(f"{epoch:g}", event) for epoch, event in recipe.timeline()]
+    width = max([len("epoch"), *(len(epoch) for epoch, _ in rows)])
+    length = f"{recipe.max_epochs} epochs" if recipe.max_epochs else "no epochs of its own"
+    heading = f"{recipe.source}: {length}, {len(recipe.modifiers)} modifiers"
+    lines = [heading, "", f"{'epoch':>{width}}  what happens", f"{'-' * width}  {'-' * 12}"]
+    lines += [f"{epoch:>{width}}  {event}" for epoch, event in rows]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,274 @@
+"""Recipe text -> plain values that know their lines: YAML 1.2 with `!Modifier` tags, alone or as front matter.
+
+Reading never makes an object: PyYAML only composes its node tree, which becomes dicts, lists, scalars and `Tagged`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.composer import Composer
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.parser import Parser
+from yaml.reader import Reader, ReaderError
+from yaml.resolver import BaseResolver
+from yaml.scanner import Scanner
+
+from sparse_accel.errors import nearest
+from sparse_accel.recipe.errors import RecipeError
+
+ENDINGS = (".yaml", ".yml", ".md")
+
+# Far beyond any recipe: aliases can make a short text expand without end.
+MOST_VALUES = 20_000
+
+_STANDARD = "tag:yaml.org,2002:"
+
+
+class Mapping(dict[Any, Any]):
+    """A mapping of the recipe, with the line of each of its keys."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__()
+        self.line = line
+        self.lines: dict[Any, int] = {}
+
+    def line_of(self, key: object) -> int:
+        """The line of a key; the line of the mapping for a key that it does not hold."""
+        return self.lines.get(key, self.line)
+
+
+class Tagged:
+    """A tagged mapping, `!Tag` and its keys: one modifier as written."""
+
+    def __init__(self, tag: str, keys: Mapping) -> None:
+        self.tag = tag
+        self.keys = keys
+
+    @property
+    def line(self) -> int:
+        return self.keys.line
+
+
+class CoreSchema(BaseResolver):
+    """Which plain scalars are not texts: YAML 1.2's core schema, so 1e-4 is a number and `off` is a text."""
+
+
+_STARTS = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "merge": (r"<<", ["<"]),
+}
+for _kind, (_pattern, _first) in _STARTS.items():
+    CoreSchema.add_implicit_resolver(_STANDARD + _kind, re.compile(f"(?:{_pattern})\\Z"), _first)
+
+
+class _Loader(Reader, Scanner, Parser, Composer, CoreSchema):
+    """PyYAML up to its node tree, with the core schema; there is no constructor that could make objects."""
+
+    def __init__(self, text: str) -> None:
+        Reader.__init__(self, text)
+        Scanner.__init__(self)
+        Parser.__init__(self)
+        Composer.__init__(self)
+        CoreSchema.__init__(self)
+
+
+def read_source(source: str | Path, resolve_stub: Callable[[str], Path] | None) -> tuple[str, str]:
+    """Returns the recipe's text as given and its name for messages: its path, or `<text>`.
+
+    Raises RecipeError for anything that is not a readable text file with a recipe's ending.
+    """
+    if isinstance(source, str) and "\n" in source:
+        return source, "<text>"
+    if isinstance(source, str) and source.startswith("zoo:"):
+        if resolve_stub is None:
+            raise RecipeError(f"{source}: a zoo: stub cannot be looked up here; pass the path of the recipe's file")
+        source = resolve_stub(source)
+    if not str(source).strip():
+        raise RecipeError("the recipe is an empty text; pass the path of a recipe's file")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        inside = sorted(file.name for file in path.iterdir() if file.suffix in ENDINGS)
+        hint = f" It holds {', '.join(inside)}: pass one of them." if inside else " It holds no recipe."
+        raise RecipeError(f"{source}: a folder, where a recipe's file is expected.{hint}")
+    if not path.exists():
+        folder = path.parent
+        if not folder.is_dir():
+            raise RecipeError(f"{source}: no such file; the folder {folder} does not exist")
+        raise RecipeError(f"{source}: no such file.{_nearest_file(path)}")
+    if path.suffix.lower() not in ENDINGS:
+        raise RecipeError(f"{source}: a recipe's file ends in {', '.join(ENDINGS)}")
+    try:
+        return path.read_bytes().decode("utf-8"), str(source)
+    except UnicodeDecodeError:
+        raise RecipeError(f"{source}: not a text file in UTF-8, so not a recipe") from None
+    except OSError as error:
+        raise RecipeError(f"{source}: cannot be read: {error.strerror}") from None
+
+
+def _nearest_file(path: Path) -> str:
+    return nearest(path.name, [file.name for file in path.parent.iterdir() if file.suffix in ENDINGS])
+
+
+def parse(text: str, source: str) -> Mapping:
+    """Parses a recipe's text to a mapping of plain values, `Tagged` among them. Raises RecipeError with the line."""
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    text = _front_matter(text, source)
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        document = _Values(loader, source).value(node) if node else None
+    except yaml.MarkedYAMLError as error:
+        raise _syntax_error(error, text, source) from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        code = error.character if isinstance(error.character, int) else ord(str(error.character))
+        raise RecipeError(f"the character U+{code:04X} is not allowed in YAML", source, line) from None
+    except RecursionError:
+        raise RecipeError("nested too deeply to be a recipe", source) from None
+    if document is None:
+        raise RecipeError("the recipe is empty", source)
+    if not isinstance(document, Mapping):
+        raise RecipeError("a recipe is a mapping of `key: value` lines, and this is none", source, 1)
+    return document
+
+
+def _front_matter(text: str, source: str) -> str:
+    """The front matter's lines in place, all others blank, so that line numbers stay; the text itself without one."""
+    markdown = source.lower().endswith(".md")
+    if not markdown and source != "<text>":
+        return text
+    lines = text.split("\n")
+    marks = [number for number, line in enumerate(lines) if line.rstrip() in ("---", "+++")]
+    opened = bool(marks) and not any(line.strip() for line in lines[: marks[0]])
+    closing = [number for number in marks[1:] if lines[number].rstrip() == lines[marks[0]].rstrip()]
+    if opened and closing:
+        return "\n" * (marks[0] + 1) + "\n".join(lines[marks[0] + 1 : closing[0]]) + "\n"
+    if opened and lines[marks[0]].rstrip() == "---" and not markdown:
+        return text  # an ordinary YAML document start
+    if markdown or opened:
+        raise RecipeError("a Markdown recipe begins with YAML between two `---` lines (or two `+++` lines)", source, 1)
+    return text
+
+
+def _syntax_error(error: yaml.MarkedYAMLError, text: str, source: str) -> RecipeError:
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else None
+    problem = error.problem or "it cannot be read"
+    lines = text.split("\n")
+    hint = ""
+    if mark and mark.line < len(lines):
+        shown = lines[mark.line]
+        hint = f"\n    {shown.rstrip()}" if shown.strip() else ""
+        if "\t" in shown:
+            hint += "\nYAML is indented with spaces; this line holds a tab."
+    if "single document" in (error.context or ""):
+        problem = "a recipe is one YAML document, and a second one begins here"
+    return RecipeError(f"not valid YAML: {problem}{hint}", source, line)
+
+
+class _Values:
+    """Turns PyYAML's nodes into plain values with lines."""
+
+    def __init__(self, loader: _Loader, source: str) -> None:
+        self.loader = loader
+        self.source = source
+        self.count = 0
+
+    def value(self, node: Node) -> Any:
+        line = node.start_mark.line + 1
+        self.count += 1
+        if self.count > MOST_VALUES:
+            raise RecipeError(f"the recipe expands to more than {MOST_VALUES} values", self.source, line)
+        if not node.tag.startswith(_STANDARD):
+            return Tagged(node.tag.lstrip("!"), self.tagged_keys(node))
+        if isinstance(node, MappingNode):
+            return self.mapping(node)
+        if isinstance(node, SequenceNode):
+            return [self.value(entry) for entry in node.value]
+        return self.scalar(node)
+
+    def tagged_keys(self, node: Node) -> Mapping:
+        if isinstance(node, MappingNode):
+            return self.mapping(node)
+        line = node.start_mark.line + 1
+        if isinstance(node, ScalarNode) and not node.value:
+            return Mapping(line)
+        raise RecipeError(f"'{node.tag}' is followed by its keys, as `key: value` lines", self.source, line)
+
+    def mapping(self, node: MappingNode) -> Mapping:
+        result = Mapping(node.start_mark.line + 1)
+        merged: list[Any] = []
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if key_node.tag == _STANDARD + "merge":
+                value = self.value(value_node)
+                merged.extend(value if isinstance(value, list) else [value])
+                continue
+            if not isinstance(key_node, ScalarNode):
+                raise RecipeError("a key is a name, not a list or a mapping", self.source, line)
+            key = self.scalar(key_node)
+            if key in result:
+                first = result.lines[key]
+                raise RecipeError(f"the key '{key}' stands here twice (first in line {first})", self.source, line, key)
+            result[key] = self.value(value_node)
+            result.lines[key] = line
+        for defaults in merged:
+            if not isinstance(defaults, Mapping):
+                raise RecipeError("`<<` takes a mapping, as in `<<: *defaults`", self.source, result.line)
+            for key in defaults.keys() - result.keys():
+                result[key] = defaults[key]
+                result.lines[key] = defaults.lines[key]
+        return result
+
+    def scalar(self, node: Node) -> Any:
+        kind = node.tag.removeprefix(_STANDARD)
+        text = str(node.value)
+        try:
+            match kind:
+                case "str" | "merge":
+                    return text
+                case "null":
+                    return None
+                case "bool":
+                    return {"true": True, "false": False}[text.lower()]
+                case "int":
+                    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+                case "float":
+                    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        except (ValueError, KeyError):
+            raise RecipeError(f"'{text}' is no {kind}", self.source, node.start_mark.line + 1) from None
+        raise RecipeError(f"the tag '!!{kind}' means nothing in a recipe", self.source, node.start_mark.line + 1)
+
+
+def walk(value: Any) -> Iterable[Tagged]:
+    """Every `Tagged` in a value, however deep."""
+    if isinstance(value, Tagged):
+        yield value
+    elif isinstance(value, dict):
+        for entry in value.values():
+            yield from walk(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from walk(entry)
+
+
+def parse_scalar(text: str) -> Any:
+    """One value in YAML, as in `a=1e-4,b:[x, y]`. Raises ValueError."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return _Values(loader, "").value(node) if node else None
+    except (yaml.YAMLError, RecipeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+

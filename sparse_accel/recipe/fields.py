@@ -1,0 +1,120 @@
+"""A recipe's values -> the types of a modifier's dataclass fields."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import types
+import typing
+from typing import Any, Literal, Union
+
+from sparse_accel.errors import nearest
+from sparse_accel.modifiers.base import Modifier
+
+
+class TypeMismatch(ValueError):
+    """A value that a field's type cannot take; the message says which type is expected."""
+
+
+def recipe_fields(modifier: type[Modifier]) -> dict[str, dataclasses.Field[Any]]:
+    """The recipe keys of a modifier, by name."""
+    return {field.name: field for field in dataclasses.fields(modifier) if field.init}
+
+
+def required_fields(modifier: type[Modifier]) -> list[str]:
+    """The recipe keys that have no default."""
+    missing = dataclasses.MISSING
+    return [
+        name
+        for name, field in recipe_fields(modifier).items()
+        if field.default is missing and field.default_factory is missing
+    ]
+
+
+def field_types(modifier: type[Modifier]) -> dict[str, Any]:
+    """The type of each recipe key, annotations resolved."""
+    hints = typing.get_type_hints(modifier)
+    return {name: hints[name] for name in recipe_fields(modifier)}
+
+
+def describe_type(expected: Any) -> str:
+    """A field's type in words."""
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe_type(member) for member in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (list, tuple):
+        return f"a list ({describe_type(arguments[0])} each)" if arguments else "a list"
+    if origin is dict or expected is dict:
+        return "a mapping"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+    return words.get(expected, str(expected))
+
+
+def convert(value: Any, expected: Any) -> Any:
+    """`value` as the type `expected`, or TypeMismatch.
+
+    Ints 0 and 1 stand in for bools, ints for floats, whole floats for ints; a bool is never a number.
+    """
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if expected is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, arguments, expected)
+    if origin is Literal:
+        if value in arguments and not isinstance(value, bool):
+            return value
+        raise _mismatch(value, expected, nearest(str(value), [str(choice) for choice in arguments]))
+    if origin in (list, tuple) or expected is list:
+        if not isinstance(value, list | tuple):
+            raise _mismatch(value, expected)
+        member = arguments[0] if arguments else Any
+        return (origin or list)(convert(entry, member) for entry in value)
+    if origin is dict or expected is dict:
+        if not isinstance(value, dict):
+            raise _mismatch(value, expected)
+        key_type, value_type = arguments or (Any, Any)
+        return {convert(key, key_type): convert(entry, value_type) for key, entry in value.items()}
+    return _convert_scalar(value, expected)
+
+
+def _convert_union(value: Any, members: tuple[Any, ...], expected: Any) -> Any:
+    converted = []
+    for member in members:
+        try:
+            candidate = convert(value, member)
+        except TypeMismatch:
+            continue
+        if type(candidate) is type(value):
+            return candidate
+        converted.append(candidate)
+    if converted:
+        return converted[0]
+    raise _mismatch(value, expected)
+
+
+def _convert_scalar(value: Any, expected: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is bool and (isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))):
+        return bool(value)
+    if expected is float and number and math.isfinite(value):
+        return float(value)
+    if expected is int and number and math.isfinite(value) and value == int(value):
+        return int(value)
+    if expected is str and isinstance(value, str):
+        return value
+    if expected is type(None) and value is None:
+        return None
+    raise _mismatch(value, expected)
+
+
+def _mismatch(value: Any, expected: Any, hint: str = "") -> TypeMismatch:
+    shown = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return TypeMismatch(f"expected {describe_type(expected)}, got {shown}.{hint}")
+
+
+def field_values(modifier: Modifier) -> dict[str, Any]:
+    """The values of a modifier's recipe keys, defaults included, epochs first."""
+    return {name: copy.deepcopy(getattr(modifier, name)) for name in recipe_fields(type(modifier))}

@@ -1,0 +1,86 @@
+"""`recipe_args`: what replaces a recipe's variables before anything is evaluated."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from sparse_accel.recipe.document import parse_scalar
+from sparse_accel.recipe.errors import RecipeError
+
+_PAIR = re.compile(r"\s*(?P<name>[^\s=:{}\[\],]+)\s*[=:](?P<value>.*)\s*\Z", re.DOTALL)
+
+
+def parse_recipe_args(recipe_args: str | dict[str, Any] | None) -> dict[str, Any]:
+    """Values by variable name, from a JSON object, from `a=1,b:2`, or from a dict. Raises RecipeError."""
+    if recipe_args is None:
+        return {}
+    if isinstance(recipe_args, dict):
+        return {_name(name): value for name, value in recipe_args.items()}
+    text = recipe_args.strip()
+    if not text:
+        return {}
+    return _parse_json(text) if text[0] in "{[" else _parse_pairs(text)
+
+
+def _parse_json(text: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                raise RecipeError(f"recipe_args: '{name}' stands there twice")
+        return dict(pairs)
+
+    def refuse(constant: str) -> Any:
+        raise RecipeError(f"recipe_args: {constant} is not a value that a recipe can use")
+
+    try:
+        values = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise RecipeError(
+            f"recipe_args: not valid JSON ({error}): {text}\n"
+            """Names stand in double quotes, the whole in single ones: --recipe_args '{"num_epochs": 12}'; """
+            "or write --recipe_args num_epochs=12,init_lr=1e-4"
+        ) from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"""recipe_args: expected a JSON object such as '{{"num_epochs": 12}}', got {text}""")
+    return {_name(name): value for name, value in values.items()}
+
+
+def _parse_pairs(text: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for part in _split(text):
+        pair = _PAIR.match(part)
+        if not pair:
+            raise RecipeError(f"recipe_args: '{part.strip()}' is not NAME=VALUE, as in num_epochs=12,init_lr=1e-4")
+        name = pair["name"].strip("\"'")
+        if name in values:
+            raise RecipeError(f"recipe_args: '{name}' stands there twice")
+        try:
+            values[name] = parse_scalar(pair["value"].strip())
+        except ValueError as error:
+            raise RecipeError(f"recipe_args: the value of '{name}' cannot be read: {error}") from None
+    return values
+
+
+def _split(text: str) -> list[str]:
+    """`text` at its commas, except those inside brackets or quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if character == "," and depth == 0 and not quote:
+            parts.append("")
+            continue
+        if character == quote:
+            quote = ""
+        elif not quote:
+            quote = character if character in "\"'" else ""
+            depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)
+        parts[-1] += character
+    return parts
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise RecipeError(f"recipe_args: {name!r} is not the name of a variable")
+    return name
