@@ -301,8 +301,8 @@ class TextClassificationArguments(_Model, _Data, _Training, _Evaluation, _Saving
             raise UsageError("--validation_ratio holds rows out of --train_file, which is not given.")
         if self.do_eval and not (self.eval_on_test or files["validation_file"] or self.validation_ratio is not None):
             raise UsageError(
-                "evaluation (--do_eval, --eval_strategy) has no rows: add --validation_file FILE, or"
-                " --validation_ratio 0.1 to hold out a tenth of the training rows, or --eval_on_test with --test_file FILE."
+                "evaluation (--do_eval, --eval_strategy) has no rows: add --validation_file FILE, or "
+                "--validation_ratio 0.1 to hold out a tenth of the training rows, or --eval_on_test --test_file FILE."
             )
         for name in ("eval_on_test", "do_predict"):
             if getattr(self, name) and not files["test_file"]:

@@ -222,7 +222,8 @@ def _field_of(cls: type, name: str, place: _Place) -> dataclasses.Field[Any]:
     """The field that `name`, as typed, stands for."""
     plain = name.replace("-", "_")
     fields = _fields(cls)
-    names = {field.metadata["old_name"]: field for field in fields.values() if field.metadata["old_name"]} | fields
+    old_names = {field.metadata["old_name"]: field for field in fields.values() if field.metadata["old_name"]}
+    names: dict[str, dataclasses.Field[Any]] = old_names | fields
     if plain in names:
         return names[plain]
     refused: Mapping[str, str] = getattr(cls, "refused", {})

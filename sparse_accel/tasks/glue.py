@@ -1,0 +1,48 @@
+"""The nine GLUE tasks: Hub configuration, columns, splits.
+
+Source: the dataset card of nyu-mll/glue, and Wang et al. 2018, https://arxiv.org/abs/1804.07461.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GLUE_ID = "nyu-mll/glue"
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """One task.
+
+    Attributes:
+        text_columns: its one or two columns of text.
+        splits: our split names -> those of the dataset.
+        problem_type: as in a model's config.json.
+    """
+
+    text_columns: tuple[str, ...]
+    splits: tuple[tuple[str, str], ...] = (("train", "train"), ("validation", "validation"), ("test", "test"))
+    problem_type: str = "single_label_classification"
+
+
+_PAIR = ("sentence1", "sentence2")
+_MNLI_SPLITS = (
+    ("train", "train"),
+    ("validation", "validation_matched"),
+    ("validation_mismatched", "validation_mismatched"),
+    ("test", "test_matched"),
+    ("test_mismatched", "test_mismatched"),
+)
+
+# STS-B's only label column is a score from 0 to 5; the labels of all test rows are -1: not published.
+GLUE: dict[str, GlueTask] = {
+    "cola": GlueTask(("sentence",)),
+    "mnli": GlueTask(("premise", "hypothesis"), splits=_MNLI_SPLITS),
+    "mrpc": GlueTask(_PAIR),
+    "qnli": GlueTask(("question", "sentence")),
+    "qqp": GlueTask(("question1", "question2")),
+    "rte": GlueTask(_PAIR),
+    "sst2": GlueTask(("sentence",)),
+    "stsb": GlueTask(_PAIR, problem_type="regression"),
+    "wnli": GlueTask(_PAIR),
+}

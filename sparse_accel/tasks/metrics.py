@@ -1,0 +1,108 @@
+"""The figures that a model is judged by, from its outputs on labelled rows; by scikit-learn and scipy, offline.
+
+GLUE's are the official ones (https://arxiv.org/abs/1804.07461); where a task has two, `combined_score` is their mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from sparse_accel.errors import UsageError, nearest
+from sparse_accel.tasks.labels import MULTI_LABEL, REGRESSION
+
+_GLUE_METRICS = {
+    "cola": ("matthews_correlation",),
+    "mrpc": ("accuracy", "f1", "combined_score"),
+    "qqp": ("accuracy", "f1", "combined_score"),
+    "stsb": ("pearson", "spearmanr", "combined_score"),
+}
+_REGRESSION_METRICS = ("mse", "mae", "pearson", "spearmanr")
+_MULTI_LABEL_METRICS = ("f1_micro", "f1_macro", "subset_accuracy")
+_SINGLE_LABEL_METRICS = ("accuracy", "f1_macro")
+
+
+def metric_names(metrics: str, problem_type: str) -> tuple[str, ...]:
+    """Names of the figures that `compute_metrics` returns.
+
+    Args:
+        metrics: a GLUE task, or "default".
+        problem_type: as in config.json; it chooses among the default figures.
+    """
+    if metrics in _GLUE_METRICS:
+        return _GLUE_METRICS[metrics]
+    if metrics != "default":
+        return ("accuracy",)
+    defaults = {REGRESSION: _REGRESSION_METRICS, MULTI_LABEL: _MULTI_LABEL_METRICS}
+    return defaults.get(problem_type, _SINGLE_LABEL_METRICS)
+
+
+def check_metric_name(name: str, metrics: str, problem_type: str) -> None:
+    """Raises UsageError when --metric_for_best_model names no figure of this task; `loss` is always one."""
+    names = ("loss", *metric_names(metrics, problem_type))
+    if name.removeprefix("eval_") not in names:
+        raise UsageError(
+            f"--metric_for_best_model: this task has no '{name}'.{nearest(name, names)} It has: {', '.join(names)}."
+        )
+
+
+def compute_metrics(
+    metrics: str, problem_type: str, logits: NDArray[np.floating], labels: NDArray[Any]
+) -> dict[str, float]:
+    """The figures of a metric set, by name.
+
+    Args:
+        metrics: a GLUE task, or "default".
+        problem_type: as in config.json.
+        logits: outputs of the model, (rows, labels); regression: (rows, 1) or (rows,).
+        labels: (rows,) of label ids; (rows,) of numbers for regression; (rows, labels) of 0 and 1 for multi-label.
+
+    Returns:
+        `metric_names` -> plain floats. A correlation with an unvarying column, which is undefined, is 0.
+    """
+    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    if problem_type == REGRESSION:
+        figures = _regression(logits.reshape(len(labels)), labels.astype(np.float64))
+    elif problem_type == MULTI_LABEL:
+        # A logit above 0 is a probability above one half.
+        figures = _multi_label(logits > 0, labels > 0.5)
+    else:
+        figures = _single_label(logits.argmax(axis=-1), labels, logits.shape[-1])
+    names = metric_names(metrics, problem_type)
+    if "combined_score" in names:
+        figures["combined_score"] = sum(figures[name] for name in names[:2]) / 2
+    return {name: float(figures[name]) for name in names}
+
+
+def _single_label(predictions: NDArray[np.intp], labels: NDArray[Any], count: int) -> dict[str, float]:
+    both_seen = np.union1d(predictions, labels)
+    return {
+        "accuracy": accuracy_score(labels, predictions),
+        # Macro over labels that occur: one that neither the rows nor the model name says nothing.
+        "f1_macro": f1_score(labels, predictions, labels=both_seen, average="macro", zero_division=0),
+        # Of label 1, as GLUE has it: paraphrase, duplicate.
+        "f1": f1_score(labels, predictions, labels=[1], average="macro", zero_division=0),
+        "matthews_correlation": matthews_corrcoef(labels, predictions),
+    }
+
+
+def _multi_label(predictions: NDArray[np.bool_], labels: NDArray[np.bool_]) -> dict[str, float]:
+    return {
+        "f1_micro": f1_score(labels, predictions, average="micro", zero_division=0),
+        "f1_macro": f1_score(labels, predictions, average="macro", zero_division=0),
+        "subset_accuracy": accuracy_score(labels, predictions),
+    }
+
+
+def _regression(predictions: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+    varied = len(labels) > 1 and np.ptp(predictions) > 0 and np.ptp(labels) > 0
+    return {
+        "mse": float(np.mean((predictions - labels) ** 2)),
+        "mae": float(np.mean(np.abs(predictions - labels))),
+        "pearson": pearsonr(predictions, labels).statistic if varied else 0.0,
+        "spearmanr": spearmanr(predictions, labels).statistic if varied else 0.0,
+    }

@@ -1,0 +1,50 @@
+"""Draws of rows: a stratified hold-out, and a seeded subset. Both keep the order of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+
+def hold_out(labels: Sequence[Hashable], ratio: float, seed: int) -> tuple[list[int], list[int]]:
+    """Splits rows into kept and held-out ones, each class in proportion.
+
+    round(ratio * rows) rows are held out, of each class its exact share rounded down or up, and never all of a class
+    that has more than one row; a class of one row is kept. Give every row the same label for a plain random split.
+
+    Args:
+        labels: class of each row, (rows,).
+        ratio: share to hold out, between 0 and 1.
+        seed: of the draw.
+
+    Returns:
+        Row numbers kept and held out, each in rising order.
+    """
+    random = np.random.default_rng(seed)
+    rows_of: dict[Hashable, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows_of.setdefault(label, []).append(row)
+    shares = {label: ratio * len(rows) for label, rows in rows_of.items()}
+    room = {label: len(rows) - 1 for label, rows in rows_of.items()}
+    counts = {label: min(int(share), room[label]) for label, share in shares.items()}
+    # Largest remainder: what rounding down leaves over goes to the classes that lost most by it.
+    by_remainder = sorted(shares, key=lambda label: counts[label] - shares[label])
+    for label in by_remainder[: max(0, round(ratio * len(labels)) - sum(counts.values()))]:
+        counts[label] += counts[label] < room[label]
+    held = sorted(
+        row for label, rows in rows_of.items() for row in random.permutation(rows)[: counts[label]].astype(int).tolist()
+    )
+    held_set = set(held)
+    return [row for row in range(len(labels)) if row not in held_set], held
+
+
+def draw(rows: int, count: int | None, seed: int) -> list[int] | None:
+    """`count` of `rows` row numbers, in rising order; None for all of them.
+
+    Not the first `count`: files sorted by label would give one class.
+    """
+    if count is None or count >= rows:
+        return None
+    chosen: list[int] = np.sort(np.random.default_rng(seed).permutation(rows)[:count]).tolist()
+    return chosen
