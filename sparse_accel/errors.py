@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -33,7 +34,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     except UsageError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # every process meets the same error; one says so
+            print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         if "--debug" in sys.argv:

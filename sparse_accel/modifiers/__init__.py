@@ -44,6 +44,7 @@ KNOWN_LATER = frozenset(
         "LayerPruningModifier",
         "LayerThinningModifier",
         "LegacyQuantizationModifier",
+        "MFACGlobalPruningModifier",
         "MFACPruningModifier",
         "MovementPruningModifier",
         "OBSPruningModifier",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -109,6 +110,13 @@ class Modifier:
 
     def finish(self) -> None:
         """End of training."""
+
+    def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
+        """Applies the modifier's final structure without training, after `bind`.
+
+        Args:
+            forwards: each step of the iterator that it returns is one forward over a batch of training rows.
+        """
 
     def settled(self, progress: Progress) -> bool:
         """True once this modifier will change the model's structure no more (sparsity final, ranges frozen)."""

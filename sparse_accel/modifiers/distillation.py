@@ -76,6 +76,9 @@ class DistillationModifier(Modifier):
         self._run.loss_parts["distillation_loss"] = distillation.detach()  # type: ignore[union-attr]
         return mixed_loss(loss, distillation, self.hardness)  # type: ignore[arg-type]
 
+    def phase(self) -> str:
+        return "distilled" if self._active else ""
+
 
 def _output(outputs: Any, key: str) -> torch.Tensor:
     if key not in outputs:

@@ -36,4 +36,4 @@ class EpochRangeModifier(Modifier):
                     )
 
     def events(self) -> list[tuple[float, str]]:
-        return [(self.span[0], "training begins"), (self.end_epoch, "training ends")]
+        return [(self.end_epoch, "training ends")]

@@ -156,7 +156,7 @@ _LR_KWARGS: dict[str, dict[str, str]] = {
 
 @dataclass(kw_only=True)
 class LearningRateModifier(ParamGroupModifier):
-    """Follows one of PyTorch's schedules, by its class name, with lengths in epochs; the last rate holds after the end."""
+    """Follows one of PyTorch's schedules, by its class name, with lengths in epochs; then the last rate holds."""
 
     lr_class: Literal["StepLR", "MultiStepLR", "ExponentialLR", "CosineAnnealingWarmRestarts"]
     """StepLR multiplies by gamma every step_size epochs, ExponentialLR every epoch, MultiStepLR at its milestones;

@@ -29,7 +29,7 @@ class ParamGroupModifier(Modifier):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.param_groups is not None and (not self.param_groups or min(self.param_groups) < 0):
-            raise FieldError("param_groups", f"expected indices from 0, or none for all groups, not {self.param_groups}")
+            raise FieldError("param_groups", f"expected indices from 0, none for all, not {self.param_groups}")
 
     def value(self, progress: Progress) -> float:
         """The setting at a step at or after the modifier's start."""

@@ -59,7 +59,7 @@ def _near(pattern: str, names: list[str]) -> str:
     if pattern.startswith("re:"):
         inside = [name for name in names if re.search(plain, name)]
         if inside:
-            return f" It does match inside {_few(inside)}: patterns are matched from a name's beginning, so put .* first"
+            return f" It does match inside {_few(inside)}; patterns match from a name's beginning: put .* first"
     elif inside := [name for name in names if name.startswith(f"{plain}.")]:
         return f" It is a part of the model that holds {_few(inside)}: write 're:{re.escape(plain)}[.]' for all of it"
     near = difflib.get_close_matches(re.sub(r"[\\^$*+?()\[\]|]", "", plain), names, n=3, cutoff=0.4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -135,13 +136,22 @@ class ConstantPruningModifier(_Pruning):
         self._attach_layers(model, self.params)
 
     def step_begin(self, progress: Progress) -> None:
-        from sparse_accel.masks import constant_mask
-
         if _begins(progress, self.start_epoch):
-            for name in self._layers:
-                self._set_mask(name, constant_mask(self._full_weight(name)))
+            self._take_masks()
         elif self.end_epoch != -1 and _begins(progress, self.end_epoch):
             self._lift_masks()
+
+    def _take_masks(self) -> None:
+        from sparse_accel.masks import constant_mask
+
+        for name in self._layers:
+            self._set_mask(name, constant_mask(self._full_weight(name)))
+
+    def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
+        self._take_masks()
+
+    def phase(self) -> str:
+        return "pruned"
 
     def settled(self, progress: Progress) -> bool:
         return progress.step > 0 and progress.reached(self.start_epoch)
@@ -261,6 +271,14 @@ class MagnitudePruningModifier(_Pruning):
                 self._initial = self._initial_sparsities()
             self._prune(None)
         self._finished = True
+
+    def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
+        self.finish()
+
+    def phase(self) -> str:
+        if self._progress is None or not self._progress.reached(self.start_epoch):
+            return ""
+        return "pruned" if self._progress.reached(self.end_epoch) else "pruning"
 
     def settled(self, progress: Progress) -> bool:
         return self._finished or (self._progress is not None and self._progress.reached(self.end_epoch))

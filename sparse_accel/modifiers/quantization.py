@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -165,6 +166,15 @@ class QuantizationModifier(Modifier):
     def finish(self) -> None:
         self._switch(self._quantizers[0].enabled, observing=False)
 
+    def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
+        """Ranges follow the batches shown, as they would over as many steps; nothing else moves."""
+        self._switch(enabled=True, observing=True)
+        for quantizer in self._quantizers:
+            quantizer.train()  # quantizers observe in training mode only; the model around them stays in eval mode
+        for _ in forwards():
+            self._ranges.fold()
+        self.finish()
+
     def _switch(self, enabled: bool, observing: bool) -> None:
         for quantizer in self._quantizers:
             quantizer.enabled, quantizer.observing = enabled, observing
@@ -182,6 +192,10 @@ class QuantizationModifier(Modifier):
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self._ranges.load(state["minimum"], state["maximum"], state["ready"].tolist())
+
+    def phase(self) -> str:
+        first = self._quantizers[0]
+        return "" if not first.enabled else "QAT" if first.observing else "QAT, ranges frozen"
 
     def metrics(self) -> dict[str, float]:
         """The phase: 0 before quantization, 1 while ranges move, 2 once they are frozen."""

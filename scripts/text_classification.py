@@ -1,0 +1,184 @@
+"""Sparse transfer learning of a text classifier: recipe, teacher, quantization-aware training.
+
+    python scripts/text_classification.py \\
+        --model_name_or_path RedHatAI/oBERT-12-upstream-pruned-unstructured-90-v2 \\
+        --recipe sparse_accel/zoo/recipes/sst2_pruned90_quant.yaml --distill_teacher disable \\
+        --train_file train.csv --validation_file validation.csv --input_column_names text --label_column_name label \\
+        --output_dir sparse_quantized_bert --max_seq_length 128 --per_device_train_batch_size 32 \\
+        --do_train --do_eval --eval_strategy epoch --save_strategy epoch --save_total_limit 1
+
+    accelerate launch --config_file accelerate_configs/ddp.yaml scripts/text_classification.py ...    # several GPUs
+
+The same command goes on where an interrupted run stopped. A JSON file of flags may stand in for them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparse_accel.arguments import TextClassificationArguments, parse_arguments
+from sparse_accel.errors import run_main
+from sparse_accel.recipe import Recipe, load_recipe
+from sparse_accel.tracking import require_trackers
+from sparse_accel.zoo import recipe_path
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def main() -> None:
+    # Arguments and recipe come first: --help and a typo answer at once, before anything heavy is imported or loaded.
+    arguments = parse_arguments(TextClassificationArguments, description=(__doc__ or "").partition("\n")[0])
+    recipe = load_recipe(arguments.recipe, arguments.recipe_args, recipe_path) if arguments.recipe else None
+    require_trackers(arguments.report_to)
+
+    from sparse_accel import results
+    from sparse_accel.one_shot import apply_at_once
+    from sparse_accel.tracking import tracked_run
+    from sparse_accel.training_setup import make_accelerator
+
+    output_dir = Path(str(arguments.output_dir))
+    accelerator = make_accelerator(arguments)
+    config = {**arguments.to_dict(), "recipe": recipe.to_dict() if recipe else None}
+    with tracked_run(accelerator, arguments.report_to, arguments.run_name or output_dir.name, config):
+        if arguments.one_shot:
+            apply_at_once(arguments, recipe, accelerator)
+        elif arguments.do_train and not train_model(arguments, recipe, accelerator):
+            return results.show(accelerator, output_dir)  # this very run is finished already
+        if arguments.do_train or arguments.one_shot:
+            arguments.model_name_or_path = str(output_dir)  # what is measured below is what the files hold
+        if arguments.do_eval or arguments.do_predict:
+            evaluate_and_predict(arguments, accelerator)
+    results.finish(accelerator, output_dir)
+
+
+def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, accelerator: Accelerator) -> bool:
+    """Trains, and fills the output folder. Returns False when the folder holds the finished results of this very run."""
+    from accelerate.utils import set_seed
+
+    from sparse_accel import results, training_setup
+    from sparse_accel.checkpoints import load_checkpoint, save_checkpoint
+    from sparse_accel.evaluation import evaluate_splits
+    from sparse_accel.history import History
+    from sparse_accel.models import load_classifier, load_tokenizer, sequence_limit
+    from sparse_accel.optimizer import make_optimizer
+    from sparse_accel.recipe_run import RecipeRun
+    from sparse_accel.report import start_table
+    from sparse_accel.sparsity import sparsity_report
+    from sparse_accel.tasks import load_text_classification
+    from sparse_accel.tracking import sparsity_figures
+    from sparse_accel.training_loop import train
+
+    # --- data, model, batches ---------------------------------------------------------------------------------------
+
+    with accelerator.main_process_first():
+        data = load_text_classification(arguments)
+    set_seed(arguments.seed)  # of a fresh head
+    model, fresh = load_classifier(arguments, data.label_names, data.problem_type)
+    tokenizer = load_tokenizer(arguments)
+    limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
+    rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit)
+    collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
+    loader, sampler = training_setup.training_loader(arguments, accelerator, rows["train"], collator)
+    schedule, overruled = training_setup.steps_of_run(arguments, recipe, sampler.steps)
+
+    # --- recipe, teacher, output folder -----------------------------------------------------------------------------
+
+    teacher, teacher_tokenizer = training_setup.make_teacher(arguments, recipe, accelerator, model)
+    rate = training_setup.base_rate(arguments, recipe, schedule.total_steps)
+    run = RecipeRun(recipe, teacher=teacher, base_rate=rate)
+    run.attach(model)
+    run.notices += overruled + arguments.warnings()
+    identity = training_setup.identity_of(arguments, run, model, rows["train"], sampler, schedule)
+    output_dir = Path(str(arguments.output_dir))
+    if results.claim(accelerator, output_dir, identity, overwrite=arguments.overwrite_output_dir) == "show":
+        return False
+
+    # --- prepare: masks and quantizers are in place, off ------------------------------------------------------------
+
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    optimizer = make_optimizer(model, arguments)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    run.bind(accelerator, model, optimizer, steps_per_epoch=sampler.steps)
+    history = History(f"eval_{arguments.metric_for_best_model}", bool(arguments.greater_is_better))
+    checkpoint = results.checkpoint_to_resume(arguments, output_dir)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, accelerator, run, history)
+    about = [("model", f"{arguments.model_name_or_path}{f' (made anew: {len(fresh)} weights of the head)' if fresh else ''}")]
+    about += [("data", results.describe_data(data)), ("lengths", f"up to {limit} tokens; batches padded to their longest")]
+    about += [("global batch", f"{sampler.global_batch_size} rows: micro-batches of {sampler.micro_batch_size}")]
+    about += [("steps", f"{schedule.total_steps} of {sampler.steps} an epoch, from step {run.progress.step}")]
+    if run.teacher is not None:
+        tokenizers = (tokenizer, teacher_tokenizer)
+        words = training_setup.fill_teacher_table(
+            arguments, accelerator, run.teacher, data, rows["train"], tokenizers, limit
+        )
+        about += [("teacher", f"{arguments.distill_teacher}: {words}")]
+    accelerator.print(start_table(accelerator, run, [*about, ("output", str(output_dir))]))
+
+    # --- train ------------------------------------------------------------------------------------------------------
+
+    def log(figures: dict[str, float]) -> None:
+        figures = {**figures, **run.metrics()}
+        history.add(figures, run.progress)
+        accelerator.log(figures, step=run.progress.step)
+
+    def evaluate() -> None:
+        figures = evaluate_splits(arguments, accelerator, model, data, rows, collator)
+        log({**figures, **sparsity_figures(sparsity_report(accelerator.unwrap_model(model)))})
+        late_enough = run.progress.epoch >= (arguments.best_model_after_epoch or 0)
+        if arguments.load_best_model_at_end and late_enough and run.settled():
+            history.consider(figures, run.progress.step)
+        results.print_line(accelerator, run, figures)
+
+    def save() -> None:
+        keep = arguments.save_total_limit
+        save_checkpoint(output_dir, accelerator, model, tokenizer, run, history, keep)
+
+    with results.timed() as seconds:
+        train(
+            accelerator,
+            model,
+            optimizer,
+            loader,
+            sampler,
+            run,
+            schedule,
+            seed=arguments.seed,
+            label_smoothing=arguments.label_smoothing_factor,
+            max_grad_norm=arguments.max_grad_norm,
+            log=log,
+            evaluate=evaluate,
+            save=save,
+        )
+    results.write_final(output_dir, accelerator, model, tokenizer, run, history, seconds())
+    return True
+
+
+def evaluate_and_predict(arguments: TextClassificationArguments, accelerator: Accelerator) -> None:
+    """Measures a trained model as its files hold it, quantizers on, and writes what it predicts."""
+    from sparse_accel import results, training_setup
+    from sparse_accel.evaluation import evaluate_splits, write_predictions
+    from sparse_accel.models import labels_of, load_tokenizer, load_trained, sequence_limit
+    from sparse_accel.recipe_run import problem_type_of
+    from sparse_accel.tasks import load_text_classification
+
+    model = load_trained(arguments)
+    tokenizer = load_tokenizer(arguments)
+    with accelerator.main_process_first():
+        data = load_text_classification(arguments, labels_of(model), problem_type_of(model))
+    limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
+    rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit)
+    collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
+    model = accelerator.prepare_model(model, evaluation_mode=True)
+    if arguments.do_eval:
+        figures = evaluate_splits(arguments, accelerator, model, data, rows, collator)
+        results.write(accelerator, Path(str(arguments.output_dir)), "eval_results.json", figures)
+    if arguments.do_predict:
+        write_predictions(arguments, accelerator, model, data, rows, collator)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,141 @@
+"""Models and tokenizers by folder or Hub id, with errors that say what was tried."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from sparse_accel.errors import UsageError
+from sparse_accel.model_files import QUANTIZATION_FILE, load
+from sparse_accel.sparsity import is_encoder_linear
+from sparse_accel.teacher import Teacher, align_labels
+
+if TYPE_CHECKING:
+    from sparse_accel.arguments import TextClassificationArguments
+
+# What transformers raises for a folder or id that is wrong or out of reach.
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
+
+
+def load_classifier(
+    arguments: TextClassificationArguments, label_names: list[str], problem_type: str
+) -> tuple[nn.Module, list[str]]:
+    """Returns a sequence classifier for these labels, float32, and the names of weights that were made anew.
+
+    A head that does not fit the labels is made anew, as is the one that a language model lacks.
+
+    Raises:
+        UsageError: nothing can be read there, or the weights are those of another architecture.
+    """
+    name = arguments.model_name_or_path
+    assert name is not None
+    source: dict[str, Any] = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
+    labels: dict[str, Any] = {
+        "num_labels": len(label_names),
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {label: number for number, label in enumerate(label_names)},
+    }
+    try:
+        config = AutoConfig.from_pretrained(arguments.config_name or name, problem_type=problem_type, **labels, **source)
+        quietly = transformers.utils.logging.get_verbosity()
+        transformers.utils.logging.set_verbosity_error()
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **source
+        )
+        transformers.utils.logging.set_verbosity(quietly)
+    except _LOADING_ERRORS as error:
+        raise _unreadable("--model_name_or_path", name, error) from error
+    fresh = sorted(set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]})
+    modules = dict(model.named_modules())
+    inside = [key for key in fresh if is_encoder_linear(key, modules.get(key.rpartition(".")[0], model))]
+    if inside:
+        raise UsageError(
+            f"--model_name_or_path {name}: the file holds no weights for {len(inside)} layers of the encoder, such as "
+            f"{inside[0]}: config.json and weights belong to different models"
+        )
+    return model, fresh
+
+
+def load_trained(arguments: TextClassificationArguments) -> nn.Module:
+    """Returns the model of an output folder as it was trained, quantizers on, for evaluation and prediction."""
+    name = arguments.model_name_or_path
+    assert name is not None
+    try:
+        return load(name, revision=arguments.model_revision, cache_dir=arguments.cache_dir)
+    except _LOADING_ERRORS as error:
+        raise _unreadable("--model_name_or_path", name, error) from error
+
+
+def labels_of(model: nn.Module) -> list[str]:
+    """Returns the label names of a trained model, in the order of its outputs."""
+    names: dict[int, str] = model.config.id2label
+    return [str(names[number]) for number in sorted(names)]
+
+
+def load_tokenizer(arguments: TextClassificationArguments) -> Any:
+    """Returns the tokenizer: --tokenizer_name's, the teacher's with --use_teacher_tokenizer, else the model's."""
+    flag, name = "--model_name_or_path", arguments.model_name_or_path
+    if arguments.use_teacher_tokenizer:
+        flag, name = "--distill_teacher", arguments.distill_teacher
+    elif arguments.tokenizer_name:
+        flag, name = "--tokenizer_name", arguments.tokenizer_name
+    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=arguments.model_revision, cache_dir=arguments.cache_dir)
+    except _LOADING_ERRORS as error:
+        raise _unreadable(f"{flag} (its tokenizer)", str(name), error) from error
+
+
+def sequence_limit(tokenizer: Any, model: nn.Module) -> int:
+    """Returns the most tokens that tokenizer and model take."""
+    positions = getattr(model.config, "max_position_embeddings", None) or 10**9
+    padding = getattr(model.config, "pad_token_id", 0) or 0
+    if getattr(model.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
+        positions -= padding + 1  # these count positions from the padding token on
+    return int(min(tokenizer.model_max_length, positions))
+
+
+def load_teacher(arguments: TextClassificationArguments, student: nn.Module) -> tuple[Teacher, Any]:
+    """Returns the teacher and its own tokenizer (None for `self`, a frozen copy of the student as it starts).
+
+    Raises:
+        UsageError: it cannot be read, or its labels are others.
+    """
+    name = arguments.distill_teacher
+    assert name is not None
+    if name == "self":
+        return Teacher(copy.deepcopy(student)), None
+    try:
+        model = load(name, cache_dir=arguments.cache_dir)
+        tokenizer = AutoTokenizer.from_pretrained(name, cache_dir=arguments.cache_dir)
+    except _LOADING_ERRORS as error:
+        raise _unreadable("--distill_teacher", name, error) from error
+    return Teacher(model, align_labels(student.config.label2id, model.config.label2id)), tokenizer
+
+
+def _unreadable(flag: str, name: str, error: Exception) -> UsageError:
+    folder = Path(name)
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if folder.is_dir():
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
+        return UsageError(f"{flag} {name}: the folder holds no model that can be read ({first_line}). It holds: {held}")
+    if name.startswith("zoo:"):
+        return UsageError(
+            f"{flag} {name}: zoo: stubs of models are known, not supported yet. Give a folder, or a Hugging Face id"
+        )
+    return UsageError(
+        f"{flag} {name}: there is no such folder, and the Hugging Face Hub did not give it either ({first_line}). Three "
+        "ways out: name a local folder; set HF_ENDPOINT to a mirror that can be reached; or name another id"
+    )
+
+
+def has_quantizers(name: str | None) -> bool:
+    """True when a folder holds a model with quantizers."""
+    return name is not None and (Path(name) / QUANTIZATION_FILE).is_file()

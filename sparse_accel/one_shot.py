@@ -1,0 +1,72 @@
+"""--one_shot: a recipe's structure applied to a model at once, without training.
+
+Weights are pruned to their final sparsity by magnitude; quantizers take their ranges from forwards over training rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate.utils import set_seed
+
+from sparse_accel import results, training_setup
+from sparse_accel.errors import UsageError
+from sparse_accel.history import History
+from sparse_accel.models import load_classifier, load_tokenizer, load_trained, sequence_limit
+from sparse_accel.recipe_run import RecipeRun
+from sparse_accel.report import start_table
+from sparse_accel.tasks import load_text_classification
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from sparse_accel.arguments import TextClassificationArguments
+    from sparse_accel.recipe import Recipe
+
+# Batches of training rows that quantization ranges are taken from.
+CALIBRATION_BATCHES = 32
+
+
+def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None, accelerator: Accelerator) -> None:
+    """Applies the recipe to the model and fills the output folder.
+
+    Raises:
+        UsageError: the recipe quantizes and there are no training rows to take ranges from.
+    """
+    set_seed(arguments.seed)
+    has_rows = any((arguments.train_file, arguments.task_name, arguments.dataset_name))
+    output_dir = Path(str(arguments.output_dir))
+    if has_rows:
+        data = load_text_classification(arguments)
+        model, _ = load_classifier(arguments, data.label_names, data.problem_type)
+    else:
+        model = load_trained(arguments)
+    tokenizer = load_tokenizer(arguments)
+    limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
+    run = RecipeRun(recipe, teacher="disable")
+    run.attach(model)
+    identity = {"model": arguments.model_name_or_path, "recipe": recipe.resolved() if recipe else None, "one_shot": True}
+    results.claim(accelerator, output_dir, identity, overwrite=arguments.overwrite_output_dir)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    model = accelerator.prepare_model(model)
+    run.bind(accelerator, model, optimizer, steps_per_epoch=1)
+    accelerator.print(start_table(accelerator, run, [("one shot", str(arguments.model_name_or_path))]))
+
+    @torch.no_grad()
+    def forwards() -> Iterator[None]:
+        if not has_rows:
+            raise UsageError("--one_shot: the recipe quantizes, and takes ranges from training rows: add --train_file")
+        rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit)["train"]
+        collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
+        loader, _ = training_setup.training_loader(arguments, accelerator, rows, collator)
+        for batch in islice(accelerator.prepare_data_loader(loader), CALIBRATION_BATCHES):
+            model(**{name: value for name, value in batch.items() if name not in ("labels", "row_id")})
+            yield
+
+    model.eval()
+    run.apply_at_once(forwards)
+    results.write_final(output_dir, accelerator, model, tokenizer, run, History(), seconds=0.0)

@@ -1,0 +1,55 @@
+"""The optimizer's parameter groups, and the usual learning-rate schedules as functions of progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from sparse_accel.progress import Progress
+
+if TYPE_CHECKING:
+    from sparse_accel.arguments import TextClassificationArguments
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Returns the Trainer's two groups: weights with decay (group 0), biases and norms without (group 1)."""
+    norms = {
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+    }
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    with_decay = [p for name, p in named if name not in norms and not name.endswith("bias")]
+    without = [p for name, p in named if name in norms or name.endswith("bias")]
+    return [
+        {"params": with_decay, "weight_decay": weight_decay},
+        {"params": without, "weight_decay": 0.0},
+    ]
+
+
+def usual_rate(name: str, peak: float, warmup_steps: int, total_steps: int) -> Callable[[Progress], float]:
+    """Returns the learning rate of a transformers schedule as a pure function of progress.
+
+    Args:
+        name: linear, cosine, constant, constant_with_warmup.
+        peak: the rate after warmup.
+        warmup_steps, total_steps: optimizer steps.
+    """
+    if name == "constant":
+        return lambda progress: peak
+    # The library's own shapes; its scheduler object, which counts calls, is not used: the clock is ours.
+    stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(name, stand_in, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
+    shape = scheduler.lr_lambdas[0]  # type: ignore[attr-defined]
+    return lambda progress: peak * float(shape(progress.step))
+
+
+def make_optimizer(model: nn.Module, arguments: TextClassificationArguments) -> torch.optim.AdamW:
+    """Returns AdamW with the two groups; fused: one kernel updates a group."""
+    groups = parameter_groups(model, arguments.weight_decay)
+    betas = (arguments.adam_beta1, arguments.adam_beta2)
+    return torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=betas, eps=arguments.adam_epsilon, fused=True)

@@ -1,0 +1,181 @@
+"""RecipeRun: a recipe at work. It owns the modifiers and the clock, and is called at seven moments of any loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_accel.modifiers.base import Modifier
+from sparse_accel.modifiers.distillation import DistillationModifier
+from sparse_accel.progress import Progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from sparse_accel.recipe import Recipe
+    from sparse_accel.teacher import Teacher
+
+
+class RecipeRun:
+    """Applies a recipe's modifiers to a training loop, which may be your own:
+
+        run = RecipeRun(load_recipe("recipe.yaml"))
+        run.attach(model)                                    # 1  masks and quantizers in place, off
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        run.bind(accelerator, model, optimizer, steps_per_epoch=len(loader))                          # 2
+        for epoch in range(run.max_epochs):
+            for batch in loader:
+                run.step_begin()                             # 3  learning rate, masks, quantization phase
+                outputs = model(**batch)
+                loss = run.loss(outputs.loss, batch, outputs)  # 4  distillation
+                accelerator.backward(loss)
+                run.grads_ready()                            # 5
+                optimizer.step()
+                optimizer.zero_grad()
+                run.step_end(skipped=accelerator.optimizer_step_was_skipped)  # 6
+        run.finish()                                         # 7
+
+    Args:
+        recipe: what `load_recipe` returns; None trains plainly.
+        teacher: whom a DistillationModifier follows; "disable" leaves distillation out of the recipe.
+        base_rate: learning rate by progress where no learning-rate modifier has begun; None leaves the optimizer's.
+
+    Attributes:
+        progress: the clock; known from `bind` on.
+        notices: lines for the user on what the recipe asks for and this model has no use for.
+        loss_parts: the loss before and after distillation, as the last micro-batch gave it, detached.
+        problem_type: the model's, named as transformers does.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe | None = None,
+        *,
+        teacher: Teacher | str | None = None,
+        base_rate: Callable[[Progress], float] | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.modifiers: Sequence[Modifier] = recipe.modifiers if recipe else []
+        if teacher == "disable":
+            self.modifiers = [m for m in self.modifiers if not isinstance(m, DistillationModifier)]
+        self.teacher = None if isinstance(teacher, str) else teacher
+        self.base_rate = base_rate
+        self.notices: list[str] = [*recipe.warnings, *recipe.notes] if recipe else []
+        self.loss_parts: dict[str, Tensor] = {}
+        self.problem_type = "single_label_classification"
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs that the recipe asks for; 0 when it asks for none."""
+        return self.recipe.max_epochs if self.recipe else 0
+
+    # --- the seven moments ---------------------------------------------------------------------------------------------
+
+    def attach(self, model: nn.Module) -> None:
+        """Puts masks and quantizers into the model, which goes on computing as before. Call it before `prepare`.
+
+        Raises:
+            UsageError: the recipe names parts that this model does not have, or needs a teacher that is missing.
+        """
+        self.layers_of = model  # the modules stay the same objects when `prepare` wraps them
+        self.problem_type = problem_type_of(model)
+        for modifier in self.modifiers:
+            modifier.attach(model, self)
+
+    def bind(
+        self, accelerator: Accelerator | None, model: nn.Module, optimizer: torch.optim.Optimizer, *, steps_per_epoch: int
+    ) -> None:
+        """Takes the prepared model and optimizer. `steps_per_epoch` counts optimizer steps."""
+        self.accelerator = accelerator
+        self.model = model
+        self.optimizer = optimizer
+        self.progress = Progress(step=0, steps_per_epoch=max(steps_per_epoch, 1))
+        for modifier in self.modifiers:
+            modifier.bind(self)
+
+    def step_begin(self) -> None:
+        """Before the first forward of an optimizer step."""
+        if self.base_rate is not None:
+            rate = self.base_rate(self.progress)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+        for modifier in self.modifiers:
+            modifier.step_begin(self.progress)
+
+    def loss(self, loss: Tensor, batch: dict[str, Any], outputs: Any) -> Tensor:
+        """Takes a micro-batch's task loss, (rows,) or its mean (), and returns the loss to train on, of that shape."""
+        self.loss_parts = {"task_loss": loss.detach()}
+        for modifier in self.modifiers:
+            loss = modifier.loss(loss, batch, outputs)
+        self.loss_parts["loss"] = loss.detach()
+        return loss
+
+    def grads_ready(self) -> None:
+        """Gradients of all micro-batches are there, unclipped."""
+        for modifier in self.modifiers:
+            modifier.grads_ready()
+
+    def step_end(self, *, skipped: bool = False) -> None:
+        """After optimizer.step(). A step that the fp16 scaler skipped moves no clock."""
+        if skipped:
+            return
+        self.progress = self.progress.next()
+        for modifier in self.modifiers:
+            modifier.step_end(self.progress)
+
+    def finish(self) -> None:
+        """After the last step: final sparsity reached, ranges frozen."""
+        for modifier in self.modifiers:
+            modifier.finish()
+
+    def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
+        """Instead of training: final sparsity, and quantization with ranges from the batches that `forwards` shows."""
+        for modifier in self.modifiers:
+            modifier.apply_at_once(forwards)
+
+    # --- state and report ----------------------------------------------------------------------------------------------
+
+    def settled(self) -> bool:
+        """True once the recipe will change the model's structure no more: models from then on may be compared."""
+        return all(modifier.settled(self.progress) for modifier in self.modifiers)
+
+    def learning_rate(self) -> float:
+        """The rate of the first parameter group, as it is applied in the step under way."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def phase(self) -> str:
+        """What the recipe is doing, in a few words."""
+        return ", ".join(words for modifier in self.modifiers if (words := modifier.phase()))
+
+    def metrics(self) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        for modifier in self.modifiers:
+            figures.update(modifier.metrics())
+        return figures
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs beside model and optimizer: the step, masks, ranges."""
+        state = {"step": torch.tensor(self.progress.step)}
+        for number, modifier in enumerate(self.modifiers):
+            state.update({f"{number}:{modifier.name}:{key}": value for key, value in modifier.state_dict().items()})
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Puts back what `state_dict` returned, for the same recipe. Call it after `bind`."""
+        self.progress = Progress(step=int(state["step"]), steps_per_epoch=self.progress.steps_per_epoch)
+        for number, modifier in enumerate(self.modifiers):
+            prefix = f"{number}:{modifier.name}:"
+            own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            modifier.load_state_dict(own)
+
+
+def problem_type_of(model: nn.Module) -> str:
+    """Returns the model's problem type as transformers decides it: one label means regression."""
+    config = getattr(model, "config", None)
+    named = getattr(config, "problem_type", None)
+    if named:
+        return str(named)
+    return "regression" if getattr(config, "num_labels", 2) == 1 else "single_label_classification"

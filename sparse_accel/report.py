@@ -1,0 +1,64 @@
+"""What a run prints: the table at the start with everything that was decided, and the results at the end."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from sparse_accel.layers import masks, prunable_names, quantizers
+from sparse_accel.sharding import describe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+    from sparse_accel.recipe_run import RecipeRun
+
+
+def table(title: str, rows: list[tuple[str, Any]]) -> str:
+    """Returns a two-column table, long cells wrapped to the terminal's width."""
+    width = min(shutil.get_terminal_size((110, 24)).columns, 120)
+    left = max(len(name) for name, _ in rows)
+    lines = [f"── {title} ".ljust(width, "─")]
+    for name, value in rows:
+        wrapped = [part for line in str(value).splitlines() for part in textwrap.wrap(line, width - left - 4) or [""]]
+        lines += [f"  {name if number == 0 else '':<{left}}  {part}" for number, part in enumerate(wrapped or [""])]
+    return "\n".join([*lines, "─" * width])
+
+
+def timeline(run: RecipeRun) -> str:
+    """Returns the events of the modifiers that take part, one a line."""
+    if run.recipe is None:
+        return "no recipe: plain training"
+    events = sorted((event for modifier in run.modifiers for event in modifier.events()), key=lambda event: event[0])
+    return "\n".join(f"epoch {epoch:g}: {what}" for epoch, what in events) or "nothing happens"
+
+
+def structure(model: nn.Module) -> list[tuple[str, str]]:
+    """Returns what is prunable and what gets quantized, in rows of the table."""
+    found = quantizers(model)
+    kinds = {kind: sum(1 for name in found if name.endswith(kind)) for kind in ("input", "weight", "output")}
+    kinds = {kind: sum(1 for name in found if name.endswith(f"{kind}_quantizer")) for kind in kinds}
+    rows = [("masks", f"{len(masks(model))} weights, of {len(prunable_names(model))} prunable (Linear, convolution)")]
+    if found:
+        words = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+        rows.append(("quantizers", f"{len(found)}, off until their epoch: {words}"))
+    return rows
+
+
+def start_table(accelerator: Accelerator, run: RecipeRun, rows: list[tuple[str, Any]]) -> str:
+    """Returns the start-up table: layout and precision, the script's own `rows`, the recipe, the structure, notices."""
+    layout = [
+        ("device", f"{accelerator.device} ({describe(accelerator)})"),
+        ("precision", {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)),
+    ]
+    notices = [("note", notice) for notice in run.notices]
+    recipe = [("recipe", timeline(run))]
+    return table("run", layout + rows + recipe + structure(accelerator.unwrap_model(run.model)) + notices)
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """Returns the figures of a finished run."""
+    rows = [(name, f"{value:.4f}" if isinstance(value, float) else value) for name, value in sorted(results.items())]
+    return table("results", [row for row in rows if not isinstance(row[1], (dict, list))])

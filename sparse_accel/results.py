@@ -1,0 +1,164 @@
+"""The output folder of a run: claimed at the start, filled at the end, shown when it is asked for again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from tqdm.auto import tqdm
+
+from sparse_accel import run_identity
+from sparse_accel.checkpoints import TRAINER_STATE, checkpoints_in, copy_model, publish, write_json
+from sparse_accel.errors import UsageError
+from sparse_accel.layers import quantized_linears
+from sparse_accel.model_files import load, save_model
+from sparse_accel.report import results_table
+from sparse_accel.sparsity import sparsity_report
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from sparse_accel.arguments import TextClassificationArguments
+    from sparse_accel.history import History
+    from sparse_accel.recipe_run import RecipeRun
+    from sparse_accel.tasks import TextClassificationData
+
+ALL_RESULTS = "all_results.json"
+
+
+def claim(accelerator: Accelerator, folder: Path, identity: dict[str, Any], *, overwrite: bool) -> str:
+    """As `run_identity.claim_folder`, decided by the main process for all."""
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = run_identity.claim_folder(folder, identity, overwrite=overwrite)
+        except UsageError as error:
+            answer[1] = str(error)
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise UsageError(answer[1])
+    return str(answer[0])
+
+
+def checkpoint_to_resume(arguments: TextClassificationArguments, folder: Path) -> Path | None:
+    """Returns the checkpoint to go on from: the one that was named, else the newest in the folder, if there is one."""
+    asked = arguments.resume_from_checkpoint
+    if isinstance(asked, str):
+        path = Path(asked).expanduser()
+        if not path.is_dir():
+            near = ", ".join(found.name for found in checkpoints_in(path.parent)) or "none"
+            raise UsageError(f"--resume_from_checkpoint {asked}: there is no such folder. Checkpoints beside it: {near}")
+        return path
+    found = checkpoints_in(folder)
+    if asked and not found:
+        raise UsageError(f"--resume_from_checkpoint: {folder} holds no checkpoint. Leave the flag out to start")
+    return found[-1] if found else None
+
+
+def describe_data(data: TextClassificationData) -> str:
+    """Returns rows and labels of each split, in words."""
+    splits = ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items())
+    return f"{splits}; {data.problem_type.replace('_', ' ')}: {', '.join(data.label_names)}"
+
+
+def print_line(accelerator: Accelerator, run: RecipeRun, figures: dict[str, float]) -> None:
+    """Prints an evaluation above the progress bar."""
+    if accelerator.is_main_process:
+        words = ", ".join(f"{name.removeprefix('eval_')} {value:.4f}" for name, value in sorted(figures.items()))
+        tqdm.write(f"epoch {run.progress.epoch:6.2f}  step {run.progress.step:6d}  {words}  [{run.phase() or 'dense'}]")
+
+
+@contextmanager
+def timed() -> Iterator[Callable[[], float]]:
+    """Gives a function that returns the seconds since the block began."""
+    start = time.perf_counter()
+    yield lambda: time.perf_counter() - start
+
+
+def write_final(
+    folder: Path, accelerator: Accelerator, model: nn.Module, tokenizer: Any, run: RecipeRun, history: History, seconds: float
+) -> None:
+    """Fills the output folder with the trained model (the best checkpoint's, where one was chosen) and its figures.
+
+    Everything is written into a folder beside, read back, and only then moved into place. Called by all processes.
+    """
+    partial = folder / ".final.partial"
+    best = folder / f"checkpoint-{history.best_step}"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    if history.best_step is not None and best.is_dir():
+        if accelerator.is_main_process:
+            copy_model(best, partial)
+    else:
+        save_model(partial, accelerator, model, tokenizer)
+    if accelerator.is_main_process:
+        saved = load(partial)
+        report = sparsity_report(saved)
+        on, linears = quantized_linears(saved)
+        losses = [entry["train/loss"] for entry in history.log if "train/loss" in entry]
+        figures: dict[str, Any] = {
+            "epoch": run.progress.epoch,
+            "global_step": run.progress.step,
+            "best_step": history.best_step,
+            "train_loss": losses[-1] if losses else None,
+            "train_runtime": seconds,
+            "encoder_sparsity": report["encoder_linear"]["sparsity"],
+            "model_sparsity": report["model"]["sparsity"],
+            "quantized_linears": on,
+            "linears": linears,
+        }
+        write_json(partial / "sparsity.json", report)
+        write_json(partial / "train_results.json", figures)
+        history.write(partial / TRAINER_STATE, run.progress)
+        if run.recipe is not None:
+            run_identity.write_text(partial / "recipe.yaml", run.recipe.resolved())
+            suffix = Path(run.recipe.source).suffix or ".yaml"
+            run_identity.write_text(partial / f"recipe_as_given{suffix}", run.recipe.text)
+        publish(partial, folder)
+        _update(folder, figures)
+    accelerator.wait_for_everyone()
+
+
+def write(accelerator: Accelerator, folder: Path, name: str, figures: dict[str, Any]) -> None:
+    """Writes figures into a file of their own and into all_results.json."""
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / name, figures)
+        _update(folder, figures)
+    accelerator.wait_for_everyone()
+
+
+def finish(accelerator: Accelerator, folder: Path) -> None:
+    """Marks the folder's run as finished and prints its results."""
+    if accelerator.is_main_process:
+        record = run_identity.read_record(folder)
+        if record is not None:
+            run_identity.write_record(folder, record["identity"], finished=True)
+    show(accelerator, folder)
+
+
+def show(accelerator: Accelerator, folder: Path) -> None:
+    """Prints the figures of all_results.json."""
+    figures = read_results(folder)
+    if figures:
+        accelerator.print(results_table({**figures, "folder": str(folder)}))
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Returns all_results.json, empty where there is none."""
+    try:
+        found: dict[str, Any] = json.loads((folder / ALL_RESULTS).read_text(encoding="utf-8"))
+        return found
+    except (OSError, ValueError):
+        return {}
+
+
+def _update(folder: Path, figures: dict[str, Any]) -> None:
+    write_json(folder / ALL_RESULTS, {**read_results(folder), **figures})

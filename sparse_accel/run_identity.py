@@ -1,0 +1,124 @@
+"""What makes a run the run it is, and what becomes of an output folder that already holds one.
+
+The identity is model, data, resolved recipe, teacher, seed, global batch and lengths. How the work is laid out over
+processes, how batches are split, what is logged and saved, and how many workers read data are not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparse_accel.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RUN_FILE = "run.json"
+
+
+def fingerprint_of_weights(model: nn.Module) -> str:
+    """Returns a digest of all weights, names and shapes included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(_bytes()).numpy())
+    return digest.hexdigest()[:32]
+
+
+def fingerprint_of_rows(dataset: Any) -> str:
+    """Returns a digest of a tokenized dataset: every token and label, in order."""
+    digest = hashlib.sha256()
+    for name in sorted(dataset.column_names):
+        digest.update(name.encode())
+        for start in range(0, len(dataset), 10_000):
+            digest.update(json.dumps(dataset[start : start + 10_000][name]).encode())
+    return digest.hexdigest()[:32]
+
+
+def _bytes() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+# --- the output folder ------------------------------------------------------------------------------------------------
+
+
+def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> str:
+    """Prepares an output folder for a run and returns what is to be done: `start`, `continue` or `show`.
+
+    An unfinished run of the same identity is continued, a finished one shown. A finished run of another identity is moved
+    aside to FOLDER.1 (.2, ...), and so is whatever is there when `overwrite` is set. Call it on the main process only.
+
+    Raises:
+        UsageError: the folder holds an unfinished run of another identity, or files that no run of ours wrote.
+    """
+    record = read_record(folder)
+    if not folder.exists() or not any(folder.iterdir()):
+        action = "start"
+    elif overwrite:
+        move_aside(folder, "--overwrite_output_dir")
+        action = "start"
+    elif record is None:
+        raise UsageError(
+            f"--output_dir {folder} is not empty, and what it holds is not a run of this script. Choose another folder, "
+            "or pass --overwrite_output_dir to have it moved aside"
+        )
+    elif record["identity"] == identity:
+        return "show" if record["finished"] else "continue"
+    elif record["finished"]:
+        move_aside(folder, f"it holds a finished run that differs in {difference(record['identity'], identity)}")
+        action = "start"
+    else:
+        raise UsageError(
+            f"--output_dir {folder} holds an unfinished run that differs from this one in "
+            f"{difference(record['identity'], identity)}. Repeat its command to finish it, choose another folder, or pass "
+            "--overwrite_output_dir to have it moved aside"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_record(folder, identity, finished=False)
+    return action
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        return record if {"identity", "finished"} <= record.keys() else None
+    except (OSError, ValueError):
+        return None
+
+
+def write_record(folder: Path, identity: dict[str, Any], *, finished: bool) -> None:
+    write_text(folder / RUN_FILE, json.dumps({"finished": finished, "identity": identity}, indent=2) + "\n")
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Returns the entries in which two identities differ, in words."""
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return "; ".join(f"{key} ({_shown(old.get(key))} there, {_shown(new.get(key))} here)" for key in keys)
+
+
+def _shown(value: Any) -> str:
+    text = str(value).strip()
+    return text if len(text) <= 40 and "\n" not in text else f"#{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def move_aside(folder: Path, reason: str) -> Path:
+    """Renames a folder to the first free FOLDER.N, says so, and returns its new place."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    os.rename(folder, aside)
+    print(f"{folder} was moved aside to {aside}: {reason}")
+    return aside
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file beside and renames it into place, so that a reader meets the old or the new one, whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

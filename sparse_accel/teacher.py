@@ -1,0 +1,157 @@
+"""The teacher: a frozen model whose outputs the student follows.
+
+Its logits on a training set do not change between epochs, so they are computed once, shared over the processes, kept on
+disk and looked up by row: distillation then costs nothing a step. A batch without row numbers (your own loop, rows that
+are made anew each time) goes through the teacher's forward instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
+from sparse_accel.errors import UsageError
+from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
+from sparse_accel.sharding import reduce_sum
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def default_cache() -> Path:
+    """Returns the folder of logit tables: `$SPARSE_ACCEL_CACHE`, else ~/.cache/sparse_accel."""
+    return Path(os.environ.get("SPARSE_ACCEL_CACHE", "~/.cache/sparse_accel")).expanduser()
+
+
+class Teacher:
+    """A frozen model in eval mode, and the table of its logits.
+
+    Args:
+        model: a classifier with as many outputs as the student has; it is not passed to `accelerator.prepare`.
+        order: the teacher's output column for each of the student's labels, (labels,), from `align_labels`; None where
+            they agree.
+    """
+
+    def __init__(self, model: nn.Module, order: list[int] | None = None) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.order = None if order is None or order == list(range(len(order))) else order
+        self.table: Tensor | None = None  # (rows, labels) float32, in the student's label order
+
+    def outputs(self, batch: dict[str, Any], keys: list[str]) -> dict[str, Tensor]:
+        """Returns the outputs named by `keys` for the rows of a batch, without gradient.
+
+        Args:
+            batch: with `row_id` (rows,) where the table is to be used; fillers (-1) get the last row's, and weigh nothing.
+        """
+        if self.table is not None and "row_id" in batch and keys == ["logits"]:
+            return {"logits": self.table[batch["row_id"]]}
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", "row_id")}
+        return self.forward(inputs, keys)
+
+    @torch.no_grad()
+    def forward(self, inputs: dict[str, Any], keys: list[str]) -> dict[str, Tensor]:
+        """One forward pass; classes in the student's order."""
+        found = self.model(**inputs)
+        missing = [key for key in keys if key not in found]
+        if missing:
+            raise UsageError(f"the teacher has no output '{missing[0]}', only {', '.join(found)}")
+        outputs = {key: found[key] for key in keys}
+        if self.order is not None and "logits" in outputs:
+            outputs["logits"] = outputs["logits"][:, self.order]
+        return outputs
+
+    def make_table(
+        self, accelerator: Accelerator, dataset: Any, tokenizer: Any, *, batch_size: int, cache: Path | None = None
+    ) -> bool:
+        """Fills the table for a training set, from disk where it was made before. Returns True if it was found there.
+
+        The key on disk: the teacher's weights, the tokenized rows (so the text, the tokenizer, truncation), label order
+        and precision.
+
+        Args:
+            dataset: tokenized rows; row i of the table is row i.
+            tokenizer: pads them.
+            batch_size: rows a process and forward.
+        """
+        precision = accelerator.mixed_precision
+        parts = [fingerprint_of_weights(self.model), fingerprint_of_rows(dataset), repr(self.order), precision]
+        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+        path = (cache or default_cache()) / "teacher_logits" / f"{key}.safetensors"
+        found = self._read(path, len(dataset))
+        if found is None:
+            self.table = self._compute(accelerator, dataset, tokenizer, batch_size)
+            if accelerator.is_main_process:
+                _write(path, self.table)
+        else:
+            self.table = found.to(accelerator.device)
+        accelerator.wait_for_everyone()
+        return found is not None
+
+    def _read(self, path: Path, rows: int) -> Tensor | None:
+        try:
+            table = load_file(path)["logits"]
+        except Exception:  # absent, or torn by a full disk: it is made anew
+            return None
+        return table if len(table) == rows else None
+
+    @torch.no_grad()
+    def _compute(self, accelerator: Accelerator, dataset: Any, tokenizer: Any, batch_size: int) -> Tensor:
+        lengths = [len(ids) for ids in dataset["input_ids"]]
+        sampler = GlobalBatchSampler(lengths, batch_size, accelerator.num_processes, seed=None)
+        inputs = dataset.remove_columns([name for name in dataset.column_names if name == "labels"])
+        loader = accelerator.prepare_data_loader(make_loader(inputs, sampler, Collator(tokenizer)))
+        table: Tensor | None = None
+        with tqdm(total=len(dataset), desc="teacher", unit=" rows", disable=not accelerator.is_main_process) as bar:
+            for batch in loader:
+                row_id = batch.pop("row_id")
+                with accelerator.autocast():
+                    logits = self.forward(batch, ["logits"])["logits"].float()
+                if table is None:
+                    table = torch.zeros(len(dataset), logits.shape[1], device=accelerator.device)
+                real = row_id >= 0
+                table[row_id[real]] = logits[real]
+                bar.update(int(real.sum()) * accelerator.num_processes)
+        assert table is not None
+        return reduce_sum(table)  # each row was computed by one process and is 0 on the others
+
+
+def _write(path: Path, table: Tensor) -> None:
+    """Writes beside and renames into place; a cache that cannot be written costs time later, not this run."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        save_file({"logits": table.cpu().contiguous()}, partial)
+        os.replace(partial, path)
+    except OSError as error:
+        print(f"teacher logits are not kept on disk: {error}")
+
+
+def align_labels(student: dict[str, int], teacher: dict[str, int]) -> list[int]:
+    """Returns, for each of the student's labels in order, the teacher's output column of the same name.
+
+    Labels that nobody named (LABEL_0, LABEL_1, ...) are taken in order.
+
+    Args:
+        student, teacher: label2id of their configurations.
+
+    Raises:
+        UsageError: the labels differ.
+    """
+    ordered = sorted(student, key=lambda name: student[name])
+    if len(student) == len(teacher) and all(name == f"LABEL_{number}" for name, number in teacher.items()):
+        return list(range(len(student)))
+    by_folded_name = {name.casefold(): column for name, column in teacher.items()}
+    if len(by_folded_name) == len(teacher) and {name.casefold() for name in student} == set(by_folded_name):
+        return [by_folded_name[name.casefold()] for name in ordered]
+    raise UsageError(
+        f"teacher and data do not agree on labels: the data has {ordered}, the teacher {sorted(teacher)}. Take a teacher "
+        "that was trained on these labels, or rename them in its config.json (label2id, id2label)"
+    )

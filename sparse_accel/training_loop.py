@@ -1,0 +1,266 @@
+"""The one training loop, and the one evaluation loop.
+
+    for each optimizer step:                      run (a RecipeRun) is called at seven moments;
+        run.step_begin()                          1 attach and 2 bind happen before the loop
+        for each micro-batch:                     3 learning rate, masks, quantization phase
+            outputs = model(inputs)
+            loss = run.loss(task loss)            4 distillation
+            backward(loss)
+        run.grads_ready()                         5 gradients complete, unclipped
+        clip, optimizer.step()
+        run.step_end()                            6 clock, ranges
+        log, evaluate, save, where due
+    run.finish()                                  7 final sparsity, ranges frozen
+
+Random numbers (dropout) of a step are drawn from a seed made of run seed, step and process, so a resumed run draws what the
+uninterrupted one drew and no random state has to be saved.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sparse_accel.errors import UsageError
+from sparse_accel.losses import task_loss
+from sparse_accel.sharding import reduce_sum
+
+if TYPE_CHECKING:
+    import numpy as np
+    from accelerate import Accelerator
+    from torch.utils.data import DataLoader
+
+    from sparse_accel.batches import GlobalBatchSampler
+    from sparse_accel.recipe_run import RecipeRun
+
+# A step that the fp16 scaler skips is tried again at half the loss scale; from 65536 this reaches 1 in 16 tries.
+_MOST_SKIPS_IN_A_ROW = 30
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When things happen, in optimizer steps; 0 stands for never."""
+
+    total_steps: int
+    log_every: int = 0
+    evaluate_every: int = 0
+    save_every: int = 0
+
+    def due(self, every: int, step: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self.total_steps)
+
+
+@dataclass
+class Averages:
+    """Means over real rows since the last log, summed on the device: no synchronization until they are read."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    rows: int = 0
+    since: float = field(default_factory=time.perf_counter)
+
+    def add(self, parts: dict[str, Tensor], real: Tensor) -> None:
+        for name, values in parts.items():
+            total = (values * real).sum()
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+
+    def take(self) -> dict[str, float]:
+        """Returns the means over all processes and rows a second, and starts anew."""
+        seconds = time.perf_counter() - self.since
+        sums = {name: float(reduce_sum(total)) for name, total in self.sums.items()}
+        figures = {f"train/{name}": total / max(self.rows, 1) for name, total in sums.items()}
+        figures["train/samples_per_second"] = self.rows / max(seconds, 1e-9)
+        self.sums, self.rows, self.since = {}, 0, time.perf_counter()
+        return figures
+
+
+def train(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader[dict[str, Tensor]],
+    sampler: GlobalBatchSampler,
+    run: RecipeRun,
+    schedule: Schedule,
+    *,
+    seed: int,
+    label_smoothing: float = 0.0,
+    max_grad_norm: float = 1.0,
+    log: Callable[[dict[str, float]], None],
+    evaluate: Callable[[], None],
+    save: Callable[[], None],
+) -> None:
+    """Trains from `run.progress` to `schedule.total_steps`, then calls `run.finish()`.
+
+    Args:
+        loader: micro-batches of `sampler`, prepared by `accelerator`.
+        seed: of the run; with step and process it seeds dropout.
+        max_grad_norm: gradients are clipped to this norm; 0 leaves them.
+        log, evaluate, save: called where the schedule says so, on every process.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, at the end of the step under way and after `save`.
+        UsageError: the loss is no longer a number.
+    """
+    averages = Averages()
+    accumulation = accelerator.gradient_accumulation_steps
+    bar = tqdm(
+        total=schedule.total_steps, initial=run.progress.step, unit=" steps", disable=not accelerator.is_main_process
+    )
+    model.train()
+    with bar, stop_after_step() as stop_asked:
+        while run.progress.step < schedule.total_steps:
+            sampler.epoch, sampler.first_step = divmod(run.progress.step, run.progress.steps_per_epoch)
+            batches = iter(loader)
+            for step_in_epoch in range(sampler.first_step, sampler.steps):
+                micro_batches = list(islice(batches, accumulation))
+                rows = sampler.rows_in_step(step_in_epoch)
+                take_step(
+                    accelerator,
+                    model,
+                    optimizer,
+                    micro_batches,
+                    run,
+                    averages,
+                    rows=rows,
+                    seed=seed,
+                    label_smoothing=label_smoothing,
+                    max_grad_norm=max_grad_norm,
+                )
+                averages.rows += rows
+                step = run.progress.step
+                bar.update()
+                bar.set_description(f"epoch {run.progress.epoch:.2f} {run.phase()}", refresh=False)
+                if step == schedule.total_steps:
+                    run.finish()
+                if step == 1 or schedule.due(schedule.log_every, step):
+                    figures = averages.take()
+                    _check_finite(figures, step)
+                    bar.set_postfix_str(f"loss {figures['train/loss']:.4f}", refresh=False)
+                    log({**figures, "train/learning_rate": run.learning_rate(), "train/epoch": run.progress.epoch})
+                if schedule.due(schedule.evaluate_every, step):
+                    evaluate()
+                    model.train()
+                    averages.since = time.perf_counter()
+                if schedule.due(schedule.save_every, step) or stop_asked():
+                    save()
+                    averages.since = time.perf_counter()
+                if stop_asked():
+                    raise KeyboardInterrupt
+                if step == schedule.total_steps:
+                    break
+
+
+def take_step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: list[dict[str, Tensor]],
+    run: RecipeRun,
+    averages: Averages,
+    *,
+    rows: int,
+    seed: int,
+    label_smoothing: float,
+    max_grad_norm: float,
+) -> None:
+    """One optimizer step on one global batch of `rows` real rows, tried again while the fp16 scaler skips it."""
+    for _ in range(_MOST_SKIPS_IN_A_ROW):
+        run.step_begin()
+        seed_step(seed, run.progress.step, accelerator.process_index)
+        for batch in micro_batches:
+            with accelerator.accumulate(model):
+                outputs = model(**{name: value for name, value in batch.items() if name not in ("labels", "row_id")})
+                losses = task_loss(outputs["logits"], batch["labels"], run.problem_type, label_smoothing)
+                losses = run.loss(losses, batch, outputs)
+                # Every real row of the global batch weighs the same, on whatever process and in whatever micro-batch.
+                # DDP averages over processes and Accelerate over micro-batches, so both are multiplied in here.
+                real = batch["row_id"] >= 0
+                parts = accelerator.num_processes * len(micro_batches)
+                accelerator.backward((losses * real).sum() * (parts / rows))
+                averages.add(run.loss_parts, real)
+                if accelerator.sync_gradients:
+                    run.grads_ready()
+                    if max_grad_norm > 0:
+                        accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+        skipped = accelerator.optimizer_step_was_skipped
+        run.step_end(skipped=skipped)
+        if not skipped:
+            return
+    raise UsageError(
+        f"gradients overflow in fp16 at step {run.progress.step}, however small the loss scale: lower --learning_rate, "
+        "or train with --bf16"
+    )
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Seeds torch's generators for one step on one process."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + process) % 2**63)
+
+
+def _check_finite(figures: dict[str, float], step: int) -> None:
+    loss = figures["train/loss"]
+    if loss != loss or loss in (float("inf"), float("-inf")):
+        raise UsageError(
+            f"the loss is {loss} at step {step}: nothing was saved after the last checkpoint. Lower --learning_rate (or the "
+            "recipe's init_lr), or train with --bf16 or float32 instead of --fp16"
+        )
+
+
+@contextmanager
+def stop_after_step() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C into a request that the loop reads between two steps; the second one interrupts at once."""
+    asked = False
+
+    def ask(signum: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, before)
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not in the main thread: Ctrl-C never arrives here
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@torch.no_grad()
+def predict(
+    accelerator: Accelerator, model: nn.Module, loader: DataLoader[dict[str, Tensor]], rows: int, problem_type: str
+) -> tuple[np.ndarray, float | None]:
+    """Returns logits (rows, labels) float32 in the order of the rows, and the mean task loss where there are labels.
+
+    Args:
+        loader: each row once (fillers aside), prepared by `accelerator`; fillers are dropped here.
+    """
+    model.eval()
+    table: Tensor | None = None
+    total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
+    labelled = False
+    for batch in tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_main_process):
+        outputs = model(**{name: value for name, value in batch.items() if name not in ("labels", "row_id")})
+        logits = outputs["logits"].float()
+        real = batch["row_id"] >= 0
+        if table is None:
+            table = torch.zeros(rows, logits.shape[1], device=logits.device)
+        table[batch["row_id"][real]] = logits[real]
+        if "labels" in batch:
+            labelled = True
+            total += (task_loss(logits, batch["labels"], problem_type) * real).sum().double()
+    assert table is not None
+    loss = float(reduce_sum(total)) / rows if labelled else None
+    return reduce_sum(table).cpu().numpy(), loss

@@ -1,0 +1,189 @@
+"""From flags to the pieces of a training run: accelerator, loaders, teacher, schedule, identity."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from torch import nn
+from torch.utils.data import DataLoader
+
+from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
+from sparse_accel.models import load_teacher
+from sparse_accel.optimizer import usual_rate
+from sparse_accel.recipe_run import RecipeRun
+from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
+from sparse_accel.sharding import launch_options
+from sparse_accel.tasks import tokenize
+from sparse_accel.teacher import Teacher
+from sparse_accel.tracking import logging_folder
+from sparse_accel.training_loop import Schedule
+
+if TYPE_CHECKING:
+    from sparse_accel.arguments import TextClassificationArguments
+    from sparse_accel.modifiers.base import Modifier
+    from sparse_accel.recipe import Recipe
+
+
+def make_accelerator(arguments: TextClassificationArguments) -> Accelerator:
+    """Returns the accelerator as flags and launcher ask for it; a flag wins over the launcher's precision."""
+    precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None
+    if precision == "fp16" and not torch.cuda.is_available():
+        print("warning: --fp16 needs a GPU and there is none here: training in float32")
+        precision = "no"
+    transformers.utils.logging.disable_progress_bar()  # one bar is enough: ours
+    return Accelerator(
+        mixed_precision=precision,
+        # The sampler makes every step of whole micro-batches, the last one of an epoch too.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=arguments.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        log_with=list(arguments.report_to) or None,
+        project_dir=logging_folder(Path(str(arguments.output_dir))),
+        kwargs_handlers=launch_options(),
+        dynamo_backend="inductor" if arguments.torch_compile else None,
+    )
+
+
+def make_collator(arguments: TextClassificationArguments, accelerator: Accelerator, tokenizer: Any, limit: int) -> Collator:
+    """Returns the collator: batches padded to their longest row, or all to the sequence length."""
+    on_tensor_cores = accelerator.device.type == "cuda" and accelerator.mixed_precision != "no"
+    length = limit if arguments.pad_to_max_length else None
+    return Collator(tokenizer, length=length, multiple=8 if on_tensor_cores else None)
+
+
+def training_loader(
+    arguments: TextClassificationArguments, accelerator: Accelerator, dataset: Any, collator: Collator
+) -> tuple[DataLoader[Any], GlobalBatchSampler]:
+    """Returns the loader of the training rows, not yet prepared, and its sampler."""
+    splits = accelerator.num_processes * accelerator.gradient_accumulation_steps
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    sampler = GlobalBatchSampler(lengths, arguments.per_device_train_batch_size, splits, seed=arguments.seed)
+    workers, pin = arguments.dataloader_num_workers, accelerator.device.type == "cuda"
+    return make_loader(dataset, sampler, collator, workers=workers, pin_memory=pin), sampler
+
+
+def evaluation_loader(
+    arguments: TextClassificationArguments, accelerator: Accelerator, dataset: Any, collator: Collator
+) -> DataLoader[Any]:
+    """Returns a prepared loader that shows each row once, in batches of like lengths."""
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    sampler = GlobalBatchSampler(lengths, arguments.per_device_eval_batch_size, accelerator.num_processes, seed=None)
+    loader = make_loader(dataset, sampler, collator, workers=arguments.dataloader_num_workers)
+    return accelerator.prepare_data_loader(loader)  # type: ignore[no-any-return]
+
+
+def steps_of_run(arguments: TextClassificationArguments, recipe: Recipe | None, steps_per_epoch: int) -> tuple[Schedule, list[str]]:
+    """Returns when things happen, in optimizer steps, and lines on flags that the recipe overrules."""
+    notices: list[str] = []
+    if recipe is not None and recipe.max_epochs > 0:
+        total = recipe.max_epochs * steps_per_epoch
+        if arguments.max_steps > 0 and arguments.max_steps != total:
+            notices.append(f"--max_steps {arguments.max_steps} is overruled: the recipe runs {recipe.max_epochs} epochs")
+        elif arguments.num_train_epochs not in (3.0, recipe.max_epochs):
+            notices.append(f"--num_train_epochs {arguments.num_train_epochs:g} is overruled: the recipe runs {recipe.max_epochs}")
+    elif arguments.max_steps > 0:
+        total = arguments.max_steps
+    else:
+        total = math.ceil(arguments.num_train_epochs * steps_per_epoch)
+
+    def every(strategy: str, steps: int) -> int:
+        return {"no": 0, "steps": steps, "epoch": steps_per_epoch}[strategy]
+
+    evaluate_every = every(arguments.eval_strategy, arguments.eval_steps or arguments.logging_steps)
+    save_every = every(arguments.save_strategy, arguments.save_steps)
+    return Schedule(total, arguments.logging_steps, evaluate_every, save_every), notices
+
+
+def make_teacher(
+    arguments: TextClassificationArguments, recipe: Recipe | None, accelerator: Accelerator, student: nn.Module
+) -> tuple[Teacher | str | None, Any]:
+    """Returns the teacher that the recipe's distillation follows and its tokenizer; None where there is none to follow."""
+    distils = recipe is not None and any(modifier.name == "DistillationModifier" for modifier in recipe.modifiers)
+    if arguments.distill_teacher in (None, "disable") or not distils:
+        return arguments.distill_teacher, None
+    teacher, tokenizer = load_teacher(arguments, student)
+    teacher.model.to(accelerator.device)
+    return teacher, tokenizer
+
+
+def fill_teacher_table(
+    arguments: TextClassificationArguments,
+    accelerator: Accelerator,
+    teacher: Teacher,
+    data: Any,
+    dataset: Any,
+    tokenizers: tuple[Any, Any],
+    limit: int,
+) -> str:
+    """Computes or finds the teacher's logits on the training rows; returns what was done, in words.
+
+    Args:
+        dataset: the training rows as the student reads them.
+        tokenizers: the student's, and the teacher's own or None. A teacher with another vocabulary reads the same texts
+            through its own tokenizer.
+    """
+    student_tokenizer, own_tokenizer = tokenizers
+    words = "its logits on the training rows"
+    if own_tokenizer is None or own_tokenizer.get_vocab() == student_tokenizer.get_vocab():
+        own_tokenizer = student_tokenizer
+    else:
+        words += ", read through its own tokenizer (the vocabularies differ)"
+        dataset = tokenize_rows(arguments, accelerator, data, own_tokenizer, limit)["train"]
+    cache = Path(arguments.cache_dir) if arguments.cache_dir else None
+    size = arguments.per_device_eval_batch_size
+    found = teacher.make_table(accelerator, dataset, own_tokenizer, batch_size=size, cache=cache)
+    return f"{words}: {'found on disk' if found else 'computed once, kept on disk'}"
+
+
+def tokenize_rows(
+    arguments: TextClassificationArguments, accelerator: Accelerator, data: Any, tokenizer: Any, limit: int
+) -> dict[str, Any]:
+    """Returns all splits tokenized; one process does the work, the others find it in the cache."""
+    with accelerator.main_process_first():
+        return tokenize(
+            data,
+            tokenizer,
+            limit,
+            num_workers=arguments.preprocessing_num_workers,
+            overwrite_cache=arguments.overwrite_cache,
+        )
+
+
+def base_rate(arguments: TextClassificationArguments, recipe: Recipe | None, total_steps: int) -> Any:
+    """Returns the learning rate by progress, as the flags say; constant where the recipe has modifiers for it."""
+    if recipe is not None and any(_sets_rate(modifier) for modifier in recipe.modifiers):
+        return lambda progress: arguments.learning_rate
+    warmup = arguments.warmup_steps or math.ceil(arguments.warmup_ratio * total_steps)
+    return usual_rate(arguments.lr_scheduler_type, arguments.learning_rate, warmup, total_steps)
+
+
+def _sets_rate(modifier: Modifier) -> bool:
+    return "LearningRate" in modifier.name
+
+
+def identity_of(
+    arguments: TextClassificationArguments,
+    run: RecipeRun,
+    model: nn.Module,
+    dataset: Any,
+    sampler: GlobalBatchSampler,
+    schedule: Schedule,
+) -> dict[str, Any]:
+    """Returns what makes this run itself: another value of any of these is another run."""
+    flags = ("seed", "learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "weight_decay")
+    flags += ("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "max_seq_length")
+    return {
+        "model": fingerprint_of_weights(model),
+        "data": fingerprint_of_rows(dataset),
+        "recipe": run.recipe.resolved() if run.recipe else None,
+        "teacher": fingerprint_of_weights(run.teacher.model) if run.teacher else None,
+        "global_batch_size": sampler.global_batch_size,
+        "total_steps": schedule.total_steps,
+        **{flag: getattr(arguments, flag) for flag in flags},
+    }
