@@ -30,9 +30,7 @@ def cosine_rate(progress: Progress, start: float, end: float, init: float, final
     return (math.cos(math.pi * _fraction(progress, start, end)) + 1) / 2 * (init - final) + final
 
 
-def cyclic_linear_rate(
-    progress: Progress, start: float, end: float, init: float, final: float, cycle: float
-) -> float:
+def cyclic_linear_rate(progress: Progress, start: float, end: float, init: float, final: float, cycle: float) -> float:
     """Falls from `init` at each cycle's first step to `final` at its last, again and again; `final` after `end`.
 
     A last cycle that `end` cuts short falls faster. A cycle of a single step is spent at `init`.

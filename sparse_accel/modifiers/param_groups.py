@@ -95,9 +95,7 @@ class SetOnceModifier(ParamGroupModifier):
         return start, start
 
 
-def governing(
-    modifiers: Iterable[ParamGroupModifier], group: int, progress: Progress
-) -> ParamGroupModifier | None:
+def governing(modifiers: Iterable[ParamGroupModifier], group: int, progress: Progress) -> ParamGroupModifier | None:
     """The modifier that sets a parameter group's value at this step: of those that cover it, the last to have started.
 
     Of two that start together a schedule comes before a single value; recipes in which neither would are refused when

@@ -110,6 +110,8 @@ class _Builder:
                 listed = ", ".join(dict.fromkeys(known)) or "none"
                 message = f"recipe_args: the recipe has no variable '{name}'.{nearest(name, known)} It has: {listed}"
                 raise RecipeError(message, self.source, key=name)
+            if is_group(name, value) or is_stage(value):
+                raise RecipeError(f"recipe_args: '{name}' cannot bring modifiers", self.source, key=name)
             for level in levels:
                 if name in _variables(level):
                     level[name] = value
@@ -214,12 +216,15 @@ class _Builder:
         if not recipe.modifiers:
             return ["the recipe has no modifiers: nothing happens"]
         end = recipe.max_epochs
-        return [
-            f"{self.source}:{self.written[id(modifier)].line_of('start_epoch')}: {modifier.name} starts at epoch "
-            f"{modifier.start_epoch:g}, where training ends: it never acts"
-            for modifier in recipe.modifiers
-            if end and modifier.start_epoch >= end
-        ]
+        lines = []
+        for modifier in recipe.modifiers if end else []:
+            place = f"{self.source}:{self.written[id(modifier)].line_of('start_epoch')}: {modifier.name}"
+            if modifier.start_epoch >= end:
+                lines.append(f"{place} starts at epoch {modifier.start_epoch:g}, where training ends: it never acts")
+                continue
+            beyond = [(epoch, event) for epoch, event in modifier.events() if epoch > end]
+            lines += [f"{place}: '{event}' at epoch {epoch:g}: training ends at {end}" for epoch, event in beyond]
+        return lines
 
 
 def _variables(level: document.Mapping) -> dict[str, Any]:

@@ -95,29 +95,31 @@ def read_source(source: str | Path, resolve_stub: Callable[[str], Path] | None) 
             raise RecipeError(f"{source}: a zoo: stub cannot be looked up here; pass the path of the recipe's file")
         source = resolve_stub(source)
     if not str(source).strip():
-        raise RecipeError("the recipe is an empty text; pass the path of a recipe's file")
+        raise RecipeError("no recipe is named: pass the path of its file")
     path = Path(source).expanduser()
-    if path.is_dir():
-        inside = sorted(file.name for file in path.iterdir() if file.suffix in ENDINGS)
-        hint = f" It holds {', '.join(inside)}: pass one of them." if inside else " It holds no recipe."
-        raise RecipeError(f"{source}: a folder, where a recipe's file is expected.{hint}")
-    if not path.exists():
-        folder = path.parent
-        if not folder.is_dir():
-            raise RecipeError(f"{source}: no such file; the folder {folder} does not exist")
-        raise RecipeError(f"{source}: no such file.{_nearest_file(path)}")
-    if path.suffix.lower() not in ENDINGS:
-        raise RecipeError(f"{source}: a recipe's file ends in {', '.join(ENDINGS)}")
     try:
+        problem = _not_a_recipe(path)
+        if problem:
+            raise RecipeError(f"{source}: {problem}")
         return path.read_bytes().decode("utf-8"), str(source)
     except UnicodeDecodeError:
         raise RecipeError(f"{source}: not a text file in UTF-8, so not a recipe") from None
-    except OSError as error:
-        raise RecipeError(f"{source}: cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _nearest_file(path: Path) -> str:
-    return nearest(path.name, [file.name for file in path.parent.iterdir() if file.suffix in ENDINGS])
+def _not_a_recipe(path: Path) -> str:
+    """Why a path cannot be a recipe's file; empty when it may be one."""
+    if path.is_dir():
+        inside = sorted(file.name for file in path.iterdir() if file.suffix.lower() in ENDINGS)
+        hint = f" It holds {', '.join(inside)}: pass one of them." if inside else ""
+        return f"a folder, where a recipe's file is expected.{hint}"
+    if not path.exists():
+        if not path.parent.is_dir():
+            return f"no such file; the folder {path.parent} does not exist"
+        beside = [file.name for file in path.parent.iterdir() if file.suffix.lower() in ENDINGS]
+        return f"no such file.{nearest(path.name, beside)}"
+    return "" if path.suffix.lower() in ENDINGS else f"a recipe's file ends in {', '.join(ENDINGS)}"
 
 
 def parse(text: str, source: str) -> Mapping:
@@ -192,11 +194,15 @@ class _Values:
             raise RecipeError(f"the recipe expands to more than {MOST_VALUES} values", self.source, line)
         if not node.tag.startswith(_STANDARD):
             return Tagged(node.tag.lstrip("!"), self.tagged_keys(node))
-        if isinstance(node, MappingNode):
-            return self.mapping(node)
-        if isinstance(node, SequenceNode):
-            return [self.value(entry) for entry in node.value]
-        return self.scalar(node)
+        match node.tag.removeprefix(_STANDARD), node:
+            case "map", MappingNode():
+                return self.mapping(node)
+            case "seq", SequenceNode():
+                return [self.value(entry) for entry in node.value]
+            case kind, ScalarNode():
+                return self.scalar(node)
+            case kind, _:
+                raise RecipeError(f"the tag '!!{kind}' means nothing in a recipe", self.source, line)
 
     def tagged_keys(self, node: Node) -> Mapping:
         if isinstance(node, MappingNode):
@@ -271,4 +277,3 @@ def parse_scalar(text: str) -> Any:
         return _Values(loader, "").value(node) if node else None
     except (yaml.YAMLError, RecipeError, RecursionError) as error:
         raise ValueError(str(error)) from None
-

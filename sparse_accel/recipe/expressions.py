@@ -46,8 +46,8 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], int, int]] = {
     "abs": (abs, 1, 1),
     "float": (float, 1, 1),
     "int": (int, 1, 1),
-    "max": (max, 1, LONGEST),
-    "min": (min, 1, LONGEST),
+    "max": (max, 2, LONGEST),
+    "min": (min, 2, LONGEST),
     "round": (round, 1, 2),
 }
 
@@ -158,7 +158,7 @@ class _Parser:
             raise ExpressionError(f"'{name}' is not a function here; there are {', '.join(_FUNCTIONS)}")
         function, fewest, most = _FUNCTIONS[name]
         if not fewest <= len(arguments) <= most:
-            raise ExpressionError(f"{name}() does not take {len(arguments)} arguments")
+            raise ExpressionError(f"{name}() does not take this number of arguments: {len(arguments)}")
         if name == "round" and not all(isinstance(digits, int) and abs(digits) <= DEEPEST for digits in arguments[1:]):
             raise ExpressionError(f"the digits that round() keeps must be a whole number of at most {DEEPEST}")
         return _checked(function(*arguments))

@@ -17,7 +17,7 @@ def parse_recipe_args(recipe_args: str | dict[str, Any] | None) -> dict[str, Any
     if recipe_args is None:
         return {}
     if isinstance(recipe_args, dict):
-        return {_name(name): value for name, value in recipe_args.items()}
+        return {_name(name): _plain(name, value) for name, value in recipe_args.items()}
     text = recipe_args.strip()
     if not text:
         return {}
@@ -45,7 +45,7 @@ def _parse_json(text: str) -> dict[str, Any]:
         ) from None
     if not isinstance(values, dict):
         raise RecipeError(f"""recipe_args: expected a JSON object such as '{{"num_epochs": 12}}', got {text}""")
-    return {_name(name): value for name, value in values.items()}
+    return values
 
 
 def _parse_pairs(text: str) -> dict[str, Any]:
@@ -84,3 +84,17 @@ def _name(name: Any) -> str:
     if not isinstance(name, str):
         raise RecipeError(f"recipe_args: {name!r} is not the name of a variable")
     return name
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value from a program as a recipe's text would give it: numbers of NumPy, for one, become plain."""
+    if isinstance(value, dict):
+        return {_plain(name, key): _plain(name, entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(name, entry) for entry in value]
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    raise RecipeError(f"recipe_args: the value of '{name}' is {value!r}, which a recipe cannot hold", key=name)

@@ -56,9 +56,7 @@ class Recipe:
     @property
     def variables(self) -> dict[str, Any]:
         """The top-level variables, evaluated."""
-        return {
-            key: value for key, value in self.content.items() if not is_group(key, value) and not is_stage(value)
-        }
+        return {key: value for key, value in self.content.items() if not is_group(key, value) and not is_stage(value)}
 
     def select(self, kind: type[AnyModifier]) -> list[AnyModifier]:
         """The modifiers of one class, in order of application."""
@@ -66,8 +64,9 @@ class Recipe:
 
     def timeline(self) -> list[tuple[float, str]]:
         """What happens when: (epoch, event), by epoch."""
-        events = [event for modifier in self.modifiers for event in modifier.events()]
-        return sorted(events, key=lambda event: event[0])  # of one epoch, in order of application
+        # Of one epoch, what ends first comes last: the end of training closes the table.
+        events = [event for modifier in reversed(self.modifiers) for event in modifier.events()]
+        return sorted(events, key=lambda event: event[0])
 
     def resolved(self) -> str:
         """The recipe as YAML with variables evaluated and defaults filled in, which reads back to an equal recipe."""

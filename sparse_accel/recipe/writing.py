@@ -22,7 +22,8 @@ class _Dumper(Emitter, Serializer, SafeRepresenter, CoreSchema):
         Emitter.__init__(self, stream, width=120, allow_unicode=True)
         Serializer.__init__(self)
         SafeRepresenter.__init__(self, sort_keys=False)
-        self.default_flow_style = None  # [a, b] for lists of scalars, one line an entry for all else
+        # PyYAML's own middle way: [a, b] for lists of scalars, one line an entry for all else
+        self.default_flow_style = None  # type: ignore[assignment]
         CoreSchema.__init__(self)
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
@@ -44,6 +45,12 @@ def _represent_modifier(dumper: _Dumper, modifier: Modifier) -> Node:
     return dumper.represent_mapping(f"!{modifier.name}", field_values(modifier).items(), flow_style=False)
 
 
+def _represent_text(dumper: _Dumper, text: str) -> Node:
+    style = '"' if set(text) & set("\x85\u2028\u2029") else None  # line breaks to YAML 1.1, which PyYAML would fold
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(_Block, _represent_block)
 _Dumper.add_multi_representer(Modifier, _represent_modifier)
 
@@ -54,4 +61,6 @@ def write_recipe(content: dict[str, Any]) -> str:
     short = {key: value for key, value in content.items() if key not in long}
     parts = [short] if short else []
     parts += [{key: content[key]} for key in long]
+    if not parts:
+        return "{}\n"
     return "\n".join(yaml.dump(_Block(part), Dumper=_Dumper) for part in parts)
