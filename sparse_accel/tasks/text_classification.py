@@ -243,6 +243,9 @@ class _LabelReader:
             self.problem_type, self.indicators, self.names = problem_type or SINGLE_LABEL, False, self.model_names
             return
         self.problem_type = problem_type or find_problem_type(teaching, column)
+        if len(self.model_names) > 1 and self.problem_type == REGRESSION:
+            # Numbers for a model of classes: reading them as names says which row does not fit.
+            self.problem_type = SINGLE_LABEL
         self.indicators = self.problem_type == MULTI_LABEL and are_indicators(teaching, column)
         self.names = self.model_names or self._names_in(teaching)
         if training and self.problem_type != REGRESSION:
