@@ -21,7 +21,7 @@ from sparse_accel.recipe.expressions import (
     expression_in,
 )
 
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
@@ -54,7 +54,9 @@ def _called(parts: tuple[str, Pair, Pair]) -> Pair:
     if name in ("max", "min"):
         function = max if name == "max" else min
         return f"{name}({left}, {right})", lambda: function(compute_left(), compute_right())
-    single: Callable[[Any], Any] = {"abs": abs, "int": int, "float": float, "round": round, "-": operator.neg}[name]
+    singles: dict[str, Callable[[Any], Any]]
+    singles = {"abs": abs, "int": int, "float": float, "round": round, "-": operator.neg}
+    single = singles[name]
     return f"{name}({left})", lambda: single(compute_left())
 
 

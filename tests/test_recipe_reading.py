@@ -17,11 +17,12 @@ from sparse_accel.modifiers.learning_rate import LearningRateFunctionModifier, S
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.recipe import Recipe, RecipeError, load_recipe
 from sparse_accel.recipe.fields import TypeMismatch, convert
+from sparse_accel.zoo import RECIPES
 
 FOLDER = Path(__file__).parent / "golden"
 GOLDEN = json.loads((FOLDER / "recipe.json").read_text())["cases"]
-SST2 = FOLDER / "sst2.yaml"
-DENSE = FOLDER / "dense.yaml"
+SST2 = RECIPES / "sst2_pruned90_quant.yaml"  # both as the tutorial prints them
+DENSE = RECIPES / "sst2_dense.yaml"
 ROTTEN_TOMATOES_ARGS = '{"num_epochs":12,"qat_start_epoch":7.0, "observer_epoch": 11.0}'
 
 

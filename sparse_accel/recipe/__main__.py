@@ -12,6 +12,7 @@ import sys
 
 from sparse_accel.errors import run_main
 from sparse_accel.recipe import Recipe, load_recipe
+from sparse_accel.zoo import recipe_path
 
 
 def main() -> None:
@@ -19,13 +20,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m sparse_accel.recipe", description="Checks a recipe and prints what it does, epoch by epoch."
     )
-    parser.add_argument("recipe", help="path of a .yaml, .yml or .md file")
+    parser.add_argument("recipe", help="path of a .yaml, .yml or .md file, or a zoo: stub")
     parser.add_argument("--recipe_args", metavar="ARGS", help="""replace variables: '{"num_epochs": 12}' or a=1,b:2""")
     parser.add_argument("--resolved", action="store_true", help="print the recipe with everything filled in, as YAML")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
-    recipe = load_recipe(arguments.recipe, arguments.recipe_args)
+    recipe = load_recipe(arguments.recipe, arguments.recipe_args, recipe_path)
     print(recipe.resolved() if arguments.resolved else timeline_table(recipe), end="")
     for line in recipe.notes:
         print(f"note: {line}", file=sys.stderr)
