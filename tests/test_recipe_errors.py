@@ -145,6 +145,7 @@ def test_an_expression_names_its_line(value: str, parts: list[str]) -> None:
         ("? [a]\n: 2\n", 1, ["a key is a name"]),
         ("mods:\n  - !EpochRangeModifier {end_epoch: 1}\n", 2, ["under 'mods'", "mods_modifiers"]),
         ("modifiers:\n  a: 1\n", 1, ["must hold a list"]),
+        ("stage:\n  x_modifiers:\n    EpochRangeModifier: {end_epoch: 1}\n", 2, ["must hold a list"]),
         ("modifiers: !EpochRangeModifier {end_epoch: 1}\n", 1, ["must hold a list"]),
         ("s:\n  x_modifiers: []\n  t:\n    y_modifiers: []\n", 3, ["'t' stands inside the stage 's'"]),
         ("a: eval(b)\nb: eval(a)\n", 1, ["a -> b -> a"]),

@@ -71,6 +71,18 @@ def test_order_and_length_are_the_old_tools() -> None:
     assert load_recipe(GOLDEN["eval_in"]).max_epochs == 21  # 20.25, rounded up
 
 
+def test_epochs_that_differ_by_rounding_are_one_moment() -> None:
+    text = """
+end: eval(0.1 * 3)
+modifiers:
+  - !EpochRangeModifier {end_epoch: 0.3}
+  - !LearningRateFunctionModifier {lr_func: linear, init_lr: 1, final_lr: 0, end_epoch: eval(end)}
+"""
+    text += "  - !SetLearningRateModifier {start_epoch: 0.3, learning_rate: 0.1}\n"
+    assert load_recipe(text, "end=eval(0.1 + 0.2)").variables["end"] > 0.3
+    assert load_recipe("modifiers:\n  - !EpochRangeModifier {end_epoch: eval((0.1 + 0.2) * 10)}\n").max_epochs == 3
+
+
 def test_both_indentations_of_the_tutorial_give_the_same() -> None:
     deep = "m_modifiers:\n  - !EpochRangeModifier\n      start_epoch: 0\n      end_epoch: 3\n"
     even = "m_modifiers:\n  - !EpochRangeModifier\n    start_epoch: 0\n    end_epoch: 3\n"
@@ -95,6 +107,7 @@ MINIMAL = "n: 3\nmodifiers:\n  - !EpochRangeModifier\n    end_epoch: eval(n)\n"
         ("a.yaml", "%YAML 1.2\n---\n" + MINIMAL + "...\n"),
         ("a.md", f"---\n{MINIMAL}---\n# A model\n\n---\ntext: [\n"),
         ("a.md", f"\n+++\n{MINIMAL}+++\n# A model\n"),
+        ("a.md", f"<!--\nA licence\n---\n-->\n\n---\n{MINIMAL}---\n"),
         ("a.md", f"---\r\n{MINIMAL}---\r\n".replace("\n", "\r\n").replace("\r\r", "\r")),
     ],
 )

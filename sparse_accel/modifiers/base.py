@@ -7,8 +7,7 @@ arithmetic lives in modules beside this package (masks, fake_quantize, losses); 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,9 +30,13 @@ class FieldError(ValueError):
         self.other = other
 
 
+# Epochs nearer than this are one moment, as in `Progress.reached`: eval(0.1 * 3) is the same time as 0.3.
+ROUNDING = 1e-6
+
+
 def spans_overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
     """True when two spans of epochs share more than an end point."""
-    return max(one[0], other[0]) < min(one[1], other[1])
+    return max(one[0], other[0]) < min(one[1], other[1]) - ROUNDING
 
 
 @dataclass(kw_only=True)

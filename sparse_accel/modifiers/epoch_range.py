@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from sparse_accel.modifiers.base import FieldError, Modifier
+from sparse_accel.modifiers.base import ROUNDING, FieldError, Modifier
 
 
 @dataclass(kw_only=True)
@@ -28,7 +28,7 @@ class EpochRangeModifier(Modifier):
         for other in others:
             for key in ("start_epoch", "end_epoch"):
                 epoch = getattr(other, key)
-                if epoch > end:
+                if epoch > end + ROUNDING:
                     raise FieldError(
                         "end_epoch",
                         f"training ends at epoch {end:g}, but {other.name} has {key} {epoch:g}, beyond it",

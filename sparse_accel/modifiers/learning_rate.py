@@ -7,15 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sparse_accel.errors import nearest
-from sparse_accel.modifiers.base import FieldError
+from sparse_accel.modifiers.base import ROUNDING, FieldError
 from sparse_accel.modifiers.param_groups import ParamGroupModifier, SetOnceModifier
 
 if TYPE_CHECKING:
     from sparse_accel.progress import Progress
-
-# An epoch that falls on a step up to this much is reached at that step, as in `Progress.reached`.
-_ROUNDING = 1e-6
-
 
 # --- schedules: the rate at a step; start, end and cycle are epochs, start not negative ---------------------------
 
@@ -38,7 +34,7 @@ def cyclic_linear_rate(progress: Progress, start: float, end: float, init: float
     if progress.reached(end):
         return final
     origin, length = start * progress.steps_per_epoch, cycle * progress.steps_per_epoch
-    number = max(math.floor((progress.step - origin + _ROUNDING) / length), 0)
+    number = max(math.floor((progress.step - origin + ROUNDING) / length), 0)
     first = _first_step(start + number * cycle, progress)
     following = _first_step(min(start + (number + 1) * cycle, end), progress)
     steps = following - first
@@ -60,7 +56,7 @@ def multi_step_rate(progress: Progress, init: float, gamma: float, milestones: l
 def cosine_restarts_rate(progress: Progress, start: float, init: float, final: float, cycle: float) -> float:
     """Half a cosine wave from `init` towards `final` in each cycle (Loshchilov & Hutter 2017, arXiv 1608.03983)."""
     cycles = max(progress.epoch - start, 0.0) / cycle
-    fraction = max(cycles - math.floor(cycles + _ROUNDING), 0.0)
+    fraction = max(cycles - math.floor(cycles + ROUNDING), 0.0)
     return (math.cos(math.pi * fraction) + 1) / 2 * (init - final) + final
 
 
@@ -70,7 +66,7 @@ def _fraction(progress: Progress, start: float, end: float) -> float:
 
 def _first_step(epoch: float, progress: Progress) -> int:
     """The first step that begins at or after an epoch."""
-    return math.ceil(epoch * progress.steps_per_epoch - _ROUNDING)
+    return math.ceil(epoch * progress.steps_per_epoch - ROUNDING)
 
 
 # --- modifiers --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sparse_accel.errors import UsageError
-from sparse_accel.modifiers.base import FieldError, Modifier
+from sparse_accel.modifiers.base import ROUNDING, FieldError, Modifier
 
 if TYPE_CHECKING:
     from sparse_accel.progress import Progress
@@ -44,14 +44,14 @@ class ParamGroupModifier(Modifier):
             if not isinstance(other, ParamGroupModifier) or other.setting != self.setting or not self.overlaps(other):
                 continue
             (start, _), (other_start, other_end) = self.span, other.span
-            if other_start < start < other_end:
+            if other_start + ROUNDING < start < other_end - ROUNDING:
                 until = "the end" if other.end_epoch == -1 else f"epoch {other_end:g}"
                 message = (
                     f"epoch {start:g} lies within the time of {other.name}, epoch {other_start:g} to {until}, and both "
                     "set the same parameter groups: move one of them"
                 )
                 raise FieldError("start_epoch", message, other)
-            if start == other_start and self.precedence == other.precedence:
+            if abs(start - other_start) <= ROUNDING and self.precedence == other.precedence:
                 message = f"two modifiers set the same value of the same parameter groups at epoch {start:g}"
                 raise FieldError("start_epoch", message, other)
 
@@ -102,4 +102,4 @@ def governing(modifiers: Iterable[ParamGroupModifier], group: int, progress: Pro
     they are read. None until the first starts. The order of `modifiers` does not matter.
     """
     started = [m for m in modifiers if m.covers(group) and progress.reached(m.start_epoch)]
-    return max(started, key=lambda modifier: (modifier.span[0], modifier.precedence), default=None)
+    return max(started, key=lambda modifier: (round(modifier.span[0], 6), modifier.precedence), default=None)

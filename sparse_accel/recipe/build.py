@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sparse_accel.errors import nearest
-from sparse_accel.modifiers.base import FieldError, Modifier
+from sparse_accel.modifiers.base import ROUNDING, FieldError, Modifier
 from sparse_accel.recipe import document
 from sparse_accel.recipe.document import Tagged
 from sparse_accel.recipe.errors import RecipeError
@@ -219,10 +219,10 @@ class _Builder:
         lines = []
         for modifier in recipe.modifiers if end else []:
             place = f"{self.source}:{self.written[id(modifier)].line_of('start_epoch')}: {modifier.name}"
-            if modifier.start_epoch >= end:
+            if modifier.start_epoch >= end - ROUNDING:
                 lines.append(f"{place} starts at epoch {modifier.start_epoch:g}, where training ends: it never acts")
                 continue
-            beyond = [(epoch, event) for epoch, event in modifier.events() if epoch > end]
+            beyond = [(epoch, event) for epoch, event in modifier.events() if epoch > end + ROUNDING]
             lines += [f"{place}: '{event}' at epoch {epoch:g}: training ends at {end}" for epoch, event in beyond]
         return lines
 

@@ -26,6 +26,11 @@ ENDINGS = (".yaml", ".yml", ".md")
 # Far beyond any recipe: aliases can make a short text expand without end.
 MOST_VALUES = 20_000
 
+# Comments may stand before it: many a recipe begins with its licence.
+_FRONT_MATTER = re.compile(
+    r"\s*(?:<!--.*?-->\s*)*^(?P<mark>---|\+\+\+)[ \t]*\n(?P<yaml>.*?)^(?P=mark)[ \t]*$", re.DOTALL | re.MULTILINE
+)
+
 _STANDARD = "tag:yaml.org,2002:"
 
 
@@ -146,19 +151,13 @@ def parse(text: str, source: str) -> Mapping:
 
 
 def _front_matter(text: str, source: str) -> str:
-    """The front matter's lines in place, all others blank, so that line numbers stay; the text itself without one."""
+    """The front matter alone, after as many empty lines as stood before it; the text itself where there is none."""
     markdown = source.lower().endswith(".md")
     if not markdown and source != "<text>":
         return text
-    lines = text.split("\n")
-    marks = [number for number, line in enumerate(lines) if line.rstrip() in ("---", "+++")]
-    opened = bool(marks) and not any(line.strip() for line in lines[: marks[0]])
-    closing = [number for number in marks[1:] if lines[number].rstrip() == lines[marks[0]].rstrip()]
-    if opened and closing:
-        return "\n" * (marks[0] + 1) + "\n".join(lines[marks[0] + 1 : closing[0]]) + "\n"
-    if opened and lines[marks[0]].rstrip() == "---" and not markdown:
-        return text  # an ordinary YAML document start
-    if markdown or opened:
+    if found := _FRONT_MATTER.match(text):
+        return "\n" * text.count("\n", 0, found.start("yaml")) + found["yaml"]
+    if markdown or text.lstrip().startswith("+++"):
         raise RecipeError("a Markdown recipe begins with YAML between two `---` lines (or two `+++` lines)", source, 1)
     return text
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sparse_accel.modifiers.base import Modifier
+from sparse_accel.modifiers.base import ROUNDING, Modifier
 from sparse_accel.recipe.fields import field_values
 from sparse_accel.recipe.writing import write_recipe
 
@@ -21,8 +21,11 @@ def is_group(key: object, value: object) -> bool:
 
 
 def is_stage(value: object) -> bool:
-    """True for a mapping that lists modifiers of its own."""
-    return isinstance(value, dict) and any(is_group(key, entry) for key, entry in value.items())
+    """True for a mapping with modifiers of its own, were they in a list, as they must be, or not."""
+    return isinstance(value, dict) and any(
+        isinstance(key, str) and "modifiers" in key and not isinstance(entry, str | int | float)
+        for key, entry in value.items()
+    )
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Recipe:
     @property
     def max_epochs(self) -> int:
         """Epochs that the recipe asks for: its largest start or end, rounded up; 0 when it names none."""
-        return max((math.ceil(max(m.start_epoch, m.end_epoch, 0)) for m in self.modifiers), default=0)
+        return max((math.ceil(max(m.start_epoch, m.end_epoch, 0) - ROUNDING) for m in self.modifiers), default=0)
 
     @property
     def variables(self) -> dict[str, Any]:
