@@ -23,7 +23,7 @@ TRACKERS = ("wandb", "tensorboard")
 _STRATEGIES = ("no", "steps", "epoch")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Model:
     """Model and recipe."""
 
@@ -49,7 +49,7 @@ class _Model:
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Data:
     """Data. One of task_name, dataset_name, or files."""
 
@@ -90,7 +90,7 @@ class _Data:
     overwrite_cache: bool = flag(False, "tokenize again although the result of an earlier run is at hand")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Training:
     """Training."""
 
@@ -127,7 +127,7 @@ class _Training:
     seed: int = flag(42, "of the fresh head, dropout, order of rows, and every draw of rows", at_least=0, below=2**32)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Evaluation:
     """Evaluation and prediction."""
 
@@ -156,7 +156,7 @@ class _Evaluation:
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Saving:
     """Saving and tracking."""
 
@@ -171,7 +171,7 @@ class _Saving:
     debug: bool = flag(False, "show the traceback of a usage error")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Machine:
     """Precision and speed."""
 
@@ -182,7 +182,7 @@ class _Machine:
     dataloader_num_workers: int = flag(0, "processes that make batches, beside each training process", at_least=0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TextClassificationArguments(_Model, _Data, _Training, _Evaluation, _Saving, _Machine):
     """Arguments of scripts/text_classification.py, checked.
 

@@ -62,6 +62,7 @@ def test_multi_label_by_hand() -> None:
     assert compute_metrics("default", MULTI, logits, labels) == pytest.approx(expected)
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
 @given(st.data())
 def test_single_label_agrees_with_scikit_learn(data: st.DataObject) -> None:
     rows = data.draw(st.integers(2, 30))

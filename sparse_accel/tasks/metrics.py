@@ -5,6 +5,7 @@ GLUE's are the official ones (https://arxiv.org/abs/1804.07461); where a task ha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ def compute_metrics(
     Returns:
         `metric_names` -> plain floats. A correlation with an unvarying column, which is undefined, is 0.
     """
+    names = metric_names(metrics, problem_type)
     logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if problem_type == REGRESSION:
         figures = _regression(logits.reshape(len(labels)), labels.astype(np.float64))
@@ -71,23 +73,22 @@ def compute_metrics(
         # A logit above 0 is a probability above one half.
         figures = _multi_label(logits > 0, labels > 0.5)
     else:
-        figures = _single_label(logits.argmax(axis=-1), labels, logits.shape[-1])
-    names = metric_names(metrics, problem_type)
+        figures = _single_label(logits.argmax(axis=-1), labels, names)
     if "combined_score" in names:
         figures["combined_score"] = sum(figures[name] for name in names[:2]) / 2
     return {name: float(figures[name]) for name in names}
 
 
-def _single_label(predictions: NDArray[np.intp], labels: NDArray[Any], count: int) -> dict[str, float]:
-    both_seen = np.union1d(predictions, labels)
-    return {
-        "accuracy": accuracy_score(labels, predictions),
-        # Macro over labels that occur: one that neither the rows nor the model name says nothing.
-        "f1_macro": f1_score(labels, predictions, labels=both_seen, average="macro", zero_division=0),
+def _single_label(predictions: NDArray[np.intp], labels: NDArray[Any], names: tuple[str, ...]) -> dict[str, float]:
+    figures: dict[str, Callable[[], float]] = {
+        "accuracy": lambda: accuracy_score(labels, predictions),
+        # Over the labels that occur: one that neither the rows nor the model names says nothing.
+        "f1_macro": lambda: f1_score(labels, predictions, average="macro", zero_division=0),
         # Of label 1, as GLUE has it: paraphrase, duplicate.
-        "f1": f1_score(labels, predictions, labels=[1], average="macro", zero_division=0),
-        "matthews_correlation": matthews_corrcoef(labels, predictions),
+        "f1": lambda: f1_score(labels, predictions, labels=[1], average="macro", zero_division=0),
+        "matthews_correlation": lambda: matthews_corrcoef(labels, predictions),
     }
+    return {name: figure() for name, figure in figures.items() if name in names}
 
 
 def _multi_label(predictions: NDArray[np.bool_], labels: NDArray[np.bool_]) -> dict[str, float]:

@@ -1,0 +1,175 @@
+"""Datasets of the Hub, by the real loading code, from a Hub on loopback; and what is said when there is none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from stand_in_hub import StandInHub
+
+from sparse_accel.tasks.sources import MOVED
+
+ROTTEN_TOMATOES = "cornell-movie-review-data/rotten_tomatoes"
+
+# Arguments of each load as JSON -> what was loaded, or the refusal, as JSON. The environment must stand before imports.
+LOAD = """
+import json, sys
+from sparse_accel.arguments import TextClassificationArguments
+from sparse_accel.errors import UsageError
+from sparse_accel.tasks import load_text_classification
+for flags in json.loads(sys.argv[1]):
+    try:
+        arguments = TextClassificationArguments(model_name_or_path="model", output_dir="out", **flags)
+        data = load_text_classification(arguments)
+    except UsageError as error:
+        print(json.dumps({"error": str(error)}))
+    else:
+        loaded = {name: getattr(data, name) for name in ("text_columns", "label_names", "problem_type", "metrics")}
+        print(json.dumps(loaded | {"splits": {split: rows[:] for split, rows in data.splits.items()}}))
+"""
+
+
+def parquet(folder: Path, name: str, columns: dict[str, list[Any]], names: list[str] | None) -> Path:
+    features = {column: Value("string") for column in columns} | {"idx": Value("int32")}
+    features["label"] = ClassLabel(names=names) if names else Value("float32")
+    rows = columns | {"idx": list(range(len(columns["label"])))}
+    file = folder / f"{name}.parquet"
+    Dataset.from_dict(rows, features=Features(features)).to_parquet(file)
+    return file
+
+
+def card(configs: dict[str, list[str]]) -> str:
+    """The README of a dataset with several configurations."""
+    lines = ["---", "configs:"]
+    for config, splits in configs.items():
+        lines += [f"- config_name: {config}", "  data_files:"]
+        lines += [f"  - split: {split}\n    path: {config}/{split}-*" for split in splits]
+    return "\n".join([*lines, "---", ""])
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInHub]:
+    made = tmp_path_factory.mktemp("made")
+    hub = StandInHub(tmp_path_factory.mktemp("hub"))
+    reviews = parquet(made, "reviews", {"text": ["good", "bad"], "label": [1, 0]}, ["neg", "pos"])
+    splits = ("train", "validation", "test")
+    hub.add_dataset(ROTTEN_TOMATOES, {f"data/{split}-00000-of-00001.parquet": reviews for split in splits})
+    hub.add_dataset("stanfordnlp/imdb", {f"data/{split}-00000-of-00001.parquet": reviews for split in splits[::2]})
+
+    sst2: dict[str, Any] = {"sentence": ["good", "bad"], "label": [1, 0]}
+    mnli: dict[str, Any] = {"premise": ["p", "q"], "hypothesis": ["h", "i"], "label": [2, 0]}
+    stsb: dict[str, Any] = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [2.0, 4.5]}
+    unpublished: dict[str, Any] = {"label": [-1, -1]}
+    files: dict[str, Path] = {}
+    layout: dict[str, tuple[dict[str, Any], list[str] | None, list[str]]] = {
+        "sst2": (sst2, ["negative", "positive"], list(splits)),
+        "stsb": (stsb, None, list(splits)),
+        "mnli": (mnli, ["entailment", "neutral", "contradiction"], [
+            "train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched"]),
+    }  # fmt: skip
+    for config, (columns, names, own_splits) in layout.items():
+        for split in own_splits:
+            rows = columns | unpublished if split.startswith("test") else columns
+            file = parquet(made, f"{config}-{split}", rows, names)
+            files[f"{config}/{split}-00000-of-00001.parquet"] = file
+    readme = card({config: own_splits for config, (_, _, own_splits) in layout.items()})
+    hub.add_dataset("nyu-mll/glue", {"README.md": readme, **files})
+    hub.add_dataset("someone/with_code", {"with_code.py": "raise SystemExit('this must never run')"})
+    with hub:
+        yield hub
+
+
+def load(hub: StandInHub, home: Path, *runs: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
+    command = [sys.executable, "-c", LOAD, json.dumps(runs)]
+    environment = hub.environment(home) | environment
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+TRAIN = {"do_train": True, "do_eval": True}
+
+
+def test_datasets_of_the_hub(hub: StandInHub, tmp_path: Path) -> None:
+    short, full, on_test, held_out = load(
+        hub,
+        tmp_path,
+        TRAIN | {"dataset_name": "rotten_tomatoes", "input_column_names": ("text",), "label_column_name": "label"},
+        TRAIN | {"dataset_name": ROTTEN_TOMATOES},
+        TRAIN | {"dataset_name": "imdb", "eval_on_test": True},
+        TRAIN | {"dataset_name": "imdb"},
+    )
+    rows = {"text": ["good", "bad"], "label": ["pos", "neg"]}
+    assert short == full
+    assert full["splits"] == {"train": rows, "validation": rows}
+    assert (full["text_columns"], full["label_names"], full["metrics"]) == (["text"], ["neg", "pos"], "default")
+    assert on_test["splits"]["validation"] == rows
+    assert held_out["error"] == (
+        "stanfordnlp/imdb has no validation rows, which --do_eval needs: add --validation_ratio 0.1 to hold out a "
+        "tenth of the training rows, or --eval_on_test."
+    )
+
+
+def test_glue(hub: StandInHub, tmp_path: Path) -> None:
+    everything = TRAIN | {"do_predict": True}
+    sst2, mnli, stsb, on_test, by_name = load(
+        hub,
+        tmp_path,
+        everything | {"task_name": "sst2"},
+        everything | {"task_name": "mnli"},
+        everything | {"task_name": "stsb"},
+        {"task_name": "sst2", "do_eval": True, "eval_on_test": True},
+        TRAIN | {"dataset_name": "glue", "dataset_config_name": "sst2"},
+    )
+    rows = {"sentence": ["good", "bad"], "label": ["positive", "negative"]}
+    assert sst2["splits"] == {"train": rows, "validation": rows, "test": {"sentence": ["good", "bad"]}}
+    assert (sst2["label_names"], sst2["metrics"]) == (["negative", "positive"], "sst2")
+    pairs = {"premise": ["p", "q"], "hypothesis": ["h", "i"]}
+    labelled, unlabelled = pairs | {"label": ["contradiction", "entailment"]}, pairs
+    assert list(mnli["splits"]) == ["train", "validation", "validation_mismatched", "test", "test_mismatched"]
+    assert mnli["splits"]["validation_mismatched"] == labelled and mnli["splits"]["test_mismatched"] == unlabelled
+    assert mnli["label_names"] == ["entailment", "neutral", "contradiction"]
+    assert (stsb["problem_type"], stsb["label_names"]) == ("regression", ["score"])
+    assert stsb["splits"]["train"]["label"] == [2.0, 4.5] and "label" not in stsb["splits"]["test"]
+    assert "has no labels (column 'label'), so it can be predicted and not evaluated." in on_test["error"]
+    assert by_name["splits"]["train"] == rows
+
+
+def test_what_the_hub_does_not_have(hub: StandInHub, tmp_path: Path) -> None:
+    unknown, short, config, code = load(
+        hub,
+        tmp_path,
+        TRAIN | {"dataset_name": "nobody/nothing"},
+        TRAIN | {"dataset_name": "rotten_tomatos"},
+        TRAIN | {"dataset_name": "glue", "dataset_config_name": "sst3"},
+        TRAIN | {"dataset_name": "someone/with_code"},
+    )
+    assert "the Hub has no dataset nobody/nothing that can be read from here" in unknown["error"]
+    assert "is neither a local folder nor a full Hub id, OWNER/NAME. Did you mean 'rotten_tomatoes'?" in short["error"]
+    assert "sst2" in config["error"] and "--dataset_config_name" in config["error"]
+    assert "someone/with_code" in code["error"] and "code" in code["error"]
+
+
+def test_unreachable_hub(hub: StandInHub, tmp_path: Path) -> None:
+    first, *_ = load(hub, tmp_path, TRAIN | {"dataset_name": "rotten_tomatoes"})
+    cached, missing = load(
+        hub,
+        tmp_path,
+        TRAIN | {"dataset_name": "rotten_tomatoes"},
+        TRAIN | {"dataset_name": "imdb"},
+        HF_HUB_OFFLINE="1",
+    )
+    assert cached == first
+    assert f"stanfordnlp/imdb cannot be fetched from {hub.url}" in missing["error"]
+    assert "not in the local cache" in missing["error"] and "HF_ENDPOINT=" in missing["error"]
+
+
+def test_moves_are_full_ids() -> None:
+    for short, full in MOVED.items():
+        assert "/" not in short and full.count("/") == 1

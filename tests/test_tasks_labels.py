@@ -1,0 +1,324 @@
+"""Labels: their kinds, names and faults; draws of rows; how names of data and model meet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, List, Value
+from hypothesis import given
+from hypothesis import strategies as st
+from test_tasks_files import load, refusal, write
+
+from sparse_accel.errors import UsageError
+from sparse_accel.tasks import TextClassificationData, align_labels, match_names
+from sparse_accel.tasks.labels import name_order
+from sparse_accel.tasks.splitting import draw, hold_out
+
+SINGLE, REGRESSION, MULTI = "single_label_classification", "regression", "multi_label_classification"
+
+
+def rows_of(labels: list[Any]) -> list[dict[str, Any]]:
+    return [{"text": f"text {row}", "label": label} for row, label in enumerate(labels)]
+
+
+@pytest.fixture
+def of(tmp_path: Path) -> Callable[..., TextClassificationData]:
+    """Loads a training file with these labels."""
+    return lambda labels, suffix=".jsonl": load(
+        train_file=write(tmp_path / f"train{suffix}", rows_of(labels)), do_train=True
+    )
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Callable[..., str]:
+    """Loads files with these labels, and returns the refusal."""
+
+    def refuse(labels: list[Any], validation: list[Any] | None = None, suffix: str = ".jsonl") -> str:
+        flags: dict[str, Any] = {"train_file": write(tmp_path / f"train{suffix}", rows_of(labels)), "do_train": True}
+        if validation is not None:
+            flags |= {"validation_file": write(tmp_path / f"dev{suffix}", rows_of(validation)), "do_eval": True}
+        return refusal(**flags).replace(str(tmp_path) + "/", "")
+
+    return refuse
+
+
+# --- kinds ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize(
+    ("labels", "problem_type", "names"),
+    [
+        ([1, 0, 1], SINGLE, ["0", "1"]),
+        ([10, 9, -1], SINGLE, ["-1", "9", "10"]),
+        (["b", "a", "B"], SINGLE, ["B", "a", "b"]),
+        ([True, False], SINGLE, ["False", "True"]),
+        ([0.5, 1.25, 3.0], REGRESSION, ["score"]),
+        ([1, 2.5, 3], REGRESSION, ["score"]),
+        ([1e-3, -2.5], REGRESSION, ["score"]),
+    ],
+)
+def test_kind_and_names(
+    labels: list[Any], problem_type: str, names: list[str], suffix: str, of: Callable[..., TextClassificationData]
+) -> None:
+    data = of(labels, suffix)
+    assert (data.problem_type, data.label_names) == (problem_type, names)
+    read = [float(label) if problem_type == REGRESSION else str(label) for label in labels]
+    assert data.splits["train"]["label"][:] == read
+
+
+def test_words_that_look_like_numbers_are_words_in_json(of: Callable[..., TextClassificationData]) -> None:
+    assert of(["2.5", "1.0"]).label_names == ["1.0", "2.5"]
+    assert of(["10", "9"]).label_names == ["9", "10"]
+
+
+def test_multi_label_lists_of_names(of: Callable[..., TextClassificationData]) -> None:
+    data = of([["joy", "love"], [], ["anger"]])
+    assert (data.problem_type, data.label_names) == (MULTI, ["anger", "joy", "love"])
+    assert data.splits["train"]["label"][:] == [["joy", "love"], [], ["anger"]]
+    assert of([[2, 0], [1]]).label_names == ["0", "1", "2"]
+
+
+def test_multi_label_indicators(of: Callable[..., TextClassificationData]) -> None:
+    data = of([[0, 1, 1], [0, 0, 0], [1, 0, 1]])
+    assert data.label_names == ["0", "1", "2"]
+    assert data.splits["train"]["label"][:] == [["1", "2"], [], ["0", "2"]]
+
+
+def test_multi_label_declared_classes(tmp_path: Path) -> None:
+    features = Features(text=Value("string"), labels=List(ClassLabel(names=["joy", "anger", "none"])))
+    rows = Dataset.from_dict({"text": ["a", "b"], "labels": [[1, 0], [2]]}, features=features)
+    rows.to_parquet(tmp_path / "train.parquet")
+    data = load(train_file=tmp_path / "train.parquet", do_train=True)
+    assert (data.problem_type, data.label_names, data.label_column) == (MULTI, ["joy", "anger", "none"], "labels")
+    assert data.splits["train"]["label"][:] == [["anger", "joy"], ["none"]]
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a", None], "train.jsonl, row 2 (line 2), column 'label': the label is missing."),
+        ([1.5, float("nan")], "row 2 (line 2), column 'label': the label nan is not a number."),
+        ([["a"], ["b"], "a"], "row 3 (line 3), column 'label': the label 'a' is a word, and ['a'] in row 1 is a list."),
+        ([2.5, "good"], "row 2 (line 2), column 'label': the label 'good' is a word, and 2.5 in row 1 is a decimal"),
+        ([1, "good"], "the label 'good' is a word, and 1 in row 1 is a whole number."),
+        ([{"a": 1}, "b"], "row 1 (line 1), column 'label': a label cannot be {'a': 1}."),
+        ([["a", None], ["b"]], "row 1 (line 1), column 'label': the label is missing."),
+        ([["a", ["b"]], ["b"]], "the label ['b'] is a list, and not a class."),
+        (["a", "a"], "all labels are a; training needs two or more."),
+        ([0.0, 1.0, 0.0], "the labels are 0.0 and 1.0. Decimal numbers ask for regression"),
+        ([*range(150)], "150 different labels in 150 rows"),
+    ],
+)
+def test_fault_of_a_label(labels: list[Any], message: str, refused: Callable[..., str]) -> None:
+    assert message in refused(labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "validation", "suffix", "message"),
+    [
+        (["pos", "neg"], ["pos", "ngg"], ".csv", "dev.csv, row 2 (line 3), column 'label': the label 'ngg' does not "
+         "occur in train.csv. Did you mean 'neg'? Its labels are: neg, pos."),
+        ([0, 1], [1, 2], ".jsonl", "dev.jsonl, row 2 (line 2), column 'label': the label '2' does not occur"),
+        ([0.5, 1.5], [1, "x"], ".jsonl", "row 2 (line 2), column 'label': the label 'x' is not a number; this is a"),
+        ([0.5, 1.5], [1, "x"], ".csv", "row 2 (line 3), column 'label': the label 'x' is not a number; this is a"),
+        ([["a"], ["b"]], [["a"], "b"], ".jsonl", "row 2 (line 2), column 'label': the label is 'b'; multi-label rows"),
+        ([["a"], ["b"]], [["a"], ["c"]], ".jsonl", "row 2 (line 2), column 'label': the label 'c' does not occur"),
+        ([[0, 1, 1], [1, 0, 0]], [[0, 1, 1], [0, 1]], ".jsonl", "[0, 1] is not a list of 3 zeros and ones."),
+        (["a", "b"], [["a"]], ".jsonl", "the label ['a'] is a list, and not a class."),
+        (["2.5", "good"], None, ".csv", "the label 'good' is a word, and '2.5' in row 1 is a decimal number"),
+    ],
+)  # fmt: skip
+def test_fault_between_files(
+    labels: list[Any], validation: list[Any] | None, suffix: str, message: str, refused: Callable[..., str]
+) -> None:
+    assert message in refused(labels, validation, suffix)
+
+
+def test_row_without_a_label_in_a_dataset(tmp_path: Path) -> None:
+    features = Features(text=Value("string"), label=ClassLabel(names=["a", "b"]))
+    Dataset.from_dict({"text": ["x", "y"], "label": [0, -1]}, features=features).to_parquet(tmp_path / "train.parquet")
+    message = refusal(train_file=tmp_path / "train.parquet", do_train=True)
+    assert "row 2, column 'label': the label is -1, which stands for no class: the row is not labelled" in message
+
+
+# --- with the names of a model ----------------------------------------------------------------------------------------
+
+
+def test_predicting_rows_without_labels(tmp_path: Path) -> None:
+    test = write(tmp_path / "test.csv", [{"text": "a"}, {"text": "b"}])
+    data = load(["neg", "pos"], test_file=test, do_predict=True)
+    assert data.splits["test"].column_names == ["text"] and not data.has_labels("test")
+    assert (data.label_names, data.problem_type, data.label_column) == (["neg", "pos"], SINGLE, None)
+    assert load(["score"], test_file=test, do_predict=True).problem_type == REGRESSION
+    assert load(["a", "b"], MULTI, test_file=test, do_predict=True).problem_type == MULTI
+    assert "predict with a fine-tuned model" in refusal(test_file=test, do_predict=True)
+    assert "has no column 'label'" in refusal(["neg", "pos"], test_file=test, do_eval=True, eval_on_test=True)
+
+
+def test_null_labels_of_rows_to_predict_are_no_labels(tmp_path: Path) -> None:
+    test = write(tmp_path / "test.jsonl", [{"text": "a", "label": None}, {"text": "b", "label": None}])
+    data = load(["neg", "pos"], test_file=test, do_predict=True)
+    assert data.splits["test"].column_names == ["text"]
+    message = refusal(["neg", "pos"], test_file=test, do_eval=True, eval_on_test=True)
+    assert "has no labels (column 'label'), so it can be predicted and not evaluated." in message
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "read"),
+    [
+        (["pos", "pos"], ["neg", "pos"], ["pos", "pos"]),
+        (["POSITIVE", "NEGATIVE"], ["negative", "positive"], ["positive", "negative"]),
+        ([1, 0], ["neg", "pos"], ["pos", "neg"]),
+        ([1, 0], ["LABEL_0", "LABEL_1"], ["LABEL_1", "LABEL_0"]),
+        ([1, 1], ["1", "0"], ["1", "1"]),
+    ],
+)
+def test_labels_of_the_data_become_those_of_the_model(
+    labels: list[Any], names: list[str], read: list[str], tmp_path: Path
+) -> None:
+    file = write(tmp_path / "dev.csv", rows_of(labels))
+    data = load(names, validation_file=file, do_eval=True)
+    assert data.label_names == names and data.splits["validation"]["label"][:] == read
+
+
+def test_labels_that_the_model_does_not_know(tmp_path: Path) -> None:
+    file = write(tmp_path / "dev.csv", rows_of(["good", "bad"]))
+    message = refusal(["neg", "pos"], validation_file=file, do_eval=True)
+    assert "row 1 (line 2), column 'label': the label 'good' does not occur in the model." in message
+    scores = write(tmp_path / "scores.jsonl", rows_of([0.5, 1.5]))
+    message = refusal(["neg", "pos"], validation_file=scores, do_eval=True)
+    assert "the label 0.5 is a decimal number, and not a class." in message
+
+
+NAMES = st.lists(st.text("abcXYZ_", min_size=1, max_size=5), min_size=1, max_size=6, unique=True)
+
+
+@given(NAMES, st.randoms())
+def test_same_names_in_another_order_match_by_name(names: list[str], random: Any) -> None:
+    shuffled = random.sample(names, len(names))
+    assert match_names(names, shuffled) == {name: name for name in names}
+
+
+@given(st.integers(1, 12), st.booleans())
+def test_numbers_are_positions(count: int, generic: bool) -> None:
+    names = [f"name {position}" for position in range(count)]
+    numbers = [str(position) for position in range(count)]
+    model = [f"LABEL_{number}" for number in numbers] if generic else numbers
+    assert match_names(names, model) == dict(zip(names, model, strict=True))
+    assert match_names(numbers, names) == dict(zip(numbers, names, strict=True))
+
+
+@given(NAMES, NAMES)
+def test_a_match_is_one_to_one_and_onto(data: list[str], model: list[str]) -> None:
+    matched = match_names(data, model)
+    if matched is not None:
+        assert sorted(matched) == sorted(data) and sorted(matched.values()) == sorted(model)
+
+
+def test_names_that_do_not_fit() -> None:
+    assert match_names(["neg", "pos"], ["bad", "good"]) is None
+    assert match_names(["neg", "pos"], ["neg", "neutral", "pos"]) is None
+    assert match_names(["neg", "pos"], ["neg", "neutral", "pos"], complete=False) == {"neg": "neg", "pos": "pos"}
+    assert match_names(["a", "A"], ["a", "B"]) is None
+
+
+def test_align_labels(of: Callable[..., TextClassificationData]) -> None:
+    data = of(["neg", "pos"])
+    assert align_labels(data, {"pos": 0, "neg": 1}).label_names == ["pos", "neg"]
+    assert align_labels(data, {"POS": 0, "NEG": 1}).label_names == ["pos", "neg"]
+    assert align_labels(data, {"LABEL_1": 1, "LABEL_0": 0}).label_names == ["neg", "pos"]
+    assert align_labels(of([0.5, 2.5]), {"LABEL_0": 0}).label_names == ["score"]
+    with pytest.raises(UsageError, match=r"the data \(neg, pos\) and those of the model \(a, b, c\) do not fit"):
+        align_labels(data, {"a": 0, "b": 1, "c": 2})
+
+
+@given(st.lists(st.integers(-20, 20), min_size=1))
+def test_numbers_are_ordered_as_numbers(numbers: list[int]) -> None:
+    assert name_order([str(number) for number in numbers]) == [str(number) for number in sorted(set(numbers))]
+
+
+@given(st.lists(st.text(max_size=4)), st.randoms())
+def test_order_of_names_does_not_depend_on_order_of_rows(names: list[str], random: Any) -> None:
+    assert name_order(names) == name_order(random.sample(names, len(names)))
+
+
+# --- draws ------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 4), max_size=200), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
+def test_hold_out_is_a_stratified_partition(labels: list[int], ratio: float, seed: int) -> None:
+    kept, held = hold_out(labels, ratio, seed)
+    assert sorted(kept + held) == list(range(len(labels)))
+    assert kept == sorted(kept) and held == sorted(held)
+    counts, held_counts = Counter(labels), Counter(labels[row] for row in held)
+    for label, count in counts.items():
+        assert count - held_counts[label] >= 1, "every class stays in training"
+        assert abs(held_counts[label] - ratio * count) <= 1 or held_counts[label] == count - 1
+    assert (kept, held) == hold_out(labels, ratio, seed)
+
+
+@given(st.integers(2, 50), st.integers(1, 4), st.floats(0.1, 0.5))
+def test_hold_out_has_the_size_that_was_asked_for(per_class: int, classes: int, ratio: float) -> None:
+    labels = [label for label in range(classes) for _ in range(per_class)]
+    assert len(hold_out(labels, ratio, 0)[1]) == round(ratio * len(labels))
+
+
+@given(st.integers(0, 100), st.integers(1, 120), st.integers(0, 2**32 - 1))
+def test_draw(rows: int, count: int, seed: int) -> None:
+    drawn = draw(rows, count, seed)
+    if count >= rows:
+        assert drawn is None
+    else:
+        assert drawn is not None and len(set(drawn)) == count and drawn == sorted(drawn) and max(drawn) < rows
+        assert drawn == draw(rows, count, seed)
+
+
+def test_subset_is_not_the_first_rows_of_data_sorted_by_label(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.csv", rows_of(["neg"] * 100 + ["pos"] * 100))
+    flags: dict[str, Any] = {"train_file": file, "validation_file": file, "do_train": True, "do_eval": True}
+    data = load(**flags, max_train_samples=20, max_eval_samples=10)
+    assert (len(data.splits["train"]), len(data.splits["validation"])) == (20, 10)
+    assert set(data.splits["train"]["label"][:]) == {"neg", "pos"}
+    again = load(**flags, max_train_samples=20, max_eval_samples=10)
+    other = load(**flags, max_train_samples=20, max_eval_samples=10, seed=7)
+    assert data.digest("train") == again.digest("train") != other.digest("train")
+
+
+def test_label_names_are_those_of_all_rows(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.csv", rows_of(["a"] * 50 + ["b"] * 50 + ["c"]))
+    data = load(train_file=file, do_train=True, max_train_samples=3)
+    assert data.label_names == ["a", "b", "c"]
+
+
+def test_validation_ratio(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.csv", rows_of(["a"] * 90 + ["b"] * 10))
+    data = load(train_file=file, do_train=True, do_eval=True, validation_ratio=0.2)
+    assert Counter(data.splits["validation"]["label"][:]) == {"a": 18, "b": 2}
+    assert not set(data.splits["validation"]["text"][:]) & set(data.splits["train"]["text"][:])
+    assert data.sources["validation"] == f"{file} (20 rows held out)"
+    evaluated = load(["a", "b"], train_file=file, do_eval=True, validation_ratio=0.2)
+    assert list(evaluated.splits) == ["validation"]
+    assert evaluated.digest("validation") == data.digest("validation")
+    tiny = write(tmp_path / "tiny.csv", rows_of(["a", "b"]))
+    message = refusal(train_file=tiny, do_train=True, do_eval=True, validation_ratio=0.1)
+    assert "leaves 2 to train on and 0 to evaluate on" in message
+
+
+def test_eval_on_test_measures_on_the_test_rows(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.csv", rows_of(["a", "b"]))
+    test = write(tmp_path / "test.csv", rows_of(["b", "a", "a"]))
+    data = load(train_file=train, test_file=test, do_train=True, do_eval=True, eval_on_test=True)
+    assert data.splits["validation"]["label"][:] == ["b", "a", "a"] and data.sources["validation"] == str(test)
+
+
+def test_digest_sees_texts_labels_and_order(of: Callable[..., TextClassificationData]) -> None:
+    digests = [of(labels).digest("train") for labels in (["a", "b"], ["b", "a"], ["a", "c"], ["a", "b"])]
+    assert digests[0] == digests[3] and len(set(digests)) == 3
