@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, accelerator: Accelerator) -> bool:
-    """Trains, and fills the output folder. Returns False when the folder holds the finished results of this very run."""
+    """Trains and fills the output folder. Returns False where the folder holds this very run's finished results."""
     from accelerate.utils import set_seed
 
     from sparse_accel import results, training_setup
@@ -106,8 +106,13 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     checkpoint = results.checkpoint_to_resume(arguments, output_dir)
     if checkpoint is not None:
         load_checkpoint(checkpoint, accelerator, run, history)
-    about = [("model", f"{arguments.model_name_or_path}{f' (made anew: {len(fresh)} weights of the head)' if fresh else ''}")]
-    about += [("data", results.describe_data(data)), ("lengths", f"up to {limit} tokens; batches padded to their longest")]
+    about = [
+        ("model", f"{arguments.model_name_or_path}{f' (made anew: {len(fresh)} weights of the head)' if fresh else ''}")
+    ]
+    about += [
+        ("data", results.describe_data(data)),
+        ("lengths", f"up to {limit} tokens; batches padded to their longest"),
+    ]
     about += [("global batch", f"{sampler.global_batch_size} rows: micro-batches of {sampler.micro_batch_size}")]
     about += [("steps", f"{schedule.total_steps} of {sampler.steps} an epoch, from step {run.progress.step}")]
     if run.teacher is not None:

@@ -8,7 +8,7 @@ A global batch that is too short for the split is filled up with repeated rows t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -150,7 +150,7 @@ def make_loader(
     return DataLoader(
         Rows(dataset),
         batch_sampler=sampler,
-        collate_fn=collator,
+        collate_fn=cast(Any, collator),
         num_workers=workers,
         pin_memory=pin_memory,
         generator=torch.Generator(),

@@ -1,10 +1,10 @@
 """Checkpoints: everything a run needs to go on, written beside and renamed into place.
 
-    checkpoint-120/                 also a Hugging Face model folder, as the output folder is
-        model.safetensors, config.json, tokenizer, quantization.json     the model as it stands
-        training_state/             weights as the optimizer knows them, optimizer, loss scale (Accelerate's files)
-        recipe_state.safetensors    step, masks, ranges
-        trainer_state.json          history, best evaluation
+checkpoint-120/                 also a Hugging Face model folder, as the output folder is
+    model.safetensors, config.json, tokenizer, quantization.json     the model as it stands
+    training_state/             weights as the optimizer knows them, optimizer, loss scale (Accelerate's files)
+    recipe_state.safetensors    step, masks, ranges
+    trainer_state.json          history, best evaluation
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def save_checkpoint(
     history: History,
     keep: int | None = None,
 ) -> Path:
-    """Writes `folder`/checkpoint-STEP and deletes the oldest ones beyond `keep`, never the best. Called by all processes."""
+    """Writes `folder`/checkpoint-STEP, and deletes the oldest beyond `keep`, never the best. All processes call it."""
     final = folder / f"checkpoint-{run.progress.step}"
     partial = folder / f".{final.name}.partial"
     if accelerator.is_main_process:
@@ -100,15 +100,17 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, run: RecipeRun, hist
         own = {key: tuple(value.shape) for key, value in run.state_dict().items() if ":initial_sparsity:" not in key}
         found = {key: tuple(value.shape) for key, value in state.items() if ":initial_sparsity:" not in key}
         if own != found:
-            raise UsageError(f"checkpoint {folder} belongs to a run of another recipe or model: it cannot be resumed here")
+            raise UsageError(
+                f"checkpoint {folder} belongs to a run of another recipe or model: it cannot be resumed here"
+            )
         accelerator.load_state(str(folder / "training_state"))
         history.load(record)
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(
-            f"checkpoint {folder} cannot be read ({type(error).__name__}: {error}). Delete that folder to go on from an "
-            "older checkpoint, or name one with --resume_from_checkpoint"
+            f"checkpoint {folder} cannot be read ({type(error).__name__}: {error}). Delete that folder to go on from "
+            "an older checkpoint, or name one with --resume_from_checkpoint"
         ) from error
     run.load_state_dict({key: value.to(accelerator.device) for key, value in state.items()})
 

@@ -29,7 +29,10 @@ def run_script(script: str, flags: Mapping[str, object]) -> None:
         UsageError: the script failed; its own message stands above.
     """
     parts = [[f"--{name}"] if value is True else [f"--{name}", typed(value)] for name, value in flags.items()]
-    print(" \\\n    ".join([f"{typed(Path(sys.executable))} {script}", *(shlex.join(part) for part in parts)]) + "\n", flush=True)
+    print(
+        " \\\n    ".join([f"{typed(Path(sys.executable))} {script}", *(shlex.join(part) for part in parts)]) + "\n",
+        flush=True,
+    )
     arguments = [text for part in parts for text in part]
     threads = {"OMP_NUM_THREADS": str(min(_cores(), _MOST_THREADS)), "HF_HUB_OFFLINE": "1"}
     # Ctrl-C reaches the script too, and it needs a moment to save: it is waited for, not killed.

@@ -55,7 +55,7 @@ def write_predictions(
     rows: dict[str, Any],
     collator: Collator,
 ) -> None:
-    """Writes test_predictions.csv (one for each test split): row, predicted label by name, probability of each label."""
+    """Writes test_predictions.csv, one a test split: row, predicted label by name, probability of each label."""
     for split in [name for name in rows if name.startswith("test")]:
         dataset = rows[split].remove_columns([name for name in rows[split].column_names if name == "labels"])
         loader = evaluation_loader(arguments, accelerator, dataset, collator)

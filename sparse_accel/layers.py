@@ -12,19 +12,20 @@ the masked one, so a pruned weight gets no gradient, and a mask needs no code in
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_accel.fake_quantize import FakeQuantize
+from sparse_accel.masks import mask_bits, masked
 
 
 class SparseLayer(nn.Module):
     """What the layers below share: a mask, and a quantizer each for input, weight and output. All start absent."""
 
-    weight: nn.Parameter
+    weight: Any  # the layer's own parameter
     mask: Tensor | None  # bool, of the weight's shape, True where kept; not persistent
     input_quantizer: FakeQuantize | None
     weight_quantizer: FakeQuantize | None
@@ -32,8 +33,18 @@ class SparseLayer(nn.Module):
 
     def masked_weight(self) -> Tensor:
         """The effective weight: the stored one with exact zeros under the mask."""
-        # torch.where, not multiplication: inf * 0 is NaN. Its gradient is zero under the mask.
-        return self.weight if self.mask is None else torch.where(self.mask, self.weight, 0.0)
+        return self.weight if self.mask is None else masked(self.weight, self.mask, self._mask_bits())
+
+    def _mask_bits(self) -> Tensor | None:
+        """The mask as a CPU applies it fastest, made anew when the mask has changed; None elsewhere."""
+        assert self.mask is not None
+        if self.weight.device.type != "cpu" or self.weight.dtype != torch.float32 or torch.compiler.is_compiling():
+            return None
+        known_for, bits = self.__dict__.get("_known_bits", (None, None))
+        if known_for != (id(self.mask), self.mask._version):
+            known_for, bits = (id(self.mask), self.mask._version), mask_bits(self.mask)
+            self.__dict__["_known_bits"] = (known_for, bits)
+        return bits
 
     def weight_in_use(self) -> Tensor:
         weight = self.masked_weight()
@@ -53,11 +64,16 @@ class SparseLinear(SparseLayer, nn.Linear):
 
 class SparseEmbedding(SparseLayer, nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
-        # Padding, maximum norm and sparse gradients as nn.Embedding has them.
-        found = F.embedding(
-            ids, self.weight_in_use(), self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
-        )
-        return self.quantize_output(found)
+        # Only the rows in use are masked and rounded, which gives the same numbers: a vocabulary is far larger than a
+        # batch. Padding, maximum norm and sparse gradients are as nn.Embedding has them.
+        rows = super().forward(ids)
+        if self.mask is not None:
+            rows = masked(rows, self.mask[ids])
+        if self.weight_quantizer is not None:
+            rows = self.weight_quantizer(
+                rows, whole=self.weight.detach() if self.mask is None else self.masked_weight()
+            )
+        return self.quantize_output(rows)
 
 
 class SparseConv1d(SparseLayer, nn.Conv1d):
@@ -76,12 +92,12 @@ _SPARSE_CLASS: dict[type[nn.Module], type[SparseLayer]] = {
     nn.Conv1d: SparseConv1d,
     nn.Conv2d: SparseConv2d,
 }
-_PLAIN_NAME = {sparse: plain.__name__ for plain, sparse in _SPARSE_CLASS.items()}
+_PLAIN_NAME: dict[type[nn.Module], str] = {sparse: plain.__name__ for plain, sparse in _SPARSE_CLASS.items()}
 
 
 def plain_class_name(module: nn.Module) -> str:
     """The class name that a recipe knows a module by, before or after `make_sparse`: Linear, LayerNorm, ..."""
-    return _PLAIN_NAME.get(type(module), type(module).__name__)  # type: ignore[call-overload, no-any-return]
+    return _PLAIN_NAME.get(type(module), type(module).__name__)
 
 
 def make_sparse(module: nn.Module) -> SparseLayer:
@@ -95,10 +111,10 @@ def make_sparse(module: nn.Module) -> SparseLayer:
     if type(module) not in _SPARSE_CLASS:
         raise TypeError(f"{type(module).__name__} is not one of Linear, Embedding, Conv1d, Conv2d")
     module.__class__ = _SPARSE_CLASS[type(module)]
-    module.register_buffer("mask", None, persistent=False)
-    module.input_quantizer = module.weight_quantizer = module.output_quantizer = None
-    assert isinstance(module, SparseLayer)
-    return module
+    layer = cast(SparseLayer, module)
+    layer.register_buffer("mask", None, persistent=False)
+    layer.input_quantizer = layer.weight_quantizer = layer.output_quantizer = None
+    return layer
 
 
 def maskable_layers(model: nn.Module) -> dict[str, list[nn.Module]]:

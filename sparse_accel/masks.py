@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,10 +78,46 @@ def global_magnitude_masks(
     scores = [weight.detach().abs().float() if block is None else _block_scores(weight, block) for weight in weights]
     flat = torch.cat([score.flatten() for score in scores])
     kept = keep_all_but_lowest(flat, round(sparsity * flat.numel()))
-    masks = [part.view(score.shape) for part, score in zip(kept.split([s.numel() for s in scores]), scores, strict=True)]
+    masks = [
+        part.view(score.shape) for part, score in zip(kept.split([s.numel() for s in scores]), scores, strict=True)
+    ]
     if block is None:
         return masks
     return [_expand_blocks(mask, weight, block) for mask, weight in zip(masks, weights, strict=True)]
+
+
+def masked(weight: Tensor, mask: Tensor, bits: Tensor | None = None) -> Tensor:
+    """Returns the effective weight: `weight` with exact zeros where `mask` is False, and no gradient there.
+
+    Never a product: inf * 0 is NaN.
+
+    Args:
+        weight: any shape, float.
+        mask: bool, of the weight's shape.
+        bits: `mask_bits(mask)`, which a CPU applies ten times faster than a bool mask; float32 weights only.
+    """
+    if bits is None:
+        return torch.where(mask, weight, 0.0)
+    return _MaskedOnCpu.apply(weight, bits)
+
+
+def mask_bits(mask: Tensor) -> Tensor:
+    """Returns int32 of the mask's shape: all bits set where the mask is True, none where it is False."""
+    return mask.to(torch.int32).neg_()
+
+
+class _MaskedOnCpu(torch.autograd.Function):
+    """Clears the bits of masked numbers, in the forward and in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bits: Tensor) -> Tensor:
+        ctx.save_for_backward(bits)
+        return (weight.view(torch.int32) & bits).view(torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (bits,) = ctx.saved_tensors
+        return (gradients[0].contiguous().view(torch.int32) & bits).view(torch.float32), None
 
 
 def constant_mask(weight: Tensor) -> Tensor:

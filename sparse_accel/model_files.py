@@ -102,7 +102,9 @@ def _quantizer(path: Path, name: str, entry: dict[str, Any]) -> FakeQuantize:
         agrees = torch.equal(quantizer.scale, _tensor(entry["scale"]))
         agrees = agrees and quantizer.zero_point.tolist() == entry["zero_point"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{path}: '{name}' is incomplete ({error}): copy the file anew from the training run") from error
+        raise UsageError(
+            f"{path}: '{name}' is incomplete ({error}): copy the file anew from the training run"
+        ) from error
     if not agrees:
         raise UsageError(f"{path}: scale and range of '{name}' disagree: the file was changed by hand")
     quantizer.enabled = True

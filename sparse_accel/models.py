@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
@@ -26,7 +26,7 @@ _LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
 
 def load_classifier(
     arguments: TextClassificationArguments, label_names: list[str], problem_type: str
-) -> tuple[nn.Module, list[str]]:
+) -> tuple[Any, list[str]]:
     """Returns a sequence classifier for these labels, float32, and the names of weights that were made anew.
 
     A head that does not fit the labels is made anew, as is the one that a language model lacks.
@@ -43,7 +43,9 @@ def load_classifier(
         "label2id": {label: number for number, label in enumerate(label_names)},
     }
     try:
-        config = AutoConfig.from_pretrained(arguments.config_name or name, problem_type=problem_type, **labels, **source)
+        config = AutoConfig.from_pretrained(
+            arguments.config_name or name, problem_type=problem_type, **labels, **source
+        )
         quietly = transformers.utils.logging.get_verbosity()
         transformers.utils.logging.set_verbosity_error()
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -75,7 +77,7 @@ def load_trained(arguments: TextClassificationArguments) -> nn.Module:
 
 def labels_of(model: nn.Module) -> list[str]:
     """Returns the label names of a trained model, in the order of its outputs."""
-    names: dict[int, str] = model.config.id2label
+    names = cast(Any, model).config.id2label
     return [str(names[number]) for number in sorted(names)]
 
 
@@ -117,7 +119,7 @@ def load_teacher(arguments: TextClassificationArguments, student: nn.Module) -> 
         tokenizer = AutoTokenizer.from_pretrained(name, cache_dir=arguments.cache_dir)
     except _LOADING_ERRORS as error:
         raise _unreadable("--distill_teacher", name, error) from error
-    return Teacher(model, align_labels(student.config.label2id, model.config.label2id)), tokenizer
+    return Teacher(model, align_labels(cast(Any, student).config.label2id, cast(Any, model).config.label2id)), tokenizer
 
 
 def _unreadable(flag: str, name: str, error: Exception) -> UsageError:
@@ -131,8 +133,8 @@ def _unreadable(flag: str, name: str, error: Exception) -> UsageError:
             f"{flag} {name}: zoo: stubs of models are known, not supported yet. Give a folder, or a Hugging Face id"
         )
     return UsageError(
-        f"{flag} {name}: there is no such folder, and the Hugging Face Hub did not give it either ({first_line}). Three "
-        "ways out: name a local folder; set HF_ENDPOINT to a mirror that can be reached; or name another id"
+        f"{flag} {name}: there is no such folder, and the Hugging Face Hub did not give it either ({first_line}). "
+        "Three ways out: name a local folder; set HF_ENDPOINT to a mirror that can be reached; or name another id"
     )
 
 

@@ -49,7 +49,11 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
     limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
     run = RecipeRun(recipe, teacher="disable")
     run.attach(model)
-    identity = {"model": arguments.model_name_or_path, "recipe": recipe.resolved() if recipe else None, "one_shot": True}
+    identity = {
+        "model": arguments.model_name_or_path,
+        "recipe": recipe.resolved() if recipe else None,
+        "one_shot": True,
+    }
     results.claim(accelerator, output_dir, identity, overwrite=arguments.overwrite_output_dir)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     model = accelerator.prepare_model(model)

@@ -44,7 +44,7 @@ def usual_rate(name: str, peak: float, warmup_steps: int, total_steps: int) -> C
     # The library's own shapes; its scheduler object, which counts calls, is not used: the clock is ours.
     stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = get_scheduler(name, stand_in, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
-    shape = scheduler.lr_lambdas[0]  # type: ignore[attr-defined]
+    shape = scheduler.lr_lambdas[0]
     return lambda progress: peak * float(shape(progress.step))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 # Epochs in recipes are decimal fractions (0.1, 8.3) and steps are whole: an epoch that falls on a step up to rounding
-# is reached at that step, not one later.
-_ROUNDING = 1e-6
+# is reached at that step, not one later, and epochs nearer than this are one moment.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Progress:
 
     def reached(self, epoch: float) -> bool:
         """True from the first step that begins at or after `epoch`; a negative epoch is reached from the start."""
-        return self.step >= epoch * self.steps_per_epoch - _ROUNDING
+        return self.step >= epoch * self.steps_per_epoch - ROUNDING
 
     def next(self) -> Progress:
         return replace(self, step=self.step + 1)

@@ -72,7 +72,7 @@ class RecipeRun:
         """Epochs that the recipe asks for; 0 when it asks for none."""
         return self.recipe.max_epochs if self.recipe else 0
 
-    # --- the seven moments ---------------------------------------------------------------------------------------------
+    # --- the seven moments --------------------------------------------------------------------------------------------
 
     def attach(self, model: nn.Module) -> None:
         """Puts masks and quantizers into the model, which goes on computing as before. Call it before `prepare`.
@@ -86,7 +86,12 @@ class RecipeRun:
             modifier.attach(model, self)
 
     def bind(
-        self, accelerator: Accelerator | None, model: nn.Module, optimizer: torch.optim.Optimizer, *, steps_per_epoch: int
+        self,
+        accelerator: Accelerator | None,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        steps_per_epoch: int,
     ) -> None:
         """Takes the prepared model and optimizer. `steps_per_epoch` counts optimizer steps."""
         self.accelerator = accelerator
@@ -136,7 +141,7 @@ class RecipeRun:
         for modifier in self.modifiers:
             modifier.apply_at_once(forwards)
 
-    # --- state and report ----------------------------------------------------------------------------------------------
+    # --- state and report ---------------------------------------------------------------------------------------------
 
     def settled(self) -> bool:
         """True once the recipe will change the model's structure no more: models from then on may be compared."""

@@ -54,7 +54,9 @@ def checkpoint_to_resume(arguments: TextClassificationArguments, folder: Path) -
         path = Path(asked).expanduser()
         if not path.is_dir():
             near = ", ".join(found.name for found in checkpoints_in(path.parent)) or "none"
-            raise UsageError(f"--resume_from_checkpoint {asked}: there is no such folder. Checkpoints beside it: {near}")
+            raise UsageError(
+                f"--resume_from_checkpoint {asked}: there is no such folder. Checkpoints beside it: {near}"
+            )
         return path
     found = checkpoints_in(folder)
     if asked and not found:
@@ -83,7 +85,13 @@ def timed() -> Iterator[Callable[[], float]]:
 
 
 def write_final(
-    folder: Path, accelerator: Accelerator, model: nn.Module, tokenizer: Any, run: RecipeRun, history: History, seconds: float
+    folder: Path,
+    accelerator: Accelerator,
+    model: nn.Module,
+    tokenizer: Any,
+    run: RecipeRun,
+    history: History,
+    seconds: float,
 ) -> None:
     """Fills the output folder with the trained model (the best checkpoint's, where one was chosen) and its figures.
 

@@ -51,8 +51,8 @@ def _bytes() -> Any:
 def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> str:
     """Prepares an output folder for a run and returns what is to be done: `start`, `continue` or `show`.
 
-    An unfinished run of the same identity is continued, a finished one shown. A finished run of another identity is moved
-    aside to FOLDER.1 (.2, ...), and so is whatever is there when `overwrite` is set. Call it on the main process only.
+    An unfinished run of the same identity is continued, a finished one shown. A finished run of another identity is
+    moved aside to FOLDER.1 (.2, ...), and so is whatever is there when `overwrite` is set. The main process calls it.
 
     Raises:
         UsageError: the folder holds an unfinished run of another identity, or files that no run of ours wrote.
@@ -65,8 +65,8 @@ def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> 
         action = "start"
     elif record is None:
         raise UsageError(
-            f"--output_dir {folder} is not empty, and what it holds is not a run of this script. Choose another folder, "
-            "or pass --overwrite_output_dir to have it moved aside"
+            f"--output_dir {folder} is not empty, and what it holds is not a run of this script. Choose another "
+            "folder, or pass --overwrite_output_dir to have it moved aside"
         )
     elif record["identity"] == identity:
         return "show" if record["finished"] else "continue"
@@ -76,8 +76,8 @@ def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> 
     else:
         raise UsageError(
             f"--output_dir {folder} holds an unfinished run that differs from this one in "
-            f"{difference(record['identity'], identity)}. Repeat its command to finish it, choose another folder, or pass "
-            "--overwrite_output_dir to have it moved aside"
+            f"{difference(record['identity'], identity)}. Repeat its command to finish it, choose another folder, or "
+            "pass --overwrite_output_dir to have it moved aside"
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_record(folder, identity, finished=False)

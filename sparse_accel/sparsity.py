@@ -24,9 +24,9 @@ def is_encoder_linear(name: str, module: nn.Module) -> bool:
 def sparsity_report(model: nn.Module) -> dict[str, Any]:
     """Counts zeros of the effective weights. Call it on every process: sharded weights are gathered.
 
-    Returns a dict with `encoder_linear` (Linear weights of the encoder's blocks), `prunable` (all Linear and convolution
-    weights), `model` (all parameters), each with `zeros`, `weights` and `sparsity` = zeros / weights, and `layers`: the
-    same for each weight matrix by name.
+    Returns a dict with `encoder_linear` (Linear weights of the encoder's blocks), `prunable` (all Linear and
+    convolution weights), `model` (all parameters), each with `zeros`, `weights` and `sparsity` = zeros / weights, and
+    `layers`: the same for each weight matrix by name.
     """
     layers: dict[str, dict[str, float]] = {}
     totals = {name: [0, 0] for name in ("encoder_linear", "prunable", "model")}

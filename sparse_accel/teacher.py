@@ -49,7 +49,7 @@ class Teacher:
         """Returns the outputs named by `keys` for the rows of a batch, without gradient.
 
         Args:
-            batch: with `row_id` (rows,) where the table is to be used; fillers (-1) get the last row's, and weigh nothing.
+            batch: with `row_id` (rows,) where the table is to be used; fillers (-1) get any row's, and weigh nothing.
         """
         if self.table is not None and "row_id" in batch and keys == ["logits"]:
             return {"logits": self.table[batch["row_id"]]}
@@ -152,6 +152,6 @@ def align_labels(student: dict[str, int], teacher: dict[str, int]) -> list[int]:
     if len(by_folded_name) == len(teacher) and {name.casefold() for name in student} == set(by_folded_name):
         return [by_folded_name[name.casefold()] for name in ordered]
     raise UsageError(
-        f"teacher and data do not agree on labels: the data has {ordered}, the teacher {sorted(teacher)}. Take a teacher "
-        "that was trained on these labels, or rename them in its config.json (label2id, id2label)"
+        f"teacher and data do not agree on labels: the data has {ordered}, the teacher {sorted(teacher)}. Take a "
+        "teacher that was trained on these labels, or rename them in its config.json (label2id, id2label)"
     )

@@ -1,10 +1,10 @@
 """What is logged, under which names. Trackers are Accelerate's; one run is opened however many processes there are.
 
-    train/loss, train/task_loss, train/distillation_loss    means over the rows since the last log
-    train/learning_rate, train/epoch, train/samples_per_second
-    quantization/phase                                       0 float, 1 QAT, 2 QAT with frozen ranges
-    sparsity/encoder, sparsity/model, sparsity/layers/NAME   shares of exact zeros
-    eval/NAME                                                evaluation figures
+train/loss, train/task_loss, train/distillation_loss    means over the rows since the last log
+train/learning_rate, train/epoch, train/samples_per_second
+quantization/phase                                       0 float, 1 QAT, 2 QAT with frozen ranges
+sparsity/encoder, sparsity/model, sparsity/layers/NAME   shares of exact zeros
+eval/NAME                                                evaluation figures
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def require_trackers(names: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def tracked_run(accelerator: Accelerator, names: tuple[str, ...], run_name: str, config: dict[str, Any]) -> Iterator[None]:
+def tracked_run(
+    accelerator: Accelerator, names: tuple[str, ...], run_name: str, config: dict[str, Any]
+) -> Iterator[None]:
     """Opens the trackers' runs and ends them whatever happens; one that failed is marked as failed.
 
     Args:

@@ -12,8 +12,8 @@
         log, evaluate, save, where due
     run.finish()                                  7 final sparsity, ranges frozen
 
-Random numbers (dropout) of a step are drawn from a seed made of run seed, step and process, so a resumed run draws what the
-uninterrupted one drew and no random state has to be saved.
+Random numbers (dropout) of a step are drawn from a seed made of run seed, step and process, so a resumed run draws what
+the uninterrupted one drew and no random state has to be saved.
 """
 
 from __future__ import annotations
@@ -212,14 +212,14 @@ def _check_finite(figures: dict[str, float], step: int) -> None:
     loss = figures["train/loss"]
     if loss != loss or loss in (float("inf"), float("-inf")):
         raise UsageError(
-            f"the loss is {loss} at step {step}: nothing was saved after the last checkpoint. Lower --learning_rate (or the "
-            "recipe's init_lr), or train with --bf16 or float32 instead of --fp16"
+            f"the loss is {loss} at step {step}: the last checkpoint is kept. Lower --learning_rate (or "
+            "the recipe's init_lr), or train with --bf16 or float32 instead of --fp16"
         )
 
 
 @contextmanager
 def stop_after_step() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a request that the loop reads between two steps; the second one interrupts at once."""
+    """Turns the first Ctrl-C into a request that the loop reads between two steps; the second interrupts at once."""
     asked = False
 
     def ask(signum: int, frame: Any) -> None:

@@ -50,7 +50,9 @@ def make_accelerator(arguments: TextClassificationArguments) -> Accelerator:
     )
 
 
-def make_collator(arguments: TextClassificationArguments, accelerator: Accelerator, tokenizer: Any, limit: int) -> Collator:
+def make_collator(
+    arguments: TextClassificationArguments, accelerator: Accelerator, tokenizer: Any, limit: int
+) -> Collator:
     """Returns the collator: batches padded to their longest row, or all to the sequence length."""
     on_tensor_cores = accelerator.device.type == "cuda" and accelerator.mixed_precision != "no"
     length = limit if arguments.pad_to_max_length else None
@@ -75,18 +77,24 @@ def evaluation_loader(
     lengths = [len(ids) for ids in dataset["input_ids"]]
     sampler = GlobalBatchSampler(lengths, arguments.per_device_eval_batch_size, accelerator.num_processes, seed=None)
     loader = make_loader(dataset, sampler, collator, workers=arguments.dataloader_num_workers)
-    return accelerator.prepare_data_loader(loader)  # type: ignore[no-any-return]
+    return accelerator.prepare_data_loader(loader)
 
 
-def steps_of_run(arguments: TextClassificationArguments, recipe: Recipe | None, steps_per_epoch: int) -> tuple[Schedule, list[str]]:
+def steps_of_run(
+    arguments: TextClassificationArguments, recipe: Recipe | None, steps_per_epoch: int
+) -> tuple[Schedule, list[str]]:
     """Returns when things happen, in optimizer steps, and lines on flags that the recipe overrules."""
     notices: list[str] = []
     if recipe is not None and recipe.max_epochs > 0:
         total = recipe.max_epochs * steps_per_epoch
         if arguments.max_steps > 0 and arguments.max_steps != total:
-            notices.append(f"--max_steps {arguments.max_steps} is overruled: the recipe runs {recipe.max_epochs} epochs")
+            notices.append(
+                f"--max_steps {arguments.max_steps} is overruled: the recipe runs {recipe.max_epochs} epochs"
+            )
         elif arguments.num_train_epochs not in (3.0, recipe.max_epochs):
-            notices.append(f"--num_train_epochs {arguments.num_train_epochs:g} is overruled: the recipe runs {recipe.max_epochs}")
+            notices.append(
+                f"--num_train_epochs {arguments.num_train_epochs:g} is overruled: the recipe runs {recipe.max_epochs}"
+            )
     elif arguments.max_steps > 0:
         total = arguments.max_steps
     else:
@@ -103,7 +111,7 @@ def steps_of_run(arguments: TextClassificationArguments, recipe: Recipe | None, 
 def make_teacher(
     arguments: TextClassificationArguments, recipe: Recipe | None, accelerator: Accelerator, student: nn.Module
 ) -> tuple[Teacher | str | None, Any]:
-    """Returns the teacher that the recipe's distillation follows and its tokenizer; None where there is none to follow."""
+    """Returns the teacher that the recipe's distillation follows, and its tokenizer; None where there is none."""
     distils = recipe is not None and any(modifier.name == "DistillationModifier" for modifier in recipe.modifiers)
     if arguments.distill_teacher in (None, "disable") or not distils:
         return arguments.distill_teacher, None
@@ -176,8 +184,9 @@ def identity_of(
     schedule: Schedule,
 ) -> dict[str, Any]:
     """Returns what makes this run itself: another value of any of these is another run."""
-    flags = ("seed", "learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "weight_decay")
-    flags += ("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "max_seq_length")
+    flags: tuple[str, ...] = ("seed", "learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps")
+    flags += ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "max_seq_length")
+    flags += ("label_smoothing_factor",)
     return {
         "model": fingerprint_of_weights(model),
         "data": fingerprint_of_rows(dataset),

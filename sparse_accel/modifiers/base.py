@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sparse_accel.progress import ROUNDING
+
 if TYPE_CHECKING:
     import torch
 
@@ -28,10 +30,6 @@ class FieldError(ValueError):
         super().__init__(message)
         self.key = key
         self.other = other
-
-
-# Epochs nearer than this are one moment, as in `Progress.reached`: eval(0.1 * 3) is the same time as 0.3.
-ROUNDING = 1e-6
 
 
 def spans_overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
@@ -55,6 +53,9 @@ class Modifier:
     # Keys that recipes of the old tool carry and that have nothing to act on here: accepted at any value, and a line
     # says why. Anything else that would do nothing is an error.
     without_effect: ClassVar[dict[str, str]] = {}
+
+    # Keys that the old tool knew and that are not supported yet, with a word on what is.
+    known_later: ClassVar[dict[str, str]] = {}
 
     # True: at most one of this kind stands at a recipe's top level, or in one of its stages.
     single: ClassVar[bool] = False

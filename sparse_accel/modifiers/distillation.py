@@ -26,6 +26,7 @@ class DistillationModifier(Modifier):
     distill_output_keys: list[str] = field(default_factory=lambda: ["logits"])
     """Outputs of the model to compare; an empty list stands for logits."""
 
+    one_at_a_time: ClassVar[bool] = True
     without_effect: ClassVar[dict[str, str]] = {
         "update_frequency": "the loss takes part in every step between start_epoch and end_epoch",
     }
@@ -82,6 +83,8 @@ class DistillationModifier(Modifier):
 
 def _output(outputs: Any, key: str) -> torch.Tensor:
     if key not in outputs:
-        raise UsageError(f"DistillationModifier: distill_output_keys: the model has no output '{key}', only {list(outputs)}")
+        raise UsageError(
+            f"DistillationModifier: distill_output_keys: the model has no output '{key}', only {list(outputs)}"
+        )
     found: torch.Tensor = outputs[key]
     return found

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from sparse_accel.modifiers.base import ROUNDING, FieldError, Modifier
+from sparse_accel.modifiers.base import FieldError, Modifier
+from sparse_accel.progress import ROUNDING
 
 
 @dataclass(kw_only=True)

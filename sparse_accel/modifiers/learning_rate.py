@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sparse_accel.errors import nearest
-from sparse_accel.modifiers.base import ROUNDING, FieldError
+from sparse_accel.modifiers.base import FieldError
 from sparse_accel.modifiers.param_groups import ParamGroupModifier, SetOnceModifier
+from sparse_accel.progress import ROUNDING
 
 if TYPE_CHECKING:
     from sparse_accel.progress import Progress

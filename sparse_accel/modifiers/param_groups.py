@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sparse_accel.errors import UsageError
-from sparse_accel.modifiers.base import ROUNDING, FieldError, Modifier
+from sparse_accel.modifiers.base import FieldError, Modifier
+from sparse_accel.progress import ROUNDING
 
 if TYPE_CHECKING:
     from sparse_accel.progress import Progress

@@ -1,4 +1,4 @@
-"""Pruning: which weights are held at zero, and from when. Masks come from the pure functions in `sparse_accel.masks`."""
+"""Pruning: which weights are held at zero, and from when. Masks are made by pure functions in `sparse_accel.masks`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FROM_PARAM = "__FROM_PARAM__"
 
 
 def update_points(progress: Progress, start: float, end: float, frequency: float) -> int:
-    """Returns how many updates of a schedule are due by `progress`: one at start, one each `frequency` epochs, one at end.
+    """Returns how many masks are due by `progress`: one at start, one each `frequency` epochs, one at end.
 
     A step at which this number grows is a step that begins with a new mask. A frequency of -1 updates at every step.
     """
@@ -179,6 +179,8 @@ class MagnitudePruningModifier(_Pruning):
     """unstructured; block4 (1 x 4 blocks); N:M (keep N of M neighbours); or [rows, columns] of a block."""
     global_sparsity: bool = False
     """Rank all weights together, so that layers differ in sparsity; otherwise each has the sparsity asked for."""
+    phased: bool = False
+    """The old tool's alternation of pruned and dense phases; only false is supported."""
 
     without_effect: ClassVar[dict[str, str]] = {
         "log_types": "what is logged is chosen by --report_to",
@@ -194,7 +196,9 @@ class MagnitudePruningModifier(_Pruning):
             raise FieldError("end_epoch", f"{self.name} needs an end_epoch: when final_sparsity is reached")
         if isinstance(self.init_sparsity, str):
             if self.init_sparsity != FROM_PARAM:
-                raise FieldError("init_sparsity", f"init_sparsity is a number or {FROM_PARAM}, not {self.init_sparsity!r}")
+                raise FieldError(
+                    "init_sparsity", f"init_sparsity is a number or {FROM_PARAM}, not {self.init_sparsity!r}"
+                )
         else:
             _check_share("init_sparsity", self.init_sparsity)
         table = isinstance(self.final_sparsity, dict)
@@ -206,6 +210,8 @@ class MagnitudePruningModifier(_Pruning):
             raise FieldError("global_sparsity", "global_sparsity needs one final_sparsity, not a table")
         if self.inter_func not in ("linear", "cubic", "inverse_cubic"):
             raise FieldError("inter_func", f"inter_func is linear, cubic or inverse_cubic, not {self.inter_func!r}")
+        if self.phased:
+            raise FieldError("phased", "phased: true is known, not supported yet: leave it out")
         self._check_mask_type()
 
     def _check_mask_type(self) -> None:
@@ -221,7 +227,9 @@ class MagnitudePruningModifier(_Pruning):
                 raise FieldError("mask_type", f"{kind} keeps {kept} of {size}: N must be at least 1 and below M")
             for value in self.final_sparsity if isinstance(self.final_sparsity, dict) else [self.final_sparsity]:
                 if abs(value - (1 - kept / size)) > 1e-6:
-                    raise FieldError("final_sparsity", f"mask_type {kind} has sparsity {1 - kept / size:g}, not {value:g}")
+                    raise FieldError(
+                        "final_sparsity", f"mask_type {kind} has sparsity {1 - kept / size:g}, not {value:g}"
+                    )
         elif kind not in ("unstructured", "block4"):
             raise FieldError("mask_type", f"mask_type is unstructured, block4, N:M or [rows, columns], not {kind!r}")
 
@@ -242,7 +250,9 @@ class MagnitudePruningModifier(_Pruning):
         for sparsity, patterns in table.items():
             for name in self._attach_layers(model, patterns):
                 if self._final.setdefault(name, sparsity) != sparsity:
-                    raise UsageError(f"{self.name}: final_sparsity names {name} twice, with {self._final[name]} and {sparsity}")
+                    raise UsageError(
+                        f"{self.name}: final_sparsity names {name} twice, with {self._final[name]} and {sparsity}"
+                    )
         self._check_shapes()
 
     def _check_shapes(self) -> None:
@@ -253,7 +263,9 @@ class MagnitudePruningModifier(_Pruning):
             try:
                 magnitude_mask(layers[0].weight, self._final[name], self.mask_type)
             except ValueError as error:
-                raise UsageError(f"{self.name}: {name}: {error}. Take another mask_type, or leave it out of params") from error
+                raise UsageError(
+                    f"{self.name}: {name}: {error}. Take another mask_type, or leave it out of params"
+                ) from error
 
     def step_begin(self, progress: Progress) -> None:
         self._progress = progress
@@ -308,7 +320,9 @@ class MagnitudePruningModifier(_Pruning):
             weights = {name: self._full_weight(name) for name in self._layers}
             count = sum(weight.numel() for weight in weights.values())
             sparsity = sum(targets[name] * weight.numel() for name, weight in weights.items()) / count
-            for name, mask in zip(weights, global_magnitude_masks(list(weights.values()), sparsity, self.mask_type), strict=True):
+            for name, mask in zip(
+                weights, global_magnitude_masks(list(weights.values()), sparsity, self.mask_type), strict=True
+            ):
                 self._set_mask(name, mask)
             return
         for name, sparsity in targets.items():
@@ -318,7 +332,12 @@ class MagnitudePruningModifier(_Pruning):
         import torch
 
         state = super().state_dict()
-        state.update({f"initial_sparsity:{name}": torch.tensor(value, dtype=torch.float64) for name, value in self._initial.items()})
+        state.update(
+            {
+                f"initial_sparsity:{name}": torch.tensor(value, dtype=torch.float64)
+                for name, value in self._initial.items()
+            }
+        )
         return state
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparse_accel.errors import UsageError, nearest
 from sparse_accel.modifiers.base import FieldError, Modifier
+from sparse_accel.progress import ROUNDING
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,14 @@ class QuantizationModifier(Modifier):
     tensorrt: bool = False
     """The old tool's layout for TensorRT; only false is supported."""
 
+    one_at_a_time: ClassVar[bool] = True
+    known_later: ClassVar[dict[str, str]] = {
+        key: "only the form with submodules is supported yet"
+        for key in ("scheme", "scheme_overrides", "ignore", "strict")
+    } | {
+        key: "activations are uint8 affine and weights int8 symmetric, as the old tool's defaults are"
+        for key in ("activation_qconfig_kwargs", "weight_qconfig_kwargs", "custom_quantizable_module_types")
+    }
     without_effect: ClassVar[dict[str, str]] = {
         "model_fuse_fn_name": "encoders have no convolution, batch normalization and ReLU to fuse",
         "model_fuse_fn_kwargs": "encoders have no convolution, batch normalization and ReLU to fuse",
@@ -69,11 +78,11 @@ class QuantizationModifier(Modifier):
         freeze = self.disable_quantization_observer_epoch
         if freeze == -1:
             self.disable_quantization_observer_epoch = None
-        elif freeze is not None and freeze <= max(self.start_epoch, 0):
+        elif freeze is not None and freeze < max(self.start_epoch, 0) - ROUNDING:
             raise FieldError(
                 "disable_quantization_observer_epoch",
-                f"ranges would freeze at epoch {freeze:g}, before quantization begins at epoch {max(self.start_epoch, 0):g} "
-                "has shown them a batch: let the freeze come later",
+                f"ranges would freeze at epoch {freeze:g}, before quantization begins at epoch "
+                f"{max(self.start_epoch, 0):g}: let the freeze come later",
             )
         if self.tensorrt:
             raise FieldError("tensorrt", "tensorrt: true is known, not supported yet: leave it out")
@@ -103,7 +112,9 @@ class QuantizationModifier(Modifier):
             if any(part == "" or name == part or name.startswith(part + ".") for part in parts):
                 self._quantize(module)
         if not self._quantizers:
-            raise UsageError(f"{self.name}: nothing to quantize in {', '.join(parts)}: no Linear, Embedding or convolution")
+            raise UsageError(
+                f"{self.name}: nothing to quantize in {', '.join(parts)}: no Linear, Embedding or convolution"
+            )
         self._batch_norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
         if self.freeze_bn_stats_epoch is not None and not self._batch_norms:
             run.notices.append(f"{self.name}: freeze_bn_stats_epoch has nothing to freeze: no batch normalization here")
@@ -115,7 +126,7 @@ class QuantizationModifier(Modifier):
             kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
             raise UsageError(
                 f"{self.name}: submodules: this model has no part '{part}'.{nearest(part, modules)} "
-                f"It is a {kind}; its parts are: {', '.join(_parts(model))}. Name those, or leave submodules out for all"
+                f"It is a {kind}; its parts are: {', '.join(_parts(model))}. Name those, or leave submodules out"
             )
 
     def _quantize(self, module: torch.nn.Module) -> None:
@@ -143,7 +154,7 @@ class QuantizationModifier(Modifier):
             layer.output_quantizer = FakeQuantize(activation)
         for quantizer in (layer.input_quantizer, layer.weight_quantizer, layer.output_quantizer):
             if quantizer is not None:
-                quantizer.to(module.weight.device)
+                quantizer.to(layer.weight.device)
                 self._quantizers.append(quantizer)
 
     def bind(self, run: RecipeRun) -> None:
@@ -153,8 +164,9 @@ class QuantizationModifier(Modifier):
 
     def step_begin(self, progress: Progress) -> None:
         enabled = progress.reached(self.start_epoch)
-        observing = enabled and not (self.freeze_epoch is not None and progress.reached(self.freeze_epoch))
-        self._switch(enabled, observing)
+        frozen = self.freeze_epoch is not None and progress.reached(self.freeze_epoch)
+        # A freeze at the very start still lets the first step show the ranges what they freeze to.
+        self._switch(enabled, observing=enabled and (not frozen or self._ranges.fresh))
         if self.freeze_bn_stats_epoch is not None and progress.reached(self.freeze_bn_stats_epoch):
             for module in self._batch_norms:
                 module.eval()

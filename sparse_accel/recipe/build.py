@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sparse_accel.errors import nearest
-from sparse_accel.modifiers.base import ROUNDING, FieldError, Modifier
+from sparse_accel.modifiers.base import FieldError, Modifier
+from sparse_accel.progress import ROUNDING
 from sparse_accel.recipe import document
 from sparse_accel.recipe.document import Tagged
 from sparse_accel.recipe.errors import RecipeError
@@ -153,6 +154,9 @@ class _Builder:
         values = {}
         for key, written in tagged.keys.items():
             line = tagged.keys.line_of(key)
+            if key in kind.known_later:
+                message = f"{kind.__name__}: {key} is known, not supported yet: {kind.known_later[key]}"
+                raise self.error(message, line, key)
             if key not in types and key not in kind.without_effect:
                 message = f"{kind.__name__} has no key '{key}'.{nearest(str(key), types)} Its keys: {', '.join(types)}"
                 raise self.error(message, line, key)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sparse_accel.modifiers.base import ROUNDING, Modifier
+from sparse_accel.modifiers.base import Modifier
+from sparse_accel.progress import ROUNDING
 from sparse_accel.recipe.fields import field_values
 from sparse_accel.recipe.writing import write_recipe
 
