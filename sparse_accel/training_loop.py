@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 # A step that the fp16 scaler skips is tried again at half the loss scale; from 65536 this reaches 1 in 16 tries.
 _MOST_SKIPS_IN_A_ROW = 30
+# The progress bar's loss is the mean since the last log, read this often: reading it waits for a GPU.
+_STEPS_BETWEEN_SHOWN_LOSSES = 20
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class Averages:
         for name, values in parts.items():
             total = (values * real).sum()
             self.sums[name] = self.sums[name] + total if name in self.sums else total
+
+    def loss(self) -> float:
+        """Returns this process's mean loss so far; waits for the device."""
+        return float(self.sums["loss"]) / max(self.rows, 1) if "loss" in self.sums else float("nan")
 
     def take(self) -> dict[str, float]:
         """Returns the means over all processes and rows a second, and starts anew."""
@@ -116,7 +122,7 @@ def train(
         total=schedule.total_steps, initial=run.progress.step, unit=" steps", disable=not accelerator.is_main_process
     )
     model.train()
-    with bar, stop_after_step() as stop_asked:
+    with bar, stop_after_step(accelerator.num_processes) as stop_asked:
         while run.progress.step < schedule.total_steps:
             sampler.epoch, sampler.first_step = divmod(run.progress.step, run.progress.steps_per_epoch)
             batches = iter(loader)
@@ -135,16 +141,16 @@ def train(
                     label_smoothing=label_smoothing,
                     max_grad_norm=max_grad_norm,
                 )
-                averages.rows += rows
                 step = run.progress.step
                 bar.update()
                 bar.set_description(f"epoch {run.progress.epoch:.2f} {run.phase()}", refresh=False)
+                if step % _STEPS_BETWEEN_SHOWN_LOSSES == 0:
+                    bar.set_postfix_str(f"loss {averages.loss() * accelerator.num_processes:.4f}", refresh=False)
                 if step == schedule.total_steps:
                     run.finish()
                 if step == 1 or schedule.due(schedule.log_every, step):
                     figures = averages.take()
                     _check_finite(figures, step)
-                    bar.set_postfix_str(f"loss {figures['train/loss']:.4f}", refresh=False)
                     log({**figures, "train/learning_rate": run.learning_rate(), "train/epoch": run.progress.epoch})
                 if schedule.due(schedule.evaluate_every, step):
                     evaluate()
@@ -176,6 +182,7 @@ def take_step(
     for _ in range(_MOST_SKIPS_IN_A_ROW):
         run.step_begin()
         seed_step(seed, run.progress.step, accelerator.process_index)
+        measured: list[tuple[dict[str, Tensor], Tensor]] = []
         for batch in micro_batches:
             with accelerator.accumulate(model):
                 outputs = model(**{name: value for name, value in batch.items() if name not in ("labels", "row_id")})
@@ -186,7 +193,7 @@ def take_step(
                 real = batch["row_id"] >= 0
                 parts = accelerator.num_processes * len(micro_batches)
                 accelerator.backward((losses * real).sum() * (parts / rows))
-                averages.add(run.loss_parts, real)
+                measured.append((run.loss_parts, real))
                 if accelerator.sync_gradients:
                     run.grads_ready()
                     if max_grad_norm > 0:
@@ -196,6 +203,9 @@ def take_step(
         skipped = accelerator.optimizer_step_was_skipped
         run.step_end(skipped=skipped)
         if not skipped:
+            for loss_parts, real in measured:
+                averages.add(loss_parts, real)
+            averages.rows += rows
             return
     raise UsageError(
         f"gradients overflow in fp16 at step {run.progress.step}, however small the loss scale: lower --learning_rate, "
@@ -218,9 +228,15 @@ def _check_finite(figures: dict[str, float], step: int) -> None:
 
 
 @contextmanager
-def stop_after_step() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a request that the loop reads between two steps; the second interrupts at once."""
+def stop_after_step(processes: int) -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C into a request that the loop reads between two steps; the second interrupts at once.
+
+    Several processes would hear it at different steps and wait for each other: there Ctrl-C interrupts at once.
+    """
     asked = False
+    if processes > 1:
+        yield lambda: False
+        return
 
     def ask(signum: int, frame: Any) -> None:
         nonlocal asked

@@ -1,0 +1,25 @@
+"""sparse_accel: recipe-driven sparse transfer learning, quantization-aware training and distillation for encoders."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparse_accel.model_files import load
+    from sparse_accel.recipe import load_recipe
+    from sparse_accel.recipe_run import RecipeRun
+    from sparse_accel.teacher import Teacher
+
+__all__ = ["RecipeRun", "Teacher", "load", "load_recipe"]
+__version__ = "0.1.0"
+
+_HOME = {"load": "model_files", "load_recipe": "recipe", "RecipeRun": "recipe_run", "Teacher": "teacher"}
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up when first used: `import sparse_accel` and recipe errors stay free of torch.
+    if name not in _HOME:
+        raise AttributeError(f"module 'sparse_accel' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(f"sparse_accel.{_HOME[name]}"), name)
