@@ -143,8 +143,9 @@ def _load_hub(name: str, config: str | None, cache_dir: str | None) -> DatasetDi
             "huggingface.co/datasets; for a private or gated one, log in with `hf auth login`."
         ) from error
     except ValueError as error:
-        # An unknown configuration; the library's message lists those there are.
-        raise UsageError(f"{what} cannot be loaded: {error} Choose with --dataset_config_name.") from error
+        # A configuration that is missing or unknown; the library's message lists those there are, then Python to type.
+        listed = " ".join(str(error).partition("\nExample")[0].split()).rstrip(".")
+        raise UsageError(f"{what} cannot be loaded: {listed}. Choose with --dataset_config_name.") from error
     except RuntimeError as error:
         raise UsageError(
             f"{what} cannot be loaded: {_first_line(error)}. A dataset that needs its own code to load is not "
