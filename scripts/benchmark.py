@@ -7,7 +7,7 @@ Table 2: batches of like lengths with a table of teacher logits against rows pad
          factor at a time.
 
 Every round takes one step with each contestant, in an order that rotates, so that whatever else the machine does falls
-on all of them alike. Figures are medians over rounds.
+on all of them alike. Figures are medians over rounds, averaged over batches of short to long sentences.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator
 from datasets import load_dataset
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sparse_accel.batches import Collator, GlobalBatchSampler
@@ -40,7 +41,7 @@ from sparse_accel.training_loop import Averages, take_step
 RECIPE = Path(__file__).resolve().parent.parent / "sparse_accel" / "zoo" / "recipes" / "sst2_pruned90_quant.yaml"
 BATCH_SIZE = 32
 PADDED_LENGTH = 128
-LENGTHS_COMPARED = 6  # batches of table 2: evenly spaced over the lengths that occur
+BATCHES = 6  # evenly spaced over the lengths that occur
 
 Batch = dict[str, Tensor]
 Step = Callable[[Batch], None]
@@ -63,33 +64,26 @@ def main() -> None:
     tabled.table = torch.randn(len(rows), 2, device=accelerator.device)  # what it holds costs the same
 
     grouped, mixed = batches_by_length(tokenizer, rows)
-    phases = {
-        "hand-written loop": hand_written_step(accelerator, sparse),
-        "pruned": recipe_step(accelerator, sparse, None),
-        "pruned, distilled": recipe_step(accelerator, sparse, tabled),
-        "pruned, distilled, QAT": recipe_step(accelerator, sparse, tabled, quantized=True),
-    }
-    to_device = {"longest": batches(accelerator, tokenizer, rows, mixed, None)}
-    one_length = to_device["longest"][len(mixed) // 2]
-    by_phase = interleaved({name: (step, one_length) for name, step in phases.items()}, arguments.rounds)
-    phase_table = relative(by_phase, "hand-written loop")
+    like_lengths = batches(accelerator, tokenizer, rows, grouped, None)
+    longest = batches(accelerator, tokenizer, rows, mixed, None)
+    padded = batches(accelerator, tokenizer, rows, mixed, PADDED_LENGTH)
 
-    to_device["grouped"] = batches(accelerator, tokenizer, rows, grouped, None)
-    to_device["padded"] = batches(accelerator, tokenizer, rows, mixed, PADDED_LENGTH)
-    with_live, with_table = recipe_step(accelerator, sparse, live), phases["pruned, distilled"]
-    forms = {
-        f"padded to {PADDED_LENGTH}, live teacher": (with_live, "padded"),
-        f"padded to {PADDED_LENGTH}, table": (with_table, "padded"),
-        "padded to the batch's longest, live teacher": (with_live, "longest"),
-        "batches of like lengths, live teacher": (with_live, "grouped"),
-        "batches of like lengths, table": (with_table, "grouped"),
+    with_live, with_table = recipe_step(accelerator, sparse, live), recipe_step(accelerator, sparse, tabled)
+    phases = {
+        "hand-written loop": (hand_written_step(accelerator, sparse), like_lengths),
+        "pruned": (recipe_step(accelerator, sparse, None), like_lengths),
+        "pruned, distilled": (with_table, like_lengths),
+        "pruned, distilled, QAT": (recipe_step(accelerator, sparse, tabled, quantized=True), like_lengths),
     }
-    by_form = dict.fromkeys(forms, 0.0)
-    for number in range(LENGTHS_COMPARED):
-        contestants = {name: (step, to_device[form][number]) for name, (step, form) in forms.items()}
-        for name, seconds in interleaved(contestants, max(arguments.rounds // 5, 1)).items():
-            by_form[name] += seconds / LENGTHS_COMPARED
-    form_table = relative(by_form, f"padded to {PADDED_LENGTH}, live teacher")
+    phase_table = compare(phases, arguments.rounds)
+    forms = {
+        f"padded to {PADDED_LENGTH}, live teacher": (with_live, padded),
+        f"padded to {PADDED_LENGTH}, table": (with_table, padded),
+        "padded to the batch's longest, live teacher": (with_live, longest),
+        "batches of like lengths, live teacher": (with_live, like_lengths),
+        "batches of like lengths, table": (with_table, like_lengths),
+    }
+    form_table = compare(forms, arguments.rounds)
 
     print(f"\n{BATCH_SIZE} rows a step, {torch.get_num_threads()} threads, {accelerator.device}")
     print(as_text("The tutorial's recipe", phase_table, "of the loop", lambda ratio: ratio))
@@ -151,20 +145,21 @@ def recipe_step(
     return step
 
 
-def interleaved(contestants: dict[str, tuple[Step, Batch]], rounds: int) -> dict[str, float]:
-    """Returns each contestant's median seconds a step; the first round warms up and does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+def compare(contestants: dict[str, tuple[Step, list[Batch]]], rounds: int) -> dict[str, dict[str, float]]:
+    """Returns seconds a step (median over rounds, mean over batches) and their ratio to the first contestant's."""
     names = list(contestants)
-    for number in range(rounds + 1):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            step, batch = contestants[name]
+    seconds: dict[str, list[list[float]]] = {name: [[] for _ in range(BATCHES)] for name in names}
+    for turn in tqdm(range(BATCHES * (rounds + 1)), desc="rounds"):
+        number, again = turn % BATCHES, turn >= BATCHES  # the first time with each batch warms up and does not count
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            step, chosen = contestants[name]
             began = time.perf_counter()
-            step(batch)
-            synchronize(batch)
-            if number:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            step(chosen[number])
+            synchronize(chosen[number])
+            if again:
+                seconds[name][number].append(time.perf_counter() - began)
+    means = {name: statistics.mean(statistics.median(times) for times in seconds[name]) for name in names}
+    return {name: {"seconds": mean, "ratio": mean / means[names[0]]} for name, mean in means.items()}
 
 
 def synchronize(batch: Batch) -> None:
@@ -203,8 +198,8 @@ def batches_by_length(tokenizer: Any, rows: Any) -> tuple[list[list[int]], list[
     sampler = GlobalBatchSampler(lengths, BATCH_SIZE, 1, seed=0)
     found = [batch for batch in sampler if len(batch) == BATCH_SIZE]
     found.sort(key=lambda batch: max(lengths[row] for row in batch))
-    spaced = [found[int((number + 0.5) * len(found) / LENGTHS_COMPARED)] for number in range(LENGTHS_COMPARED)]
-    mixed = [list(range(start, start + BATCH_SIZE)) for start in range(0, LENGTHS_COMPARED * BATCH_SIZE, BATCH_SIZE)]
+    spaced = [found[int((number + 0.5) * len(found) / BATCHES)] for number in range(BATCHES)]
+    mixed = [list(range(start, start + BATCH_SIZE)) for start in range(0, BATCHES * BATCH_SIZE, BATCH_SIZE)]
     return spaced, mixed
 
 
@@ -217,10 +212,6 @@ def batches(
 
 
 # --- report -----------------------------------------------------------------------------------------------------------
-
-
-def relative(seconds: dict[str, float], base: str) -> dict[str, dict[str, float]]:
-    return {name: {"seconds": value, "ratio": value / seconds[base]} for name, value in seconds.items()}
 
 
 def as_text(title: str, table: dict[str, dict[str, float]], unit: str, shown: Callable[[float], float]) -> str:
