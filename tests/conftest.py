@@ -1,0 +1,28 @@
+"""What all tests share: no network, no shared cache, one thread."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# Before anything heavy is imported: libraries read these once. Commands that tests start inherit them.
+_HOME = tempfile.mkdtemp(prefix="sparse_accel-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HOME=f"{_HOME}/huggingface",
+    SPARSE_ACCEL_CACHE=f"{_HOME}/cache",
+    WANDB_MODE="offline",
+    TOKENIZERS_PARALLELISM="false",
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis  # noqa: E402
+import torch  # noqa: E402
+
+# The same examples in every run, so that a failure is of the change that meets it; no deadline on a shared machine.
+hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("suite")
+torch.set_num_threads(1)
