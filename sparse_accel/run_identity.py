@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,14 +98,22 @@ def write_record(folder: Path, identity: dict[str, Any], *, finished: bool) -> N
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Returns the entries in which two identities differ, in words."""
+    """Returns the entries in which two identities differ, in words: of a recipe, its first line that differs."""
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    return "; ".join(f"{key} ({_shown(old.get(key))} there, {_shown(new.get(key))} here)" for key in keys)
+    return "; ".join(f"{key} ({_in_words(old.get(key), new.get(key))})" for key in keys)
 
 
-def _shown(value: Any) -> str:
-    text = str(value).strip()
-    return text if len(text) <= 40 and "\n" not in text else f"#{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+def _in_words(old: Any, new: Any) -> str:
+    if isinstance(old, str) and isinstance(new, str) and "\n" in old + new:
+        pairs = zip_longest(old.splitlines(), new.splitlines(), fillvalue="nothing")
+        old, new = next((pair for pair in pairs if pair[0] != pair[1]), (old, new))
+    old, new = ("none" if value is None else _shortened(str(value).strip()) for value in (old, new))
+    return f"{old} there, {new} here"
+
+
+def _shortened(text: str) -> str:
+    first = text.partition("\n")[0]
+    return first if len(first) <= 60 else first[:57] + "..."
 
 
 def move_aside(folder: Path, reason: str) -> Path:
