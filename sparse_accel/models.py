@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from sparse_accel.errors import UsageError
 from sparse_accel.model_files import QUANTIZATION_FILE, load
 from sparse_accel.sparsity import is_encoder_linear
-from sparse_accel.teacher import Teacher, align_labels
+from sparse_accel.teacher import Teacher, label_order
 
 if TYPE_CHECKING:
     from sparse_accel.arguments import TextClassificationArguments
@@ -119,7 +119,7 @@ def load_teacher(arguments: TextClassificationArguments, student: nn.Module) -> 
         tokenizer = AutoTokenizer.from_pretrained(name, cache_dir=arguments.cache_dir)
     except _LOADING_ERRORS as error:
         raise _unreadable("--distill_teacher", name, error) from error
-    return Teacher(model, align_labels(cast(Any, student).config.label2id, cast(Any, model).config.label2id)), tokenizer
+    return Teacher(model, label_order(cast(Any, student).config.label2id, cast(Any, model).config.label2id)), tokenizer
 
 
 def _unreadable(flag: str, name: str, error: Exception) -> UsageError:

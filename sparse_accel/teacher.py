@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.errors import UsageError
 from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
 from sparse_accel.sharding import reduce_sum
+from sparse_accel.tasks import match_names
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,7 +38,7 @@ class Teacher:
 
     Args:
         model: a classifier with as many outputs as the student has; it is not passed to `accelerator.prepare`.
-        order: the teacher's output column for each of the student's labels, (labels,), from `align_labels`; None where
+        order: the teacher's output column for each of the student's labels, (labels,), from `label_order`; None where
             they agree.
     """
 
@@ -134,10 +136,10 @@ def _write(path: Path, table: Tensor) -> None:
         print(f"teacher logits are not kept on disk: {error}")
 
 
-def align_labels(student: dict[str, int], teacher: dict[str, int]) -> list[int]:
+def label_order(student: Mapping[str, int], teacher: Mapping[str, int]) -> list[int]:
     """Returns, for each of the student's labels in order, the teacher's output column of the same name.
 
-    Labels that nobody named (LABEL_0, LABEL_1, ...) are taken in order.
+    Names are matched as labels of data are (`tasks.match_names`): labels that nobody named are taken in order.
 
     Args:
         student, teacher: label2id of their configurations.
@@ -145,13 +147,11 @@ def align_labels(student: dict[str, int], teacher: dict[str, int]) -> list[int]:
     Raises:
         UsageError: the labels differ.
     """
-    ordered = sorted(student, key=lambda name: student[name])
-    if len(student) == len(teacher) and all(name == f"LABEL_{number}" for name, number in teacher.items()):
-        return list(range(len(student)))
-    by_folded_name = {name.casefold(): column for name, column in teacher.items()}
-    if len(by_folded_name) == len(teacher) and {name.casefold() for name in student} == set(by_folded_name):
-        return [by_folded_name[name.casefold()] for name in ordered]
-    raise UsageError(
-        f"teacher and data do not agree on labels: the data has {ordered}, the teacher {sorted(teacher)}. Take a "
-        "teacher that was trained on these labels, or rename them in its config.json (label2id, id2label)"
-    )
+    names = sorted(student, key=lambda name: student[name])
+    matched = match_names(names, sorted(teacher, key=lambda name: teacher[name]))
+    if matched is None:
+        raise UsageError(
+            f"teacher and data do not agree on labels: the data has {names}, the teacher {sorted(teacher)}. Take a "
+            "teacher that was trained on these labels, or rename them in its config.json (label2id, id2label)"
+        )
+    return [teacher[matched[name]] for name in names]
