@@ -32,8 +32,8 @@ SECONDS = "seconds.json"
 
 # What the recipes' variables are set to, so that all of it fits into ten minutes on two cores.
 TEACHER = {"num_epochs": 2, "init_lr": 1e-4}
-START = {"num_epochs": 2, "init_lr": 2e-4, "pruning_end_epoch": 1.2}
-TRANSFER = {"num_epochs": 3, "init_lr": 2e-4, "qat_start_epoch": 2.0, "observer_epoch": 2.7}
+START = {"num_epochs": 2, "init_lr": 1e-4, "pruning_end_epoch": 1.2}
+TRANSFER = {"num_epochs": 3, "qat_start_epoch": 2.0, "observer_epoch": 2.7}
 
 
 def main() -> None:
