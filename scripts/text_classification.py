@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from sparse_accel.arguments import TextClassificationArguments, parse_arguments
 from sparse_accel.errors import run_main
+from sparse_accel.modifiers.distillation import check_teacher
 from sparse_accel.recipe import Recipe, load_recipe
 from sparse_accel.tracking import require_trackers
 from sparse_accel.zoo import recipe_path
@@ -31,26 +32,28 @@ def main() -> None:
     # Arguments and recipe come first: --help and a typo answer at once, before anything heavy is imported or loaded.
     arguments = parse_arguments(TextClassificationArguments, description=(__doc__ or "").partition("\n")[0])
     recipe = load_recipe(arguments.recipe, arguments.recipe_args, recipe_path) if arguments.recipe else None
+    if arguments.do_train:
+        check_teacher(recipe, arguments.distill_teacher)
     require_trackers(arguments.report_to)
 
     from sparse_accel import results
     from sparse_accel.one_shot import apply_at_once
-    from sparse_accel.tracking import tracked_run
+    from sparse_accel.tracking import trackers_ended
     from sparse_accel.training_setup import make_accelerator
 
     output_dir = Path(str(arguments.output_dir))
     accelerator = make_accelerator(arguments)
-    config = {**arguments.to_dict(), "recipe": recipe.to_dict() if recipe else None}
-    with tracked_run(accelerator, arguments.report_to, arguments.run_name or output_dir.name, config):
-        if arguments.one_shot:
-            apply_at_once(arguments, recipe, accelerator)
-        elif arguments.do_train and not train_model(arguments, recipe, accelerator):
-            return results.show(accelerator, output_dir)  # this very run is finished already
+    with trackers_ended(accelerator):
         if arguments.do_train or arguments.one_shot:
+            fill_folder = apply_at_once if arguments.one_shot else train_model
+            if not fill_folder(arguments, recipe, accelerator):
+                results.ask_only_for_what_is_missing(arguments, accelerator)  # this very run is finished already
             arguments.model_name_or_path = str(output_dir)  # what is measured below is what the files hold
         if arguments.do_eval or arguments.do_predict:
-            evaluate_and_predict(arguments, accelerator)
-    results.finish(accelerator, output_dir)
+            evaluate_and_predict(arguments, recipe, accelerator)
+        if arguments.do_train or arguments.one_shot:
+            results.mark_finished(accelerator, output_dir)
+    results.show(accelerator, output_dir)
 
 
 def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, accelerator: Accelerator) -> bool:
@@ -66,14 +69,16 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     from sparse_accel.recipe_run import RecipeRun
     from sparse_accel.report import start_table
     from sparse_accel.sparsity import sparsity_report
-    from sparse_accel.tasks import load_text_classification
-    from sparse_accel.tracking import sparsity_figures
+    from sparse_accel.tasks import check_metric_name, load_text_classification
+    from sparse_accel.tracking import sparsity_figures, start_trackers, tracker_names
     from sparse_accel.training_loop import train
 
     # --- data, model, batches ---------------------------------------------------------------------------------------
 
     with accelerator.main_process_first():
         data = load_text_classification(arguments)
+    if arguments.load_best_model_at_end:
+        check_metric_name(arguments.metric_for_best_model, data.metrics, data.problem_type)
     set_seed(arguments.seed)  # of a fresh head
     model, fresh = load_classifier(arguments, data.label_names, data.problem_type)
     tokenizer = load_tokenizer(arguments)
@@ -94,6 +99,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     output_dir = Path(str(arguments.output_dir))
     if results.claim(accelerator, output_dir, identity, overwrite=arguments.overwrite_output_dir) == "show":
         return False
+    start_trackers(accelerator, arguments, recipe)
 
     # --- prepare: masks and quantizers are in place, off ------------------------------------------------------------
 
@@ -128,13 +134,16 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     def log(figures: dict[str, float]) -> None:
         figures = {**figures, **run.metrics()}
         history.add(figures, run.progress)
-        accelerator.log(figures, step=run.progress.step)
+        accelerator.log(tracker_names(figures), step=run.progress.step)
+
+    def sparsity() -> dict[str, float]:
+        return sparsity_figures(sparsity_report(accelerator.unwrap_model(model)))
 
     def evaluate() -> None:
         figures = evaluate_splits(arguments, accelerator, model, data, rows, collator)
-        log({**figures, **sparsity_figures(sparsity_report(accelerator.unwrap_model(model)))})
-        late_enough = run.progress.epoch >= (arguments.best_model_after_epoch or 0)
-        if arguments.load_best_model_at_end and late_enough and run.settled():
+        log({**figures, **sparsity()})
+        late_enough = run.settled() and run.progress.epoch >= (arguments.best_model_after_epoch or 0)
+        if arguments.load_best_model_at_end and late_enough and schedule.due(schedule.save_every, run.progress.step):
             history.consider(figures, run.progress.step)
         results.print_line(accelerator, run, figures)
 
@@ -158,17 +167,22 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
             evaluate=evaluate,
             save=save,
         )
+    if arguments.eval_strategy == "no":
+        log(sparsity())
     results.write_final(output_dir, accelerator, model, tokenizer, run, history, seconds())
     return True
 
 
-def evaluate_and_predict(arguments: TextClassificationArguments, accelerator: Accelerator) -> None:
+def evaluate_and_predict(
+    arguments: TextClassificationArguments, recipe: Recipe | None, accelerator: Accelerator
+) -> None:
     """Measures a trained model as its files hold it, quantizers on, and writes what it predicts."""
     from sparse_accel import results, training_setup
     from sparse_accel.evaluation import evaluate_splits, write_predictions
     from sparse_accel.models import labels_of, load_tokenizer, load_trained, sequence_limit
     from sparse_accel.recipe_run import problem_type_of
     from sparse_accel.tasks import load_text_classification
+    from sparse_accel.tracking import start_trackers, tracker_names
 
     model = load_trained(arguments)
     tokenizer = load_tokenizer(arguments)
@@ -181,6 +195,8 @@ def evaluate_and_predict(arguments: TextClassificationArguments, accelerator: Ac
     if arguments.do_eval:
         figures = evaluate_splits(arguments, accelerator, model, data, rows, collator)
         results.write(accelerator, Path(str(arguments.output_dir)), "eval_results.json", figures)
+        start_trackers(accelerator, arguments, recipe)
+        accelerator.log(tracker_names(figures, "final"))
     if arguments.do_predict:
         write_predictions(arguments, accelerator, model, data, rows, collator)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import set_seed
@@ -17,9 +17,13 @@ from sparse_accel import results, training_setup
 from sparse_accel.errors import UsageError
 from sparse_accel.history import History
 from sparse_accel.models import load_classifier, load_tokenizer, load_trained, sequence_limit
+from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.report import start_table
+from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
+from sparse_accel.sparsity import sparsity_report
 from sparse_accel.tasks import load_text_classification
+from sparse_accel.tracking import sparsity_figures, start_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,46 +35,57 @@ if TYPE_CHECKING:
 CALIBRATION_BATCHES = 32
 
 
-def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None, accelerator: Accelerator) -> None:
-    """Applies the recipe to the model and fills the output folder.
+def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None, accelerator: Accelerator) -> bool:
+    """Applies the recipe to the model and fills the output folder. Returns False where it holds this very result.
 
     Raises:
         UsageError: the recipe quantizes and there are no training rows to take ranges from.
     """
-    set_seed(arguments.seed)
     has_rows = any((arguments.train_file, arguments.task_name, arguments.dataset_name))
+    if recipe is not None and recipe.select(QuantizationModifier) and not has_rows:
+        raise UsageError("--one_shot: the recipe quantizes, and takes ranges from training rows: add --train_file")
     output_dir = Path(str(arguments.output_dir))
+    set_seed(arguments.seed)  # of a fresh head
     if has_rows:
-        data = load_text_classification(arguments)
+        with accelerator.main_process_first():
+            data = load_text_classification(arguments)
         model, _ = load_classifier(arguments, data.label_names, data.problem_type)
     else:
         model = load_trained(arguments)
     tokenizer = load_tokenizer(arguments)
-    limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
     run = RecipeRun(recipe, teacher="disable")
     run.attach(model)
-    identity = {
-        "model": arguments.model_name_or_path,
-        "recipe": recipe.resolved() if recipe else None,
+    identity: dict[str, Any] = {
         "one_shot": True,
+        "model": fingerprint_of_weights(model),
+        "recipe": recipe.resolved() if recipe else None,
     }
-    results.claim(accelerator, output_dir, identity, overwrite=arguments.overwrite_output_dir)
+    about = [("model", f"{arguments.model_name_or_path}, changed at once, without training")]
+    if has_rows:
+        limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
+        rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit)["train"]
+        collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
+        loader, sampler = training_setup.training_loader(arguments, accelerator, rows, collator)
+        identity["data"] = fingerprint_of_rows(rows)
+        identity |= {"seed": arguments.seed, "global_batch_size": sampler.global_batch_size}
+        about.append(("ranges", f"from up to {CALIBRATION_BATCHES} batches of the training rows"))
+    if results.claim(accelerator, output_dir, identity, overwrite=arguments.overwrite_output_dir) == "show":
+        return False
+    start_trackers(accelerator, arguments, recipe)
+
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     model = accelerator.prepare_model(model)
     run.bind(accelerator, model, optimizer, steps_per_epoch=1)
-    accelerator.print(start_table(accelerator, run, [("one shot", str(arguments.model_name_or_path))]))
+    accelerator.print(start_table(accelerator, run, [*about, ("output", str(output_dir))]))
 
     @torch.no_grad()
     def forwards() -> Iterator[None]:
-        if not has_rows:
-            raise UsageError("--one_shot: the recipe quantizes, and takes ranges from training rows: add --train_file")
-        rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit)["train"]
-        collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
-        loader, _ = training_setup.training_loader(arguments, accelerator, rows, collator)
         for batch in islice(accelerator.prepare_data_loader(loader), CALIBRATION_BATCHES):
             model(**{name: value for name, value in batch.items() if name not in ("labels", "row_id")})
             yield
 
     model.eval()
     run.apply_at_once(forwards)
+    accelerator.log(sparsity_figures(sparsity_report(accelerator.unwrap_model(model))))
     results.write_final(output_dir, accelerator, model, tokenizer, run, History(), seconds=0.0)
+    return True

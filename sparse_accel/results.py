@@ -143,13 +143,20 @@ def write(accelerator: Accelerator, folder: Path, name: str, figures: dict[str, 
     accelerator.wait_for_everyone()
 
 
-def finish(accelerator: Accelerator, folder: Path) -> None:
-    """Marks the folder's run as finished and prints its results."""
+def mark_finished(accelerator: Accelerator, folder: Path) -> None:
+    """From now on the same command shows the folder's results."""
     if accelerator.is_main_process:
         record = run_identity.read_record(folder)
-        if record is not None:
+        if record is not None and not record["finished"]:
             run_identity.write_record(folder, record["identity"], finished=True)
-    show(accelerator, folder)
+
+
+def ask_only_for_what_is_missing(arguments: TextClassificationArguments, accelerator: Accelerator) -> None:
+    """Takes evaluation and prediction out of what is asked where the finished run in the folder has done them."""
+    folder = Path(str(arguments.output_dir))
+    accelerator.print(f"{folder} holds this very run, finished: nothing is trained anew")
+    arguments.do_eval = arguments.do_eval and not (folder / "eval_results.json").exists()
+    arguments.do_predict = arguments.do_predict and not any(folder.glob("*_predictions.csv"))
 
 
 def show(accelerator: Accelerator, folder: Path) -> None:

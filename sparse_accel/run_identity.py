@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,10 @@ def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> 
             "folder, or pass --overwrite_output_dir to have it moved aside"
         )
     elif record["identity"] == identity:
-        return "show" if record["finished"] else "continue"
+        if record["finished"]:
+            return "show"
+        _delete_partial(folder)
+        return "continue"
     elif record["finished"]:
         move_aside(folder, f"it holds a finished run that differs in {difference(record['identity'], identity)}")
         action = "start"
@@ -124,6 +128,15 @@ def move_aside(folder: Path, reason: str) -> Path:
     os.rename(folder, aside)
     print(f"{folder} was moved aside to {aside}: {reason}")
     return aside
+
+
+def _delete_partial(folder: Path) -> None:
+    """Deletes what a killed run was writing beside the files and folders that it was meant to become."""
+    for path in folder.glob(".*.partial"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

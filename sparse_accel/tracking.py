@@ -4,12 +4,14 @@ train/loss, train/task_loss, train/distillation_loss    means over the rows sinc
 train/learning_rate, train/epoch, train/samples_per_second
 quantization/phase                                       0 float, 1 QAT, 2 QAT with frozen ranges
 sparsity/encoder, sparsity/model, sparsity/layers/NAME   shares of exact zeros
-eval/NAME                                                evaluation figures
+eval/NAME                                                evaluation figures in training
+final/NAME                                               those of the model that the output folder holds
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,9 @@ from sparse_accel.errors import UsageError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from sparse_accel.arguments import TextClassificationArguments
+    from sparse_accel.recipe import Recipe
 
 
 def require_trackers(names: tuple[str, ...]) -> None:
@@ -33,39 +38,60 @@ def require_trackers(names: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def tracked_run(
-    accelerator: Accelerator, names: tuple[str, ...], run_name: str, config: dict[str, Any]
-) -> Iterator[None]:
-    """Opens the trackers' runs and ends them whatever happens; one that failed is marked as failed.
-
-    Args:
-        names: of trackers; none opens nothing.
-        run_name: in the tracker.
-        config: arguments and resolved recipe, shown with the run.
-    """
-    if not names:
-        yield
-        return
-    options = {"wandb": {"name": run_name}}
-    flat = {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in config.items()}
-    accelerator.init_trackers(
-        "sparse_accel",
-        config=flat if "tensorboard" in names else config,
-        init_kwargs={name: options[name] for name in names if name in options},
-    )
+def trackers_ended(accelerator: Accelerator) -> Iterator[None]:
+    """Ends the trackers' runs whatever happens inside the block; in W&B, one that failed is marked as failed."""
     try:
         yield
     except BaseException:
-        if "wandb" in names and accelerator.is_main_process:
-            accelerator.get_tracker("wandb", unwrap=True).finish(exit_code=1)
+        for tracker in accelerator.trackers:
+            if tracker.name == "wandb" and accelerator.is_main_process:
+                tracker.tracker.finish(exit_code=1)
         raise
     finally:
         accelerator.end_training()
 
 
+def start_trackers(accelerator: Accelerator, arguments: TextClassificationArguments, recipe: Recipe | None) -> None:
+    """Opens the runs of --report_to, once, with all flags and the resolved recipe as their configuration.
+
+    Their files go into OUTPUT_DIR/tracking, so call it when the output folder is this run's.
+
+    Raises:
+        UsageError: a tracker does not start.
+    """
+    names, output_dir = arguments.report_to, Path(str(arguments.output_dir))
+    if not names or accelerator.trackers:
+        return
+    folder = Path(logging_folder(output_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**arguments.to_dict(), "recipe": recipe.to_dict() if recipe else None}
+    if "tensorboard" in names:  # takes plain values only
+        config = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in config.items()}
+    options = {"wandb": {"name": arguments.run_name or output_dir.name, "dir": str(folder)}}
+    try:
+        accelerator.init_trackers(
+            os.environ.get("WANDB_PROJECT", "sparse_accel"),
+            config=config,
+            init_kwargs={name: options[name] for name in names if name in options},
+        )
+    except Exception as error:
+        raise UsageError(
+            f"--report_to {' '.join(names)}: {error}. Without an account, WANDB_MODE=offline in the environment keeps "
+            "the run on disk; --report_to none goes without"
+        ) from error
+
+
 def logging_folder(output_dir: Path) -> str:
     """Where trackers write their files: in the output folder, never in the working directory."""
     return str(output_dir / "tracking")
+
+
+def tracker_names(figures: dict[str, float], prefix: str = "eval") -> dict[str, float]:
+    """Returns figures as trackers name them: `eval_accuracy` as `eval/accuracy`, or under another `prefix`."""
+    return {
+        f"{prefix}/{name.removeprefix('eval_')}" if name.startswith("eval_") else name: value
+        for name, value in figures.items()
+    }
 
 
 def sparsity_figures(report: dict[str, Any]) -> dict[str, float]:

@@ -121,6 +121,9 @@ def train(
     bar = tqdm(
         total=schedule.total_steps, initial=run.progress.step, unit=" steps", disable=not accelerator.is_main_process
     )
+    if run.progress.step >= schedule.total_steps:  # resumed after the last step: quantizers are to be on, masks final
+        run.step_begin()
+        run.finish()
     model.train()
     with bar, stop_after_step(accelerator.num_processes) as stop_asked:
         while run.progress.step < schedule.total_steps:
@@ -156,10 +159,11 @@ def train(
                     evaluate()
                     model.train()
                     averages.since = time.perf_counter()
-                if schedule.due(schedule.save_every, step) or stop_asked():
+                stopping = stop_asked()
+                if stopping or schedule.due(schedule.save_every, step):
                     save()
                     averages.since = time.perf_counter()
-                if stop_asked():
+                if stopping:
                     raise KeyboardInterrupt
                 if step == schedule.total_steps:
                     break

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
+from sparse_accel.command_line import warn
 from sparse_accel.models import load_teacher
 from sparse_accel.optimizer import usual_rate
 from sparse_accel.recipe_run import RecipeRun
@@ -34,7 +35,7 @@ def make_accelerator(arguments: TextClassificationArguments) -> Accelerator:
     """Returns the accelerator as flags and launcher ask for it; a flag wins over the launcher's precision."""
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None
     if precision == "fp16" and not torch.cuda.is_available():
-        print("warning: --fp16 needs a GPU and there is none here: training in float32")
+        warn("--fp16 needs a GPU and there is none here: training in float32")
         precision = "no"
     transformers.utils.logging.disable_progress_bar()  # one bar is enough: ours
     return Accelerator(

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     import torch
 
     from sparse_accel.progress import Progress
+    from sparse_accel.recipe import Recipe
     from sparse_accel.recipe_run import RecipeRun
+
+_NO_TEACHER = (
+    "the recipe distils (DistillationModifier) and there is no teacher: pass --distill_teacher PATH (a folder or Hub "
+    "id of a trained model), --distill_teacher self, or --distill_teacher disable to leave distillation out"
+)
 
 
 @dataclass(kw_only=True)
@@ -49,11 +55,7 @@ class DistillationModifier(Modifier):
 
     def attach(self, model: torch.nn.Module, run: RecipeRun) -> None:
         if run.teacher is None:
-            raise UsageError(
-                "the recipe distils (DistillationModifier) and there is no teacher: pass --distill_teacher PATH (a "
-                "folder or Hub id of a trained model), --distill_teacher self, or --distill_teacher disable to leave "
-                "distillation out"
-            )
+            raise UsageError(_NO_TEACHER)
 
     def bind(self, run: RecipeRun) -> None:
         self._run = run
@@ -79,6 +81,22 @@ class DistillationModifier(Modifier):
 
     def phase(self) -> str:
         return "distilled" if self._active else ""
+
+
+def check_teacher(recipe: Recipe | None, teacher: str | None) -> None:
+    """Raises UsageError where a recipe distils without a teacher, or there is a teacher and no recipe that distils.
+
+    Args:
+        teacher: what --distill_teacher says; None when it is left out.
+    """
+    distils = recipe is not None and bool(recipe.select(DistillationModifier))
+    if distils and teacher is None:
+        raise UsageError(_NO_TEACHER)
+    if not distils and teacher not in (None, "disable"):
+        raise UsageError(
+            "--distill_teacher does nothing: the recipe has no DistillationModifier. Add one to the recipe, or leave "
+            "the flag out"
+        )
 
 
 def _output(outputs: Any, key: str) -> torch.Tensor:

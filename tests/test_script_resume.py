@@ -1,0 +1,188 @@
+"""An interrupted run goes on where it stopped, and ends as if nothing had happened, bit by bit."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from script_fixtures import (
+    SHORT,
+    Tiny,
+    assert_same_model,
+    history,
+    make_model,
+    read_json,
+    run,
+    start,
+    trace,
+    wait,
+)
+
+pytest_plugins = ["script_fixtures"]
+
+# 7 steps an epoch, 28 in all; QAT begins at 14, ranges freeze at 21. Labels and teacher both count.
+DISTILLED = {**SHORT, "distill_hardness": 0.5}
+
+
+@pytest.fixture(scope="module")
+def flags(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    teacher = make_model(tmp_path_factory.mktemp("models") / "teacher", sparse=False, head=True)
+    return tiny.flags(
+        recipe_args=DISTILLED, distill_teacher=teacher, save_strategy="steps", save_steps=5, logging_steps=4
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(flags: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was never interrupted."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    assert run(**flags, output_dir=output).code == 0
+    return output
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Models and figures are the same; durations may differ, and means of losses since the last log."""
+    assert_same_model(one, other)
+    first, second = (read_json(folder / "all_results.json") for folder in (one, other))
+    assert {**first, "train_runtime": 0, "train_loss": 0} == {**second, "train_runtime": 0, "train_loss": 0}
+    assert trace(one, "eval_loss") == trace(other, "eval_loss")
+    assert trace(one, "train/learning_rate") == trace(other, "train/learning_rate")
+
+
+def unfinished(whole: Path, folder: Path, step: int) -> Path:
+    """The folder as a kill after checkpoint `step` would have left it."""
+    folder.mkdir()
+    for path in whole.glob("checkpoint-*"):
+        if int(path.name.partition("-")[2]) <= step:
+            shutil.copytree(path, folder / path.name)
+    record = (whole / "run.json").read_text().replace('"finished": true', '"finished": false')
+    (folder / "run.json").write_text(record)
+    return folder
+
+
+# Mid-epoch in the float phase, at the last step before QAT, after its start, after the freeze, and at the very end.
+@pytest.mark.parametrize("step", [5, 10, 15, 25, 28])
+def test_going_on_from_any_checkpoint(flags: dict[str, Any], whole: Path, tmp_path: Path, step: int) -> None:
+    output = unfinished(whole, tmp_path / "out", step)
+    resumed = run(**flags, output_dir=output)
+    assert resumed.code == 0, resumed.all
+    assert f"from step {step}" in resumed.out
+    assert_same_run(output, whole)
+    assert [entry["step"] for entry in history(output)] == [entry["step"] for entry in history(whole)]
+
+
+def test_what_a_kill_left_half_written_is_deleted(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    output = unfinished(whole, tmp_path / "out", 20)
+    shutil.copytree(output / "checkpoint-20", output / ".checkpoint-23.partial")
+    (output / ".run.json.123.partial").write_text("{")
+    assert run(**flags, output_dir=output).code == 0
+    assert not list(output.glob(".*"))
+
+
+def test_a_torn_checkpoint_is_named(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    output = unfinished(whole, tmp_path / "out", 10)
+    (output / "checkpoint-10" / "recipe_state.safetensors").write_bytes(b"torn")
+    resumed = run(**flags, output_dir=output)
+    assert resumed.code == 2
+    assert "checkpoint-10 cannot be read" in resumed.err and "older checkpoint" in resumed.err
+    shutil.rmtree(output / "checkpoint-10")
+    assert run(**flags, output_dir=output).code == 0
+    assert_same_run(output, whole)
+
+
+def test_resuming_from_a_named_checkpoint(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    """A path relative to the working directory; the newest checkpoint of the folder is not meant then."""
+    output = unfinished(whole, tmp_path / "out", 20)
+    resumed = run(**flags, output_dir="out", resume_from_checkpoint="out/checkpoint-10", cwd=tmp_path)
+    assert resumed.code == 0, resumed.all
+    assert "from step 10" in resumed.out
+    assert_same_run(output, whole)
+
+
+def test_resuming_from_what_is_not_there(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    output = unfinished(whole, tmp_path / "out", 10)
+    missing = run(**flags, output_dir=output, resume_from_checkpoint=output / "checkpoint-11")
+    assert missing.code == 2 and "there is no such folder" in missing.err and "checkpoint-10" in missing.err
+    empty = run(**flags, output_dir=tmp_path / "new", resume_from_checkpoint=True)
+    assert empty.code == 2 and "holds no checkpoint" in empty.err
+    other_recipe = {**flags, "recipe_args": {**DISTILLED, "quantize_embeddings": 0}}
+    foreign = run(**other_recipe, output_dir=tmp_path / "other", resume_from_checkpoint=output / "checkpoint-10")
+    assert foreign.code == 2 and "another recipe or model" in foreign.err
+
+
+def test_an_unfinished_run_of_other_settings_is_refused(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    output = unfinished(whole, tmp_path / "out", 10)
+    refused = run(**flags, output_dir=output, seed=1)
+    assert refused.code == 2
+    assert "unfinished run" in refused.err and "seed (42 there, 1 here)" in refused.err
+    assert [path.name for path in sorted(output.iterdir())] == ["checkpoint-10", "checkpoint-5", "run.json"]
+    aside = run(
+        **{**flags, "recipe_args": {**DISTILLED, "num_epochs": 3}}, output_dir=output, overwrite_output_dir=True
+    )
+    assert aside.code == 0, aside.all
+    assert (tmp_path / "out.1" / "checkpoint-10").is_dir()
+    assert "moved aside" in aside.out and read_json(output / "all_results.json")["epoch"] == 3
+
+
+def test_a_folder_of_something_else_is_not_touched(flags: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("chapter 1")
+    refused = run(**flags, output_dir=tmp_path)
+    assert refused.code == 2 and "not a run of this script" in refused.err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_evaluating_beside_an_unfinished_run_does_not_finish_it(
+    flags: dict[str, Any], tiny: Tiny, whole: Path, tmp_path: Path
+) -> None:
+    output = unfinished(whole, tmp_path / "out", 10)
+    evaluated = run(
+        model_name_or_path=output / "checkpoint-10", output_dir=output, validation_file=tiny.validation, do_eval=True
+    )
+    assert evaluated.code == 0, evaluated.all
+    assert run(**flags, output_dir=output).code == 0
+    assert_same_run(output, whole)
+
+
+# --- real interruptions -----------------------------------------------------------------------------------------------
+
+
+def wait_for(condition: Any, timeout: float = 120) -> None:
+    limit = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    process = start(**flags, output_dir=output)
+    wait_for(lambda: list(output.glob("checkpoint-*")))
+    process.send_signal(signal.SIGINT)
+    stopped = wait(process)
+    assert stopped.code == 130, stopped.all
+    assert stopped.err.rstrip().splitlines()[-1] == (
+        "interrupted: run the same command again to go on from the newest checkpoint"
+    )
+    assert "Traceback" not in stopped.err
+    assert not (output / "model.safetensors").exists()
+    assert run(**flags, output_dir=output).code == 0
+    assert_same_run(output, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(3))
+def test_kill_at_any_moment(flags: dict[str, Any], whole: Path, tmp_path: Path, number: int) -> None:
+    output = tmp_path / "out"
+    process = start(**flags, output_dir=output)
+    wait_for(output.exists)
+    time.sleep(random.Random(number).uniform(0, 3))
+    process.kill()
+    process.communicate()
+    assert run(**flags, output_dir=output).code == 0
+    assert_same_run(output, whole)
+    assert not list(output.glob(".*")), "leftovers of what was being written"
