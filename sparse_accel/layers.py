@@ -40,11 +40,15 @@ class SparseLayer(nn.Module):
         assert self.mask is not None
         if self.weight.device.type != "cpu" or self.weight.dtype != torch.float32 or torch.compiler.is_compiling():
             return None
-        known_for, bits = self.__dict__.get("_known_bits", (None, None))
-        if known_for != (id(self.mask), self.mask._version):
-            known_for, bits = (id(self.mask), self.mask._version), mask_bits(self.mask)
-            self.__dict__["_known_bits"] = (known_for, bits)
+        known_mask, known_version, bits = self.__dict__.get("_known_bits", (None, None, None))
+        if known_mask is not self.mask or known_version != self.mask._version:
+            bits = mask_bits(self.mask)
+            self.__dict__["_known_bits"] = (self.mask, self.mask._version, bits)
         return bits
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy's mask counts its changes anew: bits that were made for the original could pass for its own.
+        return {name: value for name, value in self.__dict__.items() if name != "_known_bits"}
 
     def weight_in_use(self) -> Tensor:
         weight = self.masked_weight()
