@@ -54,5 +54,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, prob
 
 
 def mixed_loss(task: Tensor, distillation: Tensor, hardness: float) -> Tensor:
-    """Returns (1 - hardness) * task + hardness * distillation; at hardness 1 the labels play no part."""
+    """Returns (1 - hardness) * task + hardness * distillation; a loss of share 0 plays no part, were it infinite."""
+    if hardness in (0.0, 1.0):
+        return distillation if hardness else task
     return (1 - hardness) * task + hardness * distillation
