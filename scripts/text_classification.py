@@ -73,7 +73,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     from sparse_accel.tracking import sparsity_figures, start_trackers, tracker_names
     from sparse_accel.training_loop import train
 
-    # --- data, model, batches ---------------------------------------------------------------------------------------
+    # --- data, model, recipe ----------------------------------------------------------------------------------------
 
     with accelerator.main_process_first():
         data = load_text_classification(arguments)
@@ -82,26 +82,26 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     set_seed(arguments.seed)  # of a fresh head
     model, fresh = load_classifier(arguments, data.label_names, data.problem_type)
     tokenizer = load_tokenizer(arguments)
+    teacher, teacher_tokenizer = training_setup.make_teacher(arguments, recipe, accelerator, model)
+    run = RecipeRun(recipe, teacher=teacher)
+    run.attach(model)  # masks and quantizers are in place, off
+
+    # --- batches, output folder -------------------------------------------------------------------------------------
+
     limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
     rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit)
     collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
     loader, sampler = training_setup.training_loader(arguments, accelerator, rows["train"], collator)
     schedule, overruled = training_setup.steps_of_run(arguments, recipe, sampler.steps)
-
-    # --- recipe, teacher, output folder -----------------------------------------------------------------------------
-
-    teacher, teacher_tokenizer = training_setup.make_teacher(arguments, recipe, accelerator, model)
-    rate = training_setup.base_rate(arguments, recipe, schedule.total_steps)
-    run = RecipeRun(recipe, teacher=teacher, base_rate=rate)
-    run.attach(model)
-    run.notices += overruled + arguments.warnings()
+    run.base_rate = training_setup.base_rate(arguments, recipe, schedule.total_steps)
+    run.notices += overruled
     identity = training_setup.identity_of(arguments, run, model, rows["train"], sampler, schedule)
     output_dir = Path(str(arguments.output_dir))
     if results.claim(accelerator, output_dir, identity, overwrite=arguments.overwrite_output_dir) == "show":
         return False
     start_trackers(accelerator, arguments, recipe)
 
-    # --- prepare: masks and quantizers are in place, off ------------------------------------------------------------
+    # --- prepare, resume, start-up table ----------------------------------------------------------------------------
 
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
