@@ -123,9 +123,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     about += [("steps", f"{schedule.total_steps} of {sampler.steps} an epoch, from step {run.progress.step}")]
     if run.teacher is not None:
         tokenizers = (tokenizer, teacher_tokenizer)
-        words = training_setup.fill_teacher_table(
-            arguments, accelerator, run.teacher, data, rows["train"], tokenizers, limit
-        )
+        words = training_setup.fill_teacher_table(arguments, accelerator, run.teacher, data, rows["train"], tokenizers)
         about += [("teacher", f"{arguments.distill_teacher}: {words}")]
     accelerator.print(start_table(accelerator, run, [*about, ("output", str(output_dir))]))
 

@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.command_line import warn
-from sparse_accel.models import load_teacher
+from sparse_accel.models import load_teacher, sequence_limit
 from sparse_accel.optimizer import usual_rate
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
 from sparse_accel.sharding import launch_options
 from sparse_accel.tasks import tokenize
+from sparse_accel.tasks.preprocessing import tokenizer_digest
 from sparse_accel.teacher import Teacher
 from sparse_accel.tracking import logging_folder
 from sparse_accel.training_loop import Schedule
@@ -128,25 +129,26 @@ def fill_teacher_table(
     data: Any,
     dataset: Any,
     tokenizers: tuple[Any, Any],
-    limit: int,
 ) -> str:
     """Computes or finds the teacher's logits on the training rows; returns what was done, in words.
 
     Args:
         dataset: the training rows as the student reads them.
-        tokenizers: the student's, and the teacher's own or None. A teacher with another vocabulary reads the same texts
-            through its own tokenizer.
+        tokenizers: the student's, and the teacher's own or None. A teacher whose tokenizer does otherwise with a text,
+            or that takes fewer tokens than the longest row has, reads the same texts through its own.
     """
-    student_tokenizer, own_tokenizer = tokenizers
+    tokenizer, own_tokenizer = tokenizers
     words = "its logits on the training rows"
-    if own_tokenizer is None or own_tokenizer.get_vocab() == student_tokenizer.get_vocab():
-        own_tokenizer = student_tokenizer
-    else:
-        words += ", read through its own tokenizer (the vocabularies differ)"
-        dataset = tokenize_rows(arguments, accelerator, data, own_tokenizer, limit)["train"]
+    if own_tokenizer is not None:
+        limit = min(arguments.max_seq_length, sequence_limit(own_tokenizer, teacher.model))
+        too_long = max(len(ids) for ids in dataset["input_ids"]) > limit
+        if too_long or tokenizer_digest(own_tokenizer) != tokenizer_digest(tokenizer):
+            tokenizer = own_tokenizer
+            words += f", read through its own tokenizer, up to {limit} tokens"
+            dataset = tokenize_rows(arguments, accelerator, data, tokenizer, limit)["train"]
     cache = Path(arguments.cache_dir) if arguments.cache_dir else None
     size = arguments.per_device_eval_batch_size
-    found = teacher.make_table(accelerator, dataset, own_tokenizer, batch_size=size, cache=cache)
+    found = teacher.make_table(accelerator, dataset, tokenizer, batch_size=size, cache=cache)
     return f"{words}: {'found on disk' if found else 'computed once, kept on disk'}"
 
 
