@@ -30,5 +30,12 @@ class Progress:
         """True from the first step that begins at or after `epoch`; a negative epoch is reached from the start."""
         return self.step >= epoch * self.steps_per_epoch - ROUNDING
 
+    def begins(self, epoch: float) -> bool:
+        """True at the one step that is the first at or after `epoch`."""
+        return self.reached(epoch) and (self.step == 0 or not self.previous().reached(epoch))
+
     def next(self) -> Progress:
         return replace(self, step=self.step + 1)
+
+    def previous(self) -> Progress:
+        return replace(self, step=self.step - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,7 +59,8 @@ class RecipeRun:
         base_rate: Callable[[Progress], float] | None = None,
     ) -> None:
         self.recipe = recipe
-        self.modifiers: Sequence[Modifier] = recipe.modifiers if recipe else []
+        # Copies: what a modifier learns of model and training is this run's, and the recipe may be run again.
+        self.modifiers: Sequence[Modifier] = [replace(modifier) for modifier in recipe.modifiers] if recipe else []
         if teacher == "disable":
             self.modifiers = [m for m in self.modifiers if not isinstance(m, DistillationModifier)]
         self.teacher = None if isinstance(teacher, str) else teacher

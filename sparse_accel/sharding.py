@@ -59,6 +59,11 @@ def full_weight(parameter: nn.Parameter) -> Tensor:
     return parameter.detach()
 
 
+def lies_with_deepspeed(parameter: nn.Parameter) -> bool:
+    """True for a parameter whose optimizer, DeepSpeed's, works on copies of its own."""
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
 @torch.no_grad()
 def clear_weight(parameter: nn.Parameter, keep: Tensor) -> None:
     """Sets a weight to 0 where `keep` is False, in the copy that the optimizer updates.
@@ -66,8 +71,8 @@ def clear_weight(parameter: nn.Parameter, keep: Tensor) -> None:
     Raises:
         RuntimeError: under DeepSpeed, whose optimizer holds copies that this would miss.
     """
-    if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
-        raise RuntimeError("a mask cannot be lifted under DeepSpeed: leave_enabled must be true")
+    if lies_with_deepspeed(parameter):
+        raise RuntimeError("pruned weights cannot grow again under DeepSpeed: leave_enabled must be true")
     if isinstance(parameter, DTensor):
         from torch.distributed.tensor import distribute_tensor
 

@@ -121,8 +121,7 @@ def train(
     bar = tqdm(
         total=schedule.total_steps, initial=run.progress.step, unit=" steps", disable=not accelerator.is_main_process
     )
-    if run.progress.step >= schedule.total_steps:  # resumed after the last step: quantizers are to be on, masks final
-        run.step_begin()
+    if run.progress.step >= schedule.total_steps:  # resumed after the last step
         run.finish()
     model.train()
     with bar, stop_after_step(accelerator.num_processes) as stop_asked:

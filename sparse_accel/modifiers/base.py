@@ -133,7 +133,7 @@ class Modifier:
         return {}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Puts back what `state_dict` returned. Called after `bind`."""
+        """Puts back what `state_dict` returned. Called after `bind`, with the run's clock put back already."""
 
     def phase(self) -> str:
         """A word for the progress bar on what the modifier is doing; empty when there is nothing to say."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import FieldError, Modifier
 from sparse_accel.modifiers.parameter_names import match_parameter_names
+from sparse_accel.progress import ROUNDING
 
 if TYPE_CHECKING:
     import torch
@@ -21,27 +23,21 @@ if TYPE_CHECKING:
 FROM_PARAM = "__FROM_PARAM__"
 
 
-def update_points(progress: Progress, start: float, end: float, frequency: float) -> int:
-    """Returns how many masks are due by `progress`: one at start, one each `frequency` epochs, one at end.
-
-    A step at which this number grows is a step that begins with a new mask. A frequency of -1 updates at every step.
-    """
-    if not progress.reached(start):
-        return 0
-    if progress.reached(end):
-        end_step = round(end * progress.steps_per_epoch)
-        return end_step + 2  # more than any number within the range, and constant from here on
-    if frequency <= 0:
-        return 1 + progress.step
-    return 1 + int((progress.epoch - start) / frequency + 1e-9)
-
-
 def update_due(progress: Progress, start: float, end: float, frequency: float) -> bool:
-    """True at the steps that begin with a new mask."""
-    before = 0
-    if progress.step > 0:
-        before = update_points(type(progress)(progress.step - 1, progress.steps_per_epoch), start, end, frequency)
-    return update_points(progress, start, end, frequency) > before
+    """True at the steps that begin with a new mask: at start, each `frequency` epochs from there, and at end.
+
+    Args:
+        start, end, frequency: epochs; a frequency of -1 stands for every step.
+    """
+    start = max(start, 0.0)
+    if progress.begins(start) or progress.begins(end):
+        return True
+    if not progress.reached(start) or progress.reached(end):
+        return False
+    if frequency <= 0:
+        return True
+    passed, passed_before = ((clock.epoch - start) / frequency for clock in (progress, progress.previous()))
+    return math.floor(passed + ROUNDING) > math.floor(passed_before + ROUNDING)
 
 
 @dataclass(kw_only=True)
@@ -88,20 +84,34 @@ class _Pruning(Modifier):
         return full_weight(layer.weight).masked_fill(~layer.mask, 0.0)
 
     def _set_mask(self, name: str, mask: torch.Tensor) -> None:
+        """Changes a mask. Weights that it gives back restart at 0, whatever lay under the old one."""
+        from sparse_accel.sharding import clear_weight
+
+        layer = self._layers[name][0]
+        assert layer.mask is not None
+        given_back = mask & ~layer.mask
+        if given_back.any():
+            clear_weight(layer.weight, ~given_back)
+        self._copy_mask(name, mask)
+
+    def _copy_mask(self, name: str, mask: torch.Tensor) -> None:
         for layer in self._layers[name]:
             assert layer.mask is not None
             layer.mask.copy_(mask)  # in place: compiled graphs and other references go on seeing it
 
     def _lift_masks(self) -> None:
-        """Lets pruned weights grow again, from 0."""
-        from sparse_accel.sharding import clear_weight
+        """Lets pruned weights grow again."""
+        for name, mask in _Pruning.state_dict(self).items():
+            self._set_mask(name, mask.new_ones(mask.shape))
+
+    def finish(self) -> None:
+        """Stored weights become what the model computes with, so that any way of saving them writes the zeros."""
+        from sparse_accel.sharding import clear_weight, lies_with_deepspeed
 
         for layers in self._layers.values():
             assert layers[0].mask is not None
-            clear_weight(layers[0].weight, layers[0].mask)
-            for layer in layers:
-                assert layer.mask is not None
-                layer.mask.fill_(True)
+            if not lies_with_deepspeed(layers[0].weight):
+                clear_weight(layers[0].weight, layers[0].mask)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         state = {}
@@ -112,7 +122,7 @@ class _Pruning(Modifier):
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         for name, mask in state.items():
-            self._set_mask(name, mask)
+            self._copy_mask(name, mask)
 
 
 @dataclass(kw_only=True)
@@ -126,6 +136,10 @@ class ConstantPruningModifier(_Pruning):
         "update_frequency": "the mask is taken once and enforced in every forward",
     }
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._holds = False
+
     def events(self) -> list[tuple[float, str]]:
         events = [(max(self.start_epoch, 0.0), f"pruned weights are held at zero ({_short(self.params)})")]
         if self.end_epoch != -1:
@@ -136,9 +150,11 @@ class ConstantPruningModifier(_Pruning):
         self._attach_layers(model, self.params)
 
     def step_begin(self, progress: Progress) -> None:
-        if _begins(progress, self.start_epoch):
+        ended = self.end_epoch != -1 and progress.reached(self.end_epoch)
+        self._holds = progress.reached(self.start_epoch) and not ended
+        if self._holds and progress.begins(self.start_epoch):
             self._take_masks()
-        elif self.end_epoch != -1 and _begins(progress, self.end_epoch):
+        elif ended and progress.begins(self.end_epoch):
             self._lift_masks()
 
     def _take_masks(self) -> None:
@@ -149,12 +165,13 @@ class ConstantPruningModifier(_Pruning):
 
     def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
         self._take_masks()
+        self.finish()
 
     def phase(self) -> str:
-        return "pruned"
+        return "pruned" if self._holds else ""
 
     def settled(self, progress: Progress) -> bool:
-        return progress.step > 0 and progress.reached(self.start_epoch)
+        return progress.step > 0 and progress.previous().reached(self.start_epoch)  # masks are taken as a step begins
 
 
 @dataclass(kw_only=True)
@@ -267,6 +284,9 @@ class MagnitudePruningModifier(_Pruning):
                     f"{self.name}: {name}: {error}. Take another mask_type, or leave it out of params"
                 ) from error
 
+    def bind(self, run: RecipeRun) -> None:
+        self._run = run
+
     def step_begin(self, progress: Progress) -> None:
         self._progress = progress
         if update_due(progress, self.start_epoch, self.end_epoch, self.update_frequency):
@@ -283,6 +303,7 @@ class MagnitudePruningModifier(_Pruning):
                 self._initial = self._initial_sparsities()
             self._prune(None)
         self._finished = True
+        super().finish()
 
     def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
         self.finish()
@@ -290,7 +311,9 @@ class MagnitudePruningModifier(_Pruning):
     def phase(self) -> str:
         if self._progress is None or not self._progress.reached(self.start_epoch):
             return ""
-        return "pruned" if self._progress.reached(self.end_epoch) else "pruning"
+        if not self._progress.reached(self.end_epoch):
+            return "pruning"
+        return "pruned" if self.leave_enabled else ""
 
     def settled(self, progress: Progress) -> bool:
         return self._finished or (self._progress is not None and self._progress.reached(self.end_epoch))
@@ -341,16 +364,10 @@ class MagnitudePruningModifier(_Pruning):
         return state
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self._progress = self._run.progress.previous() if self._run.progress.step else None
         prefix = "initial_sparsity:"
         self._initial = {n.removeprefix(prefix): float(v) for n, v in state.items() if n.startswith(prefix)}
         super().load_state_dict({name: mask for name, mask in state.items() if not name.startswith(prefix)})
-
-
-def _begins(progress: Progress, epoch: float) -> bool:
-    """True at the one step that is the first at or after `epoch`."""
-    return progress.reached(epoch) and (
-        progress.step == 0 or not type(progress)(progress.step - 1, progress.steps_per_epoch).reached(epoch)
-    )
 
 
 def _check_share(key: str, value: float) -> None:

@@ -192,9 +192,7 @@ class QuantizationModifier(Modifier):
             quantizer.enabled, quantizer.observing = enabled, observing
 
     def settled(self, progress: Progress) -> bool:
-        if self.freeze_epoch is not None:
-            return progress.reached(self.freeze_epoch)
-        return progress.epoch > self.start_epoch and progress.step > 0
+        return not self._ranges.fresh and (self.freeze_epoch is None or progress.reached(self.freeze_epoch))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         import torch
@@ -204,6 +202,9 @@ class QuantizationModifier(Modifier):
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self._ranges.load(state["minimum"], state["maximum"], state["ready"].tolist())
+        self._switch(
+            enabled=not self._ranges.fresh, observing=False
+        )  # observing or not: the next step's beginning says
 
     def phase(self) -> str:
         first = self._quantizers[0]
