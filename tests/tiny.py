@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ _SIZES: dict[str, Any] = {
 }
 
 
+@functools.cache
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of whole words, with BERT's special tokens."""
     numbers = {word: number for number, word in enumerate(VOCABULARY)}
@@ -108,6 +110,7 @@ def make_texts(count: int, seed: int = 0) -> tuple[list[str], list[int]]:
     return texts, labels
 
 
+@functools.cache
 def make_rows(count: int, seed: int = 0) -> Dataset:
     """The same, tokenized, as the training script hands them on."""
     texts, labels = make_texts(count, seed)
