@@ -1,0 +1,152 @@
+"""--report_to: one run however it ends, with its configuration, under the names that tracking.py lists."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from script_fixtures import Tiny, history, make_model, run, trace
+
+pytest_plugins = ["script_fixtures"]
+
+LOGGED = {"train/loss", "train/task_loss", "train/distillation_loss", "train/learning_rate", "train/epoch"}
+LOGGED |= {"train/samples_per_second", "sparsity/encoder", "sparsity/model", "quantization/phase"}
+LOGGED |= {"sparsity/layers/bert.encoder.layer.0.intermediate.dense.weight"}
+LOGGED |= {"eval/accuracy", "eval/loss", "final/accuracy", "final/loss"}
+
+
+@pytest.fixture(scope="module")
+def flags(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    teacher = make_model(tmp_path_factory.mktemp("models") / "teacher", sparse=False, head=True)
+    recipe_args = {"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0}
+    return tiny.flags(distill_teacher=teacher, recipe_args=recipe_args)
+
+
+# --- TensorBoard ------------------------------------------------------------------------------------------------------
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """What TensorBoard shows: values by step, by name."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted({event.parent for event in folder.rglob("events.*")}):
+        events = EventAccumulator(str(path))
+        events.Reload()
+        for name in events.Tags()["scalars"]:
+            found.setdefault(name, {}).update({event.step: event.value for event in events.Scalars(name)})
+    return found
+
+
+def test_tensorboard(flags: dict[str, Any], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    done = run(**flags, output_dir="out", report_to="tensorboard", cwd=tmp_path)
+    assert done.code == 0, done.all
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    found = scalars(output / "tracking")
+    assert found.keys() >= LOGGED
+    assert not [name for name in found if name.startswith("eval_")]
+    for name in ("train/loss", "train/learning_rate", "quantization/phase"):
+        assert found[name] == pytest.approx(trace(output, name))
+    # The rate that was applied: of step k (from 0), 1.5e-4 * (1 - k / 21).
+    assert found["train/learning_rate"] == pytest.approx(
+        {n: 1.5e-4 * (1 - (n - 1) / 21) for n in (1, 5, 10, 15, 20, 21)}
+    )
+    assert found["eval/accuracy"] == pytest.approx(trace(output, "eval_accuracy"))
+    assert found["quantization/phase"] == {1: 0, 5: 0, 7: 0, 10: 1, 14: 1, 15: 2, 20: 2, 21: 2}
+    assert found["sparsity/encoder"][21] == pytest.approx(0.9, abs=0.005)
+    (settings,) = (output / "tracking").rglob("hparams.yml")
+    assert "learning_rate: 5.0e-05" in settings.read_text() and "DistillationModifier" in settings.read_text()
+    assert run(**flags, output_dir="out", report_to="tensorboard", cwd=tmp_path).code == 0
+    assert scalars(output / "tracking") == found, "showing a finished run logs nothing"
+
+
+def test_without_evaluation_sparsity_is_logged_at_the_end(flags: dict[str, Any], tmp_path: Path) -> None:
+    done = run(**{**flags, "eval_strategy": "no", "do_eval": None}, output_dir=tmp_path / "out")
+    assert done.code == 0, done.all
+    assert history(tmp_path / "out")[-1]["sparsity/encoder"] == pytest.approx(0.9, abs=0.005)
+
+
+# --- W&B, offline -----------------------------------------------------------------------------------------------------
+
+
+def records(folder: Path) -> Iterator[Any]:
+    """The records of the one offline run below a folder.
+
+    The file is LevelDB's log format: blocks of 32 KiB; a chunk has a checksum (4 bytes), a length (2) and a kind (1: a
+    whole record, 2 to 4: first, middle and last part). A W&B file begins with 7 bytes of its own.
+    """
+    record_type: Any = importlib.import_module("wandb.proto.wandb_internal_pb2").Record
+    (file,) = folder.rglob("*.wandb")
+    content, place, data = file.read_bytes(), 7, b""
+    while place + 7 <= len(content):
+        if place % 32768 > 32768 - 7:  # too short for a chunk: padding
+            place += 32768 - place % 32768
+            continue
+        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+        data += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            yield record_type.FromString(data)
+            data = b""
+
+
+def wandb_run(folder: Path) -> tuple[dict[str, Any], dict[str, dict[int, float]], int]:
+    """Configuration, values by step by name, and exit code of the one offline run below a folder."""
+    config: dict[str, Any] = {}
+    found: dict[str, dict[int, float]] = {}
+    code = -1
+    for record in records(folder):
+        kind = record.WhichOneof("record_type")
+        if kind in ("run", "config"):
+            for item in (record.run.config if kind == "run" else record.config).update:
+                config[item.key] = json.loads(item.value_json)
+        elif kind == "history":
+            items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            for name, value in items.items():
+                found.setdefault(name, {})[int(items["_step"])] = value
+        elif kind == "exit":
+            code = record.exit.exit_code
+    return config, found, code
+
+
+@pytest.fixture
+def quiet_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert os.environ["WANDB_MODE"] == "offline"
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+@pytest.mark.usefixtures("quiet_wandb")
+def test_wandb(flags: dict[str, Any], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    done = run(**flags, output_dir="out", report_to="wandb", run_name="third try", cwd=tmp_path)
+    assert done.code == 0, done.all
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    config, found, code = wandb_run(output / "tracking")
+    assert code == 0
+    assert found.keys() >= LOGGED
+    assert config["seed"] == 42 and config["output_dir"] == "out"
+    recipe = config["recipe"]
+    assert recipe["quantization_modifiers"][0]["QuantizationModifier"]["start_epoch"] == 1.0
+    assert found["eval/accuracy"] == pytest.approx(trace(output, "eval_accuracy"))
+    assert found["train/learning_rate"] == pytest.approx(trace(output, "train/learning_rate"))
+
+
+@pytest.mark.usefixtures("quiet_wandb")
+def test_a_run_that_fails_is_ended_and_marked(
+    flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr("sparse_accel.checkpoints.save_checkpoint", broken)
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        run(**flags, output_dir=tmp_path / "out", report_to="all")
+    _, found, code = wandb_run(tmp_path / "out" / "tracking")
+    assert code == 1
+    assert found["train/loss"] and scalars(tmp_path / "out" / "tracking")["train/loss"]
