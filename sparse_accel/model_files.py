@@ -83,15 +83,24 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
 def read_quantizers(path: Path, model: nn.Module) -> None:
     """Puts the quantizers of a file into a plain model, on and frozen."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["quantizers"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version, entries = content["version"], dict(content["quantizers"])
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a quantizers' file ({error}): copy it anew from the training run") from error
+    if version != _VERSION:
+        raise UsageError(
+            f"{path} has version {version}, and this sparse_accel reads version {_VERSION}: install a newer"
+        )
     modules = dict(model.named_modules())
     for name, entry in entries.items():
         layer_name, _, which = name.rpartition(".")
-        if layer_name not in modules or which not in ("input_quantizer", "weight_quantizer", "output_quantizer"):
+        try:
+            layer = make_sparse(modules[layer_name])
+        except (KeyError, TypeError):
+            layer = None
+        if layer is None or which not in ("input_quantizer", "weight_quantizer", "output_quantizer"):
             raise UsageError(f"{path}: this model has no layer for '{name}': the file belongs to another model")
-        setattr(make_sparse(modules[layer_name]), which, _quantizer(path, name, entry))
+        setattr(layer, which, _quantizer(path, name, entry))
 
 
 def _quantizer(path: Path, name: str, entry: dict[str, Any]) -> FakeQuantize:
