@@ -60,11 +60,13 @@ def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> 
         UsageError: the folder holds an unfinished run of another identity, or files that no run of ours wrote.
     """
     record = read_record(folder)
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         action = "start"
     elif overwrite:
         move_aside(folder, "--overwrite_output_dir")
         action = "start"
+    elif folder.is_file():
+        raise UsageError(f"--output_dir {folder} is a file: name a folder")
     elif record is None:
         raise UsageError(
             f"--output_dir {folder} is not empty, and what it holds is not a run of this script. Choose another "
@@ -91,10 +93,10 @@ def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     try:
-        record: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        return record if {"identity", "finished"} <= record.keys() else None
+        record: Any = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return record if isinstance(record, dict) and {"identity", "finished"} <= record.keys() else None
 
 
 def write_record(folder: Path, identity: dict[str, Any], *, finished: bool) -> None:
