@@ -79,13 +79,12 @@ def save_checkpoint(
 
 
 def delete_old(folder: Path, keep: int, best: int | None) -> None:
-    """Deletes all but the newest `keep` checkpoints and the best one, which counts among them where there is room."""
+    """Deletes all but `keep` checkpoints: the newest, the best, and of the others the newest."""
     found = checkpoints_in(folder)
-    kept = [path for path in found if checkpoint_step(path) == best]
-    kept += [path for path in reversed(found) if path not in kept][: max(keep - len(kept), 1)]
-    for path in found:
-        if path not in kept:
-            shutil.rmtree(path)
+    kept = [path for path in found if path == found[-1] or checkpoint_step(path) == best]
+    others = [path for path in found if path not in kept]
+    for path in others[: max(len(found) - max(keep, len(kept)), 0)]:
+        shutil.rmtree(path)
 
 
 def load_checkpoint(folder: Path, accelerator: Accelerator, run: RecipeRun, history: History) -> None:

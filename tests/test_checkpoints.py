@@ -1,0 +1,220 @@
+"""Checkpoints: which are kept, and what is said of one that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from loop import Session, start
+from tiny import make_bert, make_tokenizer
+from transformers import AutoModelForSequenceClassification
+
+from sparse_accel.checkpoints import (
+    RECIPE_STATE,
+    TRAINER_STATE,
+    checkpoints_in,
+    copy_model,
+    delete_old,
+    load_checkpoint,
+    publish,
+    save_checkpoint,
+    write_json,
+)
+from sparse_accel.errors import UsageError
+from sparse_accel.history import History
+from sparse_accel.progress import Progress
+
+RECIPE = """
+modifiers:
+  - !EpochRangeModifier {end_epoch: 1}
+  - !MagnitudePruningModifier {end_epoch: 1, final_sparsity: 0.8}
+  - !QuantizationModifier {}
+"""
+
+
+def numbers(folder: Path) -> list[int]:
+    return [int(path.name.partition("-")[2]) for path in checkpoints_in(folder)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with checkpoints of steps 5, 10, 15, 100, and other things."""
+    for name in ("checkpoint-100", "checkpoint-5", "checkpoint-15", "checkpoint-10", "checkpoint-x", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".checkpoint-20.partial").mkdir()
+    (tmp_path / "checkpoint-7").write_text("a file")
+    return tmp_path
+
+
+def test_checkpoints_are_found_in_order_of_steps(folder: Path) -> None:
+    assert numbers(folder) == [5, 10, 15, 100]
+
+
+@pytest.mark.parametrize(
+    ("keep", "best", "kept"),
+    [
+        (1, None, [100]),
+        (2, None, [15, 100]),
+        (9, None, [5, 10, 15, 100]),
+        (1, 100, [100]),
+        (1, 5, [5, 100]),  # the newest too: an interrupted run goes on from it
+        (2, 5, [5, 100]),
+        (3, 5, [5, 15, 100]),
+        (2, 100, [15, 100]),
+        (2, 77, [15, 100]),  # a best one that was never saved
+    ],
+)
+def test_the_newest_and_the_best_are_kept(folder: Path, keep: int, best: int | None, kept: list[int]) -> None:
+    delete_old(folder, keep, best)
+    assert numbers(folder) == kept
+    assert (folder / "other").is_dir() and (folder / "checkpoint-x").is_dir() and (folder / "checkpoint-7").is_file()
+
+
+def test_saving_deletes_old_ones_but_not_the_best(tmp_path: Path) -> None:
+    session, history = start(RECIPE), History("eval_accuracy", greater_is_better=True)
+
+    def save() -> None:
+        step = session.run.progress.step
+        history.consider({"eval_accuracy": 1.0 if step == 1 else 0.5}, step)
+        save_checkpoint(tmp_path, session.accelerator, session.model, make_tokenizer(), session.run, history, keep=1)
+
+    seen: list[list[int]] = []
+    session.train(lambda _: seen.append(numbers(tmp_path)), keep_snapshots=True, save=save)
+    assert seen == [[], [1], [1, 2]] and numbers(tmp_path) == [1, 3]
+
+
+# --- one checkpoint ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, Path]:
+    session = start(RECIPE).train()
+    history = History(log=[{"step": 3, "epoch": 1.0, "train/loss": 0.5}])
+    folder = tmp_path_factory.mktemp("saved")
+    return session, save_checkpoint(folder, session.accelerator, session.model, make_tokenizer(), session.run, history)
+
+
+def copy_of(saved: tuple[Session, Path], tmp_path: Path) -> Path:
+    return shutil.copytree(saved[1], tmp_path / saved[1].name)
+
+
+def test_it_is_a_model_folder_with_zeros_of_its_own(saved: tuple[Session, Path]) -> None:
+    _, folder = saved
+    assert {path.name for path in folder.iterdir()} >= {"config.json", "model.safetensors", "quantization.json"}
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint-3"]  # nothing half written
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    weight = model.bert.encoder.layer[1].output.dense.weight
+    assert int((weight == 0).sum()) == round(0.8 * weight.numel())
+
+
+def test_saving_again_at_the_same_step_replaces_it(saved: tuple[Session, Path], tmp_path: Path) -> None:
+    folder = copy_of(saved, tmp_path)
+    (folder / "left_over.txt").write_text("of another run")
+    session = saved[0]
+    save_checkpoint(tmp_path, session.accelerator, session.model, make_tokenizer(), session.run, History())
+    assert numbers(tmp_path) == [3] and not (folder / "left_over.txt").exists()
+
+
+def test_model_files_are_copied_without_training_state(saved: tuple[Session, Path], tmp_path: Path) -> None:
+    copy_model(saved[1], tmp_path / "model")
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "quantization.json", "tokenizer.json"} <= names
+    assert not names & {RECIPE_STATE, TRAINER_STATE, "training_state"}
+
+
+def truncate(name: str) -> Callable[[Path], None]:
+    def tear(folder: Path) -> None:
+        path = folder / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return tear
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate(RECIPE_STATE),
+        truncate(TRAINER_STATE),
+        truncate("training_state/model.safetensors"),
+        truncate("training_state/optimizer.bin"),
+        remove(RECIPE_STATE),
+        remove(TRAINER_STATE),
+        remove("training_state/optimizer.bin"),
+    ],
+)
+def test_a_torn_checkpoint_is_named_and_what_to_do(
+    saved: tuple[Session, Path], tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    folder = copy_of(saved, tmp_path)
+    damage(folder)
+    session = start(RECIPE)
+    with pytest.raises(UsageError, match="cannot be read") as caught:
+        load_checkpoint(folder, session.accelerator, session.run, History())
+    assert str(folder) in str(caught.value) and "Delete that folder to go on from an older checkpoint" in str(
+        caught.value
+    )
+    assert session.run.progress.step == 0
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        RECIPE.replace("  - !QuantizationModifier {}\n", ""),
+        RECIPE.replace("{}", "{quantize_embeddings: false}"),
+        RECIPE.replace("0.8}", "0.8, params: [classifier.weight]}"),
+        RECIPE + "  - !ConstantPruningModifier {}\n",
+    ],
+)
+def test_a_checkpoint_of_another_recipe_is_refused(saved: tuple[Session, Path], recipe: str) -> None:
+    session = start(recipe)
+    before = session.state()["model"]["classifier.weight"]
+    with pytest.raises(UsageError, match="belongs to a run of another recipe or model"):
+        load_checkpoint(saved[1], session.accelerator, session.run, History())
+    assert torch.equal(session.state()["model"]["classifier.weight"], before)
+
+
+def test_a_checkpoint_of_another_model_is_refused(saved: tuple[Session, Path]) -> None:
+    session = start(RECIPE, model=make_bert(num_labels=3))
+    with pytest.raises(UsageError, match="belongs to a run of another recipe or model"):
+        load_checkpoint(saved[1], session.accelerator, session.run, History())
+
+
+# --- history, files ---------------------------------------------------------------------------------------------------
+
+
+def test_the_best_is_the_first_of_equals_and_goes_with_its_metric() -> None:
+    history = History("eval_accuracy", greater_is_better=True)
+    values = [(1, 0.5), (2, 0.7), (3, 0.7), (4, 0.6)]
+    assert [history.consider({"eval_accuracy": value}, step) for step, value in values] == [True, True, False, False]
+    assert (history.best_step, history.best_metric) == (2, 0.7)
+    history.add({"eval_accuracy": 0.6}, Progress(4, 3))
+    record = json.loads(json.dumps(history.to_dict(Progress(4, 3))))
+    again, other = History("eval_accuracy", greater_is_better=True), History("eval_loss")
+    again.load(record)
+    other.load(record)
+    assert again == history and other.best_step is None and other.log == history.log
+    assert other.consider({"eval_loss": 2.0}, 5) and not other.consider({"eval_loss": 2.5}, 6)
+
+
+def test_publishing_moves_every_file_into_place(tmp_path: Path) -> None:
+    source, output = tmp_path / "source", tmp_path / "output"
+    source.mkdir()
+    output.mkdir()
+    (output / "model.safetensors").write_text("old")
+    (output / "kept.txt").write_text("kept")
+    (source / "model.safetensors").write_text("new")
+    write_json(source / "figures.json", {"accuracy": torch.tensor(0.5), "folder": Path("x")})
+    publish(source, output)
+    assert not source.exists() and (output / "model.safetensors").read_text() == "new"
+    assert (output / "kept.txt").exists()
+    assert json.loads((output / "figures.json").read_text()) == {"accuracy": 0.5, "folder": "x"}
+    assert not [name for name in os.listdir(output) if name.startswith(".")]
