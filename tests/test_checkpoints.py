@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from loop import Session, start
+from safetensors.torch import load_file
 from tiny import make_bert, make_tokenizer
 from transformers import AutoModelForSequenceClassification
 
@@ -27,6 +28,7 @@ from sparse_accel.checkpoints import (
 )
 from sparse_accel.errors import UsageError
 from sparse_accel.history import History
+from sparse_accel.layers import masks
 from sparse_accel.progress import Progress
 
 RECIPE = """
@@ -86,6 +88,23 @@ def test_saving_deletes_old_ones_but_not_the_best(tmp_path: Path) -> None:
     seen: list[list[int]] = []
     session.train(lambda _: seen.append(numbers(tmp_path)), keep_snapshots=True, save=save)
     assert seen == [[], [1], [1, 2]] and numbers(tmp_path) == [1, 3]
+
+
+def test_its_weights_are_zero_under_the_masks_of_that_moment(tmp_path: Path) -> None:
+    """The stored weights under a tightening mask are not zero before the end: what training goes on with keeps them."""
+    session = start(RECIPE)
+
+    def save() -> None:
+        save_checkpoint(tmp_path, session.accelerator, session.model, make_tokenizer(), session.run, History())
+
+    with pytest.raises(KeyboardInterrupt):
+        session.train(interrupt_at=2, save=save)
+    (checkpoint,) = checkpoints_in(tmp_path)
+    files = [load_file(checkpoint / name) for name in ("model.safetensors", "training_state/model.safetensors")]
+    for name, mask in masks(session.model).items():
+        assert 0 < int((~mask).sum()) < 0.8 * mask.numel()
+        assert torch.equal(files[0][name] == 0, ~mask)
+        assert torch.equal(files[1][name], session.model.get_parameter(name)) and (files[1][name][~mask] != 0).any()
 
 
 # --- one checkpoint ---------------------------------------------------------------------------------------------------
