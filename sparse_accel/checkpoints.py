@@ -103,6 +103,8 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, run: RecipeRun, hist
                 f"checkpoint {folder} belongs to a run of another recipe or model: it cannot be resumed here"
             )
         accelerator.load_state(str(folder / "training_state"))
+        # It also puts back its count of micro-batches. Steps may be split otherwise now, and must begin with the first.
+        accelerator.step = 0
         history.load(record)
     except UsageError:
         raise

@@ -127,7 +127,7 @@ def constant_mask(weight: Tensor) -> Tensor:
 
 def sparsity_of(weight: Tensor) -> float:
     """Returns the share of exact zeros."""
-    return float((weight == 0).float().mean()) if weight.numel() else 0.0
+    return int((weight == 0).sum()) / weight.numel() if weight.numel() else 0.0
 
 
 def scheduled_sparsity(fraction: float, initial: float, final: float, function: str) -> float:
@@ -136,6 +136,8 @@ def scheduled_sparsity(fraction: float, initial: float, final: float, function: 
     `cubic` is Zhu & Gupta 2017 (arXiv 1710.01878), eq. 1: fast at first, slow near the end; `inverse_cubic` its mirror.
     """
     x = min(max(fraction, 0.0), 1.0)
+    if x == 1.0:
+        return final  # to the last digit: counts are rounded from it
     shape = {"linear": x, "cubic": 1 - (1 - x) ** 3, "inverse_cubic": 1 - (1 - x) ** (1 / 3)}[function]
     return initial + shape * (final - initial)
 

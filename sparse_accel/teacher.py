@@ -147,6 +147,8 @@ def label_order(student: Mapping[str, int], teacher: Mapping[str, int]) -> list[
     Raises:
         UsageError: the labels differ.
     """
+    if len(student) == len(teacher) == 1:
+        return [0]  # a score, whatever each calls it
     names = sorted(student, key=lambda name: student[name])
     matched = match_names(names, sorted(teacher, key=lambda name: teacher[name]))
     if matched is None:

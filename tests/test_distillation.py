@@ -180,6 +180,7 @@ def test_an_output_that_the_model_lacks() -> None:
     ("student", "teacher", "order"),
     [
         (["no", "yes"], ["no", "yes"], [0, 1]),
+        (["score"], ["similarity"], [0]),
         (["no", "yes"], ["yes", "no"], [1, 0]),
         (["a", "b", "c"], ["C", "A", "B"], [1, 2, 0]),
         (["no", "yes"], ["LABEL_0", "LABEL_1"], [0, 1]),

@@ -221,3 +221,18 @@ def test_masked_takes_a_gradient_of_any_layout() -> None:
 def test_share_of_zeros() -> None:
     assert sparsity_of(torch.tensor([0.0, -0.0, 1.0, 2.0])) == 0.5
     assert sparsity_of(torch.zeros(0)) == 0.0
+    many = torch.zeros(20_000_001)  # more than float32 can count
+    many[:7] = 1
+    assert sparsity_of(many) * len(many) == pytest.approx(19_999_994, abs=1e-6)
+
+
+@given(SHARES, SHARES, st.sampled_from(["linear", "cubic", "inverse_cubic"]), st.floats(0, 1))
+def test_a_schedule_begins_and_ends_exactly_and_stays_between(
+    initial: float, final: float, function: str, fraction: float
+) -> None:
+    assert scheduled_sparsity(0.0, initial, final, function) == initial
+    assert (
+        scheduled_sparsity(1.0, initial, final, function) == scheduled_sparsity(1.5, initial, final, function) == final
+    )
+    low, high = sorted((initial, final))
+    assert low - 1e-12 <= scheduled_sparsity(fraction, initial, final, function) <= high + 1e-12

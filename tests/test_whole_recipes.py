@@ -175,6 +175,31 @@ def test_losses_and_weights_are_those_of_the_whole_batch(accumulation: int) -> N
         torch.testing.assert_close(parameter, other.model.get_parameter(name), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (1, 4), (2, 1), (4, 2)])
+def test_a_run_goes_on_with_another_accumulation(before: int, after: int, tmp_path: Path) -> None:
+    """How a global batch is split is not part of a run's identity. Three micro-batches are no whole number of pairs."""
+    recipe = "modifiers:\n  - !EpochRangeModifier {end_epoch: 2}\n  - !ConstantPruningModifier {}"
+
+    def begin(accumulation: int) -> Session:
+        return start(recipe, model=make_bert(sparsity=0.5, dropout=0.0), accumulation=accumulation)
+
+    expected = begin(1).train()
+    first = begin(before)
+
+    def save() -> None:
+        save_checkpoint(tmp_path, first.accelerator, first.model, make_tokenizer(), first.run, History())
+
+    with pytest.raises(KeyboardInterrupt):
+        first.train(interrupt_at=3, save=save)
+    second = begin(after)
+    load_checkpoint(tmp_path / "checkpoint-3", second.accelerator, second.run, History())
+    second.train()
+    losses = [entry["train/loss"] for entry in [*first.trace, *second.trace]]
+    assert losses == pytest.approx([entry["train/loss"] for entry in expected.trace], abs=1e-5)
+    for name, parameter in expected.model.named_parameters():
+        torch.testing.assert_close(parameter, second.model.get_parameter(name), rtol=0, atol=1e-5)
+
+
 def test_quantized_training_differs_little_between_accumulations() -> None:
     """The first step of all rounds to what its first micro-batch showed; from then on ranges are the same."""
     sessions = []

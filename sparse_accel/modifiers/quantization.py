@@ -202,9 +202,7 @@ class QuantizationModifier(Modifier):
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self._ranges.load(state["minimum"], state["maximum"], state["ready"].tolist())
-        self._switch(
-            enabled=not self._ranges.fresh, observing=False
-        )  # observing or not: the next step's beginning says
+        self._switch(enabled=not self._ranges.fresh, observing=False)  # the next step's beginning says whether it does
 
     def phase(self) -> str:
         first = self._quantizers[0]
