@@ -310,6 +310,21 @@ def test_what_does_not_fit_the_model_is_said_before_training(keys: str, message:
         RecipeRun(load_recipe(magnitude(keys, epochs=1))).attach(make_bert())
 
 
+def test_two_that_prune_one_weight_at_the_same_time_are_refused() -> None:
+    """Each would set the mask without the other's zeros."""
+    constant = "\n  - !ConstantPruningModifier {params: __ALL_PRUNABLE__}"
+    with pytest.raises(UsageError, match=r"classifier[.]weight is pruned by MagnitudePruningModifier at the same time"):
+        RecipeRun(load_recipe(magnitude("params: [classifier.weight], end_epoch: 1", 1) + constant)).attach(make_bert())
+
+
+def test_one_may_hold_what_another_has_pruned() -> None:
+    recipe = magnitude(f"{LINEARS}, end_epoch: 1, final_sparsity: 0.8", 2)
+    recipe += f"  - !ConstantPruningModifier {{{LINEARS}, start_epoch: 1}}"
+    session = start(recipe).train(Watch())
+    for mask in masks(session.model).values():
+        assert int((~mask).sum()) == round(0.8 * mask.numel())
+
+
 # --- your own loop, at once -------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sparse_accel.errors import UsageError
-from sparse_accel.modifiers.base import FieldError, Modifier
+from sparse_accel.modifiers.base import FieldError, Modifier, spans_overlap
 from sparse_accel.modifiers.parameter_names import match_parameter_names
 from sparse_accel.progress import ROUNDING
 
@@ -74,6 +74,18 @@ class _Pruning(Modifier):
                     layer.mask = torch.ones_like(layer.weight, dtype=torch.bool)
             self._layers[name] = layers
         return names
+
+    def _check_alone(self, run: RecipeRun) -> None:
+        """Raises UsageError where two modifiers would set one weight's mask at the same time."""
+        for other in run.modifiers:
+            if other is self or not isinstance(other, _Pruning) or not spans_overlap(self.span, other.span):
+                continue
+            shared = [name for name in self._layers if name in other._layers]
+            if shared:
+                raise UsageError(
+                    f"{self.name}: {shared[0]} is pruned by {other.name} at the same time: leave it out of the params "
+                    "of one, or let one start where the other ends"
+                )
 
     def _full_weight(self, name: str) -> torch.Tensor:
         """The whole effective weight, also where it is sharded."""
@@ -148,6 +160,7 @@ class ConstantPruningModifier(_Pruning):
 
     def attach(self, model: torch.nn.Module, run: RecipeRun) -> None:
         self._attach_layers(model, self.params)
+        self._check_alone(run)
 
     def step_begin(self, progress: Progress) -> None:
         ended = self.end_epoch != -1 and progress.reached(self.end_epoch)
@@ -270,6 +283,7 @@ class MagnitudePruningModifier(_Pruning):
                     raise UsageError(
                         f"{self.name}: final_sparsity names {name} twice, with {self._final[name]} and {sparsity}"
                     )
+        self._check_alone(run)
         self._check_shapes()
 
     def _check_shapes(self) -> None:
