@@ -68,8 +68,9 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     from sparse_accel.optimizer import make_optimizer
     from sparse_accel.recipe_run import RecipeRun
     from sparse_accel.report import start_table
+    from sparse_accel.sharding import plain_model
     from sparse_accel.sparsity import sparsity_report
-    from sparse_accel.tasks import check_metric_name, load_text_classification
+    from sparse_accel.tasks import load_text_classification
     from sparse_accel.tracking import sparsity_figures, start_trackers, tracker_names
     from sparse_accel.training_loop import train
 
@@ -77,8 +78,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
 
     with accelerator.main_process_first():
         data = load_text_classification(arguments)
-    if arguments.load_best_model_at_end:
-        check_metric_name(arguments.metric_for_best_model, data.metrics, data.problem_type)
+    training_setup.check_flags_of_task(arguments, data)
     set_seed(arguments.seed)  # of a fresh head
     model, fresh = load_classifier(arguments, data.label_names, data.problem_type)
     tokenizer = load_tokenizer(arguments)
@@ -104,7 +104,8 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     # --- prepare, resume, start-up table ----------------------------------------------------------------------------
 
     if arguments.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        # The newer name first; the older one warns.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     optimizer = make_optimizer(model, arguments)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     run.bind(accelerator, model, optimizer, steps_per_epoch=sampler.steps)
@@ -135,7 +136,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
         accelerator.log(tracker_names(figures), step=run.progress.step)
 
     def sparsity() -> dict[str, float]:
-        return sparsity_figures(sparsity_report(accelerator.unwrap_model(model)))
+        return sparsity_figures(sparsity_report(plain_model(accelerator, model)))
 
     def evaluate() -> None:
         figures = evaluate_splits(arguments, accelerator, model, data, rows, collator)

@@ -12,6 +12,7 @@ from torch import nn
 
 from sparse_accel.recipe_run import problem_type_of
 from sparse_accel.run_identity import write_text
+from sparse_accel.sharding import plain_model
 from sparse_accel.tasks import compute_metrics
 from sparse_accel.training_loop import predict
 from sparse_accel.training_setup import evaluation_loader
@@ -37,7 +38,7 @@ def evaluate_splits(
     for split in [name for name in rows if name.startswith("validation")]:
         suffix = split.removeprefix("validation").replace("_mismatched", "_mm")
         loader = evaluation_loader(arguments, accelerator, rows[split], collator)
-        problem_type = problem_type_of(accelerator.unwrap_model(model))
+        problem_type = problem_type_of(plain_model(accelerator, model))
         logits, loss = predict(accelerator, model, loader, len(rows[split]), problem_type)
         labels = np.asarray(rows[split]["labels"])
         found = compute_metrics(data.metrics, data.problem_type, logits, labels)

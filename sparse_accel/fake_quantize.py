@@ -84,11 +84,26 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, form: Quantizati
         scale, zero_point: float32 and int32, (1,) or (channels,).
     """
     lowest, highest = form.integers
+    if torch.compiler.is_compiling():
+        return _fake_quantize_in_a_graph(x.float(), scale, zero_point, form)
     if form.channel_axis is None:
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if x.device.type == "cpu":
             return _FakeQuantizeOnCpu.apply(x.float(), scale, zero_point, lowest, highest)
         return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, lowest, highest)
     return torch.fake_quantize_per_channel_affine(x.float(), scale, zero_point, form.channel_axis, lowest, highest)
+
+
+def _fake_quantize_in_a_graph(x: Tensor, scale: Tensor, zero_point: Tensor, form: QuantizationFormat) -> Tensor:
+    """The same from ordinary operations, for torch.compile, which has no kernel of its own for PyTorch's (2.13)."""
+    lowest, highest = form.integers
+    if form.channel_axis is not None:
+        shape = [1] * x.ndim
+        shape[form.channel_axis] = -1
+        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+    integers = torch.round(x.detach() * (1.0 / scale)) + zero_point
+    value = (integers.clamp(lowest, highest) - zero_point) * scale
+    through = torch.where((integers >= lowest) & (integers <= highest), x, 0.0)
+    return value + (through - through.detach())  # adds 0, and the gradient
 
 
 class _FakeQuantizeOnCpu(torch.autograd.Function):

@@ -17,7 +17,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.fake_quantize import FakeQuantize, QuantizationFormat
 from sparse_accel.layers import make_sparse, masks, quantizers
 from sparse_accel.run_identity import write_text
-from sparse_accel.sharding import full_state_dict
+from sparse_accel.sharding import full_state_dict, plain_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,7 +31,7 @@ def save_model(folder: Path, accelerator: Accelerator, model: nn.Module, tokeniz
 
     The weights are float32 with exact zeros under the masks, and carry only names that transformers knows.
     """
-    plain = accelerator.unwrap_model(model)
+    plain = plain_model(accelerator, model)
     weights = {name: tensor.float() for name, tensor in full_state_dict(accelerator, model).items()}
     if not accelerator.is_main_process:
         return

@@ -21,6 +21,7 @@ from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.report import start_table
 from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
+from sparse_accel.sharding import plain_model
 from sparse_accel.sparsity import sparsity_report
 from sparse_accel.tasks import load_text_classification
 from sparse_accel.tracking import sparsity_figures, start_trackers
@@ -86,6 +87,6 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
 
     model.eval()
     run.apply_at_once(forwards)
-    accelerator.log(sparsity_figures(sparsity_report(accelerator.unwrap_model(model))))
+    accelerator.log(sparsity_figures(sparsity_report(plain_model(accelerator, model))))
     results.write_final(output_dir, accelerator, model, tokenizer, run, History(), seconds=0.0)
     return True

@@ -7,7 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from sparse_accel.layers import masks, prunable_names, quantizers
-from sparse_accel.sharding import describe
+from sparse_accel.sharding import describe, plain_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -55,7 +55,7 @@ def start_table(accelerator: Accelerator, run: RecipeRun, rows: list[tuple[str, 
     ]
     notices = [("note", notice) for notice in run.notices]
     recipe = [("recipe", timeline(run))]
-    return table("run", layout + rows + recipe + structure(accelerator.unwrap_model(run.model)) + notices)
+    return table("run", layout + rows + recipe + structure(plain_model(accelerator, run.model)) + notices)
 
 
 def results_table(results: dict[str, Any]) -> str:

@@ -86,6 +86,11 @@ def full_state_dict(accelerator: Accelerator, model: nn.Module) -> Mapping[str, 
     return {name.removeprefix("module.").replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
 
 
+def plain_model(accelerator: Accelerator, model: nn.Module) -> Any:
+    """Returns the model as it was before `prepare` wrapped and compiled it; its layers are the same objects."""
+    return accelerator.unwrap_model(model, keep_torch_compile=False)
+
+
 def describe(accelerator: Accelerator) -> str:
     """Returns the layout in words, for the start-up table."""
     kind = {DistributedType.NO: "one process", DistributedType.FSDP: "FSDP2", DistributedType.DEEPSPEED: "DeepSpeed"}

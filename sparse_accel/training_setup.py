@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 from torch import nn
 from torch.utils.data import DataLoader
 
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.command_line import warn
+from sparse_accel.errors import UsageError
 from sparse_accel.models import load_teacher, sequence_limit
 from sparse_accel.optimizer import usual_rate
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
 from sparse_accel.sharding import launch_options
-from sparse_accel.tasks import tokenize
+from sparse_accel.tasks import check_metric_name, tokenize
 from sparse_accel.tasks.preprocessing import tokenizer_digest
 from sparse_accel.teacher import Teacher
 from sparse_accel.tracking import logging_folder
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sparse_accel.arguments import TextClassificationArguments
     from sparse_accel.modifiers.base import Modifier
     from sparse_accel.recipe import Recipe
+    from sparse_accel.tasks import TextClassificationData
 
 
 def make_accelerator(arguments: TextClassificationArguments) -> Accelerator:
@@ -48,8 +50,25 @@ def make_accelerator(arguments: TextClassificationArguments) -> Accelerator:
         log_with=list(arguments.report_to) or None,
         project_dir=logging_folder(Path(str(arguments.output_dir))),
         kwargs_handlers=launch_options(),
-        dynamo_backend="inductor" if arguments.torch_compile else None,
+        dynamo_plugin=_compilation() if arguments.torch_compile else None,
     )
+
+
+def _compilation() -> TorchDynamoPlugin:
+    """Compiles for batches of any shape: they differ in length, and the last one in rows."""
+    # A graph each for training and evaluation, before quantization, in its first step, with moving and frozen ranges;
+    # beyond the default of 8, PyTorch would go on without compiling.
+    torch._dynamo.config.recompile_limit = 64
+    return TorchDynamoPlugin(backend="inductor", dynamic=True)
+
+
+def check_flags_of_task(arguments: TextClassificationArguments, data: TextClassificationData) -> None:
+    """Raises UsageError for flags that this kind of labels has no use for."""
+    if arguments.load_best_model_at_end:
+        check_metric_name(arguments.metric_for_best_model, data.metrics, data.problem_type)
+    if arguments.label_smoothing_factor and data.problem_type != "single_label_classification":
+        kind = data.problem_type.replace("_", " ")
+        raise UsageError(f"--label_smoothing_factor spreads a row's one label; this is {kind}: leave it out")
 
 
 def make_collator(
