@@ -190,7 +190,7 @@ def test_a_torn_checkpoint_is_named_and_what_to_do(
         RECIPE.replace("  - !QuantizationModifier {}\n", ""),
         RECIPE.replace("{}", "{quantize_embeddings: false}"),
         RECIPE.replace("0.8}", "0.8, params: [classifier.weight]}"),
-        RECIPE + "  - !ConstantPruningModifier {}\n",
+        RECIPE + "  - !ConstantPruningModifier {start_epoch: 1}\n",
     ],
 )
 def test_a_checkpoint_of_another_recipe_is_refused(saved: tuple[Session, Path], recipe: str) -> None:
