@@ -174,12 +174,15 @@ def test_a_mask_changed_in_place_or_replaced_is_the_one_in_use() -> None:
         assert torch.equal((layer.masked_weight() == 0).all(1), torch.arange(3) == row)
 
 
+@pytest.mark.parametrize("changes", range(4))  # a tensor counts its changes, a copy of it anew
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
-def test_a_copy_is_its_own(copied: Callable[[nn.Module], Any]) -> None:
+def test_a_copy_is_its_own(copied: Callable[[nn.Module], Any], changes: int) -> None:
     torch.manual_seed(0)
     layer = make_sparse(nn.Linear(3, 3))
     layer.mask = torch.rand(3, 3) > 0.5
     x = torch.randn(2, 3)
+    for _ in range(changes):
+        layer.mask[1] = ~layer.mask[1]
     layer(x)
     layer.mask[0] = ~layer.mask[0]
     other = copied(layer)

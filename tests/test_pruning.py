@@ -109,9 +109,11 @@ def test_a_constant_mask_taken_late_holds_what_is_zero_then() -> None:
     session = start(recipe)
     name = "bert.encoder.layer.0.output.dense.weight"
     weight = session.model.get_parameter(name)
+    settled: list[bool] = []
 
     def clear_some(session: Session) -> None:
         watch(session)
+        settled.append(session.run.settled())
         if session.run.progress.step == STEPS:
             weight.data[:5] = 0.0
         if session.run.progress.step > STEPS + 2:  # epoch 1.6 begins with step 5
@@ -119,6 +121,7 @@ def test_a_constant_mask_taken_late_holds_what_is_zero_then() -> None:
 
     session.train(clear_some)
     assert watch.dropped(name) == [0, 0, 0, 5 * 64, 5 * 64, 0]
+    assert settled == [False] * STEPS + [True] * STEPS  # masks are taken as the step after epoch 1 begins
     assert (weight[:5] != 0).any()
 
 
