@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,21 +81,21 @@ def test_the_loop_of_your_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "  - !ConstantPruningModifier\n    start_epoch: 0\n"
         "  - !QuantizationModifier\n    start_epoch: 1\n"
     )
-    model = make_bert(sparsity=0.5)
+    model: Any = make_bert(sparsity=0.5)
     tokenizer = make_tokenizer()
-    rows = [
+    rows: Any = [
         tokenizer(row["text"], padding="max_length", max_length=20) | {"labels": row["label"]}
         for row in sentences(16, 0)
     ]
-    loader = torch.utils.data.DataLoader(
+    loader: Any = torch.utils.data.DataLoader(
         rows, batch_size=4, collate_fn=lambda batch: tokenizer.pad(batch, return_tensors="pt")
     )
-    namespace = {"model": model, "optimizer": torch.optim.AdamW(model.parameters()), "loader": loader}
+    namespace: dict[str, Any] = {"model": model, "optimizer": torch.optim.AdamW(model.parameters()), "loader": loader}
     exec(next(block for block in blocks("python") if "run.step_begin()" in block), namespace)
 
     run = namespace["run"]
-    assert run.progress.epoch == 2 and run.settled()  # type: ignore[attr-defined]
-    layer = model.bert.encoder.layer[0].output.dense  # type: ignore[union-attr]
+    assert run.progress.epoch == 2 and run.settled()
+    layer = model.bert.encoder.layer[0].output.dense
     assert layer.weight_quantizer.enabled and not layer.weight_quantizer.observing
     assert (layer.masked_weight() == 0).float().mean() >= 0.5
 
