@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
+import threading
 
 # Before anything heavy is imported: libraries read these once. Commands that tests start inherit them.
 _HOME = tempfile.mkdtemp(prefix="sparse_accel-tests-")
@@ -26,3 +28,6 @@ import torch  # noqa: E402
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("suite")
 torch.set_num_threads(1)
+# A suite that a shell started in the background inherits an ignored Ctrl-C; its tests, and the scripts they start, don't.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)

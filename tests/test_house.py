@@ -76,7 +76,7 @@ def launch(config: str, tmp_path: Path, *flags: str, **environment: str) -> list
     )
     assert result.returncode == 0, result.stderr
     # Processes write to one pipe: their lines may run together.
-    return re.findall(r"world \d+ \w+ \w+", result.stdout)
+    return re.findall(r"world \d+ \w+ (?:no|bf16|fp16)", result.stdout)
 
 
 def test_cpu_configuration_runs_one_process_on_the_cpu(tmp_path: Path) -> None:
