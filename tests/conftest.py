@@ -28,6 +28,6 @@ import torch  # noqa: E402
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("suite")
 torch.set_num_threads(1)
-# A suite that a shell started in the background inherits an ignored Ctrl-C; its tests, and the scripts they start, don't.
+# A suite started in the background inherits an ignored Ctrl-C; its tests, and the scripts that they start, do not.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
