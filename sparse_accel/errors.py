@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 import traceback
@@ -29,6 +30,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     A UsageError prints one `error:` paragraph and exits with 2 (`--debug` on the command line shows the traceback);
     Ctrl-C exits with 130; any other exception is a fault of ours and keeps its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed, as a terminal does
     try:
         code = main() or 0
     except UsageError as error:
@@ -40,6 +43,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        print("\ninterrupted: run the same command again to go on from the newest checkpoint", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("\ninterrupted: run the same command again to go on from the newest checkpoint", file=sys.stderr)
         code = 130
     sys.exit(code)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
 
 from sparse_accel.layers import masks, prunable_names, quantizers
 from sparse_accel.sharding import describe, plain_model
@@ -14,6 +17,41 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sparse_accel.recipe_run import RecipeRun
+
+# Seconds between two states of a progress bar in a log file, where each stays.
+_SECONDS_IN_A_LOG = 30
+
+
+def progress_bar(
+    accelerator: Accelerator, total: int, what: str, unit: str, *, done: int = 0, leave: bool = True
+) -> tqdm:
+    """Returns a bar on the main process; where stderr is no terminal, a state of it now and then.
+
+    Args:
+        total, done: units in all, and those done before.
+        what, unit: what is done, and to what.
+        leave: whether the full bar stays; one that does not only appears if it takes its time.
+    """
+    on_terminal = sys.stderr.isatty()
+    interval = 0.1 if on_terminal else _SECONDS_IN_A_LOG
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=what,
+        unit=f" {unit}",
+        leave=leave,
+        delay=0 if leave else 10 * interval,
+        mininterval=interval,
+        maxinterval=max(interval, 10),
+        dynamic_ncols=True,
+        disable=not accelerator.is_main_process,
+    )
+
+
+def print_above_bar(accelerator: Accelerator, line: str) -> None:
+    """Prints a line; on a terminal the progress bar moves below it."""
+    if accelerator.is_main_process:
+        (tqdm.write if sys.stderr.isatty() else print)(line)
 
 
 def table(title: str, rows: list[tuple[str, Any]]) -> str:
@@ -61,4 +99,4 @@ def start_table(accelerator: Accelerator, run: RecipeRun, rows: list[tuple[str, 
 def results_table(results: dict[str, Any]) -> str:
     """Returns the figures of a finished run."""
     rows = [(name, f"{value:.4f}" if isinstance(value, float) else value) for name, value in sorted(results.items())]
-    return table("results", [row for row in rows if not isinstance(row[1], (dict, list))])
+    return table("results", [row for row in rows if row[1] is not None and not isinstance(row[1], (dict, list))])

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from tqdm.auto import tqdm
 
 from sparse_accel import run_identity
 from sparse_accel.checkpoints import TRAINER_STATE, checkpoints_in, copy_model, publish, write_json
 from sparse_accel.errors import UsageError
 from sparse_accel.layers import quantized_linears
 from sparse_accel.model_files import load, save_model
-from sparse_accel.report import results_table
+from sparse_accel.report import print_above_bar, results_table
 from sparse_accel.sparsity import sparsity_report
 
 if TYPE_CHECKING:
@@ -71,10 +70,10 @@ def describe_data(data: TextClassificationData) -> str:
 
 
 def print_line(accelerator: Accelerator, run: RecipeRun, figures: dict[str, float]) -> None:
-    """Prints an evaluation above the progress bar."""
-    if accelerator.is_main_process:
-        words = ", ".join(f"{name.removeprefix('eval_')} {value:.4f}" for name, value in sorted(figures.items()))
-        tqdm.write(f"epoch {run.progress.epoch:6.2f}  step {run.progress.step:6d}  {words}  [{run.phase() or 'dense'}]")
+    """Prints an evaluation."""
+    words = ", ".join(f"{name.removeprefix('eval_')} {value:.4f}" for name, value in sorted(figures.items()))
+    moment = f"epoch {run.progress.epoch:6.2f}  step {run.progress.step:6d}"
+    print_above_bar(accelerator, f"{moment}  {words}  [{run.phase() or 'dense'}]")
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.errors import UsageError
+from sparse_accel.report import progress_bar
 from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
 from sparse_accel.sharding import reduce_sum
 from sparse_accel.tasks import match_names
@@ -111,7 +111,7 @@ class Teacher:
         inputs = dataset.remove_columns([name for name in dataset.column_names if name == "labels"])
         loader = accelerator.prepare_data_loader(make_loader(inputs, sampler, Collator(tokenizer)))
         table: Tensor | None = None
-        with tqdm(total=len(dataset), desc="teacher", unit=" rows", disable=not accelerator.is_main_process) as bar:
+        with progress_bar(accelerator, len(dataset), "teacher", "rows") as bar:
             for batch in loader:
                 row_id = batch.pop("row_id")
                 with accelerator.autocast():

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from sparse_accel.errors import UsageError
 from sparse_accel.losses import task_loss
+from sparse_accel.report import progress_bar
 from sparse_accel.sharding import reduce_sum
 
 if TYPE_CHECKING:
@@ -118,9 +118,7 @@ def train(
     """
     averages = Averages()
     accumulation = accelerator.gradient_accumulation_steps
-    bar = tqdm(
-        total=schedule.total_steps, initial=run.progress.step, unit=" steps", disable=not accelerator.is_main_process
-    )
+    bar = progress_bar(accelerator, schedule.total_steps, "train", "steps", done=run.progress.step)
     if run.progress.step >= schedule.total_steps:  # resumed after the last step
         run.finish()
     model.train()
@@ -270,16 +268,18 @@ def predict(
     table: Tensor | None = None
     total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
     labelled = False
-    for batch in tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_main_process):
-        outputs = model(**{name: value for name, value in batch.items() if name not in ("labels", "row_id")})
-        logits = outputs["logits"].float()
-        real = batch["row_id"] >= 0
-        if table is None:
-            table = torch.zeros(rows, logits.shape[1], device=logits.device)
-        table[batch["row_id"][real]] = logits[real]
-        if "labels" in batch:
-            labelled = True
-            total += (task_loss(logits, batch["labels"], problem_type) * real).sum().double()
+    with progress_bar(accelerator, len(loader), "evaluate", "batches", leave=False) as bar:
+        for batch in loader:
+            outputs = model(**{name: value for name, value in batch.items() if name not in ("labels", "row_id")})
+            logits = outputs["logits"].float()
+            real = batch["row_id"] >= 0
+            if table is None:
+                table = torch.zeros(rows, logits.shape[1], device=logits.device)
+            table[batch["row_id"][real]] = logits[real]
+            if "labels" in batch:
+                labelled = True
+                total += (task_loss(logits, batch["labels"], problem_type) * real).sum().double()
+            bar.update()
     assert table is not None
     loss = float(reduce_sum(total)) / rows if labelled else None
     return reduce_sum(table).cpu().numpy(), loss

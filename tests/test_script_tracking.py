@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,14 @@ def records(folder: Path) -> Iterator[Any]:
 
 
 def wandb_run(folder: Path) -> tuple[dict[str, Any], dict[str, dict[int, float]], int]:
-    """Configuration, values by step by name, and exit code of the one offline run below a folder."""
+    """Configuration, values by step by name, and exit code of the one offline run below a folder.
+
+    W&B's own process writes the file, and may do so a moment after the script's part has ended.
+    """
+    limit = time.monotonic() + 30
+    while not any(record.WhichOneof("record_type") == "exit" for record in records(folder)):
+        assert time.monotonic() < limit, "the run has no end"
+        time.sleep(0.1)
     config: dict[str, Any] = {}
     found: dict[str, dict[int, float]] = {}
     code = -1
