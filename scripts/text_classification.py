@@ -89,7 +89,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     # --- batches, output folder -------------------------------------------------------------------------------------
 
     limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
-    rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit)
+    rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)
     collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
     loader, sampler = training_setup.training_loader(arguments, accelerator, rows["train"], collator)
     schedule, overruled = training_setup.steps_of_run(arguments, recipe, sampler.steps)
@@ -113,15 +113,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     checkpoint = results.checkpoint_to_resume(arguments, output_dir)
     if checkpoint is not None:
         load_checkpoint(checkpoint, accelerator, run, history)
-    about = [
-        ("model", f"{arguments.model_name_or_path}{f' (made anew: {len(fresh)} weights of the head)' if fresh else ''}")
-    ]
-    about += [
-        ("data", results.describe_data(data)),
-        ("lengths", f"up to {limit} tokens; batches padded to their longest"),
-    ]
-    about += [("global batch", f"{sampler.global_batch_size} rows: micro-batches of {sampler.micro_batch_size}")]
-    about += [("steps", f"{schedule.total_steps} of {sampler.steps} an epoch, from step {run.progress.step}")]
+    about = training_setup.describe_run(arguments, run, data, fresh, limit, sampler, schedule)
     if run.teacher is not None:
         tokenizers = (tokenizer, teacher_tokenizer)
         words = training_setup.fill_teacher_table(arguments, accelerator, run.teacher, data, rows["train"], tokenizers)
@@ -188,7 +180,7 @@ def evaluate_and_predict(
     with accelerator.main_process_first():
         data = load_text_classification(arguments, labels_of(model), problem_type_of(model))
     limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
-    rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit)
+    rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)
     collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
     model = accelerator.prepare_model(model, evaluation_mode=True)
     if arguments.do_eval:

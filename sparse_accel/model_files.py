@@ -7,10 +7,13 @@ model as it was trained, quantizers on. Their accuracies differ.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from sparse_accel.errors import UsageError
@@ -61,6 +64,17 @@ def write_quantizers(folder: Path, model: nn.Module) -> None:
         write_text(folder / QUANTIZATION_FILE, text + "\n")
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps transformers from printing anything but errors."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+
+
 def load(folder: str | Path, **options: Any) -> nn.Module:
     """Returns the sequence classifier of an output folder as it was trained, in eval mode, quantizers on.
 
@@ -69,11 +83,17 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
         options: for `AutoModelForSequenceClassification.from_pretrained`.
 
     Raises:
-        UsageError: the quantizers' file does not fit the model.
+        UsageError: the folder holds no trained classifier, or the quantizers' file does not fit the model.
     """
     from transformers import AutoModelForSequenceClassification
 
-    model: nn.Module = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **options)
+    with quiet_transformers():  # its report on missing weights
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, **options
+        )
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:4])
+        raise UsageError(f"{folder} holds no trained classifier: weights are missing ({missing}). Train it first")
     path = Path(folder) / QUANTIZATION_FILE
     if path.is_file():
         read_quantizers(path, model)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from sparse_accel.errors import UsageError
-from sparse_accel.model_files import QUANTIZATION_FILE, load
+from sparse_accel.model_files import QUANTIZATION_FILE, load, quiet_transformers
 from sparse_accel.sparsity import is_encoder_linear
 from sparse_accel.teacher import Teacher, label_order
 
@@ -25,11 +24,12 @@ _LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
 
 
 def load_classifier(
-    arguments: TextClassificationArguments, label_names: list[str], problem_type: str
+    arguments: TextClassificationArguments, label_names: list[str] | None = None, problem_type: str | None = None
 ) -> tuple[Any, list[str]]:
     """Returns a sequence classifier for these labels, float32, and the names of weights that were made anew.
 
-    A head that does not fit the labels is made anew, as is the one that a language model lacks.
+    A head that does not fit the labels is made anew, as is the one that a language model lacks. Without labels, those
+    of the model's own configuration are kept.
 
     Raises:
         UsageError: nothing can be read there, or the weights are those of another architecture.
@@ -37,21 +37,21 @@ def load_classifier(
     name = arguments.model_name_or_path
     assert name is not None
     source: dict[str, Any] = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
-    labels: dict[str, Any] = {
-        "num_labels": len(label_names),
-        "id2label": dict(enumerate(label_names)),
-        "label2id": {label: number for number, label in enumerate(label_names)},
-    }
+    labels: dict[str, Any] = {}
+    if label_names is not None:
+        labels = {
+            "num_labels": len(label_names),
+            "id2label": dict(enumerate(label_names)),
+            "label2id": {label: number for number, label in enumerate(label_names)},
+            "problem_type": problem_type,
+        }
     try:
-        config = AutoConfig.from_pretrained(
-            arguments.config_name or name, problem_type=problem_type, **labels, **source
-        )
-        quietly = transformers.utils.logging.get_verbosity()
-        transformers.utils.logging.set_verbosity_error()
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **source
-        )
-        transformers.utils.logging.set_verbosity(quietly)
+        config = AutoConfig.from_pretrained(arguments.config_name or name, **labels, **source)
+        options: dict[str, Any] = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
+        with quiet_transformers():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name, output_loading_info=True, **options, **source
+            )
     except _LOADING_ERRORS as error:
         raise _unreadable("--model_name_or_path", name, error) from error
     fresh = sorted(set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]})
@@ -71,6 +71,8 @@ def load_trained(arguments: TextClassificationArguments) -> nn.Module:
     assert name is not None
     try:
         return load(name, revision=arguments.model_revision, cache_dir=arguments.cache_dir)
+    except UsageError as error:
+        raise UsageError(f"--model_name_or_path: {error}") from error
     except _LOADING_ERRORS as error:
         raise _unreadable("--model_name_or_path", name, error) from error
 
@@ -117,6 +119,8 @@ def load_teacher(arguments: TextClassificationArguments, student: nn.Module) -> 
     try:
         model = load(name, cache_dir=arguments.cache_dir)
         tokenizer = AutoTokenizer.from_pretrained(name, cache_dir=arguments.cache_dir)
+    except UsageError as error:
+        raise UsageError(f"--distill_teacher: {error}") from error
     except _LOADING_ERRORS as error:
         raise _unreadable("--distill_teacher", name, error) from error
     return Teacher(model, label_order(cast(Any, student).config.label2id, cast(Any, model).config.label2id)), tokenizer

@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 from sparse_accel import results, training_setup
 from sparse_accel.errors import UsageError
 from sparse_accel.history import History
-from sparse_accel.models import load_classifier, load_tokenizer, load_trained, sequence_limit
+from sparse_accel.models import load_classifier, load_tokenizer, sequence_limit
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.report import start_table
@@ -52,7 +52,7 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
             data = load_text_classification(arguments)
         model, _ = load_classifier(arguments, data.label_names, data.problem_type)
     else:
-        model = load_trained(arguments)
+        model, _ = load_classifier(arguments)
     tokenizer = load_tokenizer(arguments)
     run = RecipeRun(recipe, teacher="disable")
     run.attach(model)
@@ -64,7 +64,7 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
     about = [("model", f"{arguments.model_name_or_path}, changed at once, without training")]
     if has_rows:
         limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
-        rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit)["train"]
+        rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)["train"]
         collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
         loader, sampler = training_setup.training_loader(arguments, accelerator, rows, collator)
         identity["data"] = fingerprint_of_rows(rows)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from sparse_accel.arguments import TextClassificationArguments
     from sparse_accel.history import History
     from sparse_accel.recipe_run import RecipeRun
-    from sparse_accel.tasks import TextClassificationData
 
 ALL_RESULTS = "all_results.json"
 
@@ -61,12 +60,6 @@ def checkpoint_to_resume(arguments: TextClassificationArguments, folder: Path) -
     if asked and not found:
         raise UsageError(f"--resume_from_checkpoint: {folder} holds no checkpoint. Leave the flag out to start")
     return found[-1] if found else None
-
-
-def describe_data(data: TextClassificationData) -> str:
-    """Returns rows and labels of each split, in words."""
-    splits = ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items())
-    return f"{splits}; {data.problem_type.replace('_', ' ')}: {', '.join(data.label_names)}"
 
 
 def print_line(accelerator: Accelerator, run: RecipeRun, figures: dict[str, float]) -> None:

@@ -150,7 +150,7 @@ def train(
                     run.finish()
                 if step == 1 or schedule.due(schedule.log_every, step):
                     figures = averages.take()
-                    _check_finite(figures, step)
+                    _check_finite(figures["train/loss"], step)
                     log({**figures, "train/learning_rate": run.learning_rate(), "train/epoch": run.progress.epoch})
                 if schedule.due(schedule.evaluate_every, step):
                     evaluate()
@@ -158,6 +158,8 @@ def train(
                     averages.since = time.perf_counter()
                 stopping = stop_asked()
                 if stopping or schedule.due(schedule.save_every, step):
+                    if averages.rows:  # a checkpoint of a model that broke would push out the last good one
+                        _check_finite(float(reduce_sum(averages.sums["loss"])), step)
                     save()
                     averages.since = time.perf_counter()
                 if stopping:
@@ -219,8 +221,7 @@ def seed_step(seed: int, step: int, process: int) -> None:
     torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + process) % 2**63)
 
 
-def _check_finite(figures: dict[str, float], step: int) -> None:
-    loss = figures["train/loss"]
+def _check_finite(loss: float, step: int) -> None:
     if loss != loss or loss in (float("inf"), float("-inf")):
         raise UsageError(
             f"the loss is {loss} at step {step}: the last checkpoint is kept. Lower --learning_rate (or "

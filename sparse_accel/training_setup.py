@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
@@ -164,7 +164,7 @@ def fill_teacher_table(
         if too_long or tokenizer_digest(own_tokenizer) != tokenizer_digest(tokenizer):
             tokenizer = own_tokenizer
             words += f", read through its own tokenizer, up to {limit} tokens"
-            dataset = tokenize_rows(arguments, accelerator, data, tokenizer, limit)["train"]
+            dataset = tokenize_rows(arguments, accelerator, data, tokenizer, limit, teacher.model)["train"]
     cache = Path(arguments.cache_dir) if arguments.cache_dir else None
     size = arguments.per_device_eval_batch_size
     found = teacher.make_table(accelerator, dataset, tokenizer, batch_size=size, cache=cache)
@@ -172,17 +172,61 @@ def fill_teacher_table(
 
 
 def tokenize_rows(
-    arguments: TextClassificationArguments, accelerator: Accelerator, data: Any, tokenizer: Any, limit: int
+    arguments: TextClassificationArguments,
+    accelerator: Accelerator,
+    data: TextClassificationData,
+    tokenizer: Any,
+    limit: int,
+    model: nn.Module,
 ) -> dict[str, Any]:
-    """Returns all splits tokenized; one process does the work, the others find it in the cache."""
+    """Returns all splits tokenized; one process does the work, the others find it in the cache.
+
+    Raises:
+        UsageError: the rows hold tokens that the model, which is to read them, has no embedding for.
+    """
     with accelerator.main_process_first():
-        return tokenize(
+        found = tokenize(
             data,
             tokenizer,
             limit,
             num_workers=arguments.preprocessing_num_workers,
             overwrite_cache=arguments.overwrite_cache,
         )
+    known = cast(Any, model).get_input_embeddings().num_embeddings
+    for split, dataset in found.items():
+        largest = max((max(ids, default=0) for ids in dataset["input_ids"]), default=0)
+        if largest >= known:
+            word = tokenizer.convert_ids_to_tokens(largest)
+            raise UsageError(
+                f"the tokenizer belongs to another model: '{word}', in the {split} rows, is its token {largest}, and "
+                f"the model knows {known} tokens. Leave out --tokenizer_name and --use_teacher_tokenizer, or name the "
+                "tokenizer that the model was trained with"
+            )
+    return found
+
+
+def describe_run(
+    arguments: TextClassificationArguments,
+    run: RecipeRun,
+    data: TextClassificationData,
+    fresh: list[str],
+    limit: int,
+    sampler: GlobalBatchSampler,
+    schedule: Schedule,
+) -> list[tuple[str, str]]:
+    """Returns rows of the start-up table: what is trained, on what, for how long."""
+    head = f" ({len(fresh)} weights of its head made anew)" if fresh else ""
+    padded = f"padded to {limit}" if arguments.pad_to_max_length else "batches padded to their longest"
+    resumed = f", going on from step {run.progress.step}" if run.progress.step else ""
+    splits = ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items())
+    names = [*data.label_names[:12], f"... ({len(data.label_names)})"][: len(data.label_names)]
+    return [
+        ("model", f"{arguments.model_name_or_path}{head}"),
+        ("data", f"{splits}; {data.problem_type.replace('_', ' ')}: {', '.join(names)}"),
+        ("lengths", f"up to {limit} tokens; {padded}"),
+        ("global batch", f"{sampler.global_batch_size} rows: micro-batches of {sampler.micro_batch_size}"),
+        ("steps", f"{schedule.total_steps}, {sampler.steps} an epoch{resumed}"),
+    ]
 
 
 def base_rate(arguments: TextClassificationArguments, recipe: Recipe | None, total_steps: int) -> Any:

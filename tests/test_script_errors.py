@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from script_fixtures import RECIPE, SCRIPT, Outcome, Tiny, environment, run, sentences, words, write_csv
+from script_fixtures import RECIPE, SCRIPT, Outcome, Tiny, environment, make_model, run, sentences, words, write_csv
 
 pytest_plugins = ["script_fixtures"]
 
@@ -36,8 +36,8 @@ def assert_refused(outcome: Outcome, *parts: str) -> None:
     """One paragraph on stderr, beginning with `error:` and holding all `parts`; exit code 2."""
     assert outcome.code == 2, outcome.all
     assert "Traceback" not in outcome.err, outcome.all
-    message = [line for line in outcome.err.splitlines() if not line.startswith("warning: ")]
-    assert message[0].startswith("error: ") and len(message) <= 12, outcome.all
+    lines = [line for line in outcome.err.splitlines() if line and not line.startswith(("warning: ", "tokenizing "))]
+    assert len(lines) <= 12 and lines[0].startswith("error: "), outcome.all
     for part in parts:
         assert part in outcome.err, outcome.all
 
@@ -133,12 +133,16 @@ def test_data_that_do_not_fit(flags: dict[str, Any], tmp_path: Path) -> None:
 
 def test_models_that_do_not_fit(flags: dict[str, Any], tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
+    many_words = make_model(tmp_path / "many_words", sparse=False, vocabulary=[f"word{n}" for n in range(30)])
+    odd = write_csv(tmp_path / "odd.csv", [*sentences(20, seed=1), {"text": "word29", "label": 0}])
     other_parts = tmp_path / "other_parts.yaml"
     other_parts.write_text(RECIPE.read_text().replace("- bert.pooler", "- bert.poolre"))
     cases: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         ({"model_name_or_path": tmp_path / "nothing"}, ("--model_name_or_path", "holds no model", "nothing")),
         ({"distill_teacher": tmp_path / "nothing"}, ("--distill_teacher", "holds no model")),
         ({"recipe": other_parts}, ("submodules", "'bert.poolre'", "Did you mean 'bert.pooler'?")),
+        ({"distill_teacher": tiny.model}, ("--distill_teacher", "classifier.weight", "no trained classifier")),
+        ({"tokenizer_name": many_words, "train_file": odd}, ("--tokenizer_name", "'word29'", "34", "30")),
         (
             {"load_best_model_at_end": True, "metric_for_best_model": "f1"},
             ("--metric_for_best_model", "'f1'", "f1_macro", "accuracy"),
@@ -147,3 +151,21 @@ def test_models_that_do_not_fit(flags: dict[str, Any], tiny: Tiny, tmp_path: Pat
     for changed, parts in cases:
         assert_refused(run(**{**flags, **changed}), *parts)
     assert not (tmp_path / "out").exists()
+
+
+def test_evaluating_what_was_never_trained(tiny: Tiny, tmp_path: Path) -> None:
+    refused = run(
+        model_name_or_path=tiny.model, output_dir=tmp_path / "out", validation_file=tiny.validation, do_eval=True
+    )
+    assert_refused(refused, "--model_name_or_path", "classifier.weight", "no trained classifier")
+
+
+# --- in training ------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_is_never_saved(tiny: Tiny, flags: dict[str, Any], tmp_path: Path) -> None:
+    changed = {"recipe": None, "recipe_args": None, "distill_teacher": None, "learning_rate": 1e30}
+    refused = run(**{**flags, **changed, "eval_strategy": "no", "do_eval": None, "logging_steps": 1000})
+    assert refused.code == 2 and "error: the loss is nan" in refused.err, refused.all
+    assert "init_lr" in refused.err
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
