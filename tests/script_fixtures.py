@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import functools
 import io
 import json
 import os
 import random
 import runpy
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -220,8 +218,6 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell starts what it runs in the background deaf to Ctrl-C, and so would the tests' children be.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
