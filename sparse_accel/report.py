@@ -18,14 +18,25 @@ if TYPE_CHECKING:
 
     from sparse_accel.recipe_run import RecipeRun
 
-# Seconds between two states of a progress bar in a log file, where each stays.
+# Seconds between two states of a progress bar in a log file, where each is a line that stays.
 _SECONDS_IN_A_LOG = 30
+
+
+class _Lines:
+    """stderr as a log file: each state of a bar on a line of its own."""
+
+    def write(self, text: str) -> None:
+        if state := text.strip():
+            sys.stderr.write(f"{state}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def progress_bar(
     accelerator: Accelerator, total: int, what: str, unit: str, *, done: int = 0, leave: bool = True
 ) -> tqdm:
-    """Returns a bar on the main process; where stderr is no terminal, a state of it now and then.
+    """Returns a bar on the main process; where stderr is no terminal, a line on its state now and then.
 
     Args:
         total, done: units in all, and those done before.
@@ -43,7 +54,9 @@ def progress_bar(
         delay=0 if leave else 10 * interval,
         mininterval=interval,
         maxinterval=max(interval, 10),
-        dynamic_ncols=True,
+        dynamic_ncols=on_terminal,
+        ncols=None if on_terminal else 100,
+        file=sys.stderr if on_terminal else _Lines(),
         disable=not accelerator.is_main_process,
     )
 

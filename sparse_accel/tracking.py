@@ -75,9 +75,10 @@ def start_trackers(accelerator: Accelerator, arguments: TextClassificationArgume
             init_kwargs={name: options[name] for name in names if name in options},
         )
     except Exception as error:
+        accelerator.trackers.clear()  # one that never began cannot be ended
         raise UsageError(
-            f"--report_to {' '.join(names)}: {error}. Without an account, WANDB_MODE=offline in the environment keeps "
-            "the run on disk; --report_to none goes without"
+            f"--report_to {' '.join(names)}: {str(error).rstrip('.')}. Without an account, WANDB_MODE=offline in the "
+            "environment keeps the run on disk; --report_to none goes without"
         ) from error
 
 

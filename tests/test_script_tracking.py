@@ -158,3 +158,15 @@ def test_a_run_that_fails_is_ended_and_marked(
     _, found, code = wandb_run(tmp_path / "out" / "tracking")
     assert code == 1
     assert found["train/loss"] and scalars(tmp_path / "out" / "tracking")["train/loss"]
+
+
+@pytest.mark.usefixtures("quiet_wandb")
+def test_a_tracker_that_does_not_start(flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_account(*_: Any, **__: Any) -> None:
+        raise RuntimeError("No API key configured.")
+
+    monkeypatch.setattr("wandb.init", no_account)
+    refused = run(**flags, output_dir=tmp_path / "out", report_to="wandb")
+    assert refused.code == 2, refused.all
+    assert "--report_to wandb: No API key configured. Without an account, WANDB_MODE=offline" in refused.err
+    assert run(**flags, output_dir=tmp_path / "out").code == 0, "the same run goes on without"

@@ -65,7 +65,7 @@ def test_what_it_prints(first: Outcome) -> None:
     assert [line[1] for line in evaluations] == ["1.00", "2.00", "3.00"]
     assert len(first.out.splitlines()) < 45
     assert "Traceback" not in first.err and "Warning" not in first.err
-    # In a log file, bars do not move: tokenizing twice, and training, each with its two states.
+    # In a log file, bars are lines: tokenizing twice, and training, each with its two states.
     assert len(first.err.splitlines()) <= 10 and "evaluate" not in first.err, first.err
 
 
