@@ -150,9 +150,10 @@ class _Evaluation:
     )
     best_model_after_epoch: float | None = flag(
         None,
-        "only evaluations at or after this epoch can be best",
+        "only evaluations at or after this epoch can be best; never those before the recipe's last change of structure "
+        "(final sparsity reached, observers frozen)",
         at_least=0,
-        default_text="the recipe's last change of structure: final sparsity reached, observers frozen",
+        default_text="that last change",
     )
 
 
