@@ -99,6 +99,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     output_dir = Path(str(arguments.output_dir))
     if results.claim(accelerator, output_dir, identity, overwrite=arguments.overwrite_output_dir) == "show":
         return False
+    results.record_arguments(accelerator, output_dir, arguments)
     start_trackers(accelerator, arguments, recipe)
 
     # --- prepare, resume, start-up table ----------------------------------------------------------------------------

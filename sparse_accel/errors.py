@@ -16,6 +16,8 @@ class UsageError(Exception):
     The message says what is wrong, where, and what to do. Scripts print it without a traceback and exit with 2.
     """
 
+    exit_code = 2
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?` for the known name nearest to `name`, or an empty string when none is near."""
@@ -27,8 +29,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def run_main(main: Callable[[], int | None]) -> None:
     """Runs a script's `main` and turns its outcome into an exit code.
 
-    A UsageError prints one `error:` paragraph and exits with 2 (`--debug` on the command line shows the traceback);
-    Ctrl-C exits with 130; any other exception is a fault of ours and keeps its traceback.
+    A UsageError prints one `error:` paragraph and exits with its code, 2 (`--debug` on the command line shows the
+    traceback); Ctrl-C exits with 130; any other exception is a fault of ours and keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed, as a terminal does
@@ -39,7 +41,7 @@ def run_main(main: Callable[[], int | None]) -> None:
             traceback.print_exc()
         if os.environ.get("RANK", "0") == "0":  # every process meets the same error; one says so
             print(f"error: {error}", file=sys.stderr)
-        code = 2
+        code = error.exit_code
     except KeyboardInterrupt:
         if "--debug" in sys.argv:
             traceback.print_exc()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from sparse_accel.errors import UsageError
+from sparse_accel.layers import quantized_linears
 from sparse_accel.model_files import QUANTIZATION_FILE, load, quiet_transformers
 from sparse_accel.sparsity import is_encoder_linear
 from sparse_accel.teacher import Teacher, label_order
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from sparse_accel.arguments import TextClassificationArguments
 
 # What transformers raises for a folder or id that is wrong or out of reach.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 def load_classifier(
@@ -69,12 +72,47 @@ def load_trained(arguments: TextClassificationArguments) -> nn.Module:
     """Returns the model of an output folder as it was trained, quantizers on, for evaluation and prediction."""
     name = arguments.model_name_or_path
     assert name is not None
+    return _load_named("--model_name_or_path", name, revision=arguments.model_revision, cache_dir=arguments.cache_dir)
+
+
+def load_for_export(name: str) -> tuple[nn.Module, Any, int]:
+    """Returns a trained classifier with its quantizers on, its tokenizer, and the most tokens that both take.
+
+    Raises:
+        UsageError: nothing can be read there, the model has another head, or its quantizers are not all there.
+    """
+    flag = "--model_path"
     try:
-        return load(name, revision=arguments.model_revision, cache_dir=arguments.cache_dir)
-    except UsageError as error:
-        raise UsageError(f"--model_name_or_path: {error}") from error
+        config = AutoConfig.from_pretrained(name)
     except _LOADING_ERRORS as error:
-        raise _unreadable("--model_name_or_path", name, error) from error
+        raise _unreadable(flag, name, error) from error
+    architectures = getattr(config, "architectures", None) or []
+    if architectures and not any(kind.endswith("ForSequenceClassification") for kind in architectures):
+        raise UsageError(
+            f"{flag} {name} holds a {architectures[0]}, which does not classify texts: --task text_classification "
+            "needs a model for sequence classification"
+        )
+    model = _load_named(flag, name)
+    results = Path(name) / "train_results.json"
+    trained = json.loads(results.read_text(encoding="utf-8")).get("quantized_linears", 0) if results.is_file() else 0
+    found, _ = quantized_linears(model)
+    if trained != found:
+        raise UsageError(
+            f"{flag} {name}: training quantized {trained} Linears, and {QUANTIZATION_FILE} has scales of {found}. Copy "
+            "that file anew from the training run"
+        )
+    tokenizer = _tokenizer(flag, name)
+    return model, tokenizer, sequence_limit(tokenizer, model)
+
+
+def _load_named(flag: str, name: str, **source: Any) -> nn.Module:
+    """`model_files.load`, with errors that name the flag that the model was asked for by."""
+    try:
+        return load(name, **source)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error}") from error
+    except _LOADING_ERRORS as error:
+        raise _unreadable(flag, name, error) from error
 
 
 def labels_of(model: nn.Module) -> list[str]:
@@ -90,11 +128,20 @@ def load_tokenizer(arguments: TextClassificationArguments) -> Any:
         flag, name = "--distill_teacher", arguments.distill_teacher
     elif arguments.tokenizer_name:
         flag, name = "--tokenizer_name", arguments.tokenizer_name
+    return _tokenizer(flag, str(name), revision=arguments.model_revision, cache_dir=arguments.cache_dir)
+
+
+def _tokenizer(flag: str, name: str, **source: Any) -> Any:
+    """Returns the tokenizer of a folder or id, with errors that name the flag that it was asked for by."""
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     try:
-        return AutoTokenizer.from_pretrained(name, revision=arguments.model_revision, cache_dir=arguments.cache_dir)
+        tokenizer = AutoTokenizer.from_pretrained(name, **source)
     except _LOADING_ERRORS as error:
-        raise _unreadable(f"{flag} (its tokenizer)", str(name), error) from error
+        raise _unreadable(f"{flag} (its tokenizer)", name, error) from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        # transformers makes an empty one of the right class where the files are missing: every word is unknown to it.
+        raise UsageError(f"{flag} {name}: the folder has no tokenizer files. Copy them from the model's origin")
+    return tokenizer
 
 
 def sequence_limit(tokenizer: Any, model: nn.Module) -> int:
@@ -116,13 +163,8 @@ def load_teacher(arguments: TextClassificationArguments, student: nn.Module) -> 
     assert name is not None
     if name == "self":
         return Teacher(copy.deepcopy(student)), None
-    try:
-        model = load(name, cache_dir=arguments.cache_dir)
-        tokenizer = AutoTokenizer.from_pretrained(name, cache_dir=arguments.cache_dir)
-    except UsageError as error:
-        raise UsageError(f"--distill_teacher: {error}") from error
-    except _LOADING_ERRORS as error:
-        raise _unreadable("--distill_teacher", name, error) from error
+    model = _load_named("--distill_teacher", name, cache_dir=arguments.cache_dir)
+    tokenizer = _tokenizer("--distill_teacher", name, cache_dir=arguments.cache_dir)
     return Teacher(model, label_order(cast(Any, student).config.label2id, cast(Any, model).config.label2id)), tokenizer
 
 

@@ -72,6 +72,7 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
         about.append(("ranges", f"from up to {CALIBRATION_BATCHES} batches of the training rows"))
     if results.claim(accelerator, output_dir, identity, overwrite=arguments.overwrite_output_dir) == "show":
         return False
+    results.record_arguments(accelerator, output_dir, arguments)
     start_trackers(accelerator, arguments, recipe)
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sparse_accel.recipe_run import RecipeRun
 
 ALL_RESULTS = "all_results.json"
+ARGUMENTS_FILE = "arguments.json"
 
 
 def claim(accelerator: Accelerator, folder: Path, identity: dict[str, Any], *, overwrite: bool) -> str:
@@ -43,6 +44,19 @@ def claim(accelerator: Accelerator, folder: Path, identity: dict[str, Any], *, o
     if answer[1] is not None:
         raise UsageError(answer[1])
     return str(answer[0])
+
+
+def record_arguments(accelerator: Accelerator, folder: Path, arguments: TextClassificationArguments) -> None:
+    """Writes the run's flags as a file of settings, files by their whole paths: what the run can be repeated from, and
+    where the export looks for its validation data."""
+    if not accelerator.is_main_process:
+        return
+    flags = arguments.to_dict()
+    for name in ("train_file", "validation_file", "test_file", "dataset_name"):
+        if flags[name] is not None and Path(flags[name]).exists():
+            flags[name] = str(Path(flags[name]).resolve())
+    given = {name: value for name, value in flags.items() if value is not None and name != "resume_from_checkpoint"}
+    write_json(folder / ARGUMENTS_FILE, given)
 
 
 def checkpoint_to_resume(arguments: TextClassificationArguments, folder: Path) -> Path | None:
