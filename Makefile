@@ -38,11 +38,11 @@ clean: ## remove the virtual environment, outputs and caches
 
 # Stamp files: installed once, and again when the pinned versions change.
 $(VENV)/.quickstart: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) -e '.[quickstart]'
+	$(PIP_INSTALL) -e '.[quickstart,onnx]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) -e '.[quickstart,wandb,dev]'
+	$(PIP_INSTALL) -e '.[quickstart,wandb,onnx,dev]'
 	touch $@
 
 $(BIN)/python:

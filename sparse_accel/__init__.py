@@ -5,15 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparse_accel.export.archive import expand
     from sparse_accel.model_files import load
     from sparse_accel.recipe import load_recipe
     from sparse_accel.recipe_run import RecipeRun
     from sparse_accel.teacher import Teacher
 
-__all__ = ["RecipeRun", "Teacher", "load", "load_recipe"]
+__all__ = ["RecipeRun", "Teacher", "expand", "load", "load_recipe"]
 __version__ = "0.1.0"
 
-_HOME = {"load": "model_files", "load_recipe": "recipe", "RecipeRun": "recipe_run", "Teacher": "teacher"}
+_HOME = {
+    "RecipeRun": "recipe_run",
+    "Teacher": "teacher",
+    "expand": "export.archive",
+    "load": "model_files",
+    "load_recipe": "recipe",
+}
 
 
 def __getattr__(name: str) -> Any:

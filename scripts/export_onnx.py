@@ -1,0 +1,33 @@
+"""Exports a trained classifier to ONNX, and proves that the file is the model it came from.
+
+    python scripts/export_onnx.py --model_path sparse_quantized_bert --task text_classification
+
+Writes `deployment/` beside the model's folder: model.onnx, config.json, the tokenizer, export_report.json and .md.
+A check that fails leaves no folder, and the exit code is not 0.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+from sparse_accel.command_line import parse_arguments
+from sparse_accel.errors import UsageError, run_main
+from sparse_accel.export_arguments import ExportArguments
+
+
+def main() -> None:
+    arguments = parse_arguments(ExportArguments, description=(__doc__ or "").partition("\n")[0])
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"export needs {', '.join(missing)}: pip install 'sparse_accel[onnx]'")
+
+    from sparse_accel.export.deployment import export
+    from sparse_accel.export.report import closing_rows
+    from sparse_accel.report import table
+
+    report = export(arguments)
+    print(table(f"{report['target']}: proven", closing_rows(report)))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Export: a quantized ONNX graph, and the proof that it equals the PyTorch model."""

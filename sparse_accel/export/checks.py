@@ -1,0 +1,320 @@
+"""What a written model.onnx is held against: the checkpoint it came from, tensor by tensor, read back from the file.
+
+Nothing of what the export computed is reused here. A quantized weight of the file, scaled back, must be the very tensor
+that PyTorch computes with; scales and zero points must be those of the checkpoint to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from sparse_accel.errors import UsageError
+from sparse_accel.export.lower import OFFSET, active
+from sparse_accel.export.opset import check_opset
+from sparse_accel.fake_quantize import FakeQuantize
+from sparse_accel.layers import SparseLayer
+
+# The kernels that onnxruntime multiplies integers with; anything else works on floats.
+INTEGER_KERNELS = (
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "QLinearMatMul",
+    "QGemm",
+    "QAttention",
+)
+# A float tensor of this many numbers that belongs to no parameter is a copy of one.
+_LARGEST_CONSTANT = 4096
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: passed, failed, or (None) not checked."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+@dataclass
+class _Tensors:
+    """The initializers of a file, and which of them were accounted for."""
+
+    by_name: dict[str, np.ndarray]
+    used_by: dict[str, list[str]]  # operators that read an initializer
+    seen: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> _Tensors:
+        used_by: dict[str, list[str]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                used_by.setdefault(name, []).append(node.op_type)
+        return cls({tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}, used_by)
+
+    def differs(self, name: str, expected: np.ndarray) -> str:
+        """Returns what is wrong with an initializer; nothing when it equals `expected` bit by bit and is read."""
+        self.seen.add(name)
+        if name not in self.by_name:
+            return f"{name} is missing"
+        if name not in self.used_by:
+            return f"{name} is there and nothing reads it"
+        found = self.by_name[name]
+        if found.dtype != expected.dtype or found.shape != expected.shape:
+            return f"{name} is {found.dtype} {found.shape}, not {expected.dtype} {expected.shape}"
+        wrong = int((found != expected).sum())
+        return f"{name}: {wrong} of {found.size} numbers differ" if wrong else ""
+
+
+def check_file(path: Path, opset: int) -> Check:
+    """onnx's own checker, on the file as it was written, and the opset that was asked for."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        model = onnx.load(path)
+        check_opset(model, opset)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, UsageError) as error:
+        return Check("ONNX checker", False, str(error).strip().splitlines()[0])
+    return Check("ONNX checker", True, f"valid, opset {opset}, IR version {model.ir_version}")
+
+
+def check_weights(path: Path, model: nn.Module, form: str) -> tuple[Check, Check, dict[str, dict[str, Any]]]:
+    """Holds every parameter and every quantizer of the checkpoint against the file.
+
+    Args:
+        path: of model.onnx.
+        model: the classifier as `sparse_accel.load` gives it, quantizers on.
+        form: qdq or integer.
+
+    Returns:
+        The checks of values and of zeros, and for each weight matrix how it is stored: zeros, weights, sparsity, dtype.
+    """
+    tensors = _Tensors.of(onnx.load(path))
+    called = _called_modules(model)
+    wrong: list[str] = []
+    lost_zeros: list[str] = []
+    layers: dict[str, dict[str, Any]] = {}
+    unused: list[str] = []
+    compared = Counter[str]()
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if name not in called:
+                continue
+            if isinstance(module, SparseLayer):
+                for found in _compare_quantizers(name, module, tensors, form):
+                    compared["quantizer"] += 1
+                    wrong += [found] if found else []
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                compared["matrix"] += 1
+                error, entry, lost = _compare_matrix(name, cast(Any, module), tensors, form)
+                wrong += [error] if error else []
+                lost_zeros += [lost] if lost else []
+                layers[f"{name}.weight"] = entry
+        matrices = set(layers)
+        for name, parameter in model.named_parameters():
+            if name in matrices:
+                continue
+            error = _compare_other(name, parameter.detach().numpy(), tensors)
+            if error and name.rpartition(".")[0] not in called:
+                unused.append(name)  # a part that this classifier never computes with
+                continue
+            compared["other"] += 1
+            wrong += [error] if error else []
+    wrong += _copies(tensors)
+    counts = f"{compared['matrix']} matrices, {compared['quantizer']} quantizers, {compared['other']} other parameters"
+    note = f"; never used by the model: {', '.join(unused[:3])}" if unused else ""
+    values = Check("weights, scales, zero points", not wrong, _listed(wrong) or f"{counts}: equal bit by bit{note}")
+    total = [sum(int(entry[key]) for entry in layers.values()) for key in ("zeros", "weights")]
+    shown = (
+        f"{total[0]:,} of {total[1]:,} weights are zero in the file ({total[0] / max(total[1], 1):.1%}), as quantized"
+    )
+    zeros = Check("zeros", not lost_zeros, _listed(lost_zeros) or f"{shown}; every pruned weight is among them")
+    return values, zeros, layers
+
+
+def check_kernels(optimized: Path, path: Path, model: nn.Module) -> tuple[Check, dict[str, int]]:
+    """Counts, in the graph as onnxruntime runs it, the integer kernels that multiply a quantized Linear's weight.
+
+    Args:
+        optimized: what onnxruntime wrote after its own rewriting.
+        path: model.onnx, which says how often each weight is used (a layer that blocks share, several times).
+
+    Returns:
+        The check, and how many nodes of each kind the running graph has.
+    """
+    written, running = onnx.load(path), onnx.load(optimized)
+    kernels = Counter(node.op_type for node in running.graph.node)
+    quantized = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and active(module, "weight_quantizer") and active(module, "input_quantizer")
+    ]
+    if not quantized:
+        return Check("integer kernels", None, "no Linear is quantized: the model runs in float"), dict(kernels)
+    calls = _products(written.graph)
+    integer = Counter(
+        name for node in running.graph.node if node.op_type in INTEGER_KERNELS for name in set(node.input)
+    )
+    names = {layer: f"{layer}.weight_quantized" for layer in quantized}
+    floats = [layer for layer, name in names.items() if integer[name] < max(calls[name], 1)]
+    detail = (
+        f"{len(quantized) - len(floats)} of {len(quantized)} quantized Linears run in integer kernels of onnxruntime"
+    )
+    if floats:
+        detail += f"; in float: {', '.join(floats[:4])}{' ...' if len(floats) > 4 else ''}"
+    return Check("integer kernels", not floats, detail), dict(kernels)
+
+
+def _products(graph: onnx.GraphProto) -> Counter[str]:
+    """Counts the products of each quantized weight that depend on the text. The others are the same for every text
+    (DeBERTa's projected positions): onnxruntime computes them once, when it loads the file."""
+    depends = {entry.name for entry in graph.input}
+    scaled: dict[str, str] = {}  # a weight scaled back -> the weight
+    counts = Counter[str]()
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear":
+            scaled[node.output[0]] = node.input[0]
+        if depends.isdisjoint(node.input):
+            continue
+        depends.update(node.output)
+        if node.op_type in ("MatMul", "MatMulInteger"):
+            counts.update({scaled.get(name, name) for name in node.input})
+    return counts
+
+
+# --- tensor by tensor -------------------------------------------------------------------------------------------------
+
+
+def _compare_quantizers(name: str, layer: SparseLayer, tensors: _Tensors, form: str) -> Iterator[str]:
+    """What is wrong with scale and zero point of each quantizer of a layer; an empty string for one that is right."""
+    weight, entry = active(layer, "weight_quantizer"), active(layer, "input_quantizer")
+    product = form == "integer" and isinstance(layer, nn.Linear) and weight is not None
+    if weight is not None:
+        dtype: Any = np.uint8 if form == "integer" else np.int8
+        zero_point = _plain(weight.zero_point + OFFSET[form]).astype(dtype)
+        found = tensors.differs(f"{name}.weight_zero_point", zero_point)
+        if product and entry is not None:
+            both = _plain(entry.scale * weight.scale)
+            yield found or tensors.differs(f"{name}.input_scale_times_weight_scale", both)
+        else:
+            yield found or tensors.differs(f"{name}.weight_scale", _plain(weight.scale))
+    for which in ("input", "output"):
+        quantizer = active(layer, f"{which}_quantizer")
+        if quantizer is None:
+            continue
+        found = tensors.differs(f"{name}.{which}_zero_point", _plain(quantizer.zero_point).astype(np.uint8))
+        found = found or tensors.differs(f"{name}.{which}_scale", _plain(quantizer.scale))
+        lowest, highest = quantizer.form.integers
+        if (lowest, highest) != (0, 255):
+            for end, bound in (("lowest", lowest), ("highest", highest)):
+                limit = _plain((bound - quantizer.zero_point) * quantizer.scale)
+                found = found or tensors.differs(f"{name}.{which}_{end}", limit)
+        yield found
+
+
+def _compare_matrix(name: str, layer: Any, tensors: _Tensors, form: str) -> tuple[str, dict[str, Any], str]:
+    """Returns what is wrong with a weight, how it is stored, and what is wrong with its zeros."""
+    transposed = isinstance(layer, nn.Linear)
+    weight = layer.weight.detach()
+    quantizer = active(layer, "weight_quantizer")
+    if quantizer is None:
+        stored = f"{name}.weight"
+        expected = (weight.t() if transposed else weight).contiguous().numpy()
+        error = tensors.differs(stored, expected)
+        found = tensors.by_name.get(stored, expected)
+        kept_zeros = found == 0
+    else:
+        stored = f"{name}.weight_quantized"
+        error, found, kept_zeros = _compare_integers(stored, weight, quantizer, tensors, form, transposed)
+    if found.shape != tuple(weight.t().shape if transposed else weight.shape):
+        return error, {"zeros": 0, "weights": found.size, "sparsity": 0.0, "dtype": str(found.dtype)}, ""
+    pruned = (weight.t() if transposed else weight).numpy() == 0
+    lost = int((pruned & ~kept_zeros).sum())
+    zeros = int(kept_zeros.sum())
+    entry = {
+        "zeros": zeros,
+        "pruned": int(pruned.sum()),
+        "weights": found.size,
+        "sparsity": round(zeros / found.size, 6),
+        "dtype": str(found.dtype),
+    }
+    return error, entry, f"{stored}: {lost} pruned weights are not zero" if lost else ""
+
+
+def _compare_integers(
+    name: str, weight: torch.Tensor, quantizer: FakeQuantize, tensors: _Tensors, form: str, transposed: bool
+) -> tuple[str, np.ndarray, np.ndarray]:
+    """Scales a file's integers back and holds them against the tensor that PyTorch computes with."""
+    tensors.seen.add(name)
+    dtype = "uint8" if form == "integer" else "int8"
+    if name not in tensors.by_name or name not in tensors.used_by:
+        state = "missing" if name not in tensors.by_name else "there and nothing reads it"
+        return f"{name} is {state}", np.zeros(0, dtype=dtype), np.zeros(0, dtype=bool)
+    found = tensors.by_name[name]
+    values = quantizer(weight)
+    scale = quantizer.scale
+    if quantizer.form.channel_axis is not None:
+        scale = scale.reshape([-1 if axis == quantizer.form.channel_axis else 1 for axis in range(weight.ndim)])
+    expected, scales = values.numpy(), np.broadcast_to(scale.numpy(), tuple(values.shape))
+    if transposed:
+        expected, scales = expected.T, scales.T
+    if found.shape != expected.shape or str(found.dtype) != dtype:
+        return f"{name} is {found.dtype} {found.shape}, not {dtype} {expected.shape}", found, np.zeros(0, dtype=bool)
+    integers = found.astype(np.int32) - OFFSET[form]
+    wrong = int((integers.astype(np.float32) * scales != expected).sum())
+    error = f"{name}: {wrong} of {found.size} integers, scaled back, are not the weights of the checkpoint"
+    return error if wrong else "", found, integers == 0
+
+
+def _compare_other(name: str, expected: np.ndarray, tensors: _Tensors) -> str:
+    """A bias, a norm, a bare parameter: under its own name, or under another where two are equal and stored once."""
+    error = tensors.differs(name, expected)
+    if error.endswith("is missing"):
+        for other, found in tensors.by_name.items():
+            if found.shape == expected.shape and found.dtype == expected.dtype and np.array_equal(found, expected):
+                return tensors.differs(other, expected)
+    return error
+
+
+def _copies(tensors: _Tensors) -> list[str]:
+    """Large float tensors that belong to no parameter: a quantized weight's float copy, left in the file."""
+    return [
+        f"{name}: {array.size} float numbers that are no parameter of the checkpoint"
+        for name, array in tensors.by_name.items()
+        if name not in tensors.seen and array.dtype.kind == "f" and array.size >= _LARGEST_CONSTANT
+    ]
+
+
+def _called_modules(model: nn.Module) -> set[str]:
+    """Names of the modules that a forward pass calls, found by one."""
+    from sparse_accel.export.trace import plain_inputs
+
+    called: set[str] = set()
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: called.add(name)) for name, module in model.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            model(**plain_inputs())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called
+
+
+def _plain(values: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = values.detach().cpu().numpy()
+    return array.reshape(()) if array.size == 1 else array
+
+
+def _listed(errors: list[str]) -> str:
+    return "; ".join(errors[:4]) + (f"; and {len(errors) - 4} more" if len(errors) > 4 else "")

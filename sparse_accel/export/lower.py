@@ -1,0 +1,245 @@
+"""From placeholders to arithmetic: each layer of a traced graph in the form that a runtime executes.
+
+    float     MatMul(x, W) + b                                                          what the others are measured by
+    qdq       MatMul(DQ(Q(x)), DQ(W int8)) + b                                          onnxruntime, OpenVINO, TensorRT
+    integer   Cast(MatMulInteger(Q(x), W uint8, zero points)) * (x scale * W scale) + b            DeepSparse 1.8
+
+Weights lie in the file as 8-bit integers and nowhere else, a pruned 0 as the integer zero point; a Linear's lie
+transposed, (in, out), as MatMul takes them. An Embedding looks up integers and scales the rows that it found. Every
+initializer is named after its layer: `LAYER.weight_quantized`, `LAYER.input_scale`, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from sparse_accel.errors import UsageError
+from sparse_accel.export.trace import DOMAIN
+from sparse_accel.fake_quantize import FakeQuantize
+from sparse_accel.layers import SparseConv1d, SparseConv2d, quantizers
+
+FORMATS = ("qdq", "integer")
+# How a signed weight is stored: as it is, or moved to unsigned with 128 as its zero.
+OFFSET = {"qdq": 0, "integer": 128}
+
+
+def lower(traced: onnx.ModelProto, model: nn.Module, form: str) -> onnx.ModelProto:
+    """Returns the graph with every placeholder replaced.
+
+    Args:
+        traced: from `trace`; left as it is.
+        model: whose layers are named there, quantizers on where it has any.
+        form: float, qdq or integer.
+
+    Raises:
+        UsageError: the model has quantizers that have no place in such a graph.
+    """
+    _check_quantizers(model)
+    layers = dict(model.named_modules())
+    lowered = onnx.ModelProto()
+    lowered.CopyFrom(traced)
+    graph = lowered.graph
+    pieces = _Pieces(form)
+    nodes: list[onnx.NodeProto] = []
+    for node in traced.graph.node:
+        if node.domain != DOMAIN:
+            nodes.append(node)
+            continue
+        name = helper.get_node_attr_value(node, "layer").decode()
+        layer, x, y = cast(Any, layers[name]), node.input[0], node.output[0]
+        if node.op_type == "Embedding":
+            nodes += pieces.embedding(name, layer, x, y)
+        else:
+            nodes += pieces.linear(name, layer, x, y, is_matrix=helper.get_node_attr_value(node, "rank") == 2)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(pieces.initializers.values())
+    kept = [entry for entry in lowered.opset_import if entry.domain != DOMAIN]
+    del lowered.opset_import[:]
+    lowered.opset_import.extend(kept)
+    lowered.producer_name = "sparse_accel"
+    _drop_unused_initializers(graph)
+    return lowered
+
+
+def integer_weight(layer: Any) -> Tensor:
+    """Returns the integers of a layer's quantized weight, of the weight's shape, int32, before any offset.
+
+    They are read off the very tensor that PyTorch computes with: fake-quantized values divided by their scale.
+    """
+    quantizer: FakeQuantize = layer.weight_quantizer
+    axis = quantizer.form.channel_axis
+    shape = [1] * layer.weight.ndim
+    if axis is not None:
+        shape[axis] = -1
+    with torch.no_grad():
+        grid = quantizer(layer.weight) / quantizer.scale.reshape(shape)
+        return torch.round(grid).to(torch.int32) + quantizer.zero_point.reshape(shape)
+
+
+class _Pieces:
+    """Makes the nodes of one layer at a time, and keeps the initializers that they use: once each, however often a
+    layer that several blocks share is called."""
+
+    def __init__(self, form: str) -> None:
+        self.form = form
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self._calls = 0
+
+    def linear(self, name: str, layer: Any, x: str, y: str, *, is_matrix: bool) -> Iterator[onnx.NodeProto]:
+        self._calls += 1
+        prefix = f"{name}/{self._calls}"
+        has_bias = layer.bias is not None
+        output = None if self.form == "float" else active(layer, "output_quantizer")
+        product = f"{prefix}/product" if has_bias or output else y
+        result = f"{prefix}/sum" if output else y
+        if self.form != "float" and active(layer, "weight_quantizer"):
+            if is_matrix and self.form == "qdq":
+                # onnxruntime would join a MatMul of matrices and its bias to a float Gemm first, and look
+                # for integers later.
+                axis = self._keep("axis_0", np.array([0], dtype=np.int64))
+                yield helper.make_node("Unsqueeze", [x, axis], [f"{prefix}/unsqueezed"], f"{prefix}/Unsqueeze")
+                x, squeezed, product = f"{prefix}/unsqueezed", product, f"{prefix}/unsqueezed_product"
+                yield from self._quantized_product(name, layer, x, product, prefix)
+                yield helper.make_node("Squeeze", [product, axis], [squeezed], f"{prefix}/Squeeze")
+                product = squeezed
+            else:
+                yield from self._quantized_product(name, layer, x, product, prefix)
+        else:
+            weight = self._keep(f"{name}.weight", layer.weight.detach().t().contiguous().numpy())
+            if self.form != "float" and active(layer, "input_quantizer"):
+                yield from self._fake_quantize(f"{name}.input", layer.input_quantizer, x, f"{prefix}/input", prefix)
+                x = f"{prefix}/input"
+            yield helper.make_node("MatMul", [x, weight], [product], f"{prefix}/MatMul")
+        if has_bias:
+            bias = self._keep(f"{name}.bias", layer.bias.detach().numpy())
+            yield helper.make_node("Add", [product, bias], [result], f"{prefix}/Add")
+        elif output:
+            result = product
+        if output:
+            yield from self._fake_quantize(f"{name}.output", output, result, y, f"{prefix}/output")
+
+    def embedding(self, name: str, layer: Any, ids: str, y: str) -> Iterator[onnx.NodeProto]:
+        self._calls += 1
+        prefix = f"{name}/{self._calls}"
+        output = None if self.form == "float" else active(layer, "output_quantizer")
+        rows = f"{prefix}/rows" if output else y
+        if self.form != "float" and active(layer, "weight_quantizer"):
+            weight, scale, zero = self._weight(name, layer, transposed=False)
+            yield helper.make_node("Gather", [weight, ids], [f"{prefix}/integers"], f"{prefix}/Gather")
+            inputs = [f"{prefix}/integers", scale, zero]
+            yield helper.make_node("DequantizeLinear", inputs, [rows], f"{prefix}/DequantizeLinear")
+        else:
+            weight = self._keep(f"{name}.weight", layer.weight.detach().numpy())
+            yield helper.make_node("Gather", [weight, ids], [rows], f"{prefix}/Gather")
+        if output:
+            yield from self._fake_quantize(f"{name}.output", output, rows, y, f"{prefix}/output")
+
+    # --- parts of a layer ---------------------------------------------------------------------------------------------
+
+    def _quantized_product(self, name: str, layer: Any, x: str, y: str, prefix: str) -> Iterator[onnx.NodeProto]:
+        """x times the weight, in the form's own operators."""
+        weight, weight_scale, weight_zero = self._weight(name, layer, transposed=True)
+        if self.form == "qdq":
+            yield from self._fake_quantize(f"{name}.input", layer.input_quantizer, x, f"{prefix}/input", prefix)
+            axis = None if layer.weight_quantizer.form.channel_axis is None else {"axis": 1}
+            inputs = [weight, weight_scale, weight_zero]
+            node = helper.make_node("DequantizeLinear", inputs, [f"{prefix}/weight"], f"{prefix}/weight/DQ")
+            node.attribute.extend(helper.make_attribute(key, value) for key, value in (axis or {}).items())
+            yield node
+            yield helper.make_node("MatMul", [f"{prefix}/input", f"{prefix}/weight"], [y], f"{prefix}/MatMul")
+            return
+        integers = f"{prefix}/input/integers"
+        _, zero = yield from self._quantize(f"{name}.input", layer.input_quantizer, x, integers, prefix)
+        inputs = [integers, weight, zero, weight_zero]
+        yield helper.make_node("MatMulInteger", inputs, [f"{prefix}/integers"], f"{prefix}/MatMulInteger")
+        yield helper.make_node(
+            "Cast", [f"{prefix}/integers"], [f"{prefix}/cast"], f"{prefix}/Cast", to=TensorProto.FLOAT
+        )
+        both = layer.input_quantizer.scale * layer.weight_quantizer.scale
+        product = self._keep(f"{name}.input_scale_times_weight_scale", _plain(both))
+        yield helper.make_node("Mul", [f"{prefix}/cast", product], [y], f"{prefix}/Mul")
+
+    def _fake_quantize(
+        self, name: str, quantizer: FakeQuantize, x: str, y: str, prefix: str
+    ) -> Iterator[onnx.NodeProto]:
+        """An activation onto its grid and back to float."""
+        scale, zero = yield from self._quantize(name, quantizer, x, f"{prefix}/quantized", prefix)
+        inputs = [f"{prefix}/quantized", scale, zero]
+        yield helper.make_node("DequantizeLinear", inputs, [y], f"{prefix}/DequantizeLinear")
+
+    def _quantize(self, name: str, quantizer: FakeQuantize, x: str, y: str, prefix: str) -> Any:
+        """An activation as uint8. Yields nodes and returns the names of scale and zero point."""
+        lowest, highest = quantizer.form.integers
+        scale = self._keep(f"{name}_scale", _plain(quantizer.scale))
+        zero = self._keep(f"{name}_zero_point", _plain(quantizer.zero_point).astype(np.uint8))
+        if (lowest, highest) != (0, 255):  # fewer bits: uint8 itself would not stop at the highest integer
+            limits = [
+                self._keep(f"{name}_{end}", _plain((bound - quantizer.zero_point) * quantizer.scale))
+                for end, bound in (("lowest", lowest), ("highest", highest))
+            ]
+            yield helper.make_node("Clip", [x, *limits], [f"{prefix}/clipped"], f"{prefix}/Clip")
+            x = f"{prefix}/clipped"
+        yield helper.make_node("QuantizeLinear", [x, scale, zero], [y], f"{prefix}/QuantizeLinear")
+        return scale, zero
+
+    def _weight(self, name: str, layer: Any, *, transposed: bool) -> tuple[str, str, str]:
+        """Keeps a layer's integers, scale and zero point, and returns their names."""
+        offset = OFFSET[self.form]
+        dtype: Any = np.uint8 if offset else np.int8
+        integers = integer_weight(layer) + offset
+        integers = integers.t() if transposed else integers
+        zero_point = layer.weight_quantizer.zero_point + offset
+        return (
+            self._keep(f"{name}.weight_quantized", np.ascontiguousarray(integers.numpy()).astype(dtype)),
+            self._keep(f"{name}.weight_scale", _plain(layer.weight_quantizer.scale)),
+            self._keep(f"{name}.weight_zero_point", _plain(zero_point).astype(dtype)),
+        )
+
+    def _keep(self, name: str, values: np.ndarray) -> str:
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(values, name)
+        return name
+
+
+def active(layer: Any, which: str) -> FakeQuantize | None:
+    quantizer: FakeQuantize | None = getattr(layer, which, None)
+    return quantizer if quantizer is not None and quantizer.enabled else None
+
+
+def _plain(values: Tensor) -> np.ndarray:
+    """One value as a scalar, several as a vector."""
+    array: np.ndarray = values.detach().cpu().numpy()
+    return array.reshape(()) if array.size == 1 else array
+
+
+def _check_quantizers(model: nn.Module) -> None:
+    """Raises UsageError for quantizers of layers that `lower` leaves to the exporter, or of a kind it cannot write."""
+    layers = dict(model.named_modules())
+    for name, quantizer in quantizers(model).items():
+        layer = layers[name.rpartition(".")[0]]
+        which = name.rpartition(".")[2].removesuffix("_quantizer")
+        if isinstance(layer, (SparseConv1d, SparseConv2d)):
+            raise UsageError(f"{name}: quantized convolutions cannot be exported yet")
+        if which == "weight" and not (quantizer.form.signed and quantizer.form.symmetric):
+            raise UsageError(f"{name}: only signed symmetric weights can be exported")
+        if which == "weight" and quantizer.form.channel_axis is not None and isinstance(layer, nn.Embedding):
+            raise UsageError(f"{name}: an embedding with one scale a row cannot be exported yet")
+        if which != "weight" and (quantizer.form.signed or quantizer.form.channel_axis is not None):
+            raise UsageError(f"{name}: only unsigned activations with one scale can be exported")
+        if which == "weight" and isinstance(layer, nn.Linear) and active(layer, "input_quantizer") is None:
+            raise UsageError(f"{name}: a Linear with a quantized weight and a float input has no integer kernel")
+
+
+def _drop_unused_initializers(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)

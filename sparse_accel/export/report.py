@@ -1,0 +1,113 @@
+"""export_report.json and export_report.md: what was proven, what was measured, and what that means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparse_accel.export.checks import Check
+
+# What runtimes are known to gain, where they were not measured in this run.
+_KNOWN = {
+    "onnxruntime": "gains from 8-bit integers; zeros bring it nothing",
+    "OpenVINO": "gains from 8-bit integers; zeros bring it nothing",
+    "DeepSparse": "gains from zeros too, in the form `--format integer`; it runs `qdq` slower than float. It was ended "
+    "in 2025: version 1.8 still installs on Python up to 3.11",
+}
+_MARKS = {True: "pass", False: "FAIL", None: "not checked"}
+
+
+def mark(check: Check) -> str:
+    return _MARKS[check.passed]
+
+
+def gains(table: dict[str, dict[str, float]], quantized: bool) -> dict[str, dict[str, float]]:
+    """Returns, by batch size, how many times faster the integers and the zeros make the model.
+
+    Args:
+        table: milliseconds by batch size and contestant; see `measure.latencies`.
+        quantized: whether the model has integers at all.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for batch, times in table.items():
+        exported = times["quantized" if quantized else "float"]
+        row = {"zeros": times["quantized, no zeros" if quantized else "float, no zeros"] / exported}
+        if quantized:
+            row["integers"] = times["float"] / exported
+        found[batch] = {name: round(value, 2) for name, value in row.items()}
+    return found
+
+
+def advice(report: dict[str, Any]) -> list[str]:
+    """Returns sentences on where this model runs fast, from what was measured, and from what is known elsewhere."""
+    lines: list[str] = []
+    for runtime, words in _KNOWN.items():
+        measured = report["gains"].get(runtime)
+        if measured is None:
+            lines.append(f"{runtime} (not measured here): {words}.")
+            continue
+        parts = []
+        for batch, row in measured.items():
+            integers = f"{row['integers']:g}x from integers, " if "integers" in row else ""
+            parts.append(f"batch {batch}: {integers}{row['zeros']:g}x from zeros")
+        lines.append(f"{runtime} (measured, one thread): {'; '.join(parts)}.")
+    if report["quantized_linears"] and report["cpu"]["vnni"] is False and not report["reduce_range"]:
+        lines.append(
+            f"This CPU ({report['cpu']['name']}) has no VNNI: its 8-bit products are slower, and sums of two may "
+            "overflow 16 bits in onnxruntime. If the agreement above is not good enough, export with --reduce_range "
+            "(7-bit activations), or --format integer, whose unsigned weights take kernels that cannot overflow."
+        )
+    if report["reduce_range"]:
+        lines.append(
+            "--reduce_range: activations have 7 bits here and 8 in training; the checks above hold the file against "
+            "the 7-bit model."
+        )
+    return lines
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """Returns export_report.md."""
+    source, sizes = report["source"], report["files"]
+    lines = [
+        "# Export report",
+        "",
+        f"`model.onnx` was made from `{source['folder']}` (weights {source['weights']}): a {source['model_type']}, "
+        f"format `{report['format']}`, opset {report['opset']}, IR version {report['ir_version']}.",
+        "",
+        "## Proof",
+        "",
+        "| check | result | |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {check['name']} | {check['result']} | {check['detail']} |" for check in report["checks"]]
+    if report["note"]:
+        lines += ["", f"Note: {report['note']}."]
+    lines += ["", "## Size", "", "| file | bytes | of the dense float32 model |", "|---|---|---|"]
+    lines += [f"| {name} | {size['bytes']:,} | {size['ratio']:.3f} |" for name, size in sizes.items()]
+    lines += ["", f"## Speed: milliseconds, one thread, {report['tokens']} tokens, medians of one interleaved run", ""]
+    for runtime, table in report["latency"].items():
+        names = list(next(iter(table.values())))
+        lines += [f"| {runtime}, batch | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+        lines += [f"| {batch} | {' | '.join(f'{row[name]:.1f}' for name in names)} |" for batch, row in table.items()]
+        lines.append("")
+    lines += ["## Where it runs fast", "", *[f"- {line}" for line in report["advice"]], ""]
+    lines += ["## Weights as stored", "", "| weight | type | zeros | of |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {entry['dtype']} | {entry['sparsity']:.1%} | {entry['weights']:,} |"
+        for name, entry in report["layers"].items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def closing_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the rows of the table that the script prints at its end."""
+    rows = [(check["name"], f"{check['result']}: {check['detail']}") for check in report["checks"]]
+    rows += [
+        ("size", f"{name} {size['bytes'] / 1e6:.1f} MB, {size['ratio']:.3f} of dense float32")
+        for name, size in report["files"].items()
+        if name != "float32"
+    ]
+    for runtime, table in report["latency"].items():
+        for batch, times in table.items():
+            words = ", ".join(f"{name} {value:.1f} ms" for name, value in times.items())
+            rows.append((f"{runtime}, batch {batch}", words))
+    return rows + [("advice", line) for line in report["advice"]]

@@ -1,0 +1,121 @@
+"""Real sentences to prove an export on: data that is named, the run's own validation data, or those shipped here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, disable_progress_bars, enable_progress_bars
+from torch import nn
+
+from sparse_accel.arguments import DATA_SUFFIXES, GLUE_TASKS, TextClassificationArguments
+from sparse_accel.checkpoints import checkpoint_step
+from sparse_accel.errors import UsageError
+from sparse_accel.models import labels_of
+from sparse_accel.recipe_run import problem_type_of
+from sparse_accel.results import ARGUMENTS_FILE
+from sparse_accel.tasks import load_text_classification, tokenize
+
+SENTENCES = Path(__file__).with_name("sentences.txt")
+# The flags of a training run that say what it was evaluated on.
+_DATA_FLAGS = (
+    *("task_name", "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file"),
+    *("validation_ratio", "eval_on_test", "input_column_names", "label_column_name"),
+    *("max_seq_length", "seed", "cache_dir"),
+)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Tokenized sentences.
+
+    Attributes:
+        source: where they come from, in words.
+        rows: input_ids, attention_mask, token_type_ids where the tokenizer makes them, labels where there are any.
+        metrics: name of the task's metrics.
+    """
+
+    source: str
+    rows: Dataset
+    metrics: str = "default"
+
+    @property
+    def has_labels(self) -> bool:
+        return "labels" in self.rows.column_names
+
+
+def find_texts(
+    folder: Path,
+    model: nn.Module,
+    tokenizer: Any,
+    length: int,
+    *,
+    data: str | None,
+    input_columns: tuple[str, ...] | None,
+    label_column: str | None,
+    most_rows: int,
+) -> tuple[Texts, str]:
+    """Returns sentences and a line on why not better ones, empty where they are the best there can be.
+
+    Args:
+        folder: the output folder or checkpoint that is exported.
+        length: tokens kept of a sentence.
+        data: a file, a GLUE task or a Hub dataset; None: the data that the run was evaluated on, if it is still there.
+        most_rows: rows drawn of a larger set.
+
+    Raises:
+        UsageError: `data` cannot be read.
+    """
+    flags: dict[str, Any] = {"max_eval_samples": most_rows}
+    if data is not None:
+        flags |= {**_named(data), "input_column_names": input_columns, "label_column_name": label_column}
+        return _load(folder, model, tokenizer, length, flags), ""
+    recorded = _recorded(folder)
+    if recorded is None:
+        return shipped(tokenizer, length), "no validation data is recorded for this model; --data FILE names some"
+    try:
+        return _load(folder, model, tokenizer, length, recorded | flags), ""
+    except UsageError as error:
+        return shipped(tokenizer, length), f"the run's validation data is not there any more ({error})"
+
+
+def shipped(tokenizer: Any, length: int) -> Texts:
+    """The sentences of this package, without labels."""
+    lines = [line for line in SENTENCES.read_text(encoding="utf-8").splitlines() if line.strip()]
+    encoded = tokenizer(lines, truncation=True, max_length=length)
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return Texts("this package", Dataset.from_dict({name: encoded[name] for name in names if name in encoded}))
+
+
+def _named(data: str) -> dict[str, Any]:
+    if Path(data).is_file() or Path(data).suffix.lower() in DATA_SUFFIXES:
+        return {"validation_file": data}
+    return {"task_name": data} if data in GLUE_TASKS else {"dataset_name": data}
+
+
+def _recorded(folder: Path) -> dict[str, Any] | None:
+    """The data flags of the run that made the folder, or of the run that a checkpoint belongs to."""
+    home = folder.resolve().parent if checkpoint_step(folder.resolve()) >= 0 else folder
+    try:
+        flags = json.loads((home / ARGUMENTS_FILE).read_text(encoding="utf-8"))
+        found = {name: flags[name] for name in _DATA_FLAGS if flags.get(name) not in (None, False)}
+    except (OSError, ValueError, TypeError):
+        return None
+    if "input_column_names" in found:
+        found["input_column_names"] = tuple(found["input_column_names"])
+    return found if {"task_name", "dataset_name", "validation_file", "test_file", "train_file"} & found.keys() else None
+
+
+def _load(folder: Path, model: nn.Module, tokenizer: Any, length: int, flags: dict[str, Any]) -> Texts:
+    arguments = TextClassificationArguments(
+        model_name_or_path=str(folder), output_dir=str(folder), do_eval=True, **flags
+    )
+    data = load_text_classification(arguments, labels_of(model), problem_type_of(model))
+    disable_progress_bars()
+    try:
+        rows = tokenize(data, tokenizer, min(length, arguments.max_seq_length))["validation"]
+    finally:
+        enable_progress_bars()
+    return Texts(data.sources["validation"], rows, data.metrics)

@@ -1,0 +1,66 @@
+"""Flags of scripts/export_onnx.py. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparse_accel.command_line import check_bounds, flag
+from sparse_accel.errors import UsageError
+
+FORMATS = ("qdq", "integer")
+_TASKS = ("text_classification", "text-classification", "sentiment_analysis", "sentiment-analysis", "glue")
+_LATER = ("token_classification", "question_answering", "masked_language_modeling")
+
+
+@dataclass(kw_only=True)
+class ExportArguments:
+    """Export."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "finetuning_task": "the head and its labels are read from config.json",
+        "onnx_file_name": "the file is called model.onnx, which runtimes look for",
+        "num_export_samples": "give real text as --data: the proof runs on it",
+        "trust_remote_code": "no code of a model folder is run",
+        "one_shot": "apply the recipe first: scripts/text_classification.py --one_shot",
+    }
+
+    model_path: str | None = flag(None, "output folder or checkpoint of a training run, or any Hugging Face classifier")
+    task: str | None = flag(None, "what the model's head does: text_classification", default_text="text_classification")
+    output_dir: str | None = flag(None, "folder to write", default_text="`deployment`, beside the model's folder")
+    overwrite: bool = flag(False, "replace a deployment that was made from another model")
+    format: str = flag(
+        "qdq",
+        "form of the graph: qdq (onnxruntime, OpenVINO, TensorRT), or integer (MatMulInteger, for DeepSparse)",
+        choices=FORMATS,
+    )
+    opset: int | None = flag(None, "ONNX opset", at_least=13, default_text="18 for qdq, 14 for integer")
+    sequence_length: int | None = flag(
+        None, "fix the number of tokens; texts must then be padded to it", at_least=3, default_text="any length"
+    )
+    reduce_range: bool = flag(False, "7-bit activations, for CPUs without VNNI whose 8-bit sums overflow")
+    compress: bool = flag(False, "also write model.onnx.xz; sparse_accel.expand(FOLDER) gives the identical file back")
+    data: str | None = flag(
+        None,
+        "sentences to prove the export on: a csv, tsv, json, jsonl or parquet file, a GLUE task or a Hub dataset",
+        default_text="the run's validation data where it is still there, else sentences of this package",
+    )
+    input_column_names: tuple[str, ...] | None = flag(None, "text column of --data, or two", default_text="found")
+    label_column_name: str | None = flag(None, "label column of --data", default_text="label, else labels")
+    max_eval_samples: int = flag(2000, "most rows of the data to prove on, drawn by a fixed seed", at_least=1)
+    max_seq_length: int = flag(128, "tokens kept of a sentence in the proof", at_least=3)
+    deepsparse_python: str | None = flag(
+        None, "interpreter of an environment with DeepSparse 1.8, to measure it too", default_text="not measured"
+    )
+    debug: bool = flag(False, "show the traceback of a usage error")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.model_path is None:
+            raise UsageError("--model_path is missing: the folder of the model to export.")
+        task = self.task or _TASKS[0]
+        if task.replace("-", "_") in _LATER:
+            raise UsageError(f"--task {task} is known, not supported yet: this exports text_classification.")
+        if task not in _TASKS:
+            raise UsageError(f"--task does not know '{task}'. It takes: text_classification.")
