@@ -56,9 +56,9 @@ def test_every_architecture_is_proven_in_every_form(name: str, tmp_path: Path) -
     linears = sum(isinstance(module, nn.Linear) for _, module in sparse_layers(model))
     for form, opset in FORMS:
         path = write(tmp_path / f"{form}{opset}.onnx", traced, model, form, opset)
-        checks, layers, _ = prove(path, model, make_tokenizer(), texts(), form, opset)
-        assert not failures(checks)
-        assert f"{linears} of {linears} quantized Linears run in integer kernels" in str(checks)
+        proof = prove(path, model, make_tokenizer(), texts(), form, opset)
+        assert not failures(proof.checks)
+        assert f"{linears} of {linears} quantized Linears run in integer kernels" in str(proof.checks)
         stored = onnx.load(path)
         assert stored.opset_import[0].version == opset
         assert stored.ir_version <= 10 if opset == 18 else stored.ir_version <= 9
@@ -67,7 +67,7 @@ def test_every_architecture_is_proven_in_every_form(name: str, tmp_path: Path) -
         matrices = {tuple(module.weight.shape) for _, module in sparse_layers(model)}
         assert not [t.name for t in floats if tuple(t.dims) in matrices and len(t.dims) > 1 and "rel_emb" not in t.name]
         expected = "int8" if form == "qdq" else "uint8"
-        assert {entry["dtype"] for key, entry in layers.items() if "rel_emb" not in key} == {expected}
+        assert {entry["dtype"] for key, entry in proof.layers.items() if "rel_emb" not in key} == {expected}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -76,7 +76,7 @@ def test_float_models_are_exported_too(name: str, tmp_path: Path) -> None:
     model = ARCHITECTURES[name]()
     vary(model)
     path = write(tmp_path / "float.onnx", traced, model.eval(), "float", 18)
-    checks, _, _ = prove(path, model, make_tokenizer(), texts(), "qdq", 18)
+    checks = prove(path, model, make_tokenizer(), texts(), "qdq", 18).checks
     assert not failures(checks)
     by_name = {check.name: check for check in checks}
     assert by_name["integer kernels"].passed is None
@@ -102,14 +102,14 @@ def test_a_fixed_sequence_length(tmp_path: Path) -> None:
     shape = onnx.load(path).graph.input[0].type.tensor_type.shape
     assert shape.dim[0].dim_param == "batch" and shape.dim[1].dim_value == 16
     short = texts()
-    assert not failures(prove(path, model, make_tokenizer(), short, "qdq", 18)[0])
+    assert not failures(prove(path, model, make_tokenizer(), short, "qdq", 18).checks)
 
 
 def test_newer_opsets_are_written_as_asked(tmp_path: Path) -> None:
     model, _ = quantized("bert")
     traced = trace(model, make_tokenizer(), opset=20)
     path = write(tmp_path / "model.onnx", traced, model, "qdq", 20)
-    assert not failures(prove(path, model, make_tokenizer(), texts(), "qdq", 20)[0])
+    assert not failures(prove(path, model, make_tokenizer(), texts(), "qdq", 20).checks)
 
 
 def test_an_opset_that_was_not_reached_is_an_error() -> None:
@@ -129,7 +129,7 @@ def test_seven_bits_and_fewer_stop_at_their_highest_integer(tmp_path: Path) -> N
     traced = trace(model, make_tokenizer())
     for form, opset in FORMS:
         path = write(tmp_path / "model.onnx", traced, model, form, opset)
-        assert not failures(prove(path, model, make_tokenizer(), texts(), form, opset)[0])
+        assert not failures(prove(path, model, make_tokenizer(), texts(), form, opset).checks)
         by_name = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
         weight = by_name["bert.pooler.dense.weight_quantized"].astype(int) - (128 if form == "integer" else 0)
         assert weight.min() >= -16 and weight.max() <= 15
@@ -150,7 +150,7 @@ def test_reduce_range_gives_activations_seven_bits(tmp_path: Path) -> None:
     reduce_ranges(model)
     assert torch.allclose(quantizers(model)["classifier.input_quantizer"].scale, before * 255 / 127)
     path = write(tmp_path / "model.onnx", trace(model, make_tokenizer()), model, "qdq", 18)
-    assert not failures(prove(path, model, make_tokenizer(), texts(), "qdq", 18)[0])
+    assert not failures(prove(path, model, make_tokenizer(), texts(), "qdq", 18).checks)
 
 
 def test_weights_with_a_scale_for_each_row(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_weights_with_a_scale_for_each_row(tmp_path: Path) -> None:
     traced = trace(model, make_tokenizer())
     for form_name, opset in FORMS:
         path = write(tmp_path / "model.onnx", traced, model, form_name, opset)
-        assert not failures(prove(path, model, make_tokenizer(), texts(), form_name, opset)[0])
+        assert not failures(prove(path, model, make_tokenizer(), texts(), form_name, opset).checks)
 
 
 def test_output_quantizers_of_linears(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_output_quantizers_of_linears(tmp_path: Path) -> None:
     traced = trace(model, make_tokenizer())
     for form, opset in FORMS:
         path = write(tmp_path / "model.onnx", traced, model, form, opset)
-        assert not failures(prove(path, model, make_tokenizer(), texts(), form, opset)[0])
+        assert not failures(prove(path, model, make_tokenizer(), texts(), form, opset).checks)
 
 
 # --- what the checks see ----------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_the_smallest_change_of_the_file_is_seen(what: str, form: str, tmp_path:
             tensor.CopyFrom(numpy_helper.from_array(tensors[changed], changed))
     onnx.save(graph, path)
 
-    checks, _, _ = prove(path, model, make_tokenizer(), texts(), form, 18 if form == "qdq" else 14)
+    checks = prove(path, model, make_tokenizer(), texts(), form, 18 if form == "qdq" else 14).checks
     found = failures(checks)
     assert found and changed in found[0], found
     assert what != "a pruned weight" or any(line.startswith("zeros:") for line in found)

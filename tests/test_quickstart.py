@@ -68,6 +68,9 @@ def test_the_story_from_sentences_to_a_sparse_quantized_model(tmp_path: Path, ti
     assert 0 <= low <= summary["sparse_accuracy"] <= high <= 1
     assert 0 <= summary["dense_accuracy"] <= 1
     assert summary["seconds"] > 0
+    assert set(summary["onnx_checks"].values()) == {"pass"}
+    assert summary["onnx_accuracy"] == pytest.approx(summary["sparse_accuracy"], abs=0.01)
+    assert said.count("positive") + said.count("negative") >= 3  # three sentences, classified by the ONNX file
     # Three runs of the training script, shown as they can be typed; the start never sees Rotten Tomatoes.
     commands_shown = [part for part in said.split("===") if "scripts/text_classification.py" in part]
     assert len(commands_shown) == 3

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +23,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.export import measure, report
 from sparse_accel.export.archive import ARCHIVE, compress
 from sparse_accel.export.checks import Check, check_file, check_kernels, check_weights
-from sparse_accel.export.fidelity import check_fidelity, compare
+from sparse_accel.export.fidelity import Fidelity, check_fidelity, compare
 from sparse_accel.export.lower import lower
 from sparse_accel.export.opset import check_opset, lower_opset
 from sparse_accel.export.texts import Texts, find_texts
@@ -86,7 +86,8 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
         files = write_graphs(traced, model, partial, Path(scratch), arguments.format, opset)
         cast(Any, model).config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        checks, layers, kernels = prove(files["exported"], model, tokenizer, texts, arguments.format, opset)
+        proof = prove(files["exported"], model, tokenizer, texts, arguments.format, opset)
+        checks = proof.checks
         failed = [check for check in checks if check.passed is False]
         if failed:
             raise ProofFailed(_reasons(failed, bool(quantizers(model))))
@@ -116,8 +117,9 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
             "tokens": tokens,
             "latency": latency,
             "gains": {runtime: report.gains(table, quantized) for runtime, table in latency.items()},
-            "kernels": kernels,
-            "layers": layers,
+            "fidelity": asdict(proof.fidelity) if proof.fidelity else None,
+            "kernels": proof.kernels,
+            "layers": proof.layers,
             "cpu": {"name": name, "vnni": vnni},
             "versions": {
                 "torch": torch.__version__,
@@ -154,13 +156,21 @@ def write_graphs(
     return files
 
 
-def prove(
-    path: Path, model: nn.Module, tokenizer: Any, texts: Texts, form: str, opset: int
-) -> tuple[list[Check], dict[str, Any], dict[str, int]]:
-    """Holds a written model.onnx against the model: every check, how weights are stored, and the kernels that run."""
+@dataclass(frozen=True)
+class Proof:
+    """What was checked, how each weight is stored, which kernels run, and how far outputs lie apart."""
+
+    checks: list[Check]
+    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    kernels: dict[str, int] = field(default_factory=dict)
+    fidelity: Fidelity | None = None
+
+
+def prove(path: Path, model: nn.Module, tokenizer: Any, texts: Texts, form: str, opset: int) -> Proof:
+    """Holds a written model.onnx against the model. A file that cannot be read ends the proof at that check."""
     first = check_file(path, opset)
     if not first.passed:
-        return [first], {}, {}
+        return Proof([first])
     values, zeros, layers = check_weights(path, model, form)
     with tempfile.TemporaryDirectory() as scratch:
         optimized = Path(scratch) / "optimized.onnx"
@@ -168,11 +178,12 @@ def prove(
             session = measure.session(path, optimized=optimized)
         except Exception as error:  # onnxruntime has exceptions of its own, without a common base
             reason = str(error).strip().splitlines()[0]
-            return [first, values, zeros, Check("onnxruntime", False, f"does not load the file: {reason}")], layers, {}
+            failed = Check("onnxruntime", False, f"does not load the file: {reason}")
+            return Proof([first, values, zeros, failed], layers)
         kernels, counted = check_kernels(optimized, path, model)
     found = compare(model, session, tokenizer, texts, problem_type_of(model))
     checks = [first, values, zeros, kernels, *check_fidelity(found, texts, quantized=bool(quantizers(model)))]
-    return checks, layers, counted
+    return Proof(checks, layers, counted, found)
 
 
 def _reasons(failed: list[Check], quantized: bool) -> str:
