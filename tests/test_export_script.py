@@ -24,8 +24,9 @@ from transformers import BertForMaskedLM
 
 import sparse_accel
 from sparse_accel.errors import UsageError
-from sparse_accel.export import deployment, measure
+from sparse_accel.export import deployment, measure, proof
 from sparse_accel.export.checks import Check
+from sparse_accel.export.proof import reasons
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "export_onnx.py"
@@ -119,6 +120,13 @@ def test_a_deployment_appears_beside_the_model(trained: Path, tmp_path: Path) ->
     np.testing.assert_allclose(logits, expected.numpy(), atol=0.05)
 
 
+def test_a_transformers_pipeline_reads_the_training_folder(trained: Path) -> None:
+    from transformers import pipeline
+
+    classify: Any = pipeline("text-classification", model=str(trained))
+    assert classify("a lovely film")[0]["label"] in ("LABEL_0", "LABEL_1")
+
+
 def test_an_older_deployment_is_replaced_and_other_files_stay(trained: Path, tmp_path: Path) -> None:
     model, target = copy_of(trained, tmp_path), tmp_path / "out"
     target.mkdir()
@@ -156,7 +164,7 @@ def test_a_failed_proof_leaves_what_was_there(trained: Path, tmp_path: Path, mon
     model = copy_of(trained, tmp_path)
     assert export(model_path=model).code == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "deployment").iterdir()}
-    prove = deployment.prove
+    prove = proof.prove
 
     def corrupted(path: Path, *rest: Any) -> Any:
         graph = onnx.load(path)
@@ -180,11 +188,11 @@ def test_a_failed_proof_leaves_what_was_there(trained: Path, tmp_path: Path, mon
 
 def test_a_cpu_without_vnni_is_named_when_only_outputs_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = [Check("logits", False, "far apart")]
-    monkeypatch.setattr(measure, "cpu", lambda: ("Old CPU", False))
-    assert "--reduce_range or --format integer" in deployment._reasons(failed, quantized=True)
-    assert "Old CPU" not in deployment._reasons([*failed, Check("zeros", False, "lost")], quantized=True)
-    monkeypatch.setattr(measure, "cpu", lambda: ("New CPU", True))
-    assert "CPU" not in deployment._reasons(failed, quantized=True)
+    monkeypatch.setattr(measure, "cpu", lambda: {"name": "Old CPU", "vnni": False})
+    assert "--reduce_range or --format integer" in reasons(failed, quantized=True)
+    assert "Old CPU" not in reasons([*failed, Check("zeros", False, "lost")], quantized=True)
+    monkeypatch.setattr(measure, "cpu", lambda: {"name": "New CPU", "vnni": True})
+    assert "CPU" not in reasons(failed, quantized=True)
 
 
 def test_an_interrupted_swap_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +210,16 @@ def test_an_interrupted_swap_puts_the_old_folder_back(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="disk full"), deployment.beside(target) as partial:
         (partial / "model.onnx").write_text("new")
     assert (target / "model.onnx").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["deployment"]
+
+
+def test_an_export_that_was_killed_between_two_renames_loses_nothing(tmp_path: Path) -> None:
+    left = tmp_path / ".deployment.replaced"
+    left.mkdir()
+    (left / "model.onnx").write_text("old")
+    with pytest.raises(UsageError), deployment.beside(tmp_path / "deployment"):
+        raise UsageError("the next export fails")
+    assert (tmp_path / "deployment" / "model.onnx").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["deployment"]
 
 
@@ -321,7 +339,7 @@ def test_a_damaged_model_is_one_clear_line(damage: Any, words_said: str, trained
         ({"task": "sorting"}, "--task does not know 'sorting'"),
         ({"sequence_length": 65}, "--sequence_length 65: this model takes up to 64 tokens"),
         ({"opset": 12}, "--opset must be at least 13"),
-        ({"opset": 99}, "opset"),
+        ({"opset": 99}, "--opset 99: the installed onnx knows opsets up to"),
         ({"format": "onnx"}, "--format does not know 'onnx'"),
         ({"data": "nowhere.csv"}, "nowhere.csv"),
         ({"finetuning_task": "sst2"}, "--finetuning_task is not taken here"),

@@ -50,7 +50,9 @@ def runnable(words: list[str], model: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_commands_run_one_after_another(tmp_path: Path) -> None:
+def test_the_commands_run_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model_folder = make_model(tmp_path / "model", sparse=True)
     for name, count in (("train", 40), ("validation", 16), ("test", 8)):
         rows = sentences(count, seed=len(name))
@@ -71,6 +73,10 @@ def test_the_commands_run_one_after_another(tmp_path: Path) -> None:
     model, floats = namespace["model"], namespace["floats"]
     ids = torch.tensor([[2, 5, 9, 3]])
     assert not torch.equal(model(input_ids=ids).logits, floats(input_ids=ids).logits)  # type: ignore[operator]
+
+    monkeypatch.chdir(tmp_path)
+    exec(next(block for block in blocks("python") if "onnxruntime" in block), {})
+    assert capsys.readouterr().out.strip() in ("['0']", "['1']")
 
 
 def test_the_loop_of_your_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

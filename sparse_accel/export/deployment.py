@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,30 +22,23 @@ from sparse_accel.checkpoints import write_json
 from sparse_accel.errors import UsageError
 from sparse_accel.export import measure, report
 from sparse_accel.export.archive import ARCHIVE, compress
-from sparse_accel.export.checks import Check, check_file, check_kernels, check_weights
-from sparse_accel.export.fidelity import Fidelity, check_fidelity, compare
 from sparse_accel.export.lower import lower
 from sparse_accel.export.opset import check_opset, lower_opset
-from sparse_accel.export.texts import Texts, find_texts
+from sparse_accel.export.proof import prove
+from sparse_accel.export.texts import find_texts
 from sparse_accel.export.trace import NATIVE_OPSET, trace
 from sparse_accel.layers import quantized_linears, quantizers
 from sparse_accel.models import load_for_export
-from sparse_accel.recipe_run import problem_type_of
 from sparse_accel.run_identity import fingerprint_of_weights, write_text
 
 if TYPE_CHECKING:
     from sparse_accel.export_arguments import ExportArguments
 
 REPORT, READABLE_REPORT, MODEL = "export_report.json", "export_report.md", "model.onnx"
+_DEFAULT_OPSET = {"qdq": NATIVE_OPSET, "integer": 14}
 _LATENCY_TOKENS = 128
 # protobuf's limit for one message, which a model with its weights inside is
 _LARGEST_FILE = 2**31
-
-
-class ProofFailed(UsageError):
-    """The file that was written is not the model that it came from."""
-
-    exit_code = 1
 
 
 def export(arguments: ExportArguments) -> dict[str, Any]:
@@ -55,78 +48,58 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
         UsageError: nothing to export there, or not in this form; the target is taken.
         ProofFailed: a check failed; no folder was made, an existing one stands as it was.
     """
-    folder = Path(str(arguments.model_path))
-    target = Path(arguments.output_dir) if arguments.output_dir else folder.resolve().parent / "deployment"
     transformers.utils.logging.disable_progress_bar()
+    folder = Path(str(arguments.model_path))
+    opset = arguments.opset or _DEFAULT_OPSET[arguments.format]
+    if opset > onnx.defs.onnx_opset_version():
+        raise UsageError(f"--opset {opset}: the installed onnx knows opsets up to {onnx.defs.onnx_opset_version()}")
     model, tokenizer, limit = load_for_export(str(arguments.model_path))
-    source = {
-        "folder": str(folder.resolve()) if folder.exists() else str(folder),
-        "weights": fingerprint_of_weights(model),
-        "model_type": str(cast(Any, model).config.model_type),
-    }
-    check_target(target, source["folder"], overwrite=arguments.overwrite)
     length = arguments.sequence_length or min(limit, arguments.max_seq_length)
     if length > limit:
         raise UsageError(f"--sequence_length {length}: this model takes up to {limit} tokens")
+    source = {
+        "folder": str(folder.resolve()) if folder.is_dir() else str(folder),
+        "weights": fingerprint_of_weights(model),
+        "model_type": str(cast(Any, model).config.model_type),
+    }
+    home = folder.resolve().parent if folder.is_dir() else Path()  # a Hub id: the working folder
+    target = Path(arguments.output_dir) if arguments.output_dir else home / "deployment"
+    check_target(target, source["folder"], overwrite=arguments.overwrite)
     if arguments.reduce_range:
         reduce_ranges(model)
-    opset = arguments.opset or (NATIVE_OPSET if arguments.format == "qdq" else 14)
-    texts, note = find_texts(
-        folder,
-        model,
-        tokenizer,
-        length,
-        data=arguments.data,
-        input_columns=arguments.input_column_names,
-        label_column=arguments.label_column_name,
-        most_rows=arguments.max_eval_samples,
-    )
-    with beside(target) as partial, tempfile.TemporaryDirectory() as scratch:
+    texts, note = find_texts(arguments, model, tokenizer, length)
+
+    with beside(target) as partial, tempfile.TemporaryDirectory() as name:
+        scratch, quantized = Path(name), bool(quantizers(model))
         traced = trace(model, tokenizer, sequence_length=arguments.sequence_length, opset=max(opset, NATIVE_OPSET))
-        files = write_graphs(traced, model, partial, Path(scratch), arguments.format, opset)
+        exported, in_float = write_graphs(traced, model, partial, scratch, arguments.format, opset)
         cast(Any, model).config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        proof = prove(files["exported"], model, tokenizer, texts, arguments.format, opset)
-        checks = proof.checks
-        failed = [check for check in checks if check.passed is False]
-        if failed:
-            raise ProofFailed(_reasons(failed, bool(quantizers(model))))
-        sizes = {"float32": os.path.getsize(files["float"]), MODEL: os.path.getsize(files["exported"])}
+        proof = prove(exported, model, tokenizer, texts, arguments.format, opset)
+        proof.require(quantized)
         if arguments.compress:
-            compress(partial / MODEL, partial / ARCHIVE)
-            sizes[ARCHIVE] = os.path.getsize(partial / ARCHIVE)
-        quantized = bool(quantizers(model))
+            compress(exported, partial / ARCHIVE)
         tokens = arguments.sequence_length or min(_LATENCY_TOKENS, limit)
-        latency = measure.latencies(contestants(files, Path(scratch), quantized), tokens, arguments.deepsparse_python)
-        name, vnni = measure.cpu()
-        found: dict[str, Any] = {
+        timed = contestants(exported, in_float, scratch, quantized)
+        latency = measure.latencies(timed, tokens, arguments.deepsparse_python)
+        found = {
             "source": source,
             "format": arguments.format,
             "opset": opset,
-            "ir_version": onnx.load(files["exported"], load_external_data=False).ir_version,
+            "ir_version": onnx.load(exported, load_external_data=False).ir_version,
             "sequence_length": arguments.sequence_length,
             "reduce_range": arguments.reduce_range,
             "quantized_linears": quantized_linears(model)[0],
             "linears": quantized_linears(model)[1],
-            "checks": [{"name": check.name, "result": report.mark(check), "detail": check.detail} for check in checks],
-            "note": note,
+            **proof.to_dict(),
             "texts": {"source": texts.source, "rows": len(texts.rows), "labels": texts.has_labels},
-            "files": {
-                name: {"bytes": size, "ratio": round(size / sizes["float32"], 4)} for name, size in sizes.items()
-            },
+            "note": note,
+            "files": file_sizes(in_float, exported, partial / ARCHIVE),
             "tokens": tokens,
             "latency": latency,
             "gains": {runtime: report.gains(table, quantized) for runtime, table in latency.items()},
-            "fidelity": asdict(proof.fidelity) if proof.fidelity else None,
-            "kernels": proof.kernels,
-            "layers": proof.layers,
-            "cpu": {"name": name, "vnni": vnni},
-            "versions": {
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "onnx": onnx.__version__,
-                "onnxruntime": onnxruntime.__version__,
-            },
+            "cpu": measure.cpu(),
+            "versions": {each.__name__: each.__version__ for each in (torch, transformers, onnx, onnxruntime)},
         }
         found["advice"] = report.advice(found)
         write_json(partial / REPORT, found)
@@ -134,79 +107,41 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
     return found | {"target": str(target)}
 
 
-# --- graphs and proof -------------------------------------------------------------------------------------------------
+# --- graphs -------------------------------------------------------------------------------------------------
 
 
 def write_graphs(
     traced: onnx.ModelProto, model: nn.Module, folder: Path, scratch: Path, form: str, opset: int
-) -> dict[str, Path]:
+) -> tuple[Path, Path]:
     """Writes the graph that is deployed into `folder`, and the float one that it is measured by into `scratch`."""
-    files = {"exported": folder / MODEL, "float": scratch / "float.onnx"}
-    quantized = bool(quantizers(model))
-    for name, path in files.items():
-        if name == "float" and not quantized:
-            shutil.copy2(files["exported"], path)
-            continue
-        graph = lower(traced, model, form if name == "exported" and quantized else "float")
+    exported, in_float = folder / MODEL, scratch / "float.onnx"
+    for path, its_form in ((in_float, "float"), (exported, form if quantizers(model) else "float")):
+        graph = lower(traced, model, its_form)
         graph = lower_opset(graph, opset) if opset < NATIVE_OPSET else graph
         check_opset(graph, opset)
         if graph.ByteSize() >= _LARGEST_FILE:
-            raise UsageError(f"the {name} graph would be larger than 2 GB, which one ONNX file cannot hold")
+            raise UsageError(f"the graph ({its_form}) would be larger than 2 GB, which one ONNX file cannot hold")
         onnx.save(graph, path)
-    return files
+    return exported, in_float
 
 
-@dataclass(frozen=True)
-class Proof:
-    """What was checked, how each weight is stored, which kernels run, and how far outputs lie apart."""
-
-    checks: list[Check]
-    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    kernels: dict[str, int] = field(default_factory=dict)
-    fidelity: Fidelity | None = None
-
-
-def prove(path: Path, model: nn.Module, tokenizer: Any, texts: Texts, form: str, opset: int) -> Proof:
-    """Holds a written model.onnx against the model. A file that cannot be read ends the proof at that check."""
-    first = check_file(path, opset)
-    if not first.passed:
-        return Proof([first])
-    values, zeros, layers = check_weights(path, model, form)
-    with tempfile.TemporaryDirectory() as scratch:
-        optimized = Path(scratch) / "optimized.onnx"
-        try:
-            session = measure.session(path, optimized=optimized)
-        except Exception as error:  # onnxruntime has exceptions of its own, without a common base
-            reason = str(error).strip().splitlines()[0]
-            failed = Check("onnxruntime", False, f"does not load the file: {reason}")
-            return Proof([first, values, zeros, failed], layers)
-        kernels, counted = check_kernels(optimized, path, model)
-    found = compare(model, session, tokenizer, texts, problem_type_of(model))
-    checks = [first, values, zeros, kernels, *check_fidelity(found, texts, quantized=bool(quantizers(model)))]
-    return Proof(checks, layers, counted, found)
-
-
-def _reasons(failed: list[Check], quantized: bool) -> str:
-    lines = ["the export is not the model it came from; no deployment was written."]
-    lines += [f"  {check.name}: {check.detail}" for check in failed]
-    name, vnni = measure.cpu()
-    if quantized and vnni is False and {check.name for check in failed} <= {"agreement", "logits", "accuracy"}:
-        lines.append(
-            f"The weights are right. This CPU ({name}) has no VNNI, and onnxruntime's 8-bit sums overflow on it: "
-            "export with --reduce_range or --format integer, or on a CPU with VNNI"
-        )
-    return "\n".join(lines)
-
-
-def contestants(files: dict[str, Path], scratch: Path, quantized: bool) -> dict[str, Path]:
-    """Returns the files to time: float and quantized, each also with its zeros filled in."""
-    names = {"float": files["float"]} | ({"quantized": files["exported"]} if quantized else {})
+def contestants(exported: Path, in_float: Path, scratch: Path, quantized: bool) -> dict[str, Path]:
+    """Returns the files to time: float and quantized, each also with its zeros filled in. All lie in `scratch`: the
+    worker of another runtime writes beside what it reads."""
+    names = {"float": in_float}
+    if quantized:
+        names["quantized"] = Path(shutil.copy2(exported, scratch / "quantized.onnx"))
     for name, path in list(names.items()):
-        dense = scratch / f"{name}_without_zeros.onnx"
-        onnx.save(measure.without_zeros(onnx.load(path)), dense)
-        names[f"{name}, no zeros"] = dense
-    # The worker of another runtime writes beside what it reads: never into the deployment folder.
-    return {name: Path(shutil.copy2(path, scratch / f"timed{i}.onnx")) for i, (name, path) in enumerate(names.items())}
+        names[f"{name}, no zeros"] = scratch / f"{name}_no_zeros.onnx"
+        onnx.save(measure.without_zeros(onnx.load(path)), names[f"{name}, no zeros"])
+    return names
+
+
+def file_sizes(in_float: Path, *files: Path) -> dict[str, dict[str, float]]:
+    """Returns bytes of each file that is there, and their ratio to the dense float32 model's."""
+    sizes = {"float32": os.path.getsize(in_float)}
+    sizes |= {path.name: os.path.getsize(path) for path in files if path.exists()}
+    return {name: {"bytes": size, "ratio": round(size / sizes["float32"], 4)} for name, size in sizes.items()}
 
 
 def reduce_ranges(model: nn.Module) -> None:
@@ -249,9 +184,11 @@ def beside(target: Path) -> Iterator[Path]:
     Files of `target` that the new folder has not are kept.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    replaced = target.with_name(f".{target.name}.{os.getpid()}.replaced")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, replaced = (target.with_name(f".{target.name}.{state}") for state in ("partial", "replaced"))
+    if replaced.is_dir() and not target.exists():  # an export was killed between its two renames
+        os.rename(replaced, target)
+    for left_over in (partial, replaced):
+        shutil.rmtree(left_over, ignore_errors=True)
     partial.mkdir()
     try:
         yield partial
@@ -264,5 +201,5 @@ def beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if replaced.is_dir() and not target.exists():  # cut off between two renames
+        if replaced.is_dir() and not target.exists():  # the second rename failed
             os.rename(replaced, target)

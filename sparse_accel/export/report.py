@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparse_accel.export.checks import Check
-
 # What runtimes are known to gain, where they were not measured in this run.
 _KNOWN = {
     "onnxruntime": "gains from 8-bit integers; zeros bring it nothing",
@@ -13,11 +11,6 @@ _KNOWN = {
     "DeepSparse": "gains from zeros too, in the form `--format integer`; it runs `qdq` slower than float. It was ended "
     "in 2025: version 1.8 still installs on Python up to 3.11",
 }
-_MARKS = {True: "pass", False: "FAIL", None: "not checked"}
-
-
-def mark(check: Check) -> str:
-    return _MARKS[check.passed]
 
 
 def gains(table: dict[str, dict[str, float]], quantized: bool) -> dict[str, dict[str, float]]:

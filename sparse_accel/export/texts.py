@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from torch import nn
@@ -17,6 +17,9 @@ from sparse_accel.models import labels_of
 from sparse_accel.recipe_run import problem_type_of
 from sparse_accel.results import ARGUMENTS_FILE
 from sparse_accel.tasks import load_text_classification, tokenize
+
+if TYPE_CHECKING:
+    from sparse_accel.export_arguments import ExportArguments
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
 # The flags of a training run that say what it was evaluated on.
@@ -46,32 +49,22 @@ class Texts:
         return "labels" in self.rows.column_names
 
 
-def find_texts(
-    folder: Path,
-    model: nn.Module,
-    tokenizer: Any,
-    length: int,
-    *,
-    data: str | None,
-    input_columns: tuple[str, ...] | None,
-    label_column: str | None,
-    most_rows: int,
-) -> tuple[Texts, str]:
+def find_texts(arguments: ExportArguments, model: nn.Module, tokenizer: Any, length: int) -> tuple[Texts, str]:
     """Returns sentences and a line on why not better ones, empty where they are the best there can be.
 
     Args:
-        folder: the output folder or checkpoint that is exported.
+        arguments: where the model lies and which data is named: a file, a GLUE task or a Hub dataset. None: the data
+            that the run was evaluated on, if it is still there.
         length: tokens kept of a sentence.
-        data: a file, a GLUE task or a Hub dataset; None: the data that the run was evaluated on, if it is still there.
-        most_rows: rows drawn of a larger set.
 
     Raises:
-        UsageError: `data` cannot be read.
+        UsageError: the data that is named cannot be read.
     """
-    flags: dict[str, Any] = {"max_eval_samples": most_rows}
-    if data is not None:
-        flags |= {**_named(data), "input_column_names": input_columns, "label_column_name": label_column}
-        return _load(folder, model, tokenizer, length, flags), ""
+    folder = Path(str(arguments.model_path))
+    flags: dict[str, Any] = {"max_eval_samples": arguments.max_eval_samples}
+    if arguments.data is not None:
+        columns = {name: getattr(arguments, name) for name in ("input_column_names", "label_column_name")}
+        return _load(folder, model, tokenizer, length, flags | _named(arguments.data) | columns), ""
     recorded = _recorded(folder)
     if recorded is None:
         return shipped(tokenizer, length), "no validation data is recorded for this model; --data FILE names some"
