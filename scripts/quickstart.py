@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,6 +81,8 @@ def main() -> None:
     print(closing_table(summary))
     print(f"\nThe quantized model, in Python: sparse_accel.load({typed(out / 'sparse_quantized')!r})")
     print(f"The same in onnxruntime: {typed(deployment / 'model.onnx')}; what it says:\n")
+    from sparse_accel.export.classify import classify
+
     sentences = ask_for_sentences() or SENTENCES
     for sentence, (label, probability) in zip(sentences, classify(deployment, sentences), strict=True):
         print(f"  {NAMES[label]:<8} {probability:4.0%}  {sentence}")
@@ -150,20 +151,6 @@ def export(model: Path, output: Path, data: Path) -> dict[str, Any]:
     return read_json(report)
 
 
-def classify(folder: Path, sentences: Sequence[str]) -> list[tuple[str, float]]:
-    """Returns label and probability of each sentence from nothing but the deployment folder and onnxruntime."""
-    import numpy
-    import onnxruntime
-    from transformers import AutoTokenizer
-
-    labels = read_json(folder / "config.json")["id2label"]
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    encoded = AutoTokenizer.from_pretrained(folder)(list(sentences), padding=True, return_tensors="np")
-    logits = session.run(["logits"], {entry.name: encoded[entry.name] for entry in session.get_inputs()})[0]
-    shares = numpy.exp(logits) / numpy.exp(logits).sum(axis=1, keepdims=True)
-    return [(labels[str(share.argmax())], float(share.max())) for share in shares]
-
-
 def ask_for_sentences() -> list[str]:
     """Returns up to three sentences that the reader types; none where nobody sits at a terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -182,6 +169,8 @@ def ask_for_sentences() -> list[str]:
 def summarize(
     dense: dict[str, Any], sparse: dict[str, Any], start: dict[str, Any], held_out: int, seconds: dict[str, float]
 ) -> dict[str, Any]:
+    from sparse_accel.tasks.metrics import wilson_interval
+
     return {
         "dense_accuracy": dense["eval_accuracy"],
         "dense_interval": wilson_interval(dense["eval_accuracy"], held_out),
@@ -208,13 +197,6 @@ def of_export(report: dict[str, Any]) -> dict[str, Any]:
         "onnx_archive_size": report["files"]["model.onnx.xz"]["ratio"],
         "onnx_faster": report["gains"]["onnxruntime"]["1"]["integers"],
     }
-
-
-def wilson_interval(share: float, rows: int, z: float = 1.96) -> tuple[float, float]:
-    """Returns the 95% interval of a share that was seen in `rows` independent rows (Wilson, 1927)."""
-    centre = share + z * z / (2 * rows)
-    spread = z * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    return (centre - spread) / (1 + z * z / rows), (centre + spread) / (1 + z * z / rows)
 
 
 def closing_table(summary: dict[str, Any]) -> str:

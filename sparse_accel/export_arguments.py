@@ -32,7 +32,7 @@ class ExportArguments:
     overwrite: bool = flag(False, "replace a deployment that was made from another model")
     format: str = flag(
         "qdq",
-        "form of the graph: qdq (onnxruntime, OpenVINO, TensorRT), or integer (MatMulInteger, for DeepSparse)",
+        "form of the graph: qdq (onnxruntime, OpenVINO), or integer (MatMulInteger, for DeepSparse)",
         choices=FORMATS,
     )
     opset: int | None = flag(None, "ONNX opset", at_least=13, default_text="18 for qdq, 14 for integer")

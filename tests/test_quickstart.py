@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from sparse_accel import commands
 from sparse_accel.errors import UsageError
 from sparse_accel.samples import minilm_folder, write_movie_reviews
+from sparse_accel.tasks.metrics import wilson_interval
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def quickstart() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "scripts" / "quickstart.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +92,8 @@ def test_hold_out_is_stratified_seeded_and_apart(tmp_path: Path) -> None:
     # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20 (method 3).
     [(81 / 263, 263, (0.2553, 0.3662)), (15 / 148, 148, (0.0624, 0.1605)), (0.0, 20, (0.0, 0.1611))],
 )
-def test_wilson_interval(quickstart: ModuleType, share: float, rows: int, expected: tuple[float, float]) -> None:
-    assert quickstart.wilson_interval(share, rows) == pytest.approx(expected, abs=1e-4)
+def test_wilson_interval(share: float, rows: int, expected: tuple[float, float]) -> None:
+    assert wilson_interval(share, rows) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_failing_command_is_reported(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """From placeholders to arithmetic: each layer of a traced graph in the form that a runtime executes.
 
-    float     MatMul(x, W) + b                                                          what the others are measured by
-    qdq       MatMul(DQ(Q(x)), DQ(W int8)) + b                                          onnxruntime, OpenVINO, TensorRT
-    integer   Cast(MatMulInteger(Q(x), W uint8, zero points)) * (x scale * W scale) + b            DeepSparse 1.8
+    float     MatMul(x, W) + b                                                             what the others are held by
+    qdq       MatMul(DQ(Q(x)), DQ(W int8)) + b                                             onnxruntime, OpenVINO
+    integer   Cast(MatMulInteger(Q(x), W uint8, zero points)) * (x scale * W scale) + b    DeepSparse 1.8
 
 Weights lie in the file as 8-bit integers and nowhere else, a pruned 0 as the integer zero point; a Linear's lie
 transposed, (in, out), as MatMul takes them. An Embedding looks up integers and scales the rows that it found. Every

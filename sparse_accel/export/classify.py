@@ -1,0 +1,29 @@
+"""Sentences in, labels out, from nothing but a deployment folder: what an application does with an export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def classify(folder: str | Path, sentences: Sequence[str]) -> list[tuple[str, float]]:
+    """Returns the label of each sentence and its probability, by onnxruntime on the CPU.
+
+    Args:
+        folder: a deployment of a classifier with one label a sentence.
+    """
+    import onnxruntime
+    from transformers import AutoTokenizer
+
+    folder = Path(folder)
+    labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoded = tokenizer(list(sentences), padding=True, truncation=True, return_tensors="np")
+    logits = session.run(["logits"], {entry.name: encoded[entry.name] for entry in session.get_inputs()})[0]
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    return [(labels[str(share.argmax())], float(share.max())) for share in shares]
