@@ -69,11 +69,18 @@ def test_what_it_prints(first: Outcome) -> None:
     assert len(first.err.splitlines()) <= 10 and "evaluate" not in first.err, first.err
 
 
+def test_the_recorded_flags_are_this_very_run(desk: Path, output: Path) -> None:
+    again = run(str(output / "arguments.json"), cwd=desk)
+    assert again.code == 0, again.all
+    assert "holds this very run, finished" in again.out
+
+
 def test_what_lies_in_the_folder(desk: Path, output: Path) -> None:
     assert {path.name for path in desk.iterdir()} == INPUTS | {OUTPUT}
     model = {"config.json", "model.safetensors", "quantization.json", "tokenizer.json", "tokenizer_config.json"}
     recipe = {"recipe.yaml", "recipe_as_given.yaml"}
     figures = {"all_results.json", "train_results.json", "eval_results.json", "sparsity.json", "trainer_state.json"}
+    figures.add("arguments.json")
     # 7 steps an epoch, and --save_total_limit 1.
     assert {path.name for path in output.iterdir()} == model | recipe | figures | {"run.json", "checkpoint-21"}
     assert {path.name for path in (output / "checkpoint-21").iterdir()} == model | {
