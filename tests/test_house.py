@@ -21,11 +21,14 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
+# One write a process: a pipe keeps it whole, where print's separate words could mix with the other process's.
 REPORT_WORLD = """
+import sys
+
 from accelerate import Accelerator
 
 accelerator = Accelerator()
-print("world", accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision)
+sys.stdout.write(f"world {accelerator.num_processes} {accelerator.device.type} {accelerator.mixed_precision}\\n")
 """
 
 
