@@ -1,6 +1,6 @@
 """The whole story on real sentences: dense teacher, 90% sparse start, sparse transfer with distillation and INT8, ONNX.
 
-    make quickstart                  # installs into .venv first; 10 to 15 minutes on two CPU cores
+    make quickstart                  # installs into .venv first; 10 to 16 minutes on two CPU cores
     python scripts/quickstart.py     # in an environment that has the extras [quickstart,onnx]
 
 Every stage is one command of scripts/, printed before it runs: copy it, change it, run it on your own data. Ctrl-C
@@ -141,8 +141,9 @@ def strip_head(trained: Path, output: Path) -> Path:
 def export(model: Path, output: Path, data: Path) -> dict[str, Any]:
     """Exports, proves, and returns the report. What was exported since the model was trained is only shown again."""
     report = output / "export_report.json"
-    finished = report.exists() and report.stat().st_mtime > (model / "model.safetensors").stat().st_mtime
-    if finished:
+    known = read_json(report)
+    same = known.get("source", {}).get("folder") == str(model) and "model.onnx.xz" in known["files"]
+    if same and report.stat().st_mtime > (model / "model.safetensors").stat().st_mtime:
         print(f"{typed(output)} holds this model, proven: see {typed(output / 'export_report.md')}")
     else:
         flags = {"model_path": model, "task": "text_classification", "output_dir": output, "data": data}

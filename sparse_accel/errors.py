@@ -46,6 +46,9 @@ def run_main(main: Callable[[], int | None]) -> None:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if os.environ.get("RANK", "0") == "0":
-            print("\ninterrupted: run the same command again to go on from the newest checkpoint", file=sys.stderr)
+            print(
+                "\ninterrupted: run the same command again to go on",
+                file=sys.stderr,
+            )
         code = 130
     sys.exit(code)

@@ -59,6 +59,9 @@ class ExportArguments:
         check_bounds(self)
         if self.model_path is None:
             raise UsageError("--model_path is missing: the folder of the model to export.")
+        for name in ("input_column_names", "label_column_name"):
+            if getattr(self, name) and not self.data:
+                raise UsageError(f"--{name} names a column of --data, which is not given.")
         task = self.task or _TASKS[0]
         if task.replace("-", "_") in _LATER:
             raise UsageError(f"--task {task} is known, not supported yet: this exports text_classification.")

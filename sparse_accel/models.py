@@ -93,9 +93,8 @@ def load_for_export(name: str) -> tuple[nn.Module, Any, int]:
             "needs a model for sequence classification"
         )
     model = _load_named(flag, name)
-    results = Path(name) / "train_results.json"
-    trained = json.loads(results.read_text(encoding="utf-8")).get("quantized_linears", 0) if results.is_file() else 0
     found, _ = quantized_linears(model)
+    trained = _quantized_in_training(Path(name), found)
     if trained != found:
         raise UsageError(
             f"{flag} {name}: training quantized {trained} Linears, and {QUANTIZATION_FILE} has scales of {found}. Copy "
@@ -103,6 +102,14 @@ def load_for_export(name: str) -> tuple[nn.Module, Any, int]:
         )
     tokenizer = _tokenizer(flag, name)
     return model, tokenizer, sequence_limit(tokenizer, model)
+
+
+def _quantized_in_training(folder: Path, default: int) -> int:
+    """How many Linears the run that wrote an output folder quantized; `default` where no record says so."""
+    try:
+        return int(json.loads((folder / "train_results.json").read_text(encoding="utf-8"))["quantized_linears"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return default
 
 
 def _load_named(flag: str, name: str, **source: Any) -> nn.Module:

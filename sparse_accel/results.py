@@ -47,8 +47,8 @@ def claim(accelerator: Accelerator, folder: Path, identity: dict[str, Any], *, o
 
 
 def record_arguments(accelerator: Accelerator, folder: Path, arguments: TextClassificationArguments) -> None:
-    """Writes the run's flags as a file of settings, files by their whole paths: what the run can be repeated from, and
-    where the export looks for its validation data."""
+    """Writes the run's flags as a file of settings, data files by their whole paths: what the run can be repeated from,
+    and where the export looks for its validation data."""
     if not accelerator.is_main_process:
         return
     flags = arguments.to_dict()

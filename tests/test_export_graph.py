@@ -271,6 +271,18 @@ def test_the_smallest_change_of_the_file_is_seen(what: str, form: str, tmp_path:
     assert what != "a pruned weight" or any(line.startswith("zeros:") for line in found)
 
 
+def test_a_change_of_a_weight_that_no_module_is_called_for_is_seen(tmp_path: Path) -> None:
+    """DeBERTa reads its relative positions from an embedding without calling it."""
+    model, traced = quantized("deberta")
+    path = write(tmp_path / "model.onnx", traced, model, "qdq", 18)
+    assert check_weights(path, model, "qdq")[0].passed
+    graph = onnx.load(path)
+    tensor = next(t for t in graph.graph.initializer if t.name == "deberta.encoder.rel_embeddings.weight")
+    tensor.CopyFrom(numpy_helper.from_array(np.nextafter(numpy_helper.to_array(tensor), np.float32(9)), tensor.name))
+    onnx.save(graph, path)
+    assert "rel_embeddings.weight: 1024 of 1024 numbers differ" in check_weights(path, model, "qdq")[0].detail
+
+
 def test_a_float_copy_of_a_weight_is_seen(tmp_path: Path) -> None:
     model, traced = quantized("bert")
     graph = lower(traced, model, "qdq")

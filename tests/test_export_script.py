@@ -26,6 +26,7 @@ import sparse_accel
 from sparse_accel.errors import UsageError
 from sparse_accel.export import deployment, measure, proof
 from sparse_accel.export.checks import Check
+from sparse_accel.export.folder import beside
 from sparse_accel.export.proof import reasons
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,10 +190,10 @@ def test_a_failed_proof_leaves_what_was_there(trained: Path, tmp_path: Path, mon
 def test_a_cpu_without_vnni_is_named_when_only_outputs_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = [Check("logits", False, "far apart")]
     monkeypatch.setattr(measure, "cpu", lambda: {"name": "Old CPU", "vnni": False})
-    assert "--reduce_range or --format integer" in reasons(failed, quantized=True)
-    assert "Old CPU" not in reasons([*failed, Check("zeros", False, "lost")], quantized=True)
+    assert "--reduce_range or --format integer" in reasons(failed, overflows=True)
+    assert "Old CPU" not in reasons([*failed, Check("zeros", False, "lost")], overflows=True)
     monkeypatch.setattr(measure, "cpu", lambda: {"name": "New CPU", "vnni": True})
-    assert "CPU" not in reasons(failed, quantized=True)
+    assert "CPU" not in reasons(failed, overflows=True)
 
 
 def test_an_interrupted_swap_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,17 +208,31 @@ def test_an_interrupted_swap_puts_the_old_folder_back(tmp_path: Path, monkeypatc
         rename(source, destination)
 
     monkeypatch.setattr(os, "rename", fails_at_the_second)
-    with pytest.raises(OSError, match="disk full"), deployment.beside(target) as partial:
+    with pytest.raises(OSError, match="disk full"), beside(target) as partial:
         (partial / "model.onnx").write_text("new")
     assert (target / "model.onnx").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["deployment"]
 
 
+def test_a_new_export_keeps_the_users_files_and_drops_its_predecessors(tmp_path: Path) -> None:
+    target = tmp_path / "deployment"
+    target.mkdir()
+    (target / "export_report.json").write_text(json.dumps({"source": {"folder": "x"}, "written": ["vocab.txt"]}))
+    (target / "vocab.txt").write_text("of the model before")
+    (target / "notes").mkdir()
+    (target / "notes" / "mine.txt").write_text("mine")
+    (target / "dangling").symlink_to(tmp_path / "nowhere")
+    with beside(target) as partial:
+        (partial / "model.onnx").write_text("new")
+    assert {path.name for path in target.iterdir()} == {"model.onnx", "export_report.json", "notes", "dangling"}
+    assert (target / "dangling").is_symlink() and (target / "notes" / "mine.txt").read_text() == "mine"
+
+
 def test_an_export_that_was_killed_between_two_renames_loses_nothing(tmp_path: Path) -> None:
-    left = tmp_path / ".deployment.replaced"
+    left = tmp_path / ".deployment.999999999.replaced"
     left.mkdir()
     (left / "model.onnx").write_text("old")
-    with pytest.raises(UsageError), deployment.beside(tmp_path / "deployment"):
+    with pytest.raises(UsageError), beside(tmp_path / "deployment"):
         raise UsageError("the next export fails")
     assert (tmp_path / "deployment" / "model.onnx").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["deployment"]
@@ -230,7 +245,8 @@ def test_a_checkpoint_is_proven_on_its_runs_data(trained: Path, tmp_path: Path) 
     run = tmp_path / "run"
     shutil.copytree(trained, run / "checkpoint-8")
     (run / "arguments.json").write_text((trained / "arguments.json").read_text())
-    (run / "checkpoint-8" / "arguments.json").unlink()
+    for name in ("arguments.json", "train_results.json"):  # a checkpoint has neither
+        (run / "checkpoint-8" / name).unlink()
     done = export(model_path=run / "checkpoint-8", output_dir=tmp_path / "out")
     assert done.code == 0, done.all
     assert json.loads((tmp_path / "out" / "export_report.json").read_text())["texts"]["rows"] == 30
@@ -245,7 +261,7 @@ def test_without_labels_accuracy_is_not_checked(trained: Path, tmp_path: Path) -
     accuracy = next(check for check in report["checks"] if check["name"] == "accuracy")
     assert accuracy["result"] == "not checked" and "no labels" in accuracy["detail"]
     assert report["texts"]["source"] == "this package" and report["texts"]["rows"] >= 30
-    assert "not there any more" in report["note"] and "gone.csv" in report["note"]
+    assert "not there any more" in report["notes"][0] and "gone.csv" in report["notes"][0]
 
 
 def test_a_plain_hugging_face_classifier_is_exported_as_float(tmp_path: Path) -> None:
@@ -343,6 +359,9 @@ def test_a_damaged_model_is_one_clear_line(damage: Any, words_said: str, trained
         ({"format": "onnx"}, "--format does not know 'onnx'"),
         ({"data": "nowhere.csv"}, "nowhere.csv"),
         ({"finetuning_task": "sst2"}, "--finetuning_task is not taken here"),
+        ({"label_column_name": "label"}, "--label_column_name names a column of --data, which is not given"),
+        ({"output_dir": "/proc/version/x"}, "cannot be written"),
+        ({"deepsparse_python": "/nowhere/python"}, "--deepsparse_python /nowhere/python"),
         ({"modelpath": "x"}, "Did you mean '--model_path'?"),
     ],
 )

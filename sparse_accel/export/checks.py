@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from sparse_accel.errors import UsageError
-from sparse_accel.export.lower import OFFSET, active
+from sparse_accel.export.lower import OFFSET, active, plain
 from sparse_accel.export.opset import check_opset
 from sparse_accel.fake_quantize import FakeQuantize
 from sparse_accel.layers import SparseLayer
@@ -73,7 +73,8 @@ class _Tensors:
         if found.dtype != expected.dtype or found.shape != expected.shape:
             return f"{name} is {found.dtype} {found.shape}, not {expected.dtype} {expected.shape}"
         wrong = int((found != expected).sum())
-        return f"{name}: {wrong} of {found.size} numbers differ" if wrong else ""
+        same = found.tobytes() == expected.tobytes()  # -0.0 and 0.0 are equal, and not the same
+        return "" if same else f"{name}: {max(wrong, 1)} of {found.size} numbers differ"
 
 
 def check_file(path: Path, opset: int) -> Check:
@@ -124,7 +125,7 @@ def check_weights(path: Path, model: nn.Module, form: str) -> tuple[Check, Check
             if name in matrices:
                 continue
             error = _compare_other(name, parameter.detach().numpy(), tensors)
-            if error and name.rpartition(".")[0] not in called:
+            if error.endswith("is missing") and name.rpartition(".")[0] not in called:
                 unused.append(name)  # a part that this classifier never computes with
                 continue
             compared["other"] += 1
@@ -200,23 +201,23 @@ def _compare_quantizers(name: str, layer: SparseLayer, tensors: _Tensors, form: 
     product = form == "integer" and isinstance(layer, nn.Linear) and weight is not None
     if weight is not None:
         dtype: Any = np.uint8 if form == "integer" else np.int8
-        zero_point = _plain(weight.zero_point + OFFSET[form]).astype(dtype)
+        zero_point = plain(weight.zero_point + OFFSET[form]).astype(dtype)
         found = tensors.differs(f"{name}.weight_zero_point", zero_point)
         if product and entry is not None:
-            both = _plain(entry.scale * weight.scale)
+            both = plain(entry.scale * weight.scale)
             yield found or tensors.differs(f"{name}.input_scale_times_weight_scale", both)
         else:
-            yield found or tensors.differs(f"{name}.weight_scale", _plain(weight.scale))
+            yield found or tensors.differs(f"{name}.weight_scale", plain(weight.scale))
     for which in ("input", "output"):
         quantizer = active(layer, f"{which}_quantizer")
         if quantizer is None:
             continue
-        found = tensors.differs(f"{name}.{which}_zero_point", _plain(quantizer.zero_point).astype(np.uint8))
-        found = found or tensors.differs(f"{name}.{which}_scale", _plain(quantizer.scale))
+        found = tensors.differs(f"{name}.{which}_zero_point", plain(quantizer.zero_point).astype(np.uint8))
+        found = found or tensors.differs(f"{name}.{which}_scale", plain(quantizer.scale))
         lowest, highest = quantizer.form.integers
         if (lowest, highest) != (0, 255):
             for end, bound in (("lowest", lowest), ("highest", highest)):
-                limit = _plain((bound - quantizer.zero_point) * quantizer.scale)
+                limit = plain((bound - quantizer.zero_point) * quantizer.scale)
                 found = found or tensors.differs(f"{name}.{which}_{end}", limit)
         yield found
 
@@ -309,11 +310,6 @@ def _called_modules(model: nn.Module) -> set[str]:
         for handle in handles:
             handle.remove()
     return called
-
-
-def _plain(values: torch.Tensor) -> np.ndarray:
-    array: np.ndarray = values.detach().cpu().numpy()
-    return array.reshape(()) if array.size == 1 else array
 
 
 def _listed(errors: list[str]) -> str:

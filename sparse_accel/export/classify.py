@@ -22,7 +22,9 @@ def classify(folder: str | Path, sentences: Sequence[str]) -> list[tuple[str, fl
     labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    encoded = tokenizer(list(sentences), padding=True, truncation=True, return_tensors="np")
+    length = session.get_inputs()[0].shape[1]  # a number where the export fixed it, else a name
+    fixed = {"padding": "max_length", "max_length": length} if isinstance(length, int) else {"padding": True}
+    encoded = tokenizer(list(sentences), truncation=True, return_tensors="np", **fixed)
     logits = session.run(["logits"], {entry.name: encoded[entry.name] for entry in session.get_inputs()})[0]
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)

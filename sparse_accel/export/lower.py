@@ -164,7 +164,7 @@ class _Pieces:
             "Cast", [f"{prefix}/integers"], [f"{prefix}/cast"], f"{prefix}/Cast", to=TensorProto.FLOAT
         )
         both = layer.input_quantizer.scale * layer.weight_quantizer.scale
-        product = self._keep(f"{name}.input_scale_times_weight_scale", _plain(both))
+        product = self._keep(f"{name}.input_scale_times_weight_scale", plain(both))
         yield helper.make_node("Mul", [f"{prefix}/cast", product], [y], f"{prefix}/Mul")
 
     def _fake_quantize(
@@ -178,11 +178,11 @@ class _Pieces:
     def _quantize(self, name: str, quantizer: FakeQuantize, x: str, y: str, prefix: str) -> Any:
         """An activation as uint8. Yields nodes and returns the names of scale and zero point."""
         lowest, highest = quantizer.form.integers
-        scale = self._keep(f"{name}_scale", _plain(quantizer.scale))
-        zero = self._keep(f"{name}_zero_point", _plain(quantizer.zero_point).astype(np.uint8))
+        scale = self._keep(f"{name}_scale", plain(quantizer.scale))
+        zero = self._keep(f"{name}_zero_point", plain(quantizer.zero_point).astype(np.uint8))
         if (lowest, highest) != (0, 255):  # fewer bits: uint8 itself would not stop at the highest integer
             limits = [
-                self._keep(f"{name}_{end}", _plain((bound - quantizer.zero_point) * quantizer.scale))
+                self._keep(f"{name}_{end}", plain((bound - quantizer.zero_point) * quantizer.scale))
                 for end, bound in (("lowest", lowest), ("highest", highest))
             ]
             yield helper.make_node("Clip", [x, *limits], [f"{prefix}/clipped"], f"{prefix}/Clip")
@@ -199,8 +199,8 @@ class _Pieces:
         zero_point = layer.weight_quantizer.zero_point + offset
         return (
             self._keep(f"{name}.weight_quantized", np.ascontiguousarray(integers.numpy()).astype(dtype)),
-            self._keep(f"{name}.weight_scale", _plain(layer.weight_quantizer.scale)),
-            self._keep(f"{name}.weight_zero_point", _plain(zero_point).astype(dtype)),
+            self._keep(f"{name}.weight_scale", plain(layer.weight_quantizer.scale)),
+            self._keep(f"{name}.weight_zero_point", plain(zero_point).astype(dtype)),
         )
 
     def _keep(self, name: str, values: np.ndarray) -> str:
@@ -214,7 +214,7 @@ def active(layer: Any, which: str) -> FakeQuantize | None:
     return quantizer if quantizer is not None and quantizer.enabled else None
 
 
-def _plain(values: Tensor) -> np.ndarray:
+def plain(values: Tensor) -> np.ndarray:
     """One value as a scalar, several as a vector."""
     array: np.ndarray = values.detach().cpu().numpy()
     return array.reshape(()) if array.size == 1 else array

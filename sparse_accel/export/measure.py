@@ -48,8 +48,11 @@ def session(path: Path, *, threads: int = 0, optimized: Path | None = None) -> A
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def latencies(files: dict[str, Path], tokens: int, deepsparse_python: str | None) -> dict[str, dict[str, Any]]:
-    """Returns milliseconds by runtime, batch size and contestant, as {"onnxruntime": {"1": {"float": 31.5, ...}}}.
+def latencies(
+    files: dict[str, Path], tokens: int, deepsparse_python: str | None
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Returns milliseconds by runtime, batch size and contestant, as {"onnxruntime": {"1": {"float": 31.5, ...}}}, and
+    a line on each other runtime that failed: it takes nothing from the proof.
 
     Args:
         files: a model by its contestant's name.
@@ -61,12 +64,19 @@ def latencies(files: dict[str, Path], tokens: int, deepsparse_python: str | None
     runs: dict[str, Run] = {name: partial(found.run, None) for name, found in sessions.items()}
     found: dict[str, dict[str, Any]] = {"onnxruntime": {str(b): interleaved(runs, inputs[b]) for b in BATCHES}}
     del sessions, runs
+    failed: list[str] = []
     if importlib.util.find_spec("openvino") is not None:
-        runs = openvino_runs(files)
-        found["OpenVINO"] = {str(batch): interleaved(runs, inputs[batch]) for batch in BATCHES}
+        try:
+            runs = openvino_runs(files)
+            found["OpenVINO"] = {str(batch): interleaved(runs, inputs[batch]) for batch in BATCHES}
+        except Exception as error:
+            failed.append(f"OpenVINO does not run the file: {str(error).strip().splitlines()[0]}")
     if deepsparse_python is not None:
-        found["DeepSparse"] = deepsparse_latencies(files, tokens, deepsparse_python)
-    return found
+        try:
+            found["DeepSparse"] = deepsparse_latencies(files, tokens, deepsparse_python)
+        except UsageError as error:
+            failed.append(str(error))
+    return found, failed
 
 
 def interleaved(runs: dict[str, Run], feed: Inputs) -> dict[str, float]:
@@ -125,6 +135,17 @@ def openvino_runs(files: dict[str, Path]) -> dict[str, Run]:
     settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     compiled = {name: core.compile_model(str(path), "CPU", settings) for name, path in files.items()}
     return dict(compiled)
+
+
+def require_deepsparse(python: str) -> None:
+    """Raises UsageError unless that interpreter starts and has DeepSparse."""
+    try:
+        done = subprocess.run([python, "-c", "import deepsparse, onnx"], capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UsageError(f"--deepsparse_python {python}: {error}") from error
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UsageError(f"--deepsparse_python {python} cannot import DeepSparse: {last}")
 
 
 def deepsparse_latencies(files: dict[str, Path], tokens: int, python: str) -> dict[str, Any]:

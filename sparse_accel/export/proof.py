@@ -35,11 +35,11 @@ class Proof:
     kernels: dict[str, int] = field(default_factory=dict)
     fidelity: Fidelity | None = None
 
-    def require(self, quantized: bool) -> None:
-        """Raises ProofFailed, with every check that failed, unless none did."""
+    def require(self, *, overflows: bool) -> None:
+        """Raises ProofFailed, with every check that failed, unless none did. `overflows`: see `may_overflow`."""
         failed = [check for check in self.checks if check.passed is False]
         if failed:
-            raise ProofFailed(reasons(failed, quantized))
+            raise ProofFailed(reasons(failed, overflows=overflows))
 
     def to_dict(self) -> dict[str, Any]:
         """The proof as export_report.json holds it."""
@@ -71,12 +71,18 @@ def prove(path: Path, model: nn.Module, tokenizer: Any, texts: Texts, form: str,
     return Proof(checks, layers, counted, found)
 
 
-def reasons(failed: list[Check], quantized: bool) -> str:
+def may_overflow(model: nn.Module, form: str) -> bool:
+    """True where sums of two 8-bit products can overflow 16 bits on a CPU without VNNI: signed weights, and activations
+    of 8 bits."""
+    return form == "qdq" and any(quantizer.form.integers[1] > 127 for quantizer in quantizers(model).values())
+
+
+def reasons(failed: list[Check], *, overflows: bool) -> str:
     """Returns what to say of a failed proof: the checks, and what may help where only outputs differ."""
     lines = ["the export is not the model it came from; no deployment was written."]
     lines += [f"  {check.name}: {check.detail}" for check in failed]
     cpu = measure.cpu()
-    if quantized and cpu["vnni"] is False and {check.name for check in failed} <= {"agreement", "logits", "accuracy"}:
+    if overflows and cpu["vnni"] is False and {check.name for check in failed} <= {"agreement", "logits", "accuracy"}:
         lines.append(
             f"The weights are right. This CPU ({cpu['name']}) has no VNNI, and onnxruntime's 8-bit sums overflow on "
             "it: export with --reduce_range or --format integer, or on a CPU with VNNI"

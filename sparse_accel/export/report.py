@@ -43,7 +43,7 @@ def advice(report: dict[str, Any]) -> list[str]:
             integers = f"{row['integers']:g}x from integers, " if "integers" in row else ""
             parts.append(f"batch {batch}: {integers}{row['zeros']:g}x from zeros")
         lines.append(f"{runtime} (measured, one thread): {'; '.join(parts)}.")
-    if report["quantized_linears"] and report["cpu"]["vnni"] is False and not report["reduce_range"]:
+    if report["may_overflow"] and report["cpu"]["vnni"] is False:
         lines.append(
             f"This CPU ({report['cpu']['name']}) has no VNNI: its 8-bit products are slower, and sums of two may "
             "overflow 16 bits in onnxruntime. If the agreement above is not good enough, export with --reduce_range "
@@ -72,8 +72,7 @@ def as_text(report: dict[str, Any]) -> str:
         "|---|---|---|",
     ]
     lines += [f"| {check['name']} | {check['result']} | {check['detail']} |" for check in report["checks"]]
-    if report["note"]:
-        lines += ["", f"Note: {report['note']}."]
+    lines += [line for note in report["notes"] for line in ("", f"Note: {note}.")]
     lines += ["", "## Size", "", "| file | bytes | of the dense float32 model |", "|---|---|---|"]
     lines += [f"| {name} | {size['bytes']:,} | {size['ratio']:.3f} |" for name, size in sizes.items()]
     lines += ["", f"## Speed: milliseconds, one thread, {report['tokens']} tokens, medians of one interleaved run", ""]
@@ -103,4 +102,5 @@ def closing_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         for batch, times in table.items():
             words = ", ".join(f"{name} {value:.1f} ms" for name, value in times.items())
             rows.append((f"{runtime}, batch {batch}", words))
+    rows += [("note", note) for note in report["notes"]]
     return rows + [("advice", line) for line in report["advice"]]

@@ -1,0 +1,121 @@
+"""The deployment folder's place: who may take it, and how a new one takes it without ever leaving it empty.
+
+A new folder is made beside, under a name with this process's number; two renames put it in place, and what a killed
+process left behind is put back or cleared away by the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sparse_accel.errors import UsageError
+
+REPORT, READABLE_REPORT, MODEL = "export_report.json", "export_report.md", "model.onnx"
+
+
+def claim(target: Path, source: str, *, overwrite: bool) -> None:
+    """Checks that `target` may be written, and puts back what an export that was killed had moved away.
+
+    Raises:
+        UsageError: it is taken by something else than an earlier export of the same source, or cannot be written.
+    """
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"--output_dir {target} is a file: name a folder")
+    if target == Path.cwd():
+        raise UsageError(f"--output_dir {target} is the working folder: name a folder of the deployment's own")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_left_overs(target)
+    except OSError as error:
+        raise UsageError(f"--output_dir {target} cannot be written: {error.strerror}") from error
+    if not os.access(target.parent, os.W_OK):
+        raise UsageError(f"--output_dir {target} cannot be written: no permission in {target.parent}")
+    if not target.is_dir() or not any(target.iterdir()) or overwrite:
+        return
+    record = _record(target)
+    if record is None:
+        held = [path.name for path in target.iterdir()]
+        if any(name in (MODEL, "config.json") or name.startswith(("tokenizer", "vocab")) for name in held):
+            raise UsageError(
+                f"{target} holds a model that this script did not write. Choose another --output_dir, or pass "
+                "--overwrite to have it replaced"
+            )
+        return  # other files; they stay
+    if record["source"]["folder"] != source:
+        raise UsageError(
+            f"{target} was made from another model, {record['source']['folder']}. Choose another --output_dir, or pass "
+            "--overwrite to have it replaced"
+        )
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """Gives a folder beside `target` that takes its place when the block ends well, and vanishes otherwise.
+
+    What an earlier export wrote into `target` goes; files of the user's stay.
+    """
+    partial, replaced = (target.with_name(f".{target.name}.{os.getpid()}.{state}") for state in _STATES)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _clear_left_overs(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if target.is_dir():
+            written = set((_record(target) or {}).get("written", []))
+            for path in target.iterdir():
+                if path.name in written or (partial / path.name).exists():
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.copytree(path, partial / path.name, symlinks=True)
+                else:
+                    shutil.copy2(path, partial / path.name, follow_symlinks=False)
+            os.rename(target, replaced)
+        os.rename(partial, target)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if replaced.is_dir() and not target.exists():  # the second rename failed
+            os.rename(replaced, target)
+
+
+_STATES = ("partial", "replaced")
+
+
+def _record(target: Path) -> dict[str, Any] | None:
+    """The report of the export that `target` holds; None where there is none that can be read."""
+    try:
+        found: dict[str, Any] = json.loads((target / REPORT).read_text(encoding="utf-8"))
+        found["source"]["folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
+
+
+def _clear_left_overs(target: Path) -> None:
+    """Puts back the folder of an export that was killed between its two renames, and deletes half-made ones."""
+    for state in reversed(_STATES):
+        for path in target.parent.glob(f".{target.name}.*.{state}"):
+            number = path.name.removeprefix(f".{target.name}.").removesuffix(f".{state}")
+            if not number.isdigit() or _is_running(int(number)):
+                continue
+            if state == "replaced" and not target.exists():
+                os.rename(path, target)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
