@@ -13,7 +13,6 @@ from tiny import (
     make_albert,
     make_bert,
     make_distilbert,
-    make_encoder_sparse,
     make_roberta,
     make_texts,
     make_tokenizer,
@@ -29,7 +28,6 @@ from transformers import (
 )
 
 from sparse_accel.export.texts import Texts
-from sparse_accel.fake_quantize import FakeQuantize
 from sparse_accel.layers import quantizers
 from sparse_accel.model_files import write_quantizers
 from sparse_accel.modifiers.quantization import QuantizationModifier
@@ -134,20 +132,3 @@ def write_folder(folder: Path, model: nn.Module) -> Path:
     make_tokenizer().save_pretrained(folder)
     write_quantizers(folder, model)
     return folder
-
-
-def quantizer_of(model: nn.Module, name: str) -> FakeQuantize:
-    return quantizers(model)[name]
-
-
-__all__ = [
-    "ARCHITECTURES",
-    "encoded",
-    "make_encoder_sparse",
-    "make_sparse_bert",
-    "quantize",
-    "quantizer_of",
-    "texts",
-    "vary",
-    "write_folder",
-]
