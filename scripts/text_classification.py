@@ -37,13 +37,14 @@ def main() -> None:
     require_trackers(arguments.report_to)
 
     from sparse_accel import results
+    from sparse_accel.liveness import lost_processes_named
     from sparse_accel.one_shot import apply_at_once
     from sparse_accel.tracking import trackers_ended
     from sparse_accel.training_setup import make_accelerator
 
     output_dir = Path(str(arguments.output_dir))
     accelerator = make_accelerator(arguments)
-    with trackers_ended(accelerator):
+    with trackers_ended(accelerator), lost_processes_named():
         if arguments.do_train or arguments.one_shot:
             fill_folder = apply_at_once if arguments.one_shot else train_model
             if not fill_folder(arguments, recipe, accelerator):
@@ -68,7 +69,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     from sparse_accel.optimizer import make_optimizer
     from sparse_accel.recipe_run import RecipeRun
     from sparse_accel.report import start_table
-    from sparse_accel.sharding import plain_model
+    from sparse_accel.sharding import before_prepare, plain_model
     from sparse_accel.sparsity import sparsity_report
     from sparse_accel.tasks import load_text_classification
     from sparse_accel.tracking import sparsity_figures, start_trackers, tracker_names
@@ -108,10 +109,11 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
         # The newer name first; the older one warns.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     optimizer = make_optimizer(model, arguments)
+    before_prepare(accelerator, model, arguments.per_device_train_batch_size, arguments.max_grad_norm)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     run.bind(accelerator, model, optimizer, steps_per_epoch=sampler.steps)
     history = History(f"eval_{arguments.metric_for_best_model}", bool(arguments.greater_is_better))
-    checkpoint = results.checkpoint_to_resume(arguments, output_dir)
+    checkpoint = results.checkpoint_to_resume(arguments, accelerator, output_dir)
     if checkpoint is not None:
         load_checkpoint(checkpoint, accelerator, run, history)
     about = training_setup.describe_run(arguments, run, data, fresh, limit, sampler, schedule)
@@ -155,6 +157,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
             seed=arguments.seed,
             label_smoothing=arguments.label_smoothing_factor,
             max_grad_norm=arguments.max_grad_norm,
+            give_up_steps=arguments.nan_loss == "skip",
             log=log,
             evaluate=evaluate,
             save=save,

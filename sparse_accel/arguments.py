@@ -121,6 +121,11 @@ class _Training:
     adam_beta2: float = flag(0.999, "AdamW's decay of the mean of squared gradients", at_least=0, below=1)
     adam_epsilon: float = flag(1e-8, "AdamW's term against division by zero", above=0)
     max_grad_norm: float = flag(1.0, "gradients longer than this are shortened to it; 0: never", at_least=0)
+    nan_loss: str = flag(
+        "stop",
+        "what a loss that is not a number does: stop keeps the last checkpoint; skip leaves that step out",
+        choices=("stop", "skip"),
+    )
     label_smoothing_factor: float = flag(
         0.0, "share of each label's weight spread evenly over all labels", at_least=0, below=1
     )
@@ -180,6 +185,9 @@ class _Machine:
     bf16: bool = flag(False, "bfloat16 precision")
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, slower")
     torch_compile: bool = flag(False, "compile the model with torch.compile")
+    ddp_find_unused_parameters: bool = flag(
+        False, "DDP: look in every step for weights without a gradient, for models that do not use all of theirs"
+    )
     dataloader_num_workers: int = flag(0, "processes that make batches, beside each training process", at_least=0)
 
 

@@ -2,27 +2,37 @@
 
 checkpoint-120/                 also a Hugging Face model folder, as the output folder is
     model.safetensors, config.json, tokenizer, quantization.json     the model as it stands
-    training_state/             weights as the optimizer knows them, optimizer, loss scale (Accelerate's files)
+    training_state.safetensors  weights as the optimizer knows them, its state, the fp16 loss scale
     recipe_state.safetensors    step, masks, ranges
     trainer_state.json          history, best evaluation
+    checksums.json              size and SHA-256 of each of these, written last
+
+All tensors are whole and go by their weights' names, whatever layout wrote them: a run may go on under another one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sparse_accel.command_line import warn
 from sparse_accel.errors import UsageError
 from sparse_accel.model_files import save_model
+from sparse_accel.processes import by_main_process
 from sparse_accel.run_identity import write_text
+from sparse_accel.sharding import load_training_state, training_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,8 +40,10 @@ if TYPE_CHECKING:
     from sparse_accel.history import History
     from sparse_accel.recipe_run import RecipeRun
 
+TRAINING_STATE = "training_state.safetensors"
 RECIPE_STATE = "recipe_state.safetensors"
 TRAINER_STATE = "trainer_state.json"
+CHECKSUMS = "checksums.json"
 
 
 def checkpoint_step(folder: Path) -> int:
@@ -55,27 +67,121 @@ def save_checkpoint(
     history: History,
     keep: int | None = None,
 ) -> Path:
-    """Writes `folder`/checkpoint-STEP, and deletes the oldest beyond `keep`, never the best. All processes call it."""
+    """Writes `folder`/checkpoint-STEP, and deletes the oldest beyond `keep`, never the best. All processes call it.
+
+    Raises:
+        UsageError: it cannot be written, for want of room mostly. What was there before is as it was.
+    """
     final = folder / f"checkpoint-{run.progress.step}"
     partial = folder / f".{final.name}.partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    save_model(partial, accelerator, model, tokenizer)
-    accelerator.save_state(str(partial / "training_state"))
-    if accelerator.is_main_process:
+
+    def write() -> None:
+        save_file(training, partial / TRAINING_STATE)
         state = {key: value.detach().cpu().clone() for key, value in run.state_dict().items()}
         save_file(state, partial / RECIPE_STATE)
         history.write(partial / TRAINER_STATE, run.progress)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(partial, final)
+        seal(partial)
+        put_in_place(partial, final)
         if keep is not None:
             delete_old(folder, keep, best=history.best_step)
-    accelerator.wait_for_everyone()
+
+    training = training_state(accelerator, model, run.optimizer)
+    with written_or_said(accelerator, partial, f"checkpoint {final}"):
+        by_main_process(accelerator, lambda: shutil.rmtree(partial, ignore_errors=True))
+        save_model(partial, accelerator, model, tokenizer)
+        by_main_process(accelerator, write)
     return final
+
+
+@contextmanager
+def written_or_said(accelerator: Accelerator, partial: Path, what: str) -> Iterator[None]:
+    """Turns a disk that takes no more into an error for people, and deletes what was half written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise UsageError(
+            f"{what} cannot be written ({error}). What was written before is whole: make room on that disk (--save_"
+            "total_limit keeps fewer checkpoints) and run the same command again to go on"
+        ) from error
+
+
+def put_in_place(partial: Path, final: Path) -> None:
+    """Renames a whole folder into its place, where an older one of that name may stand."""
+    if final.exists():
+        older = final.with_name(f".{final.name}.older.partial")
+        shutil.rmtree(older, ignore_errors=True)
+        os.rename(final, older)
+        os.rename(partial, final)
+        shutil.rmtree(older)
+    else:
+        os.rename(partial, final)
+    _to_disk(final.parent)
+
+
+def seal(folder: Path) -> None:
+    """Writes the checksums of a folder's files, and has the disk hold all of them, before the folder gets its name."""
+    sums = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        _to_disk(path)
+        sums[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+    write_json(folder / CHECKSUMS, sums)
+    _to_disk(folder / CHECKSUMS)
+    _to_disk(folder)
+
+
+def damage(checkpoint: Path) -> str:
+    """Returns in words what is wrong with a checkpoint's files; empty where each is as it was written."""
+    try:
+        sums = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
+        for name, entry in sums.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["bytes"] or _digest(path) != entry["sha256"]:
+                return f"{name} is not what was written"
+    except FileNotFoundError:
+        return f"{CHECKSUMS} is missing"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{CHECKSUMS} cannot be read ({error})"
+    return ""
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """Returns the newest checkpoint whose files are as they were written. Damaged ones are moved aside, and named."""
+    for checkpoint in reversed(checkpoints_in(folder)):
+        problem = damage(checkpoint)
+        if not problem:
+            return checkpoint
+        aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = checkpoint.with_name(f"{checkpoint.name}.damaged.{number}")
+        os.rename(checkpoint, aside)
+        warn(f"{checkpoint} is damaged: {problem}. It was moved to {aside.name}; an older one is used if there is one")
+    return None
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, would survive a machine that loses power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # not every file system can do this for folders
+        if path.is_file():
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def delete_old(folder: Path, keep: int, best: int | None) -> None:
@@ -102,9 +208,7 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, run: RecipeRun, hist
             raise UsageError(
                 f"checkpoint {folder} belongs to a run of another recipe or model: it cannot be resumed here"
             )
-        accelerator.load_state(str(folder / "training_state"))
-        # It also puts back its count of micro-batches. Steps may be split otherwise now, and must begin with the first.
-        accelerator.step = 0
+        load_training_state(accelerator, run.model, run.optimizer, load_file(folder / TRAINING_STATE))
         history.load(record)
     except UsageError:
         raise
@@ -127,7 +231,7 @@ def copy_model(checkpoint: Path, target: Path) -> None:
     """Copies the model files of a checkpoint, without what only training needs."""
     target.mkdir(parents=True)
     for path in checkpoint.iterdir():
-        if path.is_file() and path.name not in (RECIPE_STATE, TRAINER_STATE):
+        if path.is_file() and path.name not in (TRAINING_STATE, RECIPE_STATE, TRAINER_STATE, CHECKSUMS):
             shutil.copy2(path, target / path.name)
 
 

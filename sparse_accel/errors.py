@@ -17,6 +17,16 @@ class UsageError(Exception):
     """
 
     exit_code = 2
+    of_one_process = False
+
+
+class Stopped(Exception):
+    """A scheduler's signal ended the run after the step under way; what it has done is saved.
+
+    Scripts exit with 75, the code that asks to be tried again later (EX_TEMPFAIL of sysexits.h).
+    """
+
+    exit_code = 75
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -30,7 +40,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     """Runs a script's `main` and turns its outcome into an exit code.
 
     A UsageError prints one `error:` paragraph and exits with its code, 2 (`--debug` on the command line shows the
-    traceback); Ctrl-C exits with 130; any other exception is a fault of ours and keeps its traceback.
+    traceback); Ctrl-C exits with 130, a scheduler's signal with 75; any other exception is a
+    fault of ours and keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed, as a terminal does
@@ -39,9 +50,16 @@ def run_main(main: Callable[[], int | None]) -> None:
     except UsageError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        if os.environ.get("RANK", "0") == "0":  # every process meets the same error; one says so
+        # Every process meets the same error, and one says so; but a lost process may be that one.
+        if os.environ.get("RANK", "0") == "0" or error.of_one_process:
             print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
+    except Stopped as stopped:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\nstopped by {stopped}: run the same command again to go on", file=sys.stderr)
+        code = stopped.exit_code
     except KeyboardInterrupt:
         if "--debug" in sys.argv:
             traceback.print_exc()

@@ -130,10 +130,11 @@ class _FakeQuantizeOnCpu(torch.autograd.Function):
 class FakeQuantize(nn.Module):
     """Fake-quantizes one tensor of a layer: its input, its weight or its output.
 
-    It is put in place before training, off, and three Python flags say what it does: `enabled` (rounds), `observing`
-    (gathers minimum and maximum, in training mode only) and `ready` (has a range). During an optimizer step it only
-    gathers; `QuantizationModifier` folds what was gathered into the range once, at the step's end, for all quantizers
-    and processes together. The first forward of all has no range yet and starts from its own values.
+    It is put in place before training, off, and Python flags say what it does: `enabled` (rounds), `observing` (gathers
+    minimum and maximum, in training mode only), `calibrating` (gathers and does not round yet) and `ready` (has a
+    range). During an optimizer step it only gathers; `QuantizationModifier` folds what was gathered into the range
+    once, at the step's end, for all quantizers and processes together. The training loop lets it calibrate on the first
+    step's rows; in a loop that does not, the first forward of all starts from its own values.
 
     The buffers are not persistent: a weight file of a quantized model holds the keys of a plain one.
     """
@@ -150,6 +151,7 @@ class FakeQuantize(nn.Module):
         self.form = form
         self.enabled = False
         self.observing = False
+        self.calibrating = False
         self.ready = False
         for name, value in (("minimum", 0.0), ("maximum", 0.0), ("scale", 1.0)):
             self.register_buffer(name, torch.full((channels,), value), persistent=False)
@@ -161,16 +163,18 @@ class FakeQuantize(nn.Module):
         """Returns `x` on the grid, or as it is while the quantizer is off.
 
         Args:
-            x: any shape, float.
+            x: any shape, float; what comes back has its dtype, and is computed in float32.
             whole: what to observe where `x` is a part of it: an embedding's weight, of which a batch uses some rows.
         """
         if not self.enabled:
             return x
         if self.training and self.observing:
             self.observe((x if whole is None else whole).detach())
+        if self.calibrating:
+            return x
         if not self.ready:
             raise RuntimeError("a quantizer is on before it has seen a batch: it has no range to round to")
-        return fake_quantize(x, self.scale, self.zero_point, self.form)
+        return fake_quantize(x, self.scale, self.zero_point, self.form).to(x.dtype)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -178,8 +182,8 @@ class FakeQuantize(nn.Module):
         minimum, maximum = extrema(x, self.form.channel_axis)
         torch.minimum(self.seen_minimum, minimum, out=self.seen_minimum)
         torch.maximum(self.seen_maximum, maximum, out=self.seen_maximum)
-        if not self.ready:
-            from sparse_accel.sharding import reduce_extrema
+        if not (self.ready or self.calibrating):
+            from sparse_accel.processes import reduce_extrema
 
             self.set_range(*reduce_extrema(minimum, maximum))
 
@@ -242,7 +246,7 @@ class RangeTable:
 
         The first step's extremes are the range; a quantizer that saw nothing keeps its own.
         """
-        from sparse_accel.sharding import reduce_extrema
+        from sparse_accel.processes import reduce_extrema
 
         minimum, maximum = reduce_extrema(self.seen_minimum, self.seen_maximum)
         seen = minimum <= maximum
@@ -250,9 +254,23 @@ class RangeTable:
         self.fresh = False
         self.minimum.copy_(torch.where(seen, moving_average(self.minimum, minimum, constant), self.minimum))
         self.maximum.copy_(torch.where(seen, moving_average(self.maximum, maximum, constant), self.maximum))
+        self._update_parameters()
+        self.forget()
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Drops what the step under way has shown."""
         self.seen_minimum.fill_(torch.inf)
         self.seen_maximum.fill_(-torch.inf)
-        self._update_parameters()
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Takes what calibration has shown as the ranges to begin with; the first step's own will replace them."""
+        shown = (self.seen_minimum <= self.seen_maximum).split(self.sizes)
+        self.fold()
+        for quantizer, seen in zip(self.quantizers, shown, strict=True):
+            quantizer.ready = bool(seen.all())
+        self.fresh = True
 
     def load(self, minimum: Tensor, maximum: Tensor, ready: list[bool]) -> None:
         """Takes ranges as another table of the same quantizers held them."""

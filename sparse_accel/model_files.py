@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sparse_accel.errors import UsageError
 from sparse_accel.fake_quantize import FakeQuantize, QuantizationFormat
 from sparse_accel.layers import make_sparse, masks, quantizers
+from sparse_accel.processes import by_main_process
 from sparse_accel.run_identity import write_text
 from sparse_accel.sharding import full_state_dict, plain_model
 
@@ -35,15 +36,17 @@ def save_model(folder: Path, accelerator: Accelerator, model: nn.Module, tokeniz
     The weights are float32 with exact zeros under the masks, and carry only names that transformers knows.
     """
     plain = plain_model(accelerator, model)
-    weights = {name: tensor.float() for name, tensor in full_state_dict(accelerator, model).items()}
-    if not accelerator.is_main_process:
-        return
-    for name, mask in masks(plain).items():
-        weights[name] = weights[name].masked_fill(~mask.to(weights[name].device), 0.0)
-    folder.mkdir(parents=True, exist_ok=True)
-    plain.save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)
-    write_quantizers(folder, plain)
+    weights = dict(full_state_dict(accelerator, model))
+
+    def write() -> None:
+        for name, mask in masks(plain).items():
+            weights[name] = weights[name].masked_fill(~mask.cpu(), 0.0)
+        folder.mkdir(parents=True, exist_ok=True)
+        plain.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
+        write_quantizers(folder, plain)
+
+    by_main_process(accelerator, write)
 
 
 def write_quantizers(folder: Path, model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparse_accel.modifiers.base import Modifier
 from sparse_accel.modifiers.distillation import DistillationModifier
 from sparse_accel.progress import Progress
+from sparse_accel.sharding import hand_back
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -105,12 +106,23 @@ class RecipeRun:
 
     def step_begin(self) -> None:
         """Before the first forward of an optimizer step."""
+        hand_back(self.model)
         if self.base_rate is not None:
             rate = self.base_rate(self.progress)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
         for modifier in self.modifiers:
             modifier.step_begin(self.progress)
+
+    def calibrate(self, forward: Callable[[], None]) -> None:
+        """After `step_begin`, in a loop that can show a step's rows twice: ranges then begin from all of them, however
+        they are split over processes and micro-batches.
+
+        Args:
+            forward: runs all rows of the step under way through the model, without gradients.
+        """
+        for modifier in self.modifiers:
+            modifier.calibrate(forward)
 
     def loss(self, loss: Tensor, batch: dict[str, Any], outputs: Any) -> Tensor:
         """Takes a micro-batch's task loss, (rows,) or its mean (), and returns the loss to train on, of that shape."""
@@ -128,13 +140,21 @@ class RecipeRun:
     def step_end(self, *, skipped: bool = False) -> None:
         """After optimizer.step(). A step that the fp16 scaler skipped moves no clock."""
         if skipped:
+            for modifier in self.modifiers:
+                modifier.step_skipped()
             return
         self.progress = self.progress.next()
         for modifier in self.modifiers:
             modifier.step_end(self.progress)
 
+    def pass_over(self) -> None:
+        """Instead of step_end, where a step's rows are given up: the clock moves, and nothing else does."""
+        self.step_end(skipped=True)
+        self.progress = self.progress.next()
+
     def finish(self) -> None:
         """After the last step: final sparsity reached, ranges frozen."""
+        hand_back(self.model)
         for modifier in self.modifiers:
             modifier.finish()
 

@@ -10,14 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from sparse_accel import run_identity
-from sparse_accel.checkpoints import TRAINER_STATE, checkpoints_in, copy_model, publish, write_json
+from sparse_accel.checkpoints import (
+    TRAINER_STATE,
+    checkpoints_in,
+    copy_model,
+    damage,
+    newest_whole,
+    publish,
+    write_json,
+    written_or_said,
+)
 from sparse_accel.errors import UsageError
 from sparse_accel.layers import quantized_linears
 from sparse_accel.model_files import load, save_model
+from sparse_accel.processes import by_main_process
 from sparse_accel.report import print_above_bar, results_table
 from sparse_accel.sparsity import sparsity_report
 
@@ -34,16 +43,13 @@ ARGUMENTS_FILE = "arguments.json"
 
 def claim(accelerator: Accelerator, folder: Path, identity: dict[str, Any], *, overwrite: bool) -> str:
     """As `run_identity.claim_folder`, decided by the main process for all."""
-    answer: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            answer[0] = run_identity.claim_folder(folder, identity, overwrite=overwrite)
-        except UsageError as error:
-            answer[1] = str(error)
-    broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise UsageError(answer[1])
-    return str(answer[0])
+    answer = by_main_process(accelerator, lambda: run_identity.claim_folder(folder, identity, overwrite=overwrite))
+    if not folder.is_dir():  # of another machine
+        raise UsageError(
+            f"--output_dir {folder} was made by the main process and is not to be seen from process "
+            f"{accelerator.process_index}: with several machines it must lie on a file system that they share"
+        )
+    return str(answer)
 
 
 def record_arguments(accelerator: Accelerator, folder: Path, arguments: TextClassificationArguments) -> None:
@@ -59,8 +65,8 @@ def record_arguments(accelerator: Accelerator, folder: Path, arguments: TextClas
     write_json(folder / ARGUMENTS_FILE, given)
 
 
-def checkpoint_to_resume(arguments: TextClassificationArguments, folder: Path) -> Path | None:
-    """Returns the checkpoint to go on from: the one that was named, else the newest in the folder, if there is one."""
+def checkpoint_to_resume(arguments: TextClassificationArguments, accelerator: Accelerator, folder: Path) -> Path | None:
+    """Returns the checkpoint to go on from: the one that was named, else the newest whole one in the folder, if any."""
     asked = arguments.resume_from_checkpoint
     if isinstance(asked, str):
         path = Path(asked).expanduser()
@@ -69,11 +75,14 @@ def checkpoint_to_resume(arguments: TextClassificationArguments, folder: Path) -
             raise UsageError(
                 f"--resume_from_checkpoint {asked}: there is no such folder. Checkpoints beside it: {near}"
             )
+        problem = by_main_process(accelerator, lambda: damage(path))
+        if problem:
+            raise UsageError(f"--resume_from_checkpoint {asked} is damaged: {problem}. Name another checkpoint")
         return path
-    found = checkpoints_in(folder)
-    if asked and not found:
+    found: Path | None = by_main_process(accelerator, lambda: newest_whole(folder))
+    if asked and found is None:
         raise UsageError(f"--resume_from_checkpoint: {folder} holds no checkpoint. Leave the flag out to start")
-    return found[-1] if found else None
+    return found
 
 
 def print_line(accelerator: Accelerator, run: RecipeRun, figures: dict[str, float]) -> None:
@@ -105,14 +114,11 @@ def write_final(
     """
     partial = folder / ".final.partial"
     best = folder / f"checkpoint-{history.best_step}"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-    if history.best_step is not None and best.is_dir():
-        if accelerator.is_main_process:
+    chosen = history.best_step is not None and best.is_dir()
+
+    def fill() -> None:
+        if chosen:
             copy_model(best, partial)
-    else:
-        save_model(partial, accelerator, model, tokenizer)
-    if accelerator.is_main_process:
         saved = load(partial)
         report = sparsity_report(saved)
         on, linears = quantized_linears(saved)
@@ -137,7 +143,12 @@ def write_final(
             run_identity.write_text(partial / f"recipe_as_given{suffix}", run.recipe.text)
         publish(partial, folder)
         _update(folder, figures)
-    accelerator.wait_for_everyone()
+
+    with written_or_said(accelerator, partial, f"the model in {folder}"):
+        by_main_process(accelerator, lambda: shutil.rmtree(partial, ignore_errors=True))
+        if not chosen:
+            save_model(partial, accelerator, model, tokenizer)
+        by_main_process(accelerator, fill)
 
 
 def write(accelerator: Accelerator, folder: Path, name: str, figures: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.layers import SparseLayer, prunable_names
-from sparse_accel.sharding import full_weight
+from sparse_accel.sharding import full_weight, hand_back
 
 # A block of an encoder is an entry of a list of blocks, so its weights have a number in their names.
 _IN_A_BLOCK = re.compile(r"\.\d+\.")
@@ -28,6 +28,7 @@ def sparsity_report(model: nn.Module) -> dict[str, Any]:
     convolution weights), `model` (all parameters), each with `zeros`, `weights` and `sparsity` = zeros / weights, and
     `layers`: the same for each weight matrix by name.
     """
+    hand_back(model)
     layers: dict[str, dict[str, float]] = {}
     totals = {name: [0, 0] for name in ("encoder_linear", "prunable", "model")}
     prunable = set(prunable_names(model))

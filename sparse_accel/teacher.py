@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.errors import UsageError
+from sparse_accel.processes import reduce_sum
 from sparse_accel.report import progress_bar
 from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
-from sparse_accel.sharding import reduce_sum
 from sparse_accel.tasks import match_names
 
 if TYPE_CHECKING:

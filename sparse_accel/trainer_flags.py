@@ -70,7 +70,6 @@ REFUSED: dict[str, str] = {
     "deepspeed": _LAUNCH,
     "ddp_backend": _LAUNCH,
     "ddp_timeout": _LAUNCH,
-    "ddp_find_unused_parameters": _LAUNCH,
     "ddp_bucket_cap_mb": "PyTorch's default is used.",
     "ddp_broadcast_buffers": "it is always off: quantization ranges are kept equal in one exchange a step.",
     "ddp_static_graph": "PyTorch's default is used.",

@@ -2,7 +2,8 @@
 
     for each optimizer step:                      run (a RecipeRun) is called at seven moments;
         run.step_begin()                          1 attach and 2 bind happen before the loop
-        for each micro-batch:                     3 learning rate, masks, quantization phase
+        run.calibrate(one forward)                3 learning rate, masks, quantization phase and its first ranges
+        for each micro-batch:
             outputs = model(inputs)
             loss = run.loss(task loss)            4 distillation
             backward(loss)
@@ -18,21 +19,21 @@ the uninterrupted one drew and no random state has to be saved.
 
 from __future__ import annotations
 
-import signal
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from sparse_accel.errors import UsageError
 from sparse_accel.losses import task_loss
+from sparse_accel.processes import largest, reduce_sum
 from sparse_accel.report import progress_bar
-from sparse_accel.sharding import reduce_sum
+from sparse_accel.stopping import stop, stop_requests
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 # A step that the fp16 scaler skips is tried again at half the loss scale; from 65536 this reaches 1 in 16 tries.
 _MOST_SKIPS_IN_A_ROW = 30
+# A model that gives no number for so many batches one after another will not give one for the next.
+_MOST_GIVEN_UP_IN_A_ROW = 30
 # The progress bar's loss is the mean since the last log, read this often: reading it waits for a GPU.
 _STEPS_BETWEEN_SHOWN_LOSSES = 20
 
@@ -67,6 +70,8 @@ class Averages:
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     rows: int = 0
+    given_up: int = 0  # steps whose loss was not a number, since the start
+    in_a_row: int = 0
     since: float = field(default_factory=time.perf_counter)
 
     def add(self, parts: dict[str, Tensor], real: Tensor) -> None:
@@ -84,6 +89,8 @@ class Averages:
         sums = {name: float(reduce_sum(total)) for name, total in self.sums.items()}
         figures = {f"train/{name}": total / max(self.rows, 1) for name, total in sums.items()}
         figures["train/samples_per_second"] = self.rows / max(seconds, 1e-9)
+        if self.given_up:
+            figures["train/steps_given_up"] = float(self.given_up)
         self.sums, self.rows, self.since = {}, 0, time.perf_counter()
         return figures
 
@@ -100,6 +107,7 @@ def train(
     seed: int,
     label_smoothing: float = 0.0,
     max_grad_norm: float = 1.0,
+    give_up_steps: bool = False,
     log: Callable[[dict[str, float]], None],
     evaluate: Callable[[], None],
     save: Callable[[], None],
@@ -110,10 +118,12 @@ def train(
         loader: micro-batches of `sampler`, prepared by `accelerator`.
         seed: of the run; with step and process it seeds dropout.
         max_grad_norm: gradients are clipped to this norm; 0 leaves them.
+        give_up_steps: a step whose loss or gradient is not a number changes nothing, and training goes on with the
+            next; otherwise it ends the run.
         log, evaluate, save: called where the schedule says so, on every process.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C, at the end of the step under way and after `save`.
+        KeyboardInterrupt, Stopped: after Ctrl-C or a scheduler's signal, at the end of the step under way and `save`.
         UsageError: the loss is no longer a number.
     """
     averages = Averages()
@@ -122,7 +132,7 @@ def train(
     if run.progress.step >= schedule.total_steps:  # resumed after the last step
         run.finish()
     model.train()
-    with bar, stop_after_step(accelerator.num_processes) as stop_asked:
+    with bar, stop_requests() as stop_asked:
         while run.progress.step < schedule.total_steps:
             sampler.epoch, sampler.first_step = divmod(run.progress.step, run.progress.steps_per_epoch)
             batches = iter(loader)
@@ -140,6 +150,7 @@ def train(
                     seed=seed,
                     label_smoothing=label_smoothing,
                     max_grad_norm=max_grad_norm,
+                    give_up_steps=give_up_steps,
                 )
                 step = run.progress.step
                 bar.update()
@@ -148,7 +159,7 @@ def train(
                     bar.set_postfix_str(f"loss {averages.loss() * accelerator.num_processes:.4f}", refresh=False)
                 if step == schedule.total_steps:
                     run.finish()
-                if step == 1 or schedule.due(schedule.log_every, step):
+                if (step == 1 or schedule.due(schedule.log_every, step)) and (averages.rows or not averages.given_up):
                     figures = averages.take()
                     _check_finite(figures["train/loss"], step)
                     log({**figures, "train/learning_rate": run.learning_rate(), "train/epoch": run.progress.epoch})
@@ -163,7 +174,7 @@ def train(
                     save()
                     averages.since = time.perf_counter()
                 if stopping:
-                    raise KeyboardInterrupt
+                    stop(stopping)
                 if step == schedule.total_steps:
                     break
 
@@ -180,27 +191,41 @@ def take_step(
     seed: int,
     label_smoothing: float,
     max_grad_norm: float,
+    give_up_steps: bool = False,
 ) -> None:
     """One optimizer step on one global batch of `rows` real rows, tried again while the fp16 scaler skips it."""
     for _ in range(_MOST_SKIPS_IN_A_ROW):
         run.step_begin()
         seed_step(seed, run.progress.step, accelerator.process_index)
+        run.calibrate(lambda: show(model, micro_batches))
+        seed_step(seed, run.progress.step, accelerator.process_index)
         measured: list[tuple[dict[str, Tensor], Tensor]] = []
+        good = True
         for batch in micro_batches:
             with accelerator.accumulate(model):
-                outputs = model(**{name: value for name, value in batch.items() if name not in ("labels", "row_id")})
+                outputs = model(**inputs_of(batch))
                 losses = task_loss(outputs["logits"], batch["labels"], run.problem_type, label_smoothing)
                 losses = run.loss(losses, batch, outputs)
                 # Every real row of the global batch weighs the same, on whatever process and in whatever micro-batch.
                 # DDP averages over processes and Accelerate over micro-batches, so both are multiplied in here.
                 real = batch["row_id"] >= 0
                 parts = accelerator.num_processes * len(micro_batches)
-                accelerator.backward((losses * real).sum() * (parts / rows))
+                loss = (losses * real).sum() * (parts / rows)
+                accelerator.backward(loss)
                 measured.append((run.loss_parts, real))
+                good = good and (not give_up_steps or math.isfinite(loss))
                 if accelerator.sync_gradients:
                     run.grads_ready()
-                    if max_grad_norm > 0:
-                        accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+                    if max_grad_norm > 0 or give_up_steps:
+                        norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
+                        if give_up_steps and accelerator.scaler is None:  # a scaler's overflow is its own affair
+                            good = good and math.isfinite(norm)
+                if give_up_steps and accelerator.sync_gradients and largest(not good):
+                    if accelerator.scaler is not None:
+                        optimizer.step()  # which it skips, and lowers its scale
+                    optimizer.zero_grad()
+                    give_up(run, averages)
+                    return
                 optimizer.step()
                 optimizer.zero_grad()
         skipped = accelerator.optimizer_step_was_skipped
@@ -209,11 +234,37 @@ def take_step(
             for loss_parts, real in measured:
                 averages.add(loss_parts, real)
             averages.rows += rows
+            averages.in_a_row = 0
             return
     raise UsageError(
         f"gradients overflow in fp16 at step {run.progress.step}, however small the loss scale: lower --learning_rate, "
         "or train with --bf16"
     )
+
+
+def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns what the model takes of a batch."""
+    return {name: value for name, value in batch.items() if name not in ("labels", "row_id")}
+
+
+@torch.no_grad()
+def show(model: nn.Module, micro_batches: list[dict[str, Tensor]]) -> None:
+    """Runs the rows of a step through the model, for what its quantizers see."""
+    for batch in micro_batches:
+        model(**inputs_of(batch))
+
+
+def give_up(run: RecipeRun, averages: Averages) -> None:
+    """Goes on to the next step as if this one's rows did not exist."""
+    averages.given_up += 1
+    averages.in_a_row += 1
+    if averages.in_a_row >= _MOST_GIVEN_UP_IN_A_ROW:
+        raise UsageError(
+            f"the loss was not a number in {averages.in_a_row} steps, one after another, up to step "
+            f"{run.progress.step}: the model is broken. The last checkpoint is kept; lower --learning_rate (or the "
+            "recipe's init_lr) and start again from one"
+        )
+    run.pass_over()
 
 
 def seed_step(seed: int, step: int, process: int) -> None:
@@ -227,33 +278,6 @@ def _check_finite(loss: float, step: int) -> None:
             f"the loss is {loss} at step {step}: the last checkpoint is kept. Lower --learning_rate (or "
             "the recipe's init_lr), or train with --bf16 or float32 instead of --fp16"
         )
-
-
-@contextmanager
-def stop_after_step(processes: int) -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a request that the loop reads between two steps; the second interrupts at once.
-
-    Several processes would hear it at different steps and wait for each other: there Ctrl-C interrupts at once.
-    """
-    asked = False
-    if processes > 1:
-        yield lambda: False
-        return
-
-    def ask(signum: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, before)
-
-    try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not in the main thread: Ctrl-C never arrives here
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @torch.no_grad()
@@ -271,7 +295,7 @@ def predict(
     labelled = False
     with progress_bar(accelerator, len(loader), "evaluate", "batches", leave=False) as bar:
         for batch in loader:
-            outputs = model(**{name: value for name, value in batch.items() if name not in ("labels", "row_id")})
+            outputs = model(**inputs_of(batch))
             logits = outputs["logits"].float()
             real = batch["row_id"] >= 0
             if table is None:

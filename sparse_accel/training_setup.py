@@ -20,7 +20,7 @@ from sparse_accel.models import load_teacher, sequence_limit
 from sparse_accel.optimizer import usual_rate
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
-from sparse_accel.sharding import launch_options
+from sparse_accel.sharding import check_launch, launch_options
 from sparse_accel.tasks import check_metric_name, tokenize
 from sparse_accel.tasks.preprocessing import tokenizer_digest
 from sparse_accel.teacher import Teacher
@@ -41,7 +41,7 @@ def make_accelerator(arguments: TextClassificationArguments) -> Accelerator:
         warn("--fp16 needs a GPU and there is none here: training in float32")
         precision = "no"
     transformers.utils.logging.disable_progress_bar()  # one bar is enough: ours
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=precision,
         # The sampler makes every step of whole micro-batches, the last one of an epoch too.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -49,9 +49,13 @@ def make_accelerator(arguments: TextClassificationArguments) -> Accelerator:
         ),
         log_with=list(arguments.report_to) or None,
         project_dir=logging_folder(Path(str(arguments.output_dir))),
-        kwargs_handlers=launch_options(),
+        kwargs_handlers=launch_options(find_unused_parameters=arguments.ddp_find_unused_parameters),
         dynamo_plugin=_compilation() if arguments.torch_compile else None,
     )
+    check_launch(accelerator)
+    if arguments.nan_loss == "skip" and accelerator.distributed_type == "DEEPSPEED":
+        raise UsageError("--nan_loss skip: DeepSpeed steps before the loss can be looked at. Leave the flag out")
+    return accelerator
 
 
 def _compilation() -> TorchDynamoPlugin:

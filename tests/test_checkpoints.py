@@ -16,10 +16,13 @@ from tiny import make_bert, make_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from sparse_accel.checkpoints import (
+    CHECKSUMS,
     RECIPE_STATE,
     TRAINER_STATE,
+    TRAINING_STATE,
     checkpoints_in,
     copy_model,
+    damage,
     delete_old,
     load_checkpoint,
     publish,
@@ -100,11 +103,12 @@ def test_its_weights_are_zero_under_the_masks_of_that_moment(tmp_path: Path) -> 
     with pytest.raises(KeyboardInterrupt):
         session.train(interrupt_at=2, save=save)
     (checkpoint,) = checkpoints_in(tmp_path)
-    files = [load_file(checkpoint / name) for name in ("model.safetensors", "training_state/model.safetensors")]
+    files = [load_file(checkpoint / name) for name in ("model.safetensors", TRAINING_STATE)]
     for name, mask in masks(session.model).items():
         assert 0 < int((~mask).sum()) < 0.8 * mask.numel()
         assert torch.equal(files[0][name] == 0, ~mask)
-        assert torch.equal(files[1][name], session.model.get_parameter(name)) and (files[1][name][~mask] != 0).any()
+        stored = files[1][f"weight:{name}"]
+        assert torch.equal(stored, session.model.get_parameter(name)) and (stored[~mask] != 0).any()
 
 
 # --- one checkpoint ---------------------------------------------------------------------------------------------------
@@ -143,7 +147,7 @@ def test_model_files_are_copied_without_training_state(saved: tuple[Session, Pat
     copy_model(saved[1], tmp_path / "model")
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert {"config.json", "model.safetensors", "quantization.json", "tokenizer.json"} <= names
-    assert not names & {RECIPE_STATE, TRAINER_STATE, "training_state"}
+    assert not names & {RECIPE_STATE, TRAINER_STATE, TRAINING_STATE, CHECKSUMS}
 
 
 def truncate(name: str) -> Callable[[Path], None]:
@@ -159,22 +163,23 @@ def remove(name: str) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "harm",
     [
         truncate(RECIPE_STATE),
         truncate(TRAINER_STATE),
-        truncate("training_state/model.safetensors"),
-        truncate("training_state/optimizer.bin"),
+        truncate(TRAINING_STATE),
         remove(RECIPE_STATE),
         remove(TRAINER_STATE),
-        remove("training_state/optimizer.bin"),
+        remove(TRAINING_STATE),
     ],
 )
 def test_a_torn_checkpoint_is_named_and_what_to_do(
-    saved: tuple[Session, Path], tmp_path: Path, damage: Callable[[Path], None]
+    saved: tuple[Session, Path], tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
     folder = copy_of(saved, tmp_path)
-    damage(folder)
+    assert damage(folder) == ""
+    harm(folder)
+    assert "is missing" in damage(folder) or "is not what was written" in damage(folder)
     session = start(RECIPE)
     with pytest.raises(UsageError, match="cannot be read") as caught:
         load_checkpoint(folder, session.accelerator, session.run, History())

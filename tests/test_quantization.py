@@ -99,9 +99,13 @@ def test_ranges_are_the_moving_average_of_steps(accumulation: int) -> None:
     seen: list[Tensor] = []
     layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     expected: tuple[float, float] | None = None
+    calibrations: list[int] = []
 
     def look(session: Session) -> None:
         nonlocal expected
+        if len(seen) == 2 * accumulation:  # where quantization begins, its rows are shown once before
+            calibrations.append(session.run.progress.step)
+            del seen[:accumulation]
         assert len(seen) == accumulation and isinstance(layer.input_quantizer, FakeQuantize)
         low, high = min(float(x.min()) for x in seen), max(float(x.max()) for x in seen)
         seen.clear()
@@ -115,6 +119,7 @@ def test_ranges_are_the_moving_average_of_steps(accumulation: int) -> None:
         assert (float(layer.input_quantizer.minimum), float(layer.input_quantizer.maximum)) == pytest.approx(expected)
 
     session.train(look)
+    assert calibrations == [STEPS + 1]
 
 
 @pytest.mark.parametrize("epoch", [0, 0.5, 1])

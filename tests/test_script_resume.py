@@ -84,15 +84,44 @@ def test_what_a_kill_left_half_written_is_deleted(flags: dict[str, Any], whole: 
     assert not list(output.glob(".*"))
 
 
-def test_a_torn_checkpoint_is_named(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("recipe_state.safetensors", lambda path: path.write_bytes(b"torn")),
+        ("training_state.safetensors", flip_a_bit),
+        ("model.safetensors", flip_a_bit),
+        ("trainer_state.json", Path.unlink),
+        ("checksums.json", Path.unlink),
+        ("checksums.json", lambda path: path.write_text("[")),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    flags: dict[str, Any], whole: Path, tmp_path: Path, name: str, harm: Any
+) -> None:
     output = unfinished(whole, tmp_path / "out", 10)
-    (output / "checkpoint-10" / "recipe_state.safetensors").write_bytes(b"torn")
+    harm(output / "checkpoint-10" / name)
     resumed = run(**flags, output_dir=output)
-    assert resumed.code == 2
-    assert "checkpoint-10 cannot be read" in resumed.err and "older checkpoint" in resumed.err
-    shutil.rmtree(output / "checkpoint-10")
-    assert run(**flags, output_dir=output).code == 0
+    assert resumed.code == 0, resumed.all
+    assert f"checkpoint-10 is damaged: {name}" in resumed.err and "from step 5" in resumed.out
+    assert (output / "checkpoint-10.damaged").is_dir()  # nothing is thrown away
     assert_same_run(output, whole)
+
+
+def test_with_every_checkpoint_damaged_it_starts_anew(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    output = unfinished(whole, tmp_path / "out", 10)
+    for step in (5, 10):
+        flip_a_bit(output / f"checkpoint-{step}" / "training_state.safetensors")
+    resumed = run(**flags, output_dir=output)
+    assert resumed.code == 0 and resumed.err.count("is damaged") == 2, resumed.all
+    assert_same_run(output, whole)
+    named = run(**flags, output_dir=tmp_path / "new", resume_from_checkpoint=output / "checkpoint-5.damaged")
+    assert named.code == 2 and "is damaged" in named.err and "Name another" in named.err
 
 
 def test_resuming_from_a_named_checkpoint(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:

@@ -86,7 +86,8 @@ def test_what_lies_in_the_folder(desk: Path, output: Path) -> None:
     assert {path.name for path in (output / "checkpoint-21").iterdir()} == model | {
         "recipe_state.safetensors",
         "trainer_state.json",
-        "training_state",
+        "training_state.safetensors",
+        "checksums.json",
     }
 
 

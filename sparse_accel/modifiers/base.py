@@ -101,6 +101,13 @@ class Modifier:
     def step_begin(self, progress: Progress) -> None:
         """Before the first forward of an optimizer step."""
 
+    def calibrate(self, forward: Callable[[], None]) -> None:
+        """Between step_begin and the step's first forward, in a loop that offers it.
+
+        Args:
+            forward: runs all rows of the step under way through the model, without gradients.
+        """
+
     def loss(self, loss: torch.Tensor, batch: dict[str, Any], outputs: Any) -> torch.Tensor:
         """Each micro-batch: takes the loss so far, one value a row (rows,) or their mean (), returns the loss to go on
         with, of the same shape."""
@@ -111,6 +118,9 @@ class Modifier:
 
     def step_end(self, progress: Progress) -> None:
         """After an optimizer step that was not skipped; `progress` counts it already."""
+
+    def step_skipped(self) -> None:
+        """Instead of step_end, where the step's gradients were not used: what its forward has shown does not count."""
 
     def finish(self) -> None:
         """End of training."""

@@ -118,12 +118,11 @@ class _Pruning(Modifier):
 
     def finish(self) -> None:
         """Stored weights become what the model computes with, so that any way of saving them writes the zeros."""
-        from sparse_accel.sharding import clear_weight, lies_with_deepspeed
+        from sparse_accel.sharding import clear_weight
 
         for layers in self._layers.values():
             assert layers[0].mask is not None
-            if not lies_with_deepspeed(layers[0].weight):
-                clear_weight(layers[0].weight, layers[0].mask)
+            clear_weight(layers[0].weight, layers[0].mask)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         state = {}

@@ -178,6 +178,20 @@ class QuantizationModifier(Modifier):
     def finish(self) -> None:
         self._switch(self._quantizers[0].enabled, observing=False)
 
+    def calibrate(self, forward: Callable[[], None]) -> None:
+        """Before the first step with quantization: ranges to begin with, from all its rows, however they are split."""
+        if not self._quantizers[0].enabled or any(quantizer.ready for quantizer in self._quantizers):
+            return
+        for quantizer in self._quantizers:
+            quantizer.calibrating = True
+        forward()
+        for quantizer in self._quantizers:
+            quantizer.calibrating = False
+        self._ranges.start()
+
+    def step_skipped(self) -> None:
+        self._ranges.forget()
+
     def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
         """Ranges follow the batches shown, as they would over as many steps; nothing else moves."""
         self._switch(enabled=True, observing=True)

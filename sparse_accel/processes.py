@@ -1,0 +1,90 @@
+"""What the processes of a run tell each other, however the model lies over them. All call these, in one order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from sparse_accel.errors import UsageError
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank_and_size() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if world_size() > 1 else (0, 1)
+
+
+def open_store() -> Any:
+    """Returns a connection of one's own to the launcher's store; None for one process, or another kind of launch."""
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if world_size() == 1 or not address or not port:
+        return None
+    store = TCPStore(address, int(port), is_master=False, timeout=timedelta(seconds=30))
+    return PrefixStore("sparse_accel", store)
+
+
+def by_main_process(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
+    """Runs `action` on the main process alone and returns its answer on all; what it raises, all raise."""
+    if accelerator.num_processes == 1:
+        return action()
+    answer: list[Any] = [None, None]
+    error: Exception | None = None
+    if accelerator.is_main_process:
+        try:
+            answer[0] = action()
+        except Exception as raised:
+            error = raised
+            answer[1] = str(raised) if isinstance(raised, UsageError) else f"{type(raised).__name__}: {raised}"
+    broadcast_object_list(answer)
+    if error is not None:
+        raise error
+    if answer[1] is not None:
+        raise UsageError(answer[1])
+    return answer[0]
+
+
+def reduce_extrema(minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the smallest minimum and the largest maximum over all processes, by one all-reduce.
+
+    Args:
+        minimum, maximum: of one shape, float32, on the process's device.
+    """
+    if world_size() == 1:
+        return minimum, maximum
+    both = torch.stack([-minimum, maximum])
+    dist.all_reduce(both, op=dist.ReduceOp.MAX)
+    return -both[0], both[1]
+
+
+def reduce_sum(values: Tensor) -> Tensor:
+    """Returns the sum over all processes."""
+    if world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def largest(number: int) -> int:
+    """Returns the largest of all processes' numbers. It waits for no GPU: the processes talk over their CPUs."""
+    if world_size() == 1:
+        return number
+    numbers = torch.tensor([number])
+    dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=_cpu_group())
+    return int(numbers)
+
+
+@cache
+def _cpu_group() -> Any:
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
