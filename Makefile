@@ -42,7 +42,7 @@ $(VENV)/.quickstart: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) -e '.[quickstart,wandb,onnx,dev]'
+	$(PIP_INSTALL) -e '.[quickstart,wandb,onnx,deepspeed,dev]'
 	touch $@
 
 $(BIN)/python:

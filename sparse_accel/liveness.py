@@ -8,6 +8,7 @@ Whose number stands still is gone.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -95,6 +96,7 @@ def lost_processes_named() -> Iterator[None]:
         UsageError: names the processes.
     """
     from sparse_accel.processes import open_store, rank_and_size
+    from sparse_accel.stopping import REQUESTS
 
     store = open_store()
     if store is None:
@@ -106,6 +108,8 @@ def lost_processes_named() -> Iterator[None]:
     except Exception as error:
         if not _is_of_communication(error):
             raise
+        for number in REQUESTS:  # the launcher ends the others at once: this takes a moment longer, and then ends too
+            signal.signal(number, signal.SIG_IGN)
         limit = time.monotonic() + 2 * _GONE_AFTER
         while not (lost := heartbeat.gone(_GONE_AFTER)) and time.monotonic() < limit:
             time.sleep(_BEAT)

@@ -13,6 +13,7 @@ Everything here that takes a weight must be called by all processes, in the same
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -41,6 +42,9 @@ def launch_options(*, find_unused_parameters: bool = False) -> list[Any]:
 
     Their buffers are kept equal by this project: DDP's broadcast would put rank 0's over the others' in every forward.
     """
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # Accelerate knows no newer name yet
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed guesses, and warns, wherever it is installed
     # DeepSpeed would ask for a backend of its own on a CPU. With one process a backend stands for nothing.
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     gloo = "gloo" if several and not torch.cuda.is_available() else None

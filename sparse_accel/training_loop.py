@@ -213,7 +213,7 @@ def take_step(
                 loss = (losses * real).sum() * (parts / rows)
                 accelerator.backward(loss)
                 measured.append((run.loss_parts, real))
-                good = good and (not give_up_steps or math.isfinite(loss))
+                good = good and (not give_up_steps or math.isfinite(loss.detach()))
                 if accelerator.sync_gradients:
                     run.grads_ready()
                     if max_grad_norm > 0 or give_up_steps:

@@ -45,7 +45,8 @@ def project_name(requirement: str) -> str:
 
 
 def test_expected_configurations_are_there() -> None:
-    assert {path.stem for path in CONFIGS} >= {"cpu", "single_gpu_bf16", "single_gpu_fp16", "ddp"}
+    names = {"cpu", "single_gpu_bf16", "single_gpu_fp16", "ddp", "ddp_two_nodes", "fsdp2", "fsdp2_two_nodes"}
+    assert {path.stem for path in CONFIGS} == names | {f"deepspeed_zero{stage}" for stage in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -60,7 +61,7 @@ def test_configuration_explains_itself(path: Path) -> None:
     header = path.read_text().split("\n\ncompute_environment", 1)[0]
     for heading in ("# Hardware:", "# Cost:", "# Launch:"):
         assert heading in header
-    launched = re.findall(r"accelerate launch --config_file (\S+) .*?(scripts/\S+)", header)
+    launched = re.findall(r"accelerate launch --config_file (\S+) .*?(scripts/\S+)", header, flags=re.DOTALL)
     assert launched == [(f"accelerate_configs/{path.name}", "scripts/text_classification.py")]
 
 

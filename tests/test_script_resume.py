@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+import os
 import random
+import resource
+import runpy
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from script_fixtures import (
+    SCRIPT,
     SHORT,
     Tiny,
     assert_same_model,
+    flat,
     history,
     make_model,
     read_json,
@@ -21,7 +29,10 @@ from script_fixtures import (
     start,
     trace,
     wait,
+    words,
 )
+
+from sparse_accel.checkpoints import checkpoints_in, damage
 
 pytest_plugins = ["script_fixtures"]
 
@@ -187,29 +198,107 @@ def wait_for(condition: Any, timeout: float = 120) -> None:
         time.sleep(0.01)
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 75, "stopped by SIGTERM"),
+        (signal.SIGUSR1, 75, "stopped by SIGUSR1"),
+    ],
+)
+def test_a_signal_saves_and_the_same_command_goes_on(
+    flags: dict[str, Any], whole: Path, tmp_path: Path, number: int, code: int, words: str
+) -> None:
     output = tmp_path / "out"
     process = start(**flags, output_dir=output)
     wait_for(lambda: list(output.glob("checkpoint-*")))
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stopped = wait(process)
-    assert stopped.code == 130, stopped.all
-    assert stopped.err.rstrip().splitlines()[-1] == ("interrupted: run the same command again to go on")
+    assert stopped.code == code, stopped.all
+    assert stopped.err.rstrip().splitlines()[-1] == f"{words}: run the same command again to go on"
     assert "Traceback" not in stopped.err
     assert not (output / "model.safetensors").exists()
     assert run(**flags, output_dir=output).code == 0
     assert_same_run(output, whole)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(3))
-def test_kill_at_any_moment(flags: dict[str, Any], whole: Path, tmp_path: Path, number: int) -> None:
-    output = tmp_path / "out"
-    process = start(**flags, output_dir=output)
-    wait_for(output.exists)
-    time.sleep(random.Random(number).uniform(0, 3))
-    process.kill()
-    process.communicate()
+def test_a_full_disk_leaves_the_last_checkpoint(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a disk without room: the second checkpoint meets it, half written."""
+    output = unfinished(whole, tmp_path / "out", 5)
+    largest = (whole / "checkpoint-10" / "training_state.safetensors").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, resource.RLIM_INFINITY))
+    try:
+        full = run(**flags, output_dir=output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert full.code == 2, full.all
+    assert "checkpoint-10 cannot be written" in full.err and "make room" in full.err
+    assert sorted(path.name for path in output.glob("*checkpoint*")) == ["checkpoint-5"]
+    assert not list(output.glob(".*"))
     assert run(**flags, output_dir=output).code == 0
     assert_same_run(output, whole)
+
+
+KILLS = 27  # every third inside a save
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment(flags: dict[str, Any], tmp_path: Path) -> None:
+    """Each kill comes after a random while, every third while a checkpoint is being written; what gets through them all
+    ends as the run that was never killed, bit by bit."""
+    recipe_args = {**DISTILLED, "num_epochs": 20, "qat_start_epoch": 6.0, "observer_epoch": 12.0}
+    flags = {**flags, "recipe_args": recipe_args, "save_steps": 1, "save_total_limit": 2}
+    whole, output, draw = tmp_path / "whole", tmp_path / "out", random.Random(0)
+    assert run(**flags, output_dir=whole).code == 0
+    in_a_save = resumed = 0
+    for kill in range(KILLS):
+        known = {path.name for path in output.glob("checkpoint-*")}
+        log = tmp_path / f"log-{kill}"
+        process = forked(log, **flags, output_dir=output)
+        if kill % 3 == 0:
+            wait_for(functools.partial(writing_or_ended, output, process))
+            time.sleep(draw.uniform(0, 0.02))
+        else:
+            wait_for(functools.partial(saved_or_ended, output, known, process))
+            time.sleep(draw.uniform(0, 0.4))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, log.read_text()
+        in_a_save += writing(output)
+        resumed += "going on from step" in flat(log.read_text())
+        assert [damage(checkpoint) for checkpoint in checkpoints_in(output)].count("") == len(checkpoints_in(output))
+    last = run(**flags, output_dir=output)
+    assert last.code == 0, last.all
+    print(f"\n{KILLS} kills, {in_a_save} of them inside a save; {resumed} resumes, and the last to the end")
+    assert in_a_save >= 8 and resumed >= 20
+    assert_same_model(output, whole)
+    assert trace(output, "eval_loss") == trace(whole, "eval_loss")
     assert not list(output.glob(".*")), "leftovers of what was being written"
+
+
+def saved_or_ended(output: Path, known: set[str], process: Any) -> bool:
+    return bool({path.name for path in output.glob("checkpoint-*")} - known) or not process.is_alive()
+
+
+def writing_or_ended(output: Path, process: Any) -> bool:
+    return writing(output) or not process.is_alive()
+
+
+def writing(output: Path) -> bool:
+    """True while a checkpoint is half written, and after a kill that left it so."""
+    return bool(list(output.glob(".checkpoint-*.partial")))
+
+
+def forked(log: Path, **flags: Any) -> Any:
+    """Starts the script as a process of its own that has imported everything already."""
+
+    def main() -> None:
+        with open(log, "w", buffering=1) as stream:
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+            sys.argv = [str(SCRIPT), *words(**flags)]
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    process = multiprocessing.get_context("fork").Process(target=main)
+    process.start()
+    return process

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from loop import Session, figures_of, make_accelerator, start
 from tiny import make_bert, make_rows, make_tokenizer
+from torch import nn
 
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.errors import UsageError
@@ -166,6 +167,51 @@ def test_a_loss_that_is_no_number_is_an_error() -> None:
     model.get_parameter("classifier.bias").data[0] = torch.nan
     with pytest.raises(UsageError, match="the loss is nan at step 1"):
         start(RANGE, model=model).train()
+
+
+class Breaks(nn.Module):
+    """A model whose logits are no numbers in some of its training forwards, counted from 1."""
+
+    def __init__(self, model: nn.Module, broken: set[int]) -> None:
+        super().__init__()
+        self.model, self.broken, self.forwards = model, broken, 0
+        self.config = model.config
+
+    def forward(self, **inputs: Any) -> Any:
+        outputs = self.model(**inputs)
+        self.forwards += 1
+        if self.forwards in self.broken:
+            outputs.logits = outputs.logits * torch.nan
+        return outputs
+
+
+def test_a_step_without_a_number_is_given_up_where_asked() -> None:
+    """Nothing of it counts: the weights, the moments and the mean of the losses are as if it had not been."""
+    session = start(RANGE, model=Breaks(make_bert(), {2}))
+    states: list[dict[str, Any]] = []
+    session.train(lambda s: states.append(s.state()), give_up_steps=True, keep_snapshots=False)
+    assert [entry["step"] for entry in session.trace] == [1, 3, 4, 5, 6]  # the second had nothing to log
+    assert all(np.isfinite(entry["train/loss"]) for entry in session.trace)
+    assert [entry.get("train/steps_given_up", 0) for entry in session.trace] == [0, 1, 1, 1, 1]
+    assert session.run.progress.step == 6
+    steps = {float(entry["step"]) for entry in states[-1]["optimizer"]["state"].values()}
+    assert steps == {5.0}
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in session.model.parameters())
+
+
+def test_ranges_do_not_see_a_step_that_is_given_up() -> None:
+    recipe = RANGE + "\n  - !QuantizationModifier {}"
+    session = start(recipe, model=Breaks(make_bert(), {3}))  # the second step's: the first is shown once before
+    before: list[Any] = []
+    session.train(lambda s: before.append(s.run.state_dict()), give_up_steps=True)
+    assert [entry["step"] for entry in session.trace] == [1, 3, 4, 5, 6]
+    assert all(bool(torch.isfinite(value.float()).all()) for value in session.run.state_dict().values())
+
+
+def test_a_model_that_never_gives_a_number_ends_the_run() -> None:
+    session = start("modifiers:\n  - !EpochRangeModifier {end_epoch: 20}", model=Breaks(make_bert(), {*range(2, 99)}))
+    with pytest.raises(UsageError, match="not a number in 30 steps, one after another"):
+        session.train(give_up_steps=True)
 
 
 def test_gradients_are_clipped_only_when_asked_to() -> None:
