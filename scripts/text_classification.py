@@ -68,7 +68,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     from sparse_accel.models import load_classifier, load_tokenizer, sequence_limit
     from sparse_accel.optimizer import make_optimizer
     from sparse_accel.recipe_run import RecipeRun
-    from sparse_accel.report import start_table
+    from sparse_accel.report import say, start_table
     from sparse_accel.sharding import before_prepare, plain_model
     from sparse_accel.sparsity import sparsity_report
     from sparse_accel.tasks import load_text_classification
@@ -121,7 +121,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
         tokenizers = (tokenizer, teacher_tokenizer)
         words = training_setup.fill_teacher_table(arguments, accelerator, run.teacher, data, rows["train"], tokenizers)
         about += [("teacher", f"{arguments.distill_teacher}: {words}")]
-    accelerator.print(start_table(accelerator, run, [*about, ("output", str(output_dir))]))
+    say(accelerator, start_table(accelerator, run, [*about, ("output", str(output_dir))]))
 
     # --- train ------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from sparse_accel.recipe_run import problem_type_of
+from sparse_accel.report import say
 from sparse_accel.run_identity import write_text
 from sparse_accel.sharding import plain_model
 from sparse_accel.tasks import compute_metrics
@@ -65,7 +66,7 @@ def write_predictions(
         if accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, prediction_table(logits, data.label_names, data.problem_type))
-        accelerator.print(f"{len(dataset)} predictions: {path}")
+        say(accelerator, f"{len(dataset)} predictions: {path}")
 
 
 def prediction_table(logits: np.ndarray, label_names: list[str], problem_type: str) -> str:

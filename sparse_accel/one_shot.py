@@ -19,7 +19,7 @@ from sparse_accel.history import History
 from sparse_accel.models import load_classifier, load_tokenizer, sequence_limit
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.recipe_run import RecipeRun
-from sparse_accel.report import start_table
+from sparse_accel.report import say, start_table
 from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
 from sparse_accel.sharding import plain_model
 from sparse_accel.sparsity import sparsity_report
@@ -78,7 +78,7 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     model = accelerator.prepare_model(model)
     run.bind(accelerator, model, optimizer, steps_per_epoch=1)
-    accelerator.print(start_table(accelerator, run, [*about, ("output", str(output_dir))]))
+    say(accelerator, start_table(accelerator, run, [*about, ("output", str(output_dir))]))
 
     @torch.no_grad()
     def forwards() -> Iterator[None]:

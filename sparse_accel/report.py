@@ -33,6 +33,12 @@ class _Lines:
         sys.stderr.flush()
 
 
+def say(accelerator: Accelerator, text: str) -> None:
+    """Prints on the main process alone. `accelerator.print` would on one process of each machine."""
+    if accelerator.is_main_process:
+        print(text)
+
+
 def progress_bar(
     accelerator: Accelerator, total: int, what: str, unit: str, *, done: int = 0, leave: bool = True
 ) -> tqdm:

@@ -27,7 +27,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.layers import quantized_linears
 from sparse_accel.model_files import load, save_model
 from sparse_accel.processes import by_main_process
-from sparse_accel.report import print_above_bar, results_table
+from sparse_accel.report import print_above_bar, results_table, say
 from sparse_accel.sparsity import sparsity_report
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def mark_finished(accelerator: Accelerator, folder: Path) -> None:
 def ask_only_for_what_is_missing(arguments: TextClassificationArguments, accelerator: Accelerator) -> None:
     """Takes evaluation and prediction out of what is asked where the finished run in the folder has done them."""
     folder = Path(str(arguments.output_dir))
-    accelerator.print(f"{folder} holds this very run, finished: nothing is trained anew")
+    say(accelerator, f"{folder} holds this very run, finished: nothing is trained anew")
     arguments.do_eval = arguments.do_eval and not (folder / "eval_results.json").exists()
     arguments.do_predict = arguments.do_predict and not any(folder.glob("*_predictions.csv"))
 
@@ -180,7 +180,7 @@ def show(accelerator: Accelerator, folder: Path) -> None:
     """Prints the figures of all_results.json."""
     figures = read_results(folder)
     if figures:
-        accelerator.print(results_table({**figures, "folder": str(folder)}))
+        say(accelerator, results_table({**figures, "folder": str(folder)}))
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -140,14 +140,13 @@ def test_a_job_is_warned_requeued_preempted_and_finished(cluster: dict[str, str]
         return ask(cluster, "squeue", f"--jobs={job}", "--noheader", "--states=all", "--format=%T")
 
     def until(condition: Callable[[], bool]) -> None:
-        wait_for(lambda: condition() or state() in ("FAILED", "COMPLETED", "CANCELLED", "NODE_FAIL"))
+        wait_for(lambda: condition() or state() == "COMPLETED")
         assert condition(), f"{state()}\n{log()}"
 
     until(lambda: (output / "checkpoint-2").is_dir())
     subprocess.run(["scancel", "--signal=USR1", "--batch", job], env=os.environ | cluster, check=True)  # as --signal=B:
     until(lambda: "goes back into the queue" in log())
     assert "stopped by SIGUSR1" in log()
-    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=os.environ | cluster)
     until(lambda: log().count("going on from step") == 1)
     subprocess.run(["scontrol", "requeue", job], env=os.environ | cluster, check=True)  # as a preemption does
     until(lambda: "stopped by SIGTERM" in log() or log().count("going on from step") == 2)

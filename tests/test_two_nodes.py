@@ -1,0 +1,93 @@
+"""Two machines, as two launches: over loopback, and where this machine allows it in two networks of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from layouts import difference, make_flags, recipe_flags
+from script_fixtures import ROOT, SCRIPT, environment, flat, run, wait, words
+
+pytestmark = pytest.mark.slow
+
+ADDRESSES = ("10.77.77.1", "10.77.77.2")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def launch(rank: int, address: str, port: int, flags: dict[str, Any], *before: str) -> subprocess.Popen[str]:
+    """Starts the launcher of one machine with one process; `before` are words in front of the interpreter."""
+    config = ROOT / "accelerate_configs" / "ddp_two_nodes.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += ["--num_processes", "2", "--machine_rank", str(rank), "--main_process_ip", address]
+    command += ["--main_process_port", str(port), "--mixed_precision", "no", str(SCRIPT), *words(**flags)]
+    return subprocess.Popen(
+        [*before, *command],
+        cwd=ROOT,
+        env=environment(ACCELERATE_USE_CPU="true"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def check(machines: list[subprocess.Popen[str]], flags: dict[str, Any], tmp_path: Path) -> None:
+    first, second = (wait(machine) for machine in machines)
+    assert first.code == 0 and second.code == 0, first.all + second.all
+    assert "DDP, 2 processes" in flat(first.out) and "── run " not in second.out
+    one = run(**{**flags, "output_dir": tmp_path / "one"}, gradient_accumulation_steps=2)
+    assert one.code == 0, one.all
+    found = difference(tmp_path / "one", tmp_path / "two", float_steps=7)
+    assert found.loss_before < 1e-6 and found.loss < 5e-3 and found.under_masks == 0 and found.rate == 0
+
+
+@pytest.fixture
+def flags(tmp_path: Path) -> dict[str, Any]:
+    return {**make_flags(tmp_path), **recipe_flags(tmp_path, "tutorial"), "output_dir": tmp_path / "two"}
+
+
+def test_two_launches_over_loopback(flags: dict[str, Any], tmp_path: Path) -> None:
+    port = free_port()
+    check([launch(rank, "127.0.0.1", port, flags) for rank in (0, 1)], flags, tmp_path)
+
+
+@pytest.fixture
+def networks() -> Iterator[list[str]]:
+    """Two network namespaces, joined by a cable; gives their names."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("network namespaces need root, and the program ip")
+    names = [f"sparse-accel-{os.getpid()}-{number}" for number in (0, 1)]
+    commands = [f"ip netns add {name}" for name in names]
+    commands += [f"ip link add eth0 netns {names[0]} type veth peer name eth0 netns {names[1]}"]
+    for name, address in zip(names, ADDRESSES, strict=True):
+        commands += [f"ip -n {name} address add {address}/24 dev eth0", f"ip -n {name} link set eth0 up"]
+        commands += [f"ip -n {name} link set lo up"]
+    try:
+        for command in commands:
+            made = subprocess.run(command.split(), capture_output=True, text=True)
+            if made.returncode != 0:
+                pytest.skip(f"this machine allows no network namespaces: {made.stderr.strip()}")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+def test_two_launches_in_networks_of_their_own(flags: dict[str, Any], tmp_path: Path, networks: list[str]) -> None:
+    machines = []
+    for rank, name in enumerate(networks):
+        inside = ["ip", "netns", "exec", name, "env", "GLOO_SOCKET_IFNAME=eth0"]
+        machines.append(launch(rank, ADDRESSES[0], 29500, flags, *inside))
+    check(machines, flags, tmp_path)
