@@ -1,8 +1,10 @@
 """What a recipe costs per step, and what batching and the teacher's table save. Everything interleaved in one run.
 
     python scripts/benchmark.py --train_file train.csv --output outputs/benchmark.json
+    accelerate launch --config_file accelerate_configs/ddp.yaml scripts/benchmark.py --train_file train.csv --first_only
 
-Table 1: the tutorial's recipe in its three phases against a hand-written Accelerate loop, on the same batches.
+Table 1: the tutorial's recipe in its three phases against a hand-written Accelerate loop, on the same batches and under
+         the same layout; and what a checkpoint costs.
 Table 2: batches of like lengths with a table of teacher logits against rows padded to 128 with a live teacher, one
          factor at a time.
 
@@ -15,7 +17,10 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,11 +34,15 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sparse_accel.batches import Collator, GlobalBatchSampler
+from sparse_accel.checkpoints import save_checkpoint
 from sparse_accel.errors import run_main
+from sparse_accel.history import History
 from sparse_accel.masks import magnitude_mask
 from sparse_accel.optimizer import parameter_groups
+from sparse_accel.processes import by_main_process, largest
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
+from sparse_accel.sharding import before_prepare, check_launch, describe, launch_options
 from sparse_accel.sparsity import is_encoder_linear
 from sparse_accel.teacher import Teacher
 from sparse_accel.training_loop import Averages, take_step
@@ -54,10 +63,12 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=20, help="rounds of table 1; table 2 takes a fifth for each length"
     )
+    parser.add_argument("--first_only", action="store_true", help="table 1 alone; the one for several processes")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark.json"))
     arguments = parser.parse_args()
 
-    accelerator = Accelerator()
+    accelerator = Accelerator(kwargs_handlers=launch_options())
+    check_launch(accelerator)
     tokenizer, dense, sparse, rows = load(arguments.model, arguments.train_file)
     live = Teacher(copy.deepcopy(dense).to(accelerator.device))
     tabled = Teacher(live.model)
@@ -69,13 +80,27 @@ def main() -> None:
     padded = batches(accelerator, tokenizer, rows, mixed, PADDED_LENGTH)
 
     with_live, with_table = recipe_step(accelerator, sparse, live), recipe_step(accelerator, sparse, tabled)
+    quantized = recipe_step(accelerator, sparse, tabled, quantized=True)
     phases = {
         "hand-written loop": (hand_written_step(accelerator, sparse), like_lengths),
         "pruned": (recipe_step(accelerator, sparse, None), like_lengths),
         "pruned, distilled": (with_table, like_lengths),
-        "pruned, distilled, QAT": (recipe_step(accelerator, sparse, tabled, quantized=True), like_lengths),
+        "pruned, distilled, QAT": (quantized, like_lengths),
     }
     phase_table = compare(phases, arguments.rounds)
+    checkpoint = checkpoint_cost(quantized, tokenizer)
+    if accelerator.is_main_process:
+        print(
+            f"\n{describe(accelerator)}: {BATCH_SIZE} rows a process and step, {torch.get_num_threads()} threads each"
+        )
+        print(as_text("The tutorial's recipe", phase_table, "of the loop", lambda ratio: ratio))
+        share = checkpoint["seconds"] / phase_table["pruned, distilled, QAT"]["seconds"]
+        print(
+            f"A checkpoint takes the time of {share:.1f} steps, and {checkpoint['bytes_a_weight']:.1f} bytes a weight."
+        )
+    if arguments.first_only:
+        write_output(accelerator, arguments.output, {"phases": phase_table, "checkpoint": checkpoint})
+        return
     forms = {
         f"padded to {PADDED_LENGTH}, live teacher": (with_live, padded),
         f"padded to {PADDED_LENGTH}, table": (with_table, padded),
@@ -85,11 +110,15 @@ def main() -> None:
     }
     form_table = compare(forms, arguments.rounds)
 
-    print(f"\n{BATCH_SIZE} rows a step, {torch.get_num_threads()} threads, {accelerator.device}")
-    print(as_text("The tutorial's recipe", phase_table, "of the loop", lambda ratio: ratio))
     print(as_text("Batching and teacher", form_table, "times faster", lambda ratio: 1 / ratio))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({"phases": phase_table, "forms": form_table}, indent=2) + "\n")
+    found = {"phases": phase_table, "forms": form_table, "checkpoint": checkpoint}
+    write_output(accelerator, arguments.output, found)
+
+
+def write_output(accelerator: Accelerator, path: Path, tables: dict[str, Any]) -> None:
+    if accelerator.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(tables, indent=2) + "\n")
 
 
 # --- contestants ------------------------------------------------------------------------------------------------------
@@ -97,8 +126,10 @@ def main() -> None:
 
 def hand_written_step(accelerator: Accelerator, start: nn.Module) -> Step:
     """The loop that everybody writes with Accelerate, with the same optimizer and clipping."""
+    accelerator = one_more(accelerator)
     model = copy.deepcopy(start)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    before_prepare(accelerator, model, BATCH_SIZE, 1.0)
     model, optimizer = accelerator.prepare(model, optimizer)
     model.train()
 
@@ -118,17 +149,19 @@ def recipe_step(
 ) -> Step:
     """The project's own training step under the tutorial's recipe, in the phase asked for."""
     variables = {"qat_start_epoch": 0.0, "init_lr": 1e-5} if quantized else {"init_lr": 1e-5}
+    accelerator = one_more(accelerator)
     run = RecipeRun(load_recipe(RECIPE, variables), teacher=teacher or "disable")
     model = copy.deepcopy(start)
     run.attach(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=1e-5, fused=True)
+    before_prepare(accelerator, model, BATCH_SIZE, 1.0)
     model, optimizer = accelerator.prepare(model, optimizer)
     run.bind(accelerator, model, optimizer, steps_per_epoch=1_000_000)  # every step lies in the first epoch
     averages = Averages()
     model.train()
 
     def step(batch: Batch) -> None:
-        rows = len(batch["labels"])
+        rows = len(batch["labels"]) * accelerator.num_processes
         take_step(
             accelerator,
             model,
@@ -141,15 +174,39 @@ def recipe_step(
             label_smoothing=0.0,
             max_grad_norm=1.0,
         )
+        largest(0)  # the loop's question whether any process was asked to stop
 
+    step.run = run  # type: ignore[attr-defined]
     return step
+
+
+def one_more(accelerator: Accelerator) -> Accelerator:
+    """Returns an accelerator for another model: under DeepSpeed and FSDP2 each wants its own."""
+    return Accelerator() if accelerator.num_processes > 1 else accelerator
+
+
+def checkpoint_cost(step: Step, tokenizer: Any) -> dict[str, float]:
+    """Returns the seconds that a checkpoint takes, the median of five, and its bytes a weight of the model."""
+    run: RecipeRun = step.run  # type: ignore[attr-defined]
+    assert run.accelerator is not None
+    folder = Path(str(by_main_process(run.accelerator, lambda: tempfile.mkdtemp())))
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        saved = save_checkpoint(folder, run.accelerator, run.model, tokenizer, run, History())
+        seconds.append(time.perf_counter() - began)
+    size = sum(path.stat().st_size for path in saved.iterdir())
+    run.accelerator.wait_for_everyone()
+    by_main_process(run.accelerator, lambda: shutil.rmtree(folder))
+    weights = sum(getattr(p, "ds_numel", p.numel()) for p in run.layers_of.parameters())
+    return {"seconds": statistics.median(seconds), "bytes": size, "bytes_a_weight": size / weights}
 
 
 def compare(contestants: dict[str, tuple[Step, list[Batch]]], rounds: int) -> dict[str, dict[str, float]]:
     """Returns seconds a step (median over rounds, mean over batches) and their ratio to the first contestant's."""
     names = list(contestants)
     seconds: dict[str, list[list[float]]] = {name: [[] for _ in range(BATCHES)] for name in names}
-    for turn in tqdm(range(BATCHES * (rounds + 1)), desc="rounds"):
+    for turn in tqdm(range(BATCHES * (rounds + 1)), desc="rounds", disable=int(os.environ.get("RANK", "0")) > 0):
         number, again = turn % BATCHES, turn >= BATCHES  # the first time with each batch warms up and does not count
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             step, chosen = contestants[name]

@@ -69,7 +69,8 @@ def check_launch(accelerator: Accelerator) -> None:
         )
     if _asked_for("FSDP") and accelerator.distributed_type != DistributedType.FSDP:
         raise UsageError(
-            f"the launcher asked for FSDP and this is {describe(accelerator)}: FSDP needs GPUs, and no use_cpu"
+            f"the launcher asked for FSDP and Accelerate made {accelerator.distributed_type.value} of it: FSDP needs "
+            "GPUs, and use_cpu: false"
         )
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
