@@ -61,10 +61,11 @@ def check_launch(accelerator: Accelerator) -> None:
         UsageError: says which setting, and what to set instead.
     """
     asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked != accelerator.num_processes:
+    alone = accelerator.distributed_type == DistributedType.NO
+    if asked != accelerator.num_processes or (asked > 1 and alone):
         raise UsageError(
-            f"the launcher started {asked} processes and they did not find each other: each would train a run of its "
-            "own. On a CPU set distributed_type: MULTI_GPU in the launcher's file and ACCELERATE_USE_CPU=true in the "
+            f"the launcher started {asked} processes and they do not train together: each would train a run of its own. "
+            "On a CPU set distributed_type: MULTI_GPU in the launcher's file and ACCELERATE_USE_CPU=true in the "
             "environment; FSDP needs GPUs"
         )
     if _asked_for("FSDP") and accelerator.distributed_type != DistributedType.FSDP:

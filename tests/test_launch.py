@@ -61,8 +61,10 @@ def test_zero3_init_is_refused() -> None:
 def test_processes_that_did_not_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_launch(accelerator(DistributedType.MULTI_GPU, processes=2))
-    with pytest.raises(UsageError, match="2 processes and they did not find each other"):
+    with pytest.raises(UsageError, match="2 processes and they do not train together"):
         check_launch(accelerator(DistributedType.NO))
+    with pytest.raises(UsageError, match="do not train together"):
+        check_launch(accelerator(DistributedType.NO, processes=2))
 
 
 def test_fsdp_that_became_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,14 +75,21 @@ def test_fsdp_that_became_something_else(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("variables", "words"),
-    [({"ACCELERATE_USE_CPU": "true"}, "asked for FSDP and Accelerate made"), ({}, "did not find each other")],
+    ("layout", "variables", "words"),
+    [
+        ("fsdp2", {"ACCELERATE_USE_CPU": "true"}, "asked for FSDP and Accelerate made"),
+        ("fsdp2", {}, "do not train together"),
+        ("ddp", {}, "do not train together"),
+    ],
 )
-def test_fsdp_without_gpus_is_refused(tiny: Tiny, tmp_path: Path, variables: dict[str, str], words: str) -> None:
-    """Accelerate turns it into DDP, or starts runs that know nothing of each other, without a word."""
-    launch, _ = launcher("fsdp2")
+def test_a_launch_for_gpus_without_them_is_refused(
+    tiny: Tiny, tmp_path: Path, layout: str, variables: dict[str, str], words: str
+) -> None:
+    """Accelerate turns FSDP into DDP, or starts runs that know nothing of each other, without a word."""
+    launch, _ = launcher(layout)
     output = tmp_path / "out"
-    ended = wait(start(launcher=launch[:-1], env=variables, **tiny.flags(), output_dir=output))
+    words_before = [word for word in launch if not word.endswith("fsdp2_on_cpu.py")]
+    ended = wait(start(launcher=words_before, env=variables, **tiny.flags(), output_dir=output))
     assert ended.code != 0 and ended.err.count(words) == 1, ended.all
     assert not output.exists()
 
