@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -64,7 +65,7 @@ def check_launch(accelerator: Accelerator) -> None:
     alone = accelerator.distributed_type == DistributedType.NO
     if asked != accelerator.num_processes or (asked > 1 and alone):
         raise UsageError(
-            f"the launcher started {asked} processes and they do not train together: each would train a run of its own. "
+            f"the launcher started {asked} processes and they do not train together: each would train alone. "
             "On a CPU set distributed_type: MULTI_GPU in the launcher's file and ACCELERATE_USE_CPU=true in the "
             "environment; FSDP needs GPUs"
         )
@@ -137,6 +138,20 @@ def describe(accelerator: Accelerator) -> str:
         kind = {DistributedType.NO: "one process", DistributedType.FSDP: "FSDP2"}
         name = kind.get(accelerator.distributed_type, "DDP")
     return name if accelerator.num_processes == 1 else f"{name}, {accelerator.num_processes} processes"
+
+
+@contextmanager
+def unused_weights_explained() -> Iterator[None]:
+    """Turns DDP's complaint about weights without a gradient into an error that names the flag."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Expected to have finished reduction" not in str(error):
+            raise
+        raise UsageError(
+            "the model does not use all of its weights in every step, and DDP waits for a gradient of each: pass "
+            "--ddp_find_unused_parameters, or freeze those weights with a TrainableParamsModifier"
+        ) from error
 
 
 def plain_model(accelerator: Accelerator, model: nn.Module) -> Any:

@@ -33,6 +33,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.losses import task_loss
 from sparse_accel.processes import largest, reduce_sum
 from sparse_accel.report import progress_bar
+from sparse_accel.sharding import unused_weights_explained
 from sparse_accel.stopping import stop, stop_requests
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def train(
     if run.progress.step >= schedule.total_steps:  # resumed after the last step
         run.finish()
     model.train()
-    with bar, stop_requests() as stop_asked:
+    with bar, stop_requests() as stop_asked, unused_weights_explained():
         while run.progress.step < schedule.total_steps:
             sampler.epoch, sampler.first_step = divmod(run.progress.step, run.progress.steps_per_epoch)
             batches = iter(loader)
