@@ -26,7 +26,7 @@ from sparse_accel.samples import minilm_folder, write_movie_reviews
 RECIPES = ROOT / "sparse_accel" / "zoo" / "recipes"
 SEED = 0
 HELD_OUT = 1066  # sentences of Rotten Tomatoes to judge by, as many as its official validation split has
-IMDB_ROWS = 1500
+IMDB_ROWS = 4000
 
 SECONDS = "seconds.json"
 SENTENCES = (

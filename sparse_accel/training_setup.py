@@ -20,7 +20,7 @@ from sparse_accel.models import load_teacher, sequence_limit
 from sparse_accel.optimizer import usual_rate
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
-from sparse_accel.sharding import check_launch, launch_options
+from sparse_accel.sharding import check_launch, describe, launch_options
 from sparse_accel.tasks import check_metric_name, tokenize
 from sparse_accel.tasks.preprocessing import tokenizer_digest
 from sparse_accel.teacher import Teacher
@@ -53,6 +53,11 @@ def make_accelerator(arguments: TextClassificationArguments) -> Accelerator:
         dynamo_plugin=_compilation() if arguments.torch_compile else None,
     )
     check_launch(accelerator)
+    if arguments.torch_compile and accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
+        raise UsageError(
+            f"--torch_compile under {describe(accelerator)} is not supported: these wrappers take layers apart while "
+            "they run, which breaks the graph at each. Leave the flag out, or launch with accelerate_configs/ddp.yaml"
+        )
     if arguments.nan_loss == "skip" and accelerator.distributed_type == "DEEPSPEED":
         raise UsageError("--nan_loss skip: DeepSpeed steps before the loss can be looked at. Leave the flag out")
     return accelerator
