@@ -19,9 +19,7 @@ from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.sharding import launch_options
 from sparse_accel.training_loop import Schedule, train
 
-RECIPE = (
-    "modifiers:\n  - !EpochRangeModifier {end_epoch: 1}\n  - !QuantizationModifier {submodules: [bert]}"
-)
+RECIPE = "modifiers:\n  - !EpochRangeModifier {end_epoch: 1}\n  - !QuantizationModifier {submodules: [bert]}"
 
 
 class Spare(nn.Module):
