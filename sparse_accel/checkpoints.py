@@ -148,6 +148,14 @@ def damage(checkpoint: Path) -> str:
     return ""
 
 
+def name_whole_ones(folder: Path) -> None:
+    """Gives their names to checkpoints that were written whole, and whose run was killed before they had them."""
+    for partial in sorted(folder.glob(".checkpoint-*.partial")):
+        final = folder / partial.name.removeprefix(".").removesuffix(".partial").removesuffix(".older")
+        if not final.exists() and not damage(partial):
+            os.rename(partial, final)
+
+
 def newest_whole(folder: Path) -> Path | None:
     """Returns the newest checkpoint whose files are as they were written. Damaged ones are moved aside, and named."""
     for checkpoint in reversed(checkpoints_in(folder)):

@@ -24,6 +24,7 @@ _GONE_AFTER = 5.0  # seconds without a count, once an operation has failed
 # A process that waits for one that is gone cannot notice by itself: a GPU's collective operation waits on. Longer than
 # any pause of a process that lives.
 _END_AFTER = 120.0
+_PAUSED = 10.0  # more than this between two counts of one's own
 
 
 class Heartbeat:
@@ -58,7 +59,12 @@ class Heartbeat:
         return f"{noun} {', '.join(place(rank) for rank in ranks)} of {self.world_size}"
 
     def _run(self) -> None:
+        last = time.monotonic()
         while not self.ended.wait(_BEAT):
+            now = time.monotonic()
+            if now - last > _PAUSED:  # this process was stopped, as by Ctrl-Z, and so were the others: all begin anew
+                self.moved = [now] * self.world_size
+            last = now
             try:
                 self._beat()
             except RuntimeError:  # the store is gone, and with it the process, or the launcher, that kept it

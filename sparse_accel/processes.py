@@ -17,6 +17,9 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from sparse_accel.errors import UsageError
 
+# How long processes wait for one that does something alone, such as tokenizing a large data set for all.
+LONGEST_WAIT = timedelta(hours=2)
+
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -87,4 +90,4 @@ def largest(number: int) -> int:
 
 @cache
 def _cpu_group() -> Any:
-    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=LONGEST_WAIT)

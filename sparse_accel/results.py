@@ -18,15 +18,17 @@ from sparse_accel.checkpoints import (
     checkpoints_in,
     copy_model,
     damage,
+    name_whole_ones,
     newest_whole,
     publish,
     write_json,
     written_or_said,
 )
+from sparse_accel.command_line import warn
 from sparse_accel.errors import UsageError
 from sparse_accel.layers import quantized_linears
 from sparse_accel.model_files import load, save_model
-from sparse_accel.processes import by_main_process
+from sparse_accel.processes import by_main_process, largest
 from sparse_accel.report import print_above_bar, results_table, say
 from sparse_accel.sparsity import sparsity_report
 
@@ -43,11 +45,17 @@ ARGUMENTS_FILE = "arguments.json"
 
 def claim(accelerator: Accelerator, folder: Path, identity: dict[str, Any], *, overwrite: bool) -> str:
     """As `run_identity.claim_folder`, decided by the main process for all."""
-    answer = by_main_process(accelerator, lambda: run_identity.claim_folder(folder, identity, overwrite=overwrite))
-    if not folder.is_dir():  # of another machine
+
+    def decide() -> str:
+        name_whole_ones(folder)
+        return run_identity.claim_folder(folder, identity, overwrite=overwrite)
+
+    answer = by_main_process(accelerator, decide)
+    blind = largest(0 if folder.is_dir() else accelerator.process_index + 1)  # one of another machine
+    if blind:
         raise UsageError(
-            f"--output_dir {folder} was made by the main process and is not to be seen from process "
-            f"{accelerator.process_index}: with several machines it must lie on a file system that they share"
+            f"--output_dir {folder} was made by the main process and is not to be seen from process {blind - 1}: with "
+            "several machines it must lie on a file system that they share"
         )
     return str(answer)
 
@@ -70,7 +78,7 @@ def checkpoint_to_resume(arguments: TextClassificationArguments, accelerator: Ac
     asked = arguments.resume_from_checkpoint
     if isinstance(asked, str):
         path = Path(asked).expanduser()
-        if not path.is_dir():
+        if not by_main_process(accelerator, path.is_dir):
             near = ", ".join(found.name for found in checkpoints_in(path.parent)) or "none"
             raise UsageError(
                 f"--resume_from_checkpoint {asked}: there is no such folder. Checkpoints beside it: {near}"
@@ -114,7 +122,10 @@ def write_final(
     """
     partial = folder / ".final.partial"
     best = folder / f"checkpoint-{history.best_step}"
-    chosen = history.best_step is not None and best.is_dir()
+    chosen = by_main_process(accelerator, lambda: history.best_step is not None and best.is_dir() and not damage(best))
+    if history.best_step is not None and not chosen:
+        warn(f"the best checkpoint, {best.name}, is gone or damaged: the model of the last step is written instead")
+        history.best_step = None
 
     def fill() -> None:
         if chosen:

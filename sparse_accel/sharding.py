@@ -16,7 +16,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -29,11 +28,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sparse_accel.errors import UsageError
-from sparse_accel.processes import world_size
-
-# How long processes wait for one that does something alone, such as tokenizing a large data set for all.
-_LONGEST_WAIT = timedelta(hours=2)
-
+from sparse_accel.processes import LONGEST_WAIT, largest, world_size
 
 # --- launching --------------------------------------------------------------------------------------------------------
 
@@ -51,7 +46,7 @@ def launch_options(*, find_unused_parameters: bool = False) -> list[Any]:
     gloo = "gloo" if several and not torch.cuda.is_available() else None
     return [
         DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=find_unused_parameters),
-        InitProcessGroupKwargs(backend=gloo, timeout=_LONGEST_WAIT),
+        InitProcessGroupKwargs(backend=gloo, timeout=LONGEST_WAIT),
     ]
 
 
@@ -99,6 +94,7 @@ def check_launch(accelerator: Accelerator) -> None:
         from transformers.integrations import unset_hf_deepspeed_config  # type: ignore[attr-defined]
 
         unset_hf_deepspeed_config()  # else transformers splits what it loads, the teacher too, whatever that flag says
+    largest(0)  # the processes' CPUs find each other now, or not at all
 
 
 def _asked_for(name: str) -> bool:
@@ -395,6 +391,7 @@ def load_scaler_state(accelerator: Accelerator, optimizer: Any, state: Mapping[s
     if not state or accelerator.mixed_precision != "fp16":
         return
     if accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict({**accelerator.scaler.state_dict(), **state})
+        own = accelerator.scaler.state_dict()  # some entries are whole numbers, and must stay so
+        accelerator.scaler.load_state_dict({key: type(own[key])(state.get(key, own[key])) for key in own})
     else:
         optimizer.optimizer.loss_scaler.cur_scale = state["scale"]

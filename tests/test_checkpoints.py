@@ -25,6 +25,8 @@ from sparse_accel.checkpoints import (
     damage,
     delete_old,
     load_checkpoint,
+    name_whole_ones,
+    newest_whole,
     publish,
     save_checkpoint,
     write_json,
@@ -148,6 +150,16 @@ def test_model_files_are_copied_without_training_state(saved: tuple[Session, Pat
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert {"config.json", "model.safetensors", "quantization.json", "tokenizer.json"} <= names
     assert not names & {RECIPE_STATE, TRAINER_STATE, TRAINING_STATE, CHECKSUMS}
+
+
+@pytest.mark.parametrize("name", [".checkpoint-3.partial", ".checkpoint-3.older.partial"])
+def test_a_whole_one_without_its_name_gets_it(saved: tuple[Session, Path], tmp_path: Path, name: str) -> None:
+    """As a kill between the two renames leaves it, where another one of that step is replaced."""
+    (copy_of(saved, tmp_path)).rename(tmp_path / name)
+    (tmp_path / ".checkpoint-9.partial").mkdir()  # never sealed
+    name_whole_ones(tmp_path)
+    assert numbers(tmp_path) == [3] and newest_whole(tmp_path) == tmp_path / "checkpoint-3"
+    assert (tmp_path / ".checkpoint-9.partial").is_dir()
 
 
 def truncate(name: str) -> Callable[[Path], None]:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from accelerate.utils import DistributedType
 from layouts import launcher
 from script_fixtures import Tiny, start, wait
@@ -17,7 +18,7 @@ from tiny import make_albert, make_bert, make_distilbert, make_roberta
 from sparse_accel import liveness
 from sparse_accel.errors import UsageError
 from sparse_accel.liveness import Heartbeat, lost_processes_named
-from sparse_accel.sharding import _block_classes, before_prepare, check_launch
+from sparse_accel.sharding import _block_classes, before_prepare, check_launch, load_scaler_state, scaler_state
 
 pytest_plugins = ["script_fixtures"]
 
@@ -116,6 +117,30 @@ def test_deepspeed_is_told_what_it_would_guess() -> None:
 )
 def test_blocks_are_found(model: Any, names: list[str]) -> None:
     assert _block_classes(model()) == names
+
+
+def test_the_loss_scale_comes_back() -> None:
+    """Through tensors of one kind, to numbers of theirs: a count that becomes a float breaks the next step."""
+    before, after = (torch.amp.GradScaler("cpu", init_scale=2.0**power) for power in (10, 16))
+    found, other = (
+        SimpleNamespace(scaler=scaler, mixed_precision="fp16", is_main_process=True) for scaler in (before, after)
+    )
+    state = {key: torch.tensor(value, dtype=torch.float64).item() for key, value in scaler_state(found, None).items()}
+    load_scaler_state(other, None, state)
+    assert after.state_dict() == before.state_dict()
+    assert [type(value) for value in after.state_dict().values()] == [type(v) for v in before.state_dict().values()]
+
+
+def test_a_process_that_was_paused_accuses_nobody(fast: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "_PAUSED", 0.0)  # as if it had been, before every count
+    monkeypatch.setattr(liveness, "_END_AFTER", 0.005)
+    monkeypatch.setattr(liveness, "_end", lambda reason: ended.append(reason))
+    ended: list[str] = []
+    heartbeat = Heartbeat(Store(), 0, 2)
+    heartbeat.store.add("beat/1", 1)
+    time.sleep(0.3)
+    heartbeat.ended.set()
+    assert not ended
 
 
 # --- processes that are gone ------------------------------------------------------------------------------------------
