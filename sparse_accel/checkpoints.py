@@ -198,7 +198,10 @@ def delete_old(folder: Path, keep: int, best: int | None) -> None:
     kept = [path for path in found if path == found[-1] or checkpoint_step(path) == best]
     others = [path for path in found if path not in kept]
     for path in others[: max(len(found) - max(keep, len(kept)), 0)]:
-        shutil.rmtree(path)
+        doomed = path.with_name(f".deleted-{path.name}.partial")  # killed in between, it is no checkpoint any more
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
 
 
 def load_checkpoint(folder: Path, accelerator: Accelerator, run: RecipeRun, history: History) -> None:

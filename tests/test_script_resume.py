@@ -257,7 +257,7 @@ def test_kills_at_any_moment(flags: dict[str, Any], tmp_path: Path) -> None:
         process = forked(log, **flags, output_dir=output)
         if kill % 3 == 0:
             wait_for(functools.partial(writing_or_ended, output, process))
-            time.sleep(draw.uniform(0, 0.02))
+            time.sleep(draw.uniform(0, 0.005))
         else:
             wait_for(functools.partial(saved_or_ended, output, known, process))
             time.sleep(draw.uniform(0, 0.4))
@@ -270,7 +270,7 @@ def test_kills_at_any_moment(flags: dict[str, Any], tmp_path: Path) -> None:
     last = run(**flags, output_dir=output)
     assert last.code == 0, last.all
     print(f"\n{KILLS} kills, {in_a_save} of them inside a save; {resumed} resumes, and the last to the end")
-    assert in_a_save >= 8 and resumed >= 20
+    assert in_a_save >= 8 and resumed >= KILLS // 2
     assert_same_model(output, whole)
     assert trace(output, "eval_loss") == trace(whole, "eval_loss")
     assert not list(output.glob(".*")), "leftovers of what was being written"
