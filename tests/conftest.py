@@ -18,6 +18,7 @@ os.environ.update(
     SPARSE_ACCEL_CACHE=f"{_HOME}/cache",
     WANDB_MODE="offline",
     TOKENIZERS_PARALLELISM="false",
+    DS_ACCELERATOR="cpu",  # DeepSpeed, where it is installed, would guess and print so
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
