@@ -41,7 +41,13 @@ class Heartbeat:
         self.moved = [time.monotonic()] * world_size
         self.ended = threading.Event()
         self.store.set(f"host/{rank}", socket.gethostname())
-        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
+        self.thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self.thread.start()
+
+    def end(self) -> None:
+        """Counts no more. A thread that is inside the store when Python exits would abort the whole process."""
+        self.ended.set()
+        self.thread.join(timeout=_GONE_AFTER)
 
     def gone(self, seconds: float) -> list[int]:
         """Returns the ranks that have not counted for so long."""
@@ -68,8 +74,7 @@ class Heartbeat:
             try:
                 self._beat()
             except RuntimeError:  # the store is gone, and with it the process, or the launcher, that kept it
-                time.sleep(_END_AFTER)
-                if not self.ended.is_set():
+                if not self.ended.wait(_END_AFTER):
                     _end("the launcher's store cannot be reached any more")
                 return
             lost = [rank for rank in self.gone(_END_AFTER) if self.counts[rank]]
@@ -123,7 +128,7 @@ def lost_processes_named() -> Iterator[None]:
             raise
         raise ProcessLost(f"{heartbeat.in_words(lost)} ended. {_GO_ON}") from error
     finally:
-        heartbeat.ended.set()
+        heartbeat.end()
 
 
 class ProcessLost(UsageError):

@@ -139,8 +139,23 @@ def test_a_process_that_was_paused_accuses_nobody(fast: None, monkeypatch: pytes
     heartbeat = Heartbeat(Store(), 0, 2)
     heartbeat.store.add("beat/1", 1)
     time.sleep(0.3)
-    heartbeat.ended.set()
+    heartbeat.end()
     assert not ended
+
+
+def test_no_thread_outlives_the_run(fast: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is inside the store while Python ends would abort the process, after everything was written."""
+
+    class SlowStore(Store):
+        def add(self, key: str, amount: int) -> int:
+            time.sleep(0.05)
+            return super().add(key, amount)
+
+    monkeypatch.setattr("sparse_accel.processes.open_store", SlowStore)
+    monkeypatch.setattr("sparse_accel.processes.rank_and_size", lambda: (0, 2))
+    with lost_processes_named():
+        time.sleep(0.1)
+    assert "heartbeat" not in [thread.name for thread in threading.enumerate()]
 
 
 # --- processes that are gone ------------------------------------------------------------------------------------------
@@ -186,7 +201,7 @@ def test_whose_count_stands_still_is_gone(fast: None) -> None:
         assert heartbeat.in_words([2]) == "process 2 (on node7) of 3"
         assert heartbeat.in_words([1, 2]) == "processes 1, 2 (on node7) of 3"
     finally:
-        heartbeat.ended.set()
+        heartbeat.end()
 
 
 @pytest.mark.parametrize("gone", [True, False])

@@ -253,10 +253,10 @@ def test_kills_at_any_moment(flags: dict[str, Any], tmp_path: Path) -> None:
     in_a_save = resumed = 0
     for kill in range(KILLS):
         known = {path.name for path in output.glob("checkpoint-*")}
-        log = tmp_path / f"log-{kill}"
+        log, began = tmp_path / f"log-{kill}", time.time_ns()
         process = forked(log, **flags, output_dir=output)
         if kill % 3 == 0:
-            wait_for(functools.partial(writing_or_ended, output, process))
+            wait_for(functools.partial(writing_or_ended, output, began, process))
             time.sleep(draw.uniform(0, 0.005))
         else:
             wait_for(functools.partial(saved_or_ended, output, known, process))
@@ -264,7 +264,7 @@ def test_kills_at_any_moment(flags: dict[str, Any], tmp_path: Path) -> None:
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, log.read_text()
-        in_a_save += writing(output)
+        in_a_save += writing(output, began)
         resumed += "going on from step" in flat(log.read_text())
         assert [damage(checkpoint) for checkpoint in checkpoints_in(output)].count("") == len(checkpoints_in(output))
     last = run(**flags, output_dir=output)
@@ -280,13 +280,16 @@ def saved_or_ended(output: Path, known: set[str], process: Any) -> bool:
     return bool({path.name for path in output.glob("checkpoint-*")} - known) or not process.is_alive()
 
 
-def writing_or_ended(output: Path, process: Any) -> bool:
-    return writing(output) or not process.is_alive()
+def writing_or_ended(output: Path, began: int, process: Any) -> bool:
+    return writing(output, began) or not process.is_alive()
 
 
-def writing(output: Path) -> bool:
-    """True while a checkpoint is half written, and after a kill that left it so."""
-    return bool(list(output.glob(".checkpoint-*.partial")))
+def writing(output: Path, began: int) -> bool:
+    """True while a checkpoint is half written, and after a kill that left it so; what an earlier kill left is older."""
+    try:
+        return any(path.stat().st_mtime_ns > began for path in output.glob(".checkpoint-*.partial"))
+    except FileNotFoundError:  # whole by now, or removed
+        return False
 
 
 def forked(log: Path, **flags: Any) -> Any:
@@ -296,6 +299,7 @@ def forked(log: Path, **flags: Any) -> Any:
         with open(log, "w", buffering=1) as stream:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
+            sys.stdout = sys.stderr = stream  # pytest's own are not these two
             sys.argv = [str(SCRIPT), *words(**flags)]
             runpy.run_path(str(SCRIPT), run_name="__main__")
 
