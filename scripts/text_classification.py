@@ -17,12 +17,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparse_accel.addresses import load_recipe
 from sparse_accel.arguments import TextClassificationArguments, parse_arguments
 from sparse_accel.errors import run_main
 from sparse_accel.modifiers.distillation import check_teacher
-from sparse_accel.recipe import Recipe, load_recipe
+from sparse_accel.recipe import Recipe
 from sparse_accel.tracking import require_trackers
-from sparse_accel.zoo import recipe_path
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def main() -> None:
     # Arguments and recipe come first: --help and a typo answer at once, before anything heavy is imported or loaded.
     arguments = parse_arguments(TextClassificationArguments, description=(__doc__ or "").partition("\n")[0])
-    recipe = load_recipe(arguments.recipe, arguments.recipe_args, recipe_path) if arguments.recipe else None
+    recipe = load_recipe(arguments.recipe, arguments.recipe_args) if arguments.recipe else None
     if arguments.do_train:
         check_teacher(recipe, arguments.distill_teacher)
     require_trackers(arguments.report_to)

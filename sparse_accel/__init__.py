@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparse_accel.addresses import load_recipe
     from sparse_accel.export.archive import expand
     from sparse_accel.model_files import load
-    from sparse_accel.recipe import load_recipe
     from sparse_accel.recipe_run import RecipeRun
     from sparse_accel.teacher import Teacher
 
@@ -19,7 +19,7 @@ _HOME = {
     "Teacher": "teacher",
     "expand": "export.archive",
     "load": "model_files",
-    "load_recipe": "recipe",
+    "load_recipe": "addresses",
 }
 
 

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 class UsageError(Exception):
@@ -34,6 +34,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     lowered = {candidate.lower(): candidate for candidate in known}
     found = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     return f" Did you mean '{lowered[found[0]]}'?" if found else ""
+
+
+def in_order(steps: Sequence[tuple[str, str]]) -> str:
+    """Returns (place, outcome) of what was tried as numbered lines of a table."""
+    width = max(len(place) for place, _ in steps)
+    return "\n".join(f"  {number}. {place:<{width}}  {outcome}" for number, (place, outcome) in enumerate(steps, 1))
 
 
 def run_main(main: Callable[[], int | None]) -> None:

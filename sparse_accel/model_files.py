@@ -22,6 +22,7 @@ from sparse_accel.layers import make_sparse, masks, quantizers
 from sparse_accel.processes import by_main_process
 from sparse_accel.run_identity import write_text
 from sparse_accel.sharding import full_state_dict, plain_model
+from sparse_accel.zoo import is_stub, model_source
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -82,7 +83,8 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     """Returns the sequence classifier of an output folder as it was trained, in eval mode, quantizers on.
 
     Args:
-        folder: written by `scripts/text_classification.py`; any Hugging Face folder or id gives its plain model.
+        folder: written by `scripts/text_classification.py`; any Hugging Face folder or id, or `zoo:` stub, gives its
+            plain model.
         options: for `AutoModelForSequenceClassification.from_pretrained`.
 
     Raises:
@@ -90,6 +92,8 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     """
     from transformers import AutoModelForSequenceClassification
 
+    if is_stub(str(folder)):
+        folder = model_source(str(folder), options.get("cache_dir"))
     with quiet_transformers():  # its report on missing weights
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, **options

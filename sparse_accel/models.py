@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from sparse_accel.addresses import model_address, out_of_reach
 from sparse_accel.errors import UsageError
 from sparse_accel.layers import quantized_linears
 from sparse_accel.model_files import QUANTIZATION_FILE, load, quiet_transformers
@@ -22,8 +25,10 @@ from sparse_accel.teacher import Teacher, label_order
 if TYPE_CHECKING:
     from sparse_accel.arguments import TextClassificationArguments
 
+# Else transformers asks a service of the Hub, in a thread of its own, to convert weights of the older format.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 # What transformers raises for a folder or id that is wrong or out of reach.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError)
 
 
 def load_classifier(
@@ -37,8 +42,9 @@ def load_classifier(
     Raises:
         UsageError: nothing can be read there, or the weights are those of another architecture.
     """
-    name = arguments.model_name_or_path
+    flag, name = "--model_name_or_path", arguments.model_name_or_path
     assert name is not None
+    address = model_address(flag, name, arguments.cache_dir)
     source: dict[str, Any] = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
     labels: dict[str, Any] = {}
     if label_names is not None:
@@ -49,23 +55,29 @@ def load_classifier(
             "problem_type": problem_type,
         }
     try:
-        config = AutoConfig.from_pretrained(arguments.config_name or name, **labels, **source)
+        config = AutoConfig.from_pretrained(_config_address(arguments) or address, **labels, **source)
         options: dict[str, Any] = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
         with quiet_transformers():
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                name, output_loading_info=True, **options, **source
+                address, output_loading_info=True, **options, **source
             )
     except _LOADING_ERRORS as error:
-        raise _unreadable("--model_name_or_path", name, error) from error
+        raise _unreadable(flag, name, address, error) from error
     fresh = sorted(set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]})
     modules = dict(model.named_modules())
     inside = [key for key in fresh if is_encoder_linear(key, modules.get(key.rpartition(".")[0], model))]
     if inside:
         raise UsageError(
-            f"--model_name_or_path {name}: the file holds no weights for {len(inside)} layers of the encoder, such as "
+            f"{flag} {name}: the file holds no weights for {len(inside)} layers of the encoder, such as "
             f"{inside[0]}: config.json and weights belong to different models"
         )
     return model, fresh
+
+
+def _config_address(arguments: TextClassificationArguments) -> str | None:
+    if not arguments.config_name:
+        return None
+    return model_address("--config_name", arguments.config_name, arguments.cache_dir)
 
 
 def load_trained(arguments: TextClassificationArguments) -> nn.Module:
@@ -82,10 +94,11 @@ def load_for_export(name: str) -> tuple[nn.Module, Any, int]:
         UsageError: nothing can be read there, the model has another head, or its quantizers are not all there.
     """
     flag = "--model_path"
+    address = model_address(flag, name)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(address)
     except _LOADING_ERRORS as error:
-        raise _unreadable(flag, name, error) from error
+        raise _unreadable(flag, name, address, error) from error
     architectures = getattr(config, "architectures", None) or []
     if architectures and not any(kind.endswith("ForSequenceClassification") for kind in architectures):
         raise UsageError(
@@ -94,7 +107,7 @@ def load_for_export(name: str) -> tuple[nn.Module, Any, int]:
         )
     model = _load_named(flag, name)
     found, _ = quantized_linears(model)
-    trained = _quantized_in_training(Path(name), found)
+    trained = _quantized_in_training(Path(address), found)
     if trained != found:
         raise UsageError(
             f"{flag} {name}: training quantized {trained} Linears, and {QUANTIZATION_FILE} has scales of {found}. Copy "
@@ -114,12 +127,13 @@ def _quantized_in_training(folder: Path, default: int) -> int:
 
 def _load_named(flag: str, name: str, **source: Any) -> nn.Module:
     """`model_files.load`, with errors that name the flag that the model was asked for by."""
+    address = model_address(flag, name, source.get("cache_dir"))
     try:
-        return load(name, **source)
+        return load(address, **source)
     except UsageError as error:
         raise UsageError(f"{flag}: {error}") from error
     except _LOADING_ERRORS as error:
-        raise _unreadable(flag, name, error) from error
+        raise _unreadable(flag, name, address, error) from error
 
 
 def labels_of(model: nn.Module) -> list[str]:
@@ -140,11 +154,12 @@ def load_tokenizer(arguments: TextClassificationArguments) -> Any:
 
 def _tokenizer(flag: str, name: str, **source: Any) -> Any:
     """Returns the tokenizer of a folder or id, with errors that name the flag that it was asked for by."""
+    address = model_address(flag, name, source.get("cache_dir"))
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **source)
+        tokenizer = AutoTokenizer.from_pretrained(address, **source)
     except _LOADING_ERRORS as error:
-        raise _unreadable(f"{flag} (its tokenizer)", name, error) from error
+        raise _unreadable(f"{flag} (its tokenizer)", name, address, error) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         # transformers makes an empty one of the right class where the files are missing: every word is unknown to it.
         raise UsageError(f"{flag} {name}: the folder has no tokenizer files. Copy them from the model's origin")
@@ -175,22 +190,13 @@ def load_teacher(arguments: TextClassificationArguments, student: nn.Module) -> 
     return Teacher(model, label_order(cast(Any, student).config.label2id, cast(Any, model).config.label2id)), tokenizer
 
 
-def _unreadable(flag: str, name: str, error: Exception) -> UsageError:
-    folder = Path(name)
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _unreadable(flag: str, name: str, address: str, error: Exception) -> UsageError:
+    """The error for a model that did not load: what its folder holds, or where its id was looked for."""
+    folder = Path(address)
+    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if folder.is_dir():
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
         return UsageError(f"{flag} {name}: the folder holds no model that can be read ({first_line}). It holds: {held}")
-    if name.startswith("zoo:"):
-        return UsageError(
-            f"{flag} {name}: zoo: stubs of models are known, not supported yet. Give a folder, or a Hugging Face id"
-        )
-    return UsageError(
-        f"{flag} {name}: there is no such folder, and the Hugging Face Hub did not give it either ({first_line}). "
-        "Three ways out: name a local folder; set HF_ENDPOINT to a mirror that can be reached; or name another id"
-    )
-
-
-def has_quantizers(name: str | None) -> bool:
-    """True when a folder holds a model with quantizers."""
-    return name is not None and (Path(name) / QUANTIZATION_FILE).is_file()
+    if not isinstance(error, OSError):  # it came, and is not what it should be
+        return UsageError(f"{flag} {name}: {address} holds no model that can be read ({first_line})")
+    return out_of_reach(f"{flag} {name}", address, "model", first_line)

@@ -13,7 +13,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from stand_in_hub import StandInHub
 
-from sparse_accel.tasks.sources import MOVED
+from sparse_accel.addresses import DATASETS, MODELS
 
 ROTTEN_TOMATOES = "cornell-movie-review-data/rotten_tomatoes"
 
@@ -166,10 +166,13 @@ def test_unreachable_hub(hub: StandInHub, tmp_path: Path) -> None:
         HF_HUB_OFFLINE="1",
     )
     assert cached == first
-    assert f"stanfordnlp/imdb cannot be fetched from {hub.url}" in missing["error"]
-    assert "not in the local cache" in missing["error"] and "HF_ENDPOINT=" in missing["error"]
+    lines = missing["error"].splitlines()
+    assert lines[0] == "--dataset_name imdb: the dataset was not found. Tried, in order:"
+    assert [line.split()[1] for line in lines[1:4]] == ["local", "cache", "Hub"]
+    assert "does not hold all of stanfordnlp/imdb" in lines[2] and "HF_HUB_OFFLINE is set" in lines[3]
+    assert "HF_ENDPOINT=" in lines[4]
 
 
 def test_moves_are_full_ids() -> None:
-    for short, full in MOVED.items():
+    for short, full in (DATASETS | MODELS).items():
         assert "/" not in short and full.count("/") == 1

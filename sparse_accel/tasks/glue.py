@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-GLUE_ID = "nyu-mll/glue"
-
 
 @dataclass(frozen=True)
 class GlueTask:

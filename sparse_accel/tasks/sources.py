@@ -6,41 +6,18 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets
 from datasets import DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 
+from sparse_accel.addresses import GLUE_ID, dataset_address, out_of_reach
 from sparse_accel.arguments import DATA_SUFFIXES
-from sparse_accel.errors import UsageError, nearest
-from sparse_accel.tasks.glue import GLUE, GLUE_ID
+from sparse_accel.errors import UsageError
+from sparse_accel.tasks.glue import GLUE
 from sparse_accel.tasks.tables import DatasetTable, Table, read_table
 
 if TYPE_CHECKING:
     from sparse_accel.arguments import TextClassificationArguments
 
-# The Hub refuses ids without an owner; these are where the short names of old commands went.
-MOVED = {
-    "ag_news": "fancyzhx/ag_news",
-    "amazon_polarity": "fancyzhx/amazon_polarity",
-    "anli": "facebook/anli",
-    "banking77": "PolyAI/banking77",
-    "conll2003": "lhoestq/conll2003",
-    "dbpedia_14": "fancyzhx/dbpedia_14",
-    "emotion": "dair-ai/emotion",
-    "go_emotions": "google-research-datasets/go_emotions",
-    "glue": GLUE_ID,
-    "imdb": "stanfordnlp/imdb",
-    "multi_nli": "nyu-mll/multi_nli",
-    "paws": "google-research-datasets/paws",
-    "rotten_tomatoes": "cornell-movie-review-data/rotten_tomatoes",
-    "snli": "stanfordnlp/snli",
-    "sst2": "stanfordnlp/sst2",
-    "super_glue": "aps/super_glue",
-    "trec": "CogComp/trec",
-    "tweet_eval": "cardiffnlp/tweet_eval",
-    "yelp_polarity": "fancyzhx/yelp_polarity",
-    "yelp_review_full": "Yelp/yelp_review_full",
-}
 SPLIT_WORDS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -51,7 +28,7 @@ def load_tables(arguments: TextClassificationArguments) -> dict[str, Table]:
         UsageError: the data cannot be found, reached or read; the message says what was tried, and the ways out.
     """
     if arguments.task_name:
-        splits = _load_hub(GLUE_ID, arguments.task_name, arguments.cache_dir)
+        splits = _load_hub(f"--task_name {arguments.task_name}", GLUE_ID, arguments.task_name, arguments.cache_dir)
         return {
             ours: DatasetTable(f"{GLUE_ID} {arguments.task_name}, split '{theirs}'", splits[theirs])
             for ours, theirs in GLUE[arguments.task_name].splits
@@ -67,15 +44,8 @@ def _load_dataset(name: str, config: str | None, cache_dir: str | None) -> dict[
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _load_folder(folder, config, cache_dir)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UsageError(f"--dataset_name: there is no folder {name}.")
-    if "/" not in name and name not in MOVED:
-        raise UsageError(
-            f"--dataset_name: '{name}' is neither a local folder nor a full Hub id, OWNER/NAME."
-            f"{nearest(name, MOVED)} Short names known here: {', '.join(sorted(MOVED))}."
-        )
-    name = MOVED.get(name, name)
-    return _our_splits(name, _load_hub(name, config, cache_dir))
+    hub_id = dataset_address(name)
+    return _our_splits(hub_id, _load_hub(f"--dataset_name {name}", hub_id, config, cache_dir))
 
 
 def _our_splits(name: str, splits: DatasetDict) -> dict[str, Table]:
@@ -132,7 +102,7 @@ def _load_folder_as_repository(folder: Path, config: str | None, cache_dir: str 
 # --- the Hub ----------------------------------------------------------------------------------------------------------
 
 
-def _load_hub(name: str, config: str | None, cache_dir: str | None) -> DatasetDict:
+def _load_hub(typed: str, name: str, config: str | None, cache_dir: str | None) -> DatasetDict:
     """All splits of a Hub dataset, from the local cache where the Hub is out of reach."""
     what = f"{name} ({config})" if config else name
     try:
@@ -152,11 +122,7 @@ def _load_hub(name: str, config: str | None, cache_dir: str | None) -> DatasetDi
             "supported: look for a copy in Parquet, or save it with another version of `datasets`."
         ) from error
     except Exception as error:
-        raise UsageError(
-            f"{what} cannot be fetched from {datasets.config.HF_ENDPOINT} ({_first_line(error)}), and is not in the "
-            "local cache. Ways out: a local copy (a folder of save_to_disk as --dataset_name, or --train_file and "
-            "--validation_file), a mirror of the Hub (HF_ENDPOINT=https://... in the environment), or another id."
-        ) from error
+        raise out_of_reach(typed, name, "dataset", _first_line(error)) from error
     return splits if isinstance(splits, DatasetDict) else DatasetDict(train=splits)
 
 

@@ -1,0 +1,163 @@
+"""Where a model, recipe or data set is that somebody names: a folder, a `zoo:` stub, or an id of the Hugging Face Hub.
+
+Ids of older command lines have no owner, and today's Hub client refuses those: the tables say where they went. Imports
+nothing heavy.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparse_accel.errors import UsageError, in_order, nearest
+from sparse_accel.recipe import Recipe
+from sparse_accel.recipe import load_recipe as _load_recipe
+from sparse_accel.zoo import is_stub, model_source, recipe_path
+
+GLUE_ID = "nyu-mll/glue"
+DATASETS = {
+    "ag_news": "fancyzhx/ag_news",
+    "amazon_polarity": "fancyzhx/amazon_polarity",
+    "anli": "facebook/anli",
+    "banking77": "PolyAI/banking77",
+    "conll2003": "lhoestq/conll2003",
+    "dbpedia_14": "fancyzhx/dbpedia_14",
+    "emotion": "dair-ai/emotion",
+    "go_emotions": "google-research-datasets/go_emotions",
+    "glue": GLUE_ID,
+    "imdb": "stanfordnlp/imdb",
+    "multi_nli": "nyu-mll/multi_nli",
+    "paws": "google-research-datasets/paws",
+    "rotten_tomatoes": "cornell-movie-review-data/rotten_tomatoes",
+    "snli": "stanfordnlp/snli",
+    "sst2": "stanfordnlp/sst2",
+    "super_glue": "aps/super_glue",
+    "trec": "CogComp/trec",
+    "tweet_eval": "cardiffnlp/tweet_eval",
+    "yelp_polarity": "fancyzhx/yelp_polarity",
+    "yelp_review_full": "Yelp/yelp_review_full",
+}
+_OWNERS = {
+    "google-bert": (
+        "bert-base-uncased",
+        "bert-base-cased",
+        "bert-large-uncased",
+        "bert-large-cased",
+        "bert-base-multilingual-uncased",
+        "bert-base-multilingual-cased",
+        "bert-base-chinese",
+        "bert-base-german-cased",
+        "bert-large-uncased-whole-word-masking",
+        "bert-large-cased-whole-word-masking",
+    ),
+    "distilbert": (
+        "distilbert-base-uncased",
+        "distilbert-base-cased",
+        "distilbert-base-multilingual-cased",
+        "distilbert-base-uncased-finetuned-sst-2-english",
+        "distilroberta-base",
+    ),
+    "FacebookAI": ("roberta-base", "roberta-large", "roberta-large-mnli", "xlm-roberta-base", "xlm-roberta-large"),
+    "albert": ("albert-base-v1", "albert-base-v2", "albert-large-v1", "albert-large-v2", "albert-xlarge-v2"),
+    "xlnet": ("xlnet-base-cased", "xlnet-large-cased"),
+    "almanach": ("camembert-base",),
+}
+MODELS = {name: f"{owner}/{name}" for owner, names in _OWNERS.items() for name in names}
+
+
+def model_address(flag: str, name: str, cache_dir: str | None = None) -> str:
+    """Returns the folder, or the full Hub id, of what a flag names.
+
+    Args:
+        flag: for messages, with its dashes.
+        name: a folder, a `zoo:` stub, or an id, short or full.
+        cache_dir: the Hub's cache, if it is not the usual one.
+
+    Raises:
+        UsageError: nothing goes by that name, as far as that can be told without asking the Hub.
+    """
+    if is_stub(name):
+        try:
+            return model_source(name, cache_dir)
+        except UsageError as error:
+            raise UsageError(f"{flag} {error}") from error
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UsageError(f"{flag}: there is no folder {name}.{_beside(name)}")
+    return _full_id(flag, name, MODELS)
+
+
+def dataset_address(name: str) -> str:
+    """Returns the full Hub id of a data set that is no local folder.
+
+    Raises:
+        UsageError: the name is neither an id nor a short name that is known.
+    """
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UsageError(f"--dataset_name: there is no folder {name}.{_beside(name)}")
+    return _full_id("--dataset_name", name, DATASETS)
+
+
+def load_recipe(source: str | Path, recipe_args: str | dict[str, Any] | None = None) -> Recipe:
+    """Reads a recipe from its file, its text, or a `zoo:` stub; see `sparse_accel.recipe.load_recipe`.
+
+    Raises:
+        UsageError: it is not found, cannot be read or cannot be meant.
+    """
+    return _load_recipe(source, recipe_args, recipe_path)
+
+
+def _full_id(flag: str, name: str, moved: Mapping[str, str]) -> str:
+    if name in moved:
+        _note(f"{flag} {name} is {moved[name]} on today's Hub")
+        return moved[name]
+    if "/" not in name:
+        raise UsageError(
+            f"{flag}: '{name}' is neither a local folder nor a full Hub id, OWNER/NAME.{_beside(name)}"
+            f"{nearest(name, moved)} Short names known here: {', '.join(sorted(moved))}."
+        )
+    return name
+
+
+def _beside(name: str) -> str:
+    """` Did you mean ...?` with the folder beside the one that is not there whose name is nearest."""
+    parent = Path(name).expanduser().parent
+    there = [each.name for each in parent.iterdir() if each.is_dir()] if parent.is_dir() else []
+    return nearest(Path(name).name, there)
+
+
+@functools.cache
+def _note(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {text}", file=sys.stderr)
+
+
+def out_of_reach(typed: str, hub_id: str, kind: str, reason: str) -> UsageError:
+    """The error for an id that neither the cache nor the Hub gives: what was tried, in order, and the ways out.
+
+    Args:
+        typed: flag and value as typed.
+        hub_id: what was asked for.
+        kind: `model` or `dataset`.
+        reason: what the library said.
+    """
+    from huggingface_hub import constants
+
+    offline = constants.is_offline_mode()
+    address = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub_id}"
+    tried = [
+        ("local folder", "there is none of that name"),
+        ("cache", f"{constants.HF_HUB_CACHE} does not hold all of {hub_id}"),
+        ("Hub", "not asked, because HF_HUB_OFFLINE is set" if offline else f"{address}: {reason}"),
+    ]
+    folder = "a local folder" + (" of save_to_disk, or --train_file and --validation_file" if kind == "dataset" else "")
+    return UsageError(
+        f"{typed}: the {kind} was not found. Tried, in order:\n{in_order(tried)}\nThree ways out: {folder}; a "
+        "mirror of the Hub that can be reached (HF_ENDPOINT=https://... in the environment); or another id. Without a "
+        "network, fetch it before with scripts/prefetch.py"
+    )

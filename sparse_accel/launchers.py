@@ -1,0 +1,58 @@
+"""The commands that installing puts on PATH: SparseML's names for scripts/, so that old command lines run as they are.
+
+A command is its script and nothing else. How processes are laid out is Accelerate's matter, as for the script: what
+`ACCELERATE_CONFIG_FILE` names, else what `accelerate config` wrote, goes through `accelerate launch`; without either,
+and inside of a launch (`torchrun --no-python`, `accelerate launch --no_python`), it is this process.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+
+def text_classification() -> None:
+    """`sparseml.transformers.text_classification` and `sparseml.transformers.train.text_classification`."""
+    _launch("text_classification.py")
+
+
+def export_onnx() -> None:
+    """`sparseml.transformers.export_onnx`: one process, whatever Accelerate is configured for."""
+    _run(script_path("export_onnx.py"))
+
+
+def script_path(name: str) -> Path:
+    """Returns where a script lies: in a wheel inside the package, in a clone beside it."""
+    package = Path(__file__).resolve().parent
+    inside = package / "scripts" / name
+    return inside if inside.is_file() else package.parent / "scripts" / name
+
+
+def _launch(name: str) -> None:
+    script, settings = script_path(name), _launch_settings()
+    if settings is None or "--help" in sys.argv or "-h" in sys.argv:
+        _run(script)
+        return
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings), str(script)]
+    os.execv(sys.executable, [*command, *sys.argv[1:]])
+
+
+def _run(script: Path) -> None:
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def _launch_settings() -> Path | None:
+    """The file that Accelerate would launch by; None where this process is launched already, or there is none."""
+    if "LOCAL_RANK" in os.environ or "RANK" in os.environ:
+        return None
+    if named := os.environ.get("ACCELERATE_CONFIG_FILE"):
+        if not Path(named).is_file():
+            print(f"error: ACCELERATE_CONFIG_FILE names {named}, and there is no such file", file=sys.stderr)
+            sys.exit(2)
+        return Path(named)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    home = Path(os.environ.get("HF_HOME") or cache).expanduser()
+    found = [home / "accelerate" / f"default_config.{ending}" for ending in ("yaml", "json")]
+    return next((file for file in found if file.is_file()), None)

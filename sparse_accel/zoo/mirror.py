@@ -1,0 +1,82 @@
+"""SparseZoo's folders on disk: where they are looked for, and what lies where in them.
+
+    $SPARSEZOO_MODELS_PATH (default ~/.cache/sparsezoo)/
+        NAMESPACE/SHORT_NAME/ or MODEL_ID/
+            training/     config.json, weights, tokenizer
+            deployment/   model.onnx, ...
+            recipe.md, recipe_NAME.md, ...
+            model.md
+
+A folder may also lie under the stub's own long name. Folders that this package downloads say in `stub.txt` whose they
+are, since an id alone does not.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sparse_accel.zoo.stubs import PREFIX, Stub, is_stub, parse_stub
+
+STUB_FILE = "stub.txt"
+_ENDINGS = (".md", ".yaml", ".yml")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def models_path() -> Path:
+    """The folder of the mirror, which is also the cache of downloads."""
+    return Path(os.environ.get("SPARSEZOO_MODELS_PATH") or "~/.cache/sparsezoo").expanduser()
+
+
+def find_in_mirror(stub: Stub) -> Path | None:
+    """Returns the folder of a stub's model in the mirror, if there is one."""
+    root = models_path()
+    if not root.is_dir():
+        return None
+    places = [root / stub.name, root / stub.short_name, *sorted(root.glob(f"*/{stub.short_name}"))]
+    places += [file.parent for file in sorted([*root.glob(f"*/{STUB_FILE}"), *root.glob(f"*/*/{STUB_FILE}")])]
+    return next((place for place in places if place.is_dir() and _is_of(place, stub)), None)
+
+
+def _is_of(folder: Path, stub: Stub) -> bool:
+    record = folder / STUB_FILE
+    if not record.is_file():
+        return True
+    texts = record.read_text(encoding="utf-8").split()
+    return any(is_stub(text) and stub.names_the_same_as(parse_stub(text)) for text in texts)
+
+
+def remember_stub(folder: Path, stub: Stub) -> None:
+    """Writes into a folder whose it is; one that several stubs lead to lists them all."""
+    record = folder / STUB_FILE
+    texts = record.read_text(encoding="utf-8").split() if record.is_file() else []
+    if PREFIX + stub.name not in texts:
+        record.write_text("\n".join([*texts, PREFIX + stub.name]) + "\n", encoding="utf-8")
+
+
+def model_in(folder: Path) -> Path | None:
+    """Returns where configuration and weights lie: in `training/`, else in the folder itself; None: in neither."""
+    for place in (folder / "training", folder):
+        if (place / "config.json").is_file() and any((place / name).is_file() for name in _WEIGHTS):
+            return place
+    return None
+
+
+def recipes_in(folder: Path) -> list[Path]:
+    """Returns the recipes of a folder, the default first: recipe.*, then recipe_original.*, then by name."""
+    files = [file for file in folder.glob("recipe*") if file.is_file() and file.suffix.lower() in _ENDINGS]
+    order = {"": 0, "original": 1}
+    return sorted(files, key=lambda file: (order.get(recipe_name(file), 2), file.name))
+
+
+def recipe_name(file: Path) -> str:
+    """What `?recipe=` calls a recipe's file: NAME of recipe_NAME.md, nothing for recipe.md."""
+    return file.stem.removeprefix("recipe").removeprefix("_")
+
+
+def choose_recipe(files: list[Path], name: str) -> Path | None:
+    """Returns the recipe that is called `name`, or begins with it as SparseZoo took it; the default for no name."""
+    if not name:
+        return files[0] if files else None
+    exact = [file for file in files if recipe_name(file) == name]
+    return next(iter(exact or [file for file in files if recipe_name(file).startswith(name)]), None)

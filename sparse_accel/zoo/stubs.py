@@ -1,0 +1,101 @@
+"""`zoo:` stubs, the addresses of SparseZoo's models and recipes.
+
+    zoo:nlp/sentiment_analysis/obert-base/pytorch/huggingface/sst2/pruned90_quant-none      the long form
+    zoo:obert-base-sst2_wikipedia_bookcorpus-pruned90_quantized                             the short form
+    zoo:...?recipe=NAME    zoo:...?recipe_type=NAME                                         one of its recipes
+
+The long form is domain, task, architecture (with or without a size), framework, origin, data set (with or without a
+training scheme), and what was done to it: sparse name, category, and for some a target.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sparse_accel.errors import UsageError, nearest
+
+PREFIX = "zoo:"
+_WORD = r"[A-Za-z0-9._]+"
+_LONG = re.compile(
+    rf"(?P<domain>{_WORD})/(?P<task>{_WORD})/(?P<architecture>{_WORD})(?:-(?P<size>{_WORD}))?/(?P<framework>{_WORD})"
+    rf"/(?P<repo>{_WORD})/(?P<dataset>{_WORD})(?:-(?P<scheme>{_WORD}))?/(?P<tag>{_WORD}(?:-{_WORD})*)"
+)
+_SHORT = re.compile(rf"{_WORD}(?:-{_WORD}){{2,}}")
+_PARAMETERS = ("recipe", "recipe_type")
+# What the encoders of the zoo were trained on before they were fine-tuned.
+_PRETRAINING = "wikipedia_bookcorpus"
+
+
+@dataclass(frozen=True)
+class Stub:
+    """One stub, taken apart.
+
+    Attributes:
+        text: as it was typed.
+        name: without `zoo:` and parameters.
+        recipe: the recipe that `?recipe=` or `?recipe_type=` asks for; empty when neither does.
+    """
+
+    text: str
+    name: str
+    recipe: str = ""
+
+    @property
+    def is_long(self) -> bool:
+        return "/" in self.name
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The parts of the long form that are there; a size of `none` is no size. Empty for the short form."""
+        match = _LONG.fullmatch(self.name)
+        parts = {key: value for key, value in match.groupdict().items() if value} if match else {}
+        return {key: value for key, value in parts.items() if (key, value) != ("size", "none")}
+
+    @property
+    def short_name(self) -> str:
+        """The short form's name of the same model, as SparseZoo formed it for its encoders."""
+        if not self.is_long:
+            return self.name
+        parts = self.parts
+        sparse, *rest = parts["tag"].split("-")
+        if rest[1:] == ["vnni"]:  # pruned in blocks of four, for CPUs with such instructions
+            sparse = sparse.removesuffix("_quant") + ".4block" + ("_quant" if sparse.endswith("_quant") else "")
+        sparse = re.sub("_quant$", "_quantized", sparse)
+        data = parts["dataset"] if parts["dataset"] == _PRETRAINING else f"{parts['dataset']}_{_PRETRAINING}"
+        words = [parts["architecture"], parts.get("size", ""), data, sparse]
+        return "-".join(word for word in words if word)
+
+    def names_the_same_as(self, other: Stub) -> bool:
+        """True for the same model, whichever forms both are in; parameters do not count."""
+        if self.is_long and other.is_long:
+            return self.parts == other.parts
+        return self.short_name == other.short_name
+
+
+def is_stub(text: str) -> bool:
+    return text.startswith(PREFIX)
+
+
+def parse_stub(text: str) -> Stub:
+    """Takes a stub apart.
+
+    Raises:
+        UsageError: it has the form of no stub, or a parameter that is not known.
+    """
+    name, mark, query = text.removeprefix(PREFIX).partition("?")
+    if not (_LONG.fullmatch(name) or _SHORT.fullmatch(name)):
+        raise UsageError(
+            f"{text} is no stub. A stub is zoo:DOMAIN/TASK/ARCHITECTURE-SIZE/FRAMEWORK/REPO/DATASET/NAME-CATEGORY, or "
+            "short, zoo:ARCHITECTURE-SIZE-DATASET-NAME; ?recipe=NAME may follow"
+        )
+    recipe = ""
+    for pair in query.split("&") if mark else []:
+        key, _, value = pair.partition("=")
+        if key not in _PARAMETERS or not re.fullmatch(r"[A-Za-z0-9._-]+", value):
+            raise UsageError(
+                f"{text}: '{pair}' is not a parameter of a stub.{nearest(key, _PARAMETERS)} It takes ?recipe=NAME or "
+                "?recipe_type=NAME"
+            )
+        recipe = value
+    return Stub(text, name, recipe)

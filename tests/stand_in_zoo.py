@@ -1,0 +1,155 @@
+"""SparseZoo's API on loopback: its one GraphQL question, and the files that the answer points to.
+
+    zoo = StandInZoo()
+    zoo.add(stub, {"recipe.md": ("recipe", b"..."), "config.json": ("training", b"...")})
+    with zoo:
+        ...  # SPARSEZOO_API_URL=zoo.url
+
+A file can misbehave: `zoo.faults[name] = [Fault.half, ...]`, one fault for each request, then none.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+
+from sparse_accel.zoo import parse_stub
+
+
+class Fault(enum.Enum):
+    """What goes wrong with one request of a file."""
+
+    half = "the connection ends in the middle"
+    error = "the server answers 500"
+    missing = "the server answers 404"
+    flipped = "one byte is another one"
+    elsewhere = "a redirect to the file"
+    no_range = "the whole file, whatever was asked for"
+    longer = "more bytes than were announced"
+
+
+class StandInZoo:
+    """Models by stub, served while the context is open.
+
+    Attributes:
+        url: what SPARSEZOO_API_URL must say.
+        requests: "METHOD path range" of each request so far, and the question of each POST.
+        faults: by file name, what goes wrong with its next requests.
+        sizes: by file name, a size to announce instead of the real one.
+    """
+
+    def __init__(self) -> None:
+        self.models: list[dict[str, Any]] = []
+        self.contents: dict[str, bytes] = {}
+        self.requests: list[str] = []
+        self.questions: list[str] = []
+        self.faults: dict[str, list[Fault]] = {}
+        self.sizes: dict[str, int] = {}
+        self.status = 200
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"zoo": self}))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def add(self, stub: str, files: Mapping[str, tuple[str, bytes]], *, model_id: str = "", named: bool = True) -> None:
+        """Adds a model: its files as (kind, content) by name. One that is not `named` is known by its id alone."""
+        parsed = parse_stub(stub)
+        number = str(len(self.models))
+        for name, (_, content) in files.items():
+            self.contents[f"{number}/{name}"] = content
+        self.models.append(
+            {
+                "stub": parsed,
+                "modelId": model_id or f"id-{number}",
+                "repoName": parsed.short_name if named else None,
+                "repoNamespace": "neuralmagic" if named else None,
+                "files": {name: kind for name, (kind, _) in files.items()},
+                "number": number,
+            }
+        )
+
+    def answer(self, question: str) -> dict[str, Any]:
+        """The API's answer to a question."""
+        self.questions.append(question)
+        asked = dict(re.findall(r'(\w+): "([^"]*)"', question))
+        names = {"task": "task", "sourceDataset": "dataset", "sparseTag": "tag", "subArchitecture": "size"}
+        wanted = {names.get(key, key): value for key, value in asked.items()}
+        found = []
+        for model in self.models:
+            if wanted in (model["stub"].parts, {"repoName": model["repoName"]}):
+                files = [self._entry(model["number"], name, kind) for name, kind in model["files"].items()]
+                entry = {key: model[key] for key in ("modelId", "repoName", "repoNamespace")}
+                found.append({**entry, "files": files})
+        return {"data": {"models": found}}
+
+    def _entry(self, number: str, name: str, kind: str) -> dict[str, Any]:
+        size = self.sizes.get(name, len(self.contents[f"{number}/{name}"]))
+        url = f"{self.url}/files/{number}/{name}"
+        return {"displayName": name, "downloadUrl": url, "fileSize": size, "fileType": kind}
+
+    def __enter__(self) -> StandInZoo:
+        """Starts serving."""
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stops serving."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    zoo: StandInZoo
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing: the requests are kept in `zoo.requests`."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.zoo.requests.append(f"POST {self.path}")
+        if self.path != "/v2/graphql" or self.zoo.status != 200:
+            self._send(self.zoo.status if self.zoo.status != 200 else 404, b"")
+            return
+        self._send(200, json.dumps(self.zoo.answer(json.loads(body)["query"])).encode())
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range", "")
+        self.zoo.requests.append(f"GET {self.path} {asked}".rstrip())
+        key = self.path.removeprefix("/files/").removeprefix("moved/")
+        content = self.zoo.contents[key]
+        digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
+        faults = self.zoo.faults.get(key.partition("/")[2], [])
+        fault = faults.pop(0) if faults else None
+        if fault in (Fault.error, Fault.missing):
+            self._send(500 if fault is Fault.error else 404, b"")
+            return
+        if fault is Fault.elsewhere:
+            self._send(302, b"", {"Location": f"{self.zoo.url}/files/moved/{key}"})
+            return
+        if fault is Fault.flipped:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        if fault is Fault.longer:
+            content += b"more"
+        headers, status, first = {"Repr-Digest": f"sha-256=:{digest}:"}, 200, 0
+        if asked and fault is not Fault.no_range:
+            first = int(asked.removeprefix("bytes=").rstrip("-"))
+            headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+            status = 206
+        part = content[first:]
+        self._send(status, part, headers, cut=len(part) // 2 if fault is Fault.half else len(part))
+
+    def _send(self, status: int, content: bytes, headers: Mapping[str, str] = {}, cut: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content[:cut])
