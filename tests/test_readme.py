@@ -111,3 +111,12 @@ def test_make_targets_exist() -> None:
     named = set(re.findall(r"make ([a-z-]+)", README))
     assert {"quickstart", "test"} <= named
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in named)
+
+
+def test_the_old_snippet_for_a_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPARSEZOO_MODELS_PATH", str(tmp_path / "mirror"))
+    exec(next(block for block in blocks("python") if "sparse_accel.zoo" in block), {})
+    assert Path(capsys.readouterr().out.strip()).is_file()

@@ -1,0 +1,96 @@
+"""SparseML's command names: from a built wheel in an empty folder, and how they are launched."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparse_accel import launchers
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "ACCELERATE_CONFIG_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+
+
+def test_without_settings_it_is_one_process() -> None:
+    assert launchers._launch_settings() is None
+
+
+def test_what_accelerate_config_wrote_is_launched_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = tmp_path / "home" / "accelerate" / "default_config.yaml"
+    written.parent.mkdir(parents=True)
+    written.write_text("num_processes: 2\n")
+    assert launchers._launch_settings() == written
+    named = tmp_path / "ddp.yaml"
+    named.touch()
+    monkeypatch.setenv("ACCELERATE_CONFIG_FILE", str(named))
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, words: started.append(words))
+    monkeypatch.setattr(sys, "argv", ["sparseml.transformers.text_classification", "--do_train"])
+    launchers.text_classification()
+    assert started[0][1:] == [
+        *("-m", "accelerate.commands.launch", "--config_file", str(named)),
+        *(str(ROOT / "scripts" / "text_classification.py"), "--do_train"),
+    ]
+    monkeypatch.setenv("LOCAL_RANK", "0")  # launched already
+    assert launchers._launch_settings() is None
+
+
+def test_settings_that_are_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("ACCELERATE_CONFIG_FILE", "nowhere.yaml")
+    with pytest.raises(SystemExit) as ended:
+        launchers.text_classification()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: ACCELERATE_CONFIG_FILE names nowhere.yaml, and there is no such file\n"
+
+
+@pytest.mark.slow
+def test_from_a_wheel_in_an_empty_folder(tmp_path: Path) -> None:
+    """The wheel alone, beside the libraries of this environment; what pip needs to build it comes from the index."""
+
+    def ran(*words: object, code: int = 0, **more: str) -> str:
+        done = subprocess.run(
+            [str(word) for word in words], cwd=empty, env=os.environ | more, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    sources = tmp_path / "sources"  # building leaves a folder beside what it builds
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(sources)], check=True)
+    ran(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path / "wheels", sources)
+    ran(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    ran(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        tmp_path / "venv" / "bin" / "python",
+        "install",
+        "-q",
+        "--no-deps",
+        wheel,
+    )
+    (site / "libraries.pth").write_text(f"{Path(pytest.__file__).parent.parent}\n")
+    packed = {str(file.relative_to(site)) for file in (site / "sparse_accel").rglob("*") if file.suffix != ".pyc"}
+    tracked = subprocess.run(
+        ["git", "ls-files", "sparse_accel", "scripts/*.py"], cwd=sources, check=True, capture_output=True, text=True
+    )
+    for file in tracked.stdout.split():
+        assert (f"sparse_accel/{file}" if file.startswith("scripts/") else file) in packed
+    for name in ("text_classification", "train.text_classification", "export_onnx"):
+        command = tmp_path / "venv" / "bin" / f"sparseml.transformers.{name}"
+        assert "usage:" in ran(command, "--help", PYTHONPATH="")
+        assert "is not a known flag" in ran(command, "--modle", "x", code=2, PYTHONPATH="")
