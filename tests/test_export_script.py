@@ -376,7 +376,7 @@ def test_wrong_flags_are_one_clear_line(flags: dict[str, Any], words_said: str, 
 def test_no_model_path_and_no_such_folder(tmp_path: Path) -> None:
     assert "--model_path is missing" in export().err
     done = export(model_path=tmp_path / "nowhere")
-    assert done.code == 2 and "there is no such folder" in done.err
+    assert done.code == 2 and "there is no folder" in done.err
 
 
 def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
