@@ -17,16 +17,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 import urllib.parse
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from loopback import Loopback, QuietHandler
 
-class StandInHub:
+
+class StandInHub(Loopback):
     """Repositories as folders under `root`, served while the context is open.
 
     Attributes:
@@ -38,9 +37,7 @@ class StandInHub:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.requests: list[str] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(_Handler)
 
     def add_dataset(self, name: str, files: Mapping[str, bytes | str | Path] | Path) -> None:
         """Adds a dataset repository: paths inside it and their contents (or files to copy), or a folder to copy."""
@@ -66,25 +63,9 @@ class StandInHub:
         kept = {name: value for name, value in kept.items() if name not in proxies}
         return kept | {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-    def __enter__(self) -> StandInHub:
-        """Starts serving."""
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stops serving."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    hub: StandInHub
+class _Handler(QuietHandler):
     protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing: the requests are kept in `hub.requests`."""
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -98,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
-        self.hub.requests.append(f"{self.command} {path}")
+        self.owner.requests.append(f"{self.command} {path}")
         parts = path.strip("/").split("/")
         if parts[0] == "api" and len(parts) >= 4 and parts[1] in ("datasets", "models"):
             self._answer_api(parts[1], "/".join(parts[2:4]), parts[4:], body)
@@ -109,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._missing("RepoNotFound")
 
     def _answer_api(self, kind: str, name: str, rest: list[str], body: bytes) -> None:
-        folder = self.hub.root / kind / name
+        folder = self.owner.root / kind / name
         if not folder.is_dir():
             self._missing("RepoNotFound")
             return
@@ -136,9 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(about | more | {"modelId": name, "createdAt": "2026-01-01T00:00:00.000Z", "siblings": siblings})
 
     def _answer_file(self, kind: str, name: str, path: str) -> None:
-        file = self.hub.root / kind / name / path
+        file = self.owner.root / kind / name / path
         if not file.is_file():
-            self._missing("EntryNotFound" if (self.hub.root / kind / name).is_dir() else "RepoNotFound")
+            self._missing("EntryNotFound" if (self.owner.root / kind / name).is_dir() else "RepoNotFound")
             return
         content = file.read_bytes()
         first, status = 0, 200

@@ -15,11 +15,10 @@ import enum
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
+
+from loopback import Loopback, QuietHandler
 
 from sparse_accel.zoo import parse_stub
 
@@ -36,7 +35,7 @@ class Fault(enum.Enum):
     longer = "more bytes than were announced"
 
 
-class StandInZoo:
+class StandInZoo(Loopback):
     """Models by stub, served while the context is open.
 
     Attributes:
@@ -54,9 +53,7 @@ class StandInZoo:
         self.faults: dict[str, list[Fault]] = {}
         self.sizes: dict[str, int] = {}
         self.status = 200
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"zoo": self}))
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(_Handler)
 
     def add(self, stub: str, files: Mapping[str, tuple[str, bytes]], *, model_id: str = "", named: bool = True) -> None:
         """Adds a model: its files as (kind, content) by name. One that is not `named` is known by its id alone."""
@@ -94,46 +91,29 @@ class StandInZoo:
         url = f"{self.url}/files/{number}/{name}"
         return {"displayName": name, "downloadUrl": url, "fileSize": size, "fileType": kind}
 
-    def __enter__(self) -> StandInZoo:
-        """Starts serving."""
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stops serving."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    zoo: StandInZoo
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing: the requests are kept in `zoo.requests`."""
-
+class _Handler(QuietHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.zoo.requests.append(f"POST {self.path}")
-        if self.path != "/v2/graphql" or self.zoo.status != 200:
-            self._send(self.zoo.status if self.zoo.status != 200 else 404, b"")
+        self.owner.requests.append(f"POST {self.path}")
+        if self.path != "/v2/graphql" or self.owner.status != 200:
+            self._send(self.owner.status if self.owner.status != 200 else 404, b"")
             return
-        self._send(200, json.dumps(self.zoo.answer(json.loads(body)["query"])).encode())
+        self._send(200, json.dumps(self.owner.answer(json.loads(body)["query"])).encode())
 
     def do_GET(self) -> None:
         asked = self.headers.get("Range", "")
-        self.zoo.requests.append(f"GET {self.path} {asked}".rstrip())
+        self.owner.requests.append(f"GET {self.path} {asked}".rstrip())
         key = self.path.removeprefix("/files/").removeprefix("moved/")
-        content = self.zoo.contents[key]
+        content = self.owner.contents[key]
         digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
-        faults = self.zoo.faults.get(key.partition("/")[2], [])
+        faults = self.owner.faults.get(key.partition("/")[2], [])
         fault = faults.pop(0) if faults else None
         if fault in (Fault.error, Fault.missing):
             self._send(500 if fault is Fault.error else 404, b"")
             return
         if fault is Fault.elsewhere:
-            self._send(302, b"", {"Location": f"{self.zoo.url}/files/moved/{key}"})
+            self._send(302, b"", {"Location": f"{self.owner.url}/files/moved/{key}"})
             return
         if fault is Fault.flipped:
             content = content[:-1] + bytes([content[-1] ^ 1])

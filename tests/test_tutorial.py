@@ -69,7 +69,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> StandInHub:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (BIN / "sparseml.transformers.export_onnx").exists(), reason="the package is not installed")
 def test_the_tutorial_as_it_stands(hub: StandInHub, tmp_path: Path) -> None:
     desk = tmp_path / "desk"
     desk.mkdir()

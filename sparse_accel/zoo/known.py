@@ -148,4 +148,6 @@ def nearest_known(stub: Stub, *, recipe: bool) -> str:
     """Returns ` Did you mean ...?` with the known stub of a recipe or a model that is nearest; empty when none is."""
     entries: tuple[ShippedRecipe | HubModel, ...] = SHIPPED if recipe else ON_HUB
     known = [parse_stub(entry.stub) for entry in entries]
+    if any(stub.names_the_same_as(each) for each in known):
+        return ""
     return nearest(PREFIX + stub.name, [PREFIX + (each.name if stub.is_long else each.short_name) for each in known])
