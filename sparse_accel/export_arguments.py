@@ -23,6 +23,8 @@ class ExportArguments:
         "onnx_file_name": "the file is called model.onnx, which runtimes look for",
         "num_export_samples": "give real text as --data: the proof runs on it",
         "trust_remote_code": "no code of a model folder is run",
+        "no_convert_qat": "what was trained in 8 bits is exported in 8 bits: the proof compares the two",
+        "data_args": "sentences are named with --data, --input_column_names and --label_column_name",
         "one_shot": "apply the recipe first: scripts/text_classification.py --one_shot",
     }
 

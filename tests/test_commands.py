@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from migration_table import EXPORT, FILE, OWN, TRAINER, table
 
 from sparse_accel import launchers
 
@@ -51,6 +52,11 @@ def test_settings_that_are_not_there(monkeypatch: pytest.MonkeyPatch, capsys: py
         launchers.text_classification()
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: ACCELERATE_CONFIG_FILE names nowhere.yaml, and there is no such file\n"
+
+
+def test_the_migration_table_is_what_the_code_does() -> None:
+    assert FILE.read_text(encoding="utf-8") == table(), "python tests/migration_table.py writes it anew"
+    assert len(set(OWN + TRAINER)) > 140 and len(EXPORT) == 11
 
 
 @pytest.mark.slow
