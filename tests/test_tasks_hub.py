@@ -14,6 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from stand_in_hub import StandInHub
 
 from sparse_accel.addresses import DATASETS, MODELS
+from sparse_accel.tasks.glue import GLUE
 
 ROTTEN_TOMATOES = "cornell-movie-review-data/rotten_tomatoes"
 
@@ -73,6 +74,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInHub]:
         "mnli": (mnli, ["entailment", "neutral", "contradiction"], [
             "train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched"]),
     }  # fmt: skip
+    for task in GLUE.keys() - layout.keys():  # the other six have two classes, and three splits
+        pair: dict[str, Any] = {column: [f"{column} 1", f"{column} 2"] for column in GLUE[task].text_columns}
+        layout[task] = (pair | {"label": [1, 0]}, ["no", "yes"], list(splits))
     for config, (columns, names, own_splits) in layout.items():
         for split in own_splits:
             rows = columns | unpublished if split.startswith("test") else columns
@@ -141,6 +145,15 @@ def test_glue(hub: StandInHub, tmp_path: Path) -> None:
     assert by_name["splits"]["train"] == rows
 
 
+def test_all_nine_glue_tasks(hub: StandInHub, tmp_path: Path) -> None:
+    everything = TRAIN | {"do_predict": True}
+    loaded = load(hub, tmp_path, *[everything | {"task_name": task} for task in GLUE])
+    for (task, about), data in zip(GLUE.items(), loaded, strict=True):
+        assert data["metrics"] == task and tuple(data["text_columns"]) == about.text_columns
+        assert list(data["splits"]) == [ours for ours, _ in about.splits]
+        assert len(data["splits"]["train"]["label"]) == 2 and "label" not in data["splits"]["test"]
+
+
 def test_what_the_hub_does_not_have(hub: StandInHub, tmp_path: Path) -> None:
     unknown, short, config, code = load(
         hub,
@@ -171,6 +184,15 @@ def test_unreachable_hub(hub: StandInHub, tmp_path: Path) -> None:
     assert [line.split()[1] for line in lines[1:4]] == ["local", "cache", "Hub"]
     assert "does not hold all of stanfordnlp/imdb" in lines[2] and "HF_HUB_OFFLINE is set" in lines[3]
     assert "HF_ENDPOINT=" in lines[4]
+
+
+def test_a_mirror_behind_a_proxy(hub: StandInHub, tmp_path: Path) -> None:
+    """HF_ENDPOINT names a host that does not exist: only the proxy answers."""
+    proxy = {"HTTP_PROXY": hub.url, "http_proxy": hub.url, "NO_PROXY": "", "no_proxy": ""}
+    (loaded,) = load(
+        hub, tmp_path, TRAIN | {"dataset_name": "rotten_tomatoes"}, HF_ENDPOINT="http://hub.invalid", **proxy
+    )
+    assert loaded["splits"]["train"]["text"] == ["good", "bad"]
 
 
 def test_moves_are_full_ids() -> None:

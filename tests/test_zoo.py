@@ -338,6 +338,16 @@ def test_an_api_that_does_not_answer(zoo: StandInZoo, monkeypatch: pytest.Monkey
     assert "http://127.0.0.1:9 cannot be reached" in str(error.value)
 
 
+def test_a_proxy_is_used(zoo: StandInZoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host of that name does not exist: only the proxy answers."""
+    zoo.add(UNKNOWN, FILES)
+    monkeypatch.setenv("SPARSEZOO_API_URL", "http://zoo.invalid")
+    monkeypatch.setenv("HTTP_PROXY", zoo.url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert resolve.recipe_path(UNKNOWN).name == "recipe.md"
+
+
 def test_only_http_is_fetched(zoo: StandInZoo, tmp_path: Path) -> None:
     with downloads.http_client() as client, pytest.raises(downloads.DownloadError, match="not one of http"):
         downloads.download(client, "file:///etc/passwd", tmp_path / "passwd", None)
