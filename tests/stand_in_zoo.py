@@ -33,6 +33,7 @@ class Fault(enum.Enum):
     elsewhere = "a redirect to the file"
     no_range = "the whole file, whatever was asked for"
     longer = "more bytes than were announced"
+    other_part = "another part of the file than was asked for"
 
 
 class StandInZoo(Loopback):
@@ -128,6 +129,10 @@ class _Handler(QuietHandler):
         headers, status, first = {"Repr-Digest": f"sha-256=:{digest}:"}, 200, 0
         if asked and fault is not Fault.no_range:
             first = int(asked.removeprefix("bytes=").rstrip("-"))
+            if first >= len(content):
+                self._send(416, b"")
+                return
+            first = 0 if fault is Fault.other_part else first
             headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
             status = 206
         part = content[first:]

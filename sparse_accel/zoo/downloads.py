@@ -93,6 +93,8 @@ def _receive(client: httpx.Client, url: str, partial: Path, name: str, size: int
     asked = {"Range": f"bytes={there}-"} if there else {}
     try:
         with client.stream("GET", url, headers=asked) as response:
+            if response.status_code == 416:  # what is there is longer than the file: it is no part of it
+                partial.unlink()
             _check_answer(response, url, name)
             if asked and response.status_code != 206:
                 there = 0  # the server sends it all again
@@ -129,7 +131,7 @@ def _check_answer(response: httpx.Response, url: str, name: str) -> None:
     hops = [str(each.url) for each in (*response.history, response)]
     if hops[0].startswith("https:") and not all(hop.startswith("https:") for hop in hops):
         raise DownloadError(f"{name}: {_host(url)} redirects from https to http")
-    if response.status_code >= 500 or response.status_code == 429:
+    if response.status_code >= 500 or response.status_code in (416, 429):
         raise _Interrupted(f"{name}: {_host(url)} answers {response.status_code} {response.reason_phrase}")
     if response.status_code not in (200, 206):
         raise DownloadError(f"{name}: {_host(url)} answers {response.status_code} {response.reason_phrase}")
@@ -138,7 +140,9 @@ def _check_answer(response: httpx.Response, url: str, name: str) -> None:
 def _total_size(response: httpx.Response, there: int) -> int | None:
     if response.status_code == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        return int(match[2]) if match and int(match[1]) == there else None
+        if match is None or int(match[1]) != there:
+            raise DownloadError(f"{_host(str(response.url))} sends another part of the file than was asked for")
+        return int(match[2])
     length = response.headers.get("Content-Length")
     return int(length) if length and length.isdigit() else None
 
