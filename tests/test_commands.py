@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from migration_table import EXPORT, FILE, OWN, TRAINER, table
+from script_fixtures import Tiny, environment, words
 
 from sparse_accel import launchers
+
+pytest_plugins = ["script_fixtures"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -100,3 +103,17 @@ def test_from_a_wheel_in_an_empty_folder(tmp_path: Path) -> None:
         command = tmp_path / "venv" / "bin" / f"sparseml.transformers.{name}"
         assert "usage:" in ran(command, "--help", PYTHONPATH="")
         assert "is not a known flag" in ran(command, "--modle", "x", code=2, PYTHONPATH="")
+
+
+@pytest.mark.slow
+def test_two_processes_as_accelerate_is_configured(tiny: Tiny, tmp_path: Path) -> None:
+    written = tmp_path / "home" / "accelerate" / "default_config.yaml"
+    written.parent.mkdir(parents=True)
+    settings = "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nmixed_precision: 'no'\n"
+    written.write_text(settings + "num_machines: 1\nnum_processes: 2\nmachine_rank: 0\nmain_process_port: 0\n")
+    flags = words(**tiny.flags(output_dir=tmp_path / "out", recipe_args="num_epochs=1,qat_start_epoch=0.5"))
+    command = Path(sys.executable).with_name("sparseml.transformers.text_classification")
+    variables = environment(ACCELERATE_USE_CPU="true", HF_HOME=str(tmp_path / "home"))
+    done = subprocess.run([str(command), *flags], env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cpu:0 (DDP, 2 processes)" in done.stdout
