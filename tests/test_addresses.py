@@ -91,7 +91,7 @@ class Exploit:
 
 def test_code_in_weights_does_not_run(old_format: Path, tiny: Tiny, tmp_path: Path) -> None:
     with open(old_format / "pytorch_model.bin", "wb") as stream:
-        pickle.dump({"bert.pooler.dense.bias": Exploit(tmp_path / "it_ran")}, stream)
+        pickle.dump({"bert.pooler.dense.bias": Exploit(tmp_path / "it_ran")}, stream, protocol=2)
     refused = run(**tiny.flags(model_name_or_path=old_format, output_dir=tmp_path / "out"))
     assert refused.code == 2, refused.all
     assert "holds no model that can be read" in refused.err and "Traceback" not in refused.err
