@@ -6,6 +6,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from stand_in_zoo import Fault, StandInZoo
@@ -272,12 +273,24 @@ def test_leftovers_longer_than_the_file(zoo: StandInZoo, tmp_path: Path) -> None
     assert (tmp_path / "config.json").read_text() == "{}"
 
 
+def test_room_is_needed_for_what_is_missing_only(
+    zoo: StandInZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo.add(UNKNOWN, FILES)
+    content = FILES["pytorch_model.bin"][1]
+    (tmp_path / ".model.bin.partial").write_bytes(content[:-10])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    with downloads.http_client() as client:
+        downloads.download(client, f"{zoo.url}/files/0/pytorch_model.bin", tmp_path / "model.bin", len(content))
+    assert (tmp_path / "model.bin").read_bytes() == content
+
+
 def test_sizes_that_cannot_be(zoo: StandInZoo, mirror: Path) -> None:
     zoo.add(UNKNOWN, FILES)
     zoo.sizes["pytorch_model.bin"] = 10**18
     with pytest.raises(UsageError) as error:
         resolve.model_source(UNKNOWN)
-    assert "1,000,000,000,000,000,000 bytes are announced, and" in str(error.value)
+    assert "1,000,000,000,000,000,000 bytes are to come, and" in str(error.value)
     zoo.sizes["pytorch_model.bin"] = 100
     with pytest.raises(UsageError) as error:
         resolve.model_source(UNKNOWN)

@@ -64,7 +64,6 @@ def download(client: httpx.Client, url: str, target: Path, size: int | None) -> 
     """
     if not re.match(r"https?://", url):
         raise DownloadError(f"{target.name}: its address is not one of http or https: {url}")
-    _check_room(target.parent, size)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     for attempt in range(ATTEMPTS):
@@ -90,6 +89,7 @@ def _receive(client: httpx.Client, url: str, partial: Path, name: str, size: int
     there = partial.stat().st_size if partial.exists() else 0
     if size is not None and there >= size:
         there = 0
+    _check_room(partial.parent, (size or 0) - there)
     asked = {"Range": f"bytes={there}-"} if there else {}
     try:
         with client.stream("GET", url, headers=asked) as response:
@@ -164,11 +164,11 @@ def _check_digests(file: Path, name: str, digests: dict[str, str]) -> None:
             raise DownloadError(f"{name}: what came has another {algorithm} digest than the server says; it is deleted")
 
 
-def _check_room(folder: Path, size: int | None) -> None:
+def _check_room(folder: Path, size: int) -> None:
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(there).free
-    if size is not None and size > free:
-        raise DownloadError(f"{size:,} bytes are announced, and {there} has room for {free:,}")
+    if size > free:
+        raise DownloadError(f"{size:,} bytes are to come, and {there} has room for {free:,}")
 
 
 def _host(url: str) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sparse_accel.run_identity import write_text
 from sparse_accel.zoo.stubs import PREFIX, Stub, is_stub, parse_stub
 
 STUB_FILE = "stub.txt"
@@ -51,7 +52,7 @@ def remember_stub(folder: Path, stub: Stub) -> None:
     record = folder / STUB_FILE
     texts = record.read_text(encoding="utf-8").split() if record.is_file() else []
     if PREFIX + stub.name not in texts:
-        record.write_text("\n".join([*texts, PREFIX + stub.name]) + "\n", encoding="utf-8")
+        write_text(record, "\n".join([*texts, PREFIX + stub.name]) + "\n")
 
 
 def model_in(folder: Path) -> Path | None:
