@@ -1,6 +1,6 @@
 """The whole story on real sentences: dense teacher, 90% sparse start, sparse transfer with distillation and INT8, ONNX.
 
-    make quickstart                  # installs into .venv first; about 11 minutes on two older CPU cores
+    make quickstart                  # installs into .venv first; about 12 minutes on two older CPU cores
     python scripts/quickstart.py     # in an environment that has the extras [quickstart,onnx]
 
 Every stage is one command of scripts/, printed before it runs: copy it, change it, run it on your own data. Ctrl-C
