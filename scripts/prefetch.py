@@ -4,15 +4,18 @@
 
 Takes the words that follow scripts/text_classification.py, all of them, and loads recipe, data, model, tokenizer and
 teacher as that script would: what would fail there fails here. Nothing is trained, and no output folder is written.
+Then what came from the Hub is compared with the Hub's own digests of it, which nothing does while training.
 On a cluster: type it on the login node; the compute nodes see the same cache (HF_HOME, SPARSEZOO_MODELS_PATH), and run
 with HF_HUB_OFFLINE=1.
 """
 
 from __future__ import annotations
 
-from sparse_accel.addresses import load_recipe
+from pathlib import Path
+
+from sparse_accel.addresses import GLUE_ID, dataset_address, load_recipe, model_address
 from sparse_accel.arguments import TextClassificationArguments, parse_arguments
-from sparse_accel.errors import run_main
+from sparse_accel.errors import UsageError, run_main
 from sparse_accel.modifiers.distillation import check_teacher
 
 
@@ -24,19 +27,65 @@ def main() -> None:
 
     from huggingface_hub import constants
 
-    from sparse_accel.models import load_classifier, load_teacher, load_tokenizer
+    from sparse_accel.models import labels_of, load_classifier, load_teacher, load_tokenizer, load_trained
+    from sparse_accel.recipe_run import problem_type_of
     from sparse_accel.tasks import load_text_classification
     from sparse_accel.zoo.mirror import models_path
 
-    data = load_text_classification(arguments)
-    model, _ = load_classifier(arguments, data.label_names, data.problem_type)
+    if arguments.do_train or arguments.one_shot:
+        data = load_text_classification(arguments)
+        model, _ = load_classifier(arguments, data.label_names, data.problem_type)
+    else:  # a trained model, which knows its labels
+        model = load_trained(arguments)
+        data = load_text_classification(arguments, labels_of(model), problem_type_of(model))
     load_tokenizer(arguments)
     if arguments.distill_teacher not in (None, "disable", "self"):
         load_teacher(arguments, model)
+    for hub_id, kind, revision in hub_repositories(arguments):
+        check_digests(hub_id, kind, revision, arguments.cache_dir)
     rows = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
     print(f"All is there: {rows} rows, model and tokenizer{'' if recipe is None else ', recipe'}.")
     print("The same words after scripts/text_classification.py now need no network. Where it runs, set:")
     print(f"  HF_HUB_OFFLINE=1 HF_HOME={constants.HF_HOME} SPARSEZOO_MODELS_PATH={models_path()}")
+
+
+def hub_repositories(arguments: TextClassificationArguments) -> list[tuple[str, str, str | None]]:
+    """Id, kind (`model` or `dataset`) and revision of each repository of the Hub that the flags name."""
+    found = []
+    for flag in ("model_name_or_path", "config_name", "tokenizer_name", "distill_teacher"):
+        name = getattr(arguments, flag)
+        if name in (None, "disable", "self"):
+            continue
+        address = model_address(f"--{flag}", name, arguments.cache_dir)
+        if not Path(address).is_dir():
+            found.append((address, "model", None if flag == "distill_teacher" else arguments.model_revision))
+    if arguments.task_name:
+        found.append((GLUE_ID, "dataset", None))
+    elif arguments.dataset_name and not Path(arguments.dataset_name).expanduser().is_dir():
+        found.append((dataset_address(arguments.dataset_name), "dataset", None))
+    return found
+
+
+def check_digests(hub_id: str, kind: str, revision: str | None, cache_dir: str | None) -> None:
+    """Compares the files of a repository in the cache with the digests that the Hub lists.
+
+    Raises:
+        UsageError: a file is another than the Hub's.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        result = HfApi().verify_repo_checksums(hub_id, repo_type=kind, revision=revision, cache_dir=cache_dir)
+    except Exception as error:  # the library's own, the HTTP client's, and the system's: this much is not known then
+        print(f"note: the digests of {hub_id} were not compared: {str(error).partition(chr(10))[0]}")
+        return
+    if result.mismatches:
+        files = ", ".join(mismatch["path"] for mismatch in result.mismatches)
+        raise UsageError(
+            f"{hub_id}: what came is not what the Hub has: {files}. Delete {result.verified_path.parent.parent} and "
+            "run this again"
+        )
+    print(f"{hub_id}: {result.checked_count} files as the Hub has them")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ nothing heavy.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -113,6 +114,7 @@ def load_recipe(source: str | Path, recipe_args: str | dict[str, Any] | None = N
 
 
 def _full_id(flag: str, name: str, moved: Mapping[str, str]) -> str:
+    _listen_to_the_hub()
     if name in moved:
         _note(f"{flag} {name} is {moved[name]} on today's Hub")
         return moved[name]
@@ -137,6 +139,35 @@ def _note(text: str) -> None:
         print(f"note: {text}", file=sys.stderr)
 
 
+class _Complaints(logging.Handler):
+    """Keeps what the Hub's client warns of: where a download fails, the libraries above it say that there is no file.
+
+    Attributes:
+        heard: the first line of each warning.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps one."""
+        self.heard.append(record.getMessage().partition("\n")[0])
+
+
+_complaints = _Complaints()
+
+
+@functools.cache
+def _listen_to_the_hub() -> None:
+    logging.getLogger("huggingface_hub").addHandler(_complaints)
+
+
+def hub_complaint(hub_id: str) -> str | None:
+    """Returns the last thing that the Hub's client warned of while it fetched a repository; None where all was well."""
+    return next((line for line in reversed(_complaints.heard) if f"/{hub_id}/" in line), None)
+
+
 def out_of_reach(typed: str, hub_id: str, kind: str, reason: str) -> UsageError:
     """The error for an id that neither the cache nor the Hub gives: what was tried, in order, and the ways out.
 
@@ -144,16 +175,17 @@ def out_of_reach(typed: str, hub_id: str, kind: str, reason: str) -> UsageError:
         typed: flag and value as typed.
         hub_id: what was asked for.
         kind: `model` or `dataset`.
-        reason: what the library said.
+        reason: what the library said, for where the Hub's client said nothing.
     """
     from huggingface_hub import constants
 
     offline = constants.is_offline_mode()
     address = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub_id}"
+    asked = hub_complaint(hub_id) or f"{address}: {reason}"
     tried = [
         ("local folder", "there is none of that name"),
         ("cache", f"{constants.HF_HUB_CACHE} does not hold all of {hub_id}"),
-        ("Hub", "not asked, because HF_HUB_OFFLINE is set" if offline else f"{address}: {reason}"),
+        ("Hub", "not asked, because HF_HUB_OFFLINE is set" if offline else asked),
     ]
     folder = "a local folder" + (" of save_to_disk, or --train_file and --validation_file" if kind == "dataset" else "")
     return UsageError(

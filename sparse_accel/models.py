@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from sparse_accel.addresses import model_address, out_of_reach
+from sparse_accel.addresses import hub_complaint, model_address, out_of_reach
 from sparse_accel.errors import UsageError
 from sparse_accel.layers import quantized_linears
 from sparse_accel.model_files import QUANTIZATION_FILE, load, quiet_transformers
@@ -162,7 +162,10 @@ def _tokenizer(flag: str, name: str, **source: Any) -> Any:
         raise _unreadable(f"{flag} (its tokenizer)", name, address, error) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         # transformers makes an empty one of the right class where the files are missing: every word is unknown to it.
-        raise UsageError(f"{flag} {name}: the folder has no tokenizer files. Copy them from the model's origin")
+        if complaint := hub_complaint(address):
+            raise out_of_reach(f"{flag} (its tokenizer) {name}", address, "model", complaint)
+        place = "the folder" if Path(address).is_dir() else f"{address} on the Hub"
+        raise UsageError(f"{flag} {name}: {place} has no tokenizer files. Copy them from the model's origin")
     return tokenizer
 
 

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import enum
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, TypeVar
 
 Server = TypeVar("Server", bound="Loopback")
+
+
+class Fault(enum.Enum):
+    """What goes wrong with one request of a file. Not every server knows every fault."""
+
+    half = "the connection ends in the middle"
+    silence = "half of the file, then nothing, and the connection stays"
+    error = "the server answers 500"
+    missing = "the server answers 404"
+    flipped = "one byte is another one"
+    elsewhere = "a redirect to the file"
+    no_range = "the whole file, whatever was asked for"
+    longer = "more bytes than were announced"
+    huge = "ten terabytes are announced"
+    other_part = "another part of the file than was asked for"
 
 
 class Loopback:

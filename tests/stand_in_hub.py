@@ -9,7 +9,8 @@ The real loading code runs against it, in a process whose environment has HF_END
         subprocess.run([...], env=hub.environment(tmp_path / "home"))
 
 It answers /api/{datasets,models}/ID[/revision/REV], .../tree/REV[/PATH], .../paths-info/REV and
-/[datasets/]ID/resolve/REV/FILE. Every repository has one commit.
+/[datasets/]ID/resolve/REV/FILE. Every repository has one commit. A file can misbehave:
+`hub.faults["owner/name/FILE"] = [Fault.half, ...]`, one fault for each request of its content, then none.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loopback import Loopback, QuietHandler
+from loopback import Fault, Loopback, QuietHandler
+
+_HUGE = 10**13
 
 
 class StandInHub(Loopback):
@@ -32,11 +36,13 @@ class StandInHub(Loopback):
         root: root/datasets/OWNER/NAME/... and root/models/OWNER/NAME/...
         url: what HF_ENDPOINT must say.
         requests: "METHOD path" of each request so far.
+        faults: by id and file, what goes wrong with the next requests of its content.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.requests: list[str] = []
+        self.faults: dict[str, list[Fault]] = {}
         super().__init__(_Handler)
 
     def add_dataset(self, name: str, files: Mapping[str, bytes | str | Path] | Path) -> None:
@@ -84,6 +90,7 @@ class _Handler(QuietHandler):
         if parts[0] == "api" and len(parts) >= 4 and parts[1] in ("datasets", "models"):
             self._answer_api(parts[1], "/".join(parts[2:4]), parts[4:], body)
         elif "resolve" in parts:
+            parts = [part for part in parts if part != "moved"]
             kind = parts.pop(0) if parts[0] == "datasets" else "models"
             self._answer_file(kind, "/".join(parts[:2]), "/".join(parts[4:]))
         else:
@@ -124,12 +131,36 @@ class _Handler(QuietHandler):
         content = file.read_bytes()
         first, status = 0, 200
         headers = {"X-Repo-Commit": _commit(name), "ETag": f'"{_oid(file)}"', "Accept-Ranges": "bytes"}
+        faults = self.owner.faults.get(f"{name}/{path}", [])
+        fault = faults[0] if faults else None
+        if fault is Fault.elsewhere and "/moved/" not in self.path:  # as large files are, to another place
+            headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": headers["ETag"]}
+            self._send(302, b"", "text/plain", headers | {"Location": f"{self.owner.url}/moved{self.path}"})
+            return
+        if self.command == "GET" and faults:
+            faults.pop(0)
+        if fault in (Fault.error, Fault.missing):
+            code = {} if fault is Fault.error else {"X-Error-Code": "EntryNotFound"}
+            self._send(500 if fault is Fault.error else 404, b"", "text/plain", code)
+            return
+        if fault is Fault.flipped:
+            middle = len(content) // 2
+            content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         if (asked := self.headers.get("Range", "")).startswith("bytes="):
             start, _, end = asked.removeprefix("bytes=").partition("-")
             first, last = int(start or 0), min(int(end or len(content) - 1), len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             content, status = content[first : last + 1], 206
+        if fault is Fault.huge:
+            headers["Content-Length"] = str(_HUGE)
+        if fault in (Fault.half, Fault.silence) and self.command == "GET":
+            headers["Content-Length"], content = str(len(content)), content[: len(content) // 2]
         self._send(status, content, "application/octet-stream", headers)
+        if fault in (Fault.half, Fault.huge):
+            self.close_connection = True
+        if fault is Fault.silence and self.command == "GET":
+            self.wfile.flush()
+            time.sleep(600)
 
     def _missing(self, code: str) -> None:
         self._send(404, b'{"error": "not found"}', "application/json", {"X-Error-Code": code})
@@ -151,7 +182,9 @@ def _commit(name: str) -> str:
 
 
 def _oid(file: Path) -> str:
-    return hashlib.sha1(file.read_bytes()).hexdigest()
+    """The name that git gives to a file's content."""
+    content = file.read_bytes()
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
 
 
 def _directory(folder: Path, each: Path) -> dict[str, Any]:

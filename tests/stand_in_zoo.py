@@ -11,29 +11,15 @@ A file can misbehave: `zoo.faults[name] = [Fault.half, ...]`, one fault for each
 from __future__ import annotations
 
 import base64
-import enum
 import hashlib
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from loopback import Loopback, QuietHandler
+from loopback import Fault, Loopback, QuietHandler
 
 from sparse_accel.zoo import parse_stub
-
-
-class Fault(enum.Enum):
-    """What goes wrong with one request of a file."""
-
-    half = "the connection ends in the middle"
-    error = "the server answers 500"
-    missing = "the server answers 404"
-    flipped = "one byte is another one"
-    elsewhere = "a redirect to the file"
-    no_range = "the whole file, whatever was asked for"
-    longer = "more bytes than were announced"
-    other_part = "another part of the file than was asked for"
 
 
 class StandInZoo(Loopback):

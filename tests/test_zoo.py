@@ -9,7 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from stand_in_zoo import Fault, StandInZoo
+from loopback import Fault
+from stand_in_zoo import StandInZoo
 
 from sparse_accel import load_recipe
 from sparse_accel.errors import UsageError
@@ -64,10 +65,26 @@ def put(folder: Path, **files: str) -> Path:
             "zoo:nlp/question_answering/mobilebert-none/pytorch/huggingface/squad/14layer_pruned50_quant-none-vnni",
             "mobilebert-squad_wikipedia_bookcorpus-14layer_pruned50.4block_quantized",
         ),
+        (
+            "zoo:nlp/text_classification/distilbert-none/pytorch/huggingface/qqp/pruned80_quant-none-vnni",
+            "distilbert-qqp_wikipedia_bookcorpus-pruned80.4block_quantized",
+        ),
+        (
+            "zoo:nlp/question_answering/bert-base/pytorch/huggingface/squad/pruned95_obs_quant-none",
+            "bert-base-squad_wikipedia_bookcorpus-pruned95.obs_quantized",
+        ),
+        (
+            "zoo:nlp/question_answering/bert-base_cased/pytorch/huggingface/squad/pruned90-none",
+            "bert-base_cased-squad_wikipedia_bookcorpus-pruned90",
+        ),
+        (
+            "zoo:nlp/question_answering/obert-medium/pytorch/huggingface/squad/pruned95_quant-none",
+            "obert-medium-squad_wikipedia_bookcorpus-pruned95_quantized",
+        ),
     ],
 )
 def test_long_and_short_forms(stub: str, short: str) -> None:
-    """Pairs as SparseZoo's own examples have them."""
+    """Short names as SparseML's and SparseZoo's own examples have them."""
     assert parse_stub(stub).short_name == short
     assert parse_stub(stub).names_the_same_as(parse_stub(f"zoo:{short}"))
     assert parse_stub(f"zoo:{short}?recipe=x") == parse_stub(f"zoo:{short}?recipe=x")

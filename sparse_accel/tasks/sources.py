@@ -113,6 +113,8 @@ def _load_hub(typed: str, name: str, config: str | None, cache_dir: str | None) 
             "huggingface.co/datasets; for a private or gated one, log in with `hf auth login`."
         ) from error
     except ValueError as error:
+        if "onfig" not in str(error):
+            raise out_of_reach(typed, name, "dataset", _first_line(error)) from error
         # A configuration that is missing or unknown; the library's message lists those there are, then Python to type.
         listed = " ".join(str(error).partition("\nExample")[0].split()).rstrip(".")
         raise UsageError(f"{what} cannot be loaded: {listed}. Choose with --dataset_config_name.") from error

@@ -61,7 +61,7 @@ class Stub:
         sparse, *rest = parts["tag"].split("-")
         if rest[1:] == ["vnni"]:  # pruned in blocks of four, for CPUs with such instructions
             sparse = sparse.removesuffix("_quant") + ".4block" + ("_quant" if sparse.endswith("_quant") else "")
-        sparse = re.sub("_quant$", "_quantized", sparse)
+        sparse = re.sub("_quant$", "_quantized", re.sub("_obs(_quant)?$", r".obs\1", sparse))
         data = parts["dataset"] if parts["dataset"] == _PRETRAINING else f"{parts['dataset']}_{_PRETRAINING}"
         words = [parts["architecture"], parts.get("size", ""), data, sparse]
         return "-".join(word for word in words if word)
