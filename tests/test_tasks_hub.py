@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from script_fixtures import RECIPE, ROOT, make_model, read_json
 from stand_in_hub import StandInHub
 
 from sparse_accel.addresses import DATASETS, MODELS
@@ -198,3 +201,58 @@ def test_a_mirror_behind_a_proxy(hub: StandInHub, tmp_path: Path) -> None:
 def test_moves_are_full_ids() -> None:
     for short, full in (DATASETS | MODELS).items():
         assert "/" not in short and full.count("/") == 1
+
+
+# --- end to end -------------------------------------------------------------------------------------------------------
+
+# Runs the training script once for each list of words, in one process, where the Hub's address stands before imports.
+RUN = """
+import json, runpy, sys
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["text_classification.py", *words]
+    try:
+        runpy.run_path("scripts/text_classification.py", run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, (words, end.code)
+"""
+OFFICIAL = {
+    "cola": ["matthews_correlation"],
+    "mnli": ["accuracy", "accuracy_mm"],
+    "mrpc": ["accuracy", "f1", "combined_score"],
+    "qnli": ["accuracy"],
+    "qqp": ["accuracy", "f1", "combined_score"],
+    "rte": ["accuracy"],
+    "sst2": ["accuracy"],
+    "stsb": ["pearson", "spearmanr", "combined_score"],
+    "wnli": ["accuracy"],
+}
+
+
+@pytest.mark.slow
+def test_all_nine_glue_tasks_end_to_end(hub: StandInHub, tmp_path: Path) -> None:
+    """Trained, evaluated and predicted from the Hub, the model from there too."""
+    words = ["good", "bad", "p", "q", "h", "i", "a", "b", "c", "d", "question", "sentence", "1", "2"]
+    hub.add_model("someone/tiny", make_model(tmp_path / "tiny", sparse=True, vocabulary=words))
+    short = "num_epochs=3,qat_start_epoch=1.0,observer_epoch=2.0"
+    same = ["--model_name_or_path", "someone/tiny", "--distill_teacher", "self", "--recipe", str(RECIPE)]
+    same += ["--recipe_args", short, "--do_train", "--do_eval", "--do_predict"]
+    runs = [["--task_name", task, "--output_dir", str(tmp_path / task), *same] for task in OFFICIAL]
+    environment = hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(runs)], env=environment, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for task, names in OFFICIAL.items():
+        results = read_json(tmp_path / task / "eval_results.json")
+        assert all(math.isfinite(results[f"eval_{name}"]) for name in names), (task, results)
+        model = read_json(tmp_path / task / "config.json")
+        labels = {"stsb": ["score"], "mnli": ["entailment", "neutral", "contradiction"]}.get(task)
+        labels = labels or (["negative", "positive"] if task == "sst2" else ["no", "yes"])
+        assert [model["id2label"][str(number)] for number in range(len(labels))] == labels
+        for name in ["test", "test_mismatched"] if task == "mnli" else ["test"]:
+            with open(tmp_path / task / f"{name}_predictions.csv", newline="") as stream:
+                rows = list(csv.DictReader(stream))
+            assert len(rows) == 2, (task, rows)
+            if task != "stsb":
+                assert list(rows[0]) == ["row", "label", *(f"probability_{label}" for label in labels)]
+                assert all(row["label"] in labels for row in rows)
