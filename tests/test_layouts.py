@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from layouts import LAYOUTS, difference, launcher, make_flags, masks_of, recipe_flags, run_under, start_under
-from script_fixtures import ROOT, assert_same_model, environment, flat, read_json, run, trace, wait, weights
+from layouts import LAYOUTS, SHORT, difference, launcher, make_flags, masks_of, recipe_flags, run_under, start_under
+from script_fixtures import ROOT, assert_same_model, environment, flat, make_model, read_json, run, trace, wait, weights
 
 pytestmark = pytest.mark.slow
 
@@ -210,6 +210,20 @@ def test_gradient_checkpointing_and_frozen_weights(folder: Path, flags: dict[str
         assert ended.code == 0, ended.all
         found = difference(tmp_path / "plain", tmp_path / layout, FLOAT_STEPS)
         assert found.loss_before < 1e-6 and found.loss < 5e-3 and found.under_masks == 0
+
+
+def test_compiled_under_ddp(folder: Path, flags: dict[str, Any], tmp_path: Path) -> None:
+    """Three steps, each of another graph: pruned, quantized for the first time, quantized with ranges."""
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_hidden_layers": 1}
+    settings = {**flags, **recipe_flags(folder, "tutorial"), "do_eval": None, "eval_strategy": "no"}
+    settings |= {"recipe_args": {**SHORT, "num_epochs": 1, "qat_start_epoch": 0.3, "observer_epoch": 0.9}}
+    settings |= {"model_name_or_path": make_model(tmp_path / "narrow", sparse=True, **none), "max_train_samples": 75}
+    for name, compiled in (("eager", None), ("compiled", True)):
+        ended = run_under("ddp", **settings, torch_compile=compiled, output_dir=tmp_path / name)
+        assert ended.code == 0, ended.all
+    found = difference(tmp_path / "eager", tmp_path / "compiled", float_steps=1)
+    assert found.loss_before < 1e-6 and found.loss < 1e-3 and found.weight < 5e-3 and found.scale < 0.02
+    assert found.under_masks == 0 and found.rate == 0
 
 
 @pytest.mark.parametrize("layout", ["ddp", "fsdp2", "deepspeed_zero2"])
