@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from layouts import make_flags, recipe_flags
+from layouts import SHORT, make_flags, recipe_flags
 from script_fixtures import ROOT, assert_same_model, environment, run, words
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
@@ -49,11 +49,15 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 MpiDefault=none
 SelectType=select/cons_tres
+SchedulerParameters=sched_interval=1,bf_interval=1
 ReturnToService=2
 KillWait=60
 MinJobAge=3600
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP GraceTime=60
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -109,7 +113,7 @@ def ask(variables: dict[str, str], *command: str) -> str:
 
 def test_a_job_is_warned_requeued_preempted_and_finished(cluster: dict[str, str], tmp_path: Path) -> None:
     flags: dict[str, Any] = {**make_flags(tmp_path), "save_strategy": "steps", "save_steps": 2}
-    flags |= recipe_flags(tmp_path, "tutorial") | {"seed": 42}
+    flags |= recipe_flags(tmp_path, "tutorial") | {"seed": 42, "recipe_args": {**SHORT, "num_epochs": 6}}
     asked_for = {**flags, "seed": "{seed}", "output_dir": tmp_path / "run-{seed}"}
     output = tmp_path / "run-42"
     variables = environment(
@@ -148,14 +152,45 @@ def test_a_job_is_warned_requeued_preempted_and_finished(cluster: dict[str, str]
     until(lambda: "goes back into the queue" in log())
     assert "stopped by SIGUSR1" in log()
     until(lambda: log().count("going on from step") == 1)
-    subprocess.run(["scontrol", "requeue", job], env=os.environ | cluster, check=True)  # as a preemption does
-    until(lambda: "stopped by SIGTERM" in log() or log().count("going on from step") == 2)
+    subprocess.run(["scontrol", "requeue", job], env=os.environ | cluster, check=True)  # as a preemption without grace
+    until(lambda: log().count("going on from step") == 2)
+    # One with grace: what has to go saves, ends before its time is over, and asks to come back.
+    first = ["sbatch", "--partition=high", "--exclusive", f"--output={tmp_path}/first", "--wrap", "true"]
+    subprocess.run(first, env=variables | cluster, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    until(lambda: f"a job of higher rank came: job {job} goes back into the queue" in log())
+    assert "stopped by SIGTERM" in log()
+    until(lambda: log().count("going on from step") == 3)
     until(lambda: state() == "COMPLETED")
     assert log().count("── results") == 1, log()
     whole = run(**flags, gradient_accumulation_steps=2, output_dir=tmp_path / "whole")
     assert whole.code == 0, whole.all
     assert (output / "model.safetensors").exists()
     assert_same_model(tmp_path / "whole", output)
+
+
+def test_a_job_that_is_cancelled_stays_away(cluster: dict[str, str], tmp_path: Path) -> None:
+    """The step is a stand-in for the training script: it ends at once where that would save first."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "text_classification.py").write_text(
+        "import time; print('runs', flush=True); time.sleep(300)"
+    )
+    text = (ROOT / "accelerate_configs/slurm/one_node.sbatch").read_text()
+    (tmp_path / "job").write_text(text.replace("#SBATCH --gpus-per-node=8\n", "").replace("per-task=64", "per-task=1"))
+    variables = environment(PROCESSES="1", PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}") | cluster
+    log = tmp_path / "log"
+    command = ["sbatch", "--parsable", "--array=7", f"--output={log}", str(tmp_path / "job")]
+    job = subprocess.run(
+        command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    wait_for(lambda: log.exists() and "runs" in log.read_text())
+    subprocess.run(["scancel", job], env=variables, check=True)
+
+    def states() -> str:
+        return ask(cluster, "squeue", f"--jobs={job}", "--noheader", "--states=all", "--format=%T")
+
+    wait_for(lambda: states() == "CANCELLED")
+    time.sleep(3)
+    assert states() == "CANCELLED" and "goes back" not in log.read_text(), log.read_text()
 
 
 def ddp_without_bf16(folder: Path) -> Path:
