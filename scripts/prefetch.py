@@ -11,9 +11,10 @@ with HF_HUB_OFFLINE=1.
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import shlex
 
-from sparse_accel.addresses import GLUE_ID, dataset_address, load_recipe, model_address
+from sparse_accel.addresses import GLUE_ID, dataset_address, load_recipe, local_folder, model_address
 from sparse_accel.arguments import TextClassificationArguments, parse_arguments
 from sparse_accel.errors import UsageError, run_main
 from sparse_accel.modifiers.distillation import check_teacher
@@ -46,7 +47,9 @@ def main() -> None:
     rows = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
     print(f"All is there: {rows} rows, model and tokenizer{'' if recipe is None else ', recipe'}.")
     print("The same words after scripts/text_classification.py now need no network. Where it runs, set:")
-    print(f"  HF_HUB_OFFLINE=1 HF_HOME={constants.HF_HOME} SPARSEZOO_MODELS_PATH={models_path()}")
+    places = {"HF_HOME": constants.HF_HOME, "SPARSEZOO_MODELS_PATH": models_path()}
+    places |= {name: value for name, value in os.environ.items() if name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE")}
+    print("  HF_HUB_OFFLINE=1", *(f"{name}={shlex.quote(str(value))}" for name, value in places.items()))
 
 
 def hub_repositories(arguments: TextClassificationArguments) -> list[tuple[str, str, str | None]]:
@@ -57,11 +60,11 @@ def hub_repositories(arguments: TextClassificationArguments) -> list[tuple[str, 
         if name in (None, "disable", "self"):
             continue
         address = model_address(f"--{flag}", name, arguments.cache_dir)
-        if not Path(address).is_dir():
+        if local_folder(address) is None:
             found.append((address, "model", None if flag == "distill_teacher" else arguments.model_revision))
     if arguments.task_name:
         found.append((GLUE_ID, "dataset", None))
-    elif arguments.dataset_name and not Path(arguments.dataset_name).expanduser().is_dir():
+    elif arguments.dataset_name and local_folder(arguments.dataset_name) is None:
         found.append((dataset_address(arguments.dataset_name), "dataset", None))
     return found
 

@@ -86,11 +86,20 @@ def model_address(flag: str, name: str, cache_dir: str | None = None) -> str:
             return model_source(name, cache_dir)
         except UsageError as error:
             raise UsageError(f"{flag} {error}") from error
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser())
+    if (folder := local_folder(name)) is not None:
+        return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"{flag}: there is no folder {name}.{_beside(name)}")
     return _full_id(flag, name, MODELS)
+
+
+def local_folder(name: str) -> Path | None:
+    """Returns the folder of that name, `~` resolved; None where there is none."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.is_dir() else None
+    except (OSError, RuntimeError):  # a name too long for the system, or the home of nobody
+        return None
 
 
 def dataset_address(name: str) -> str:
@@ -128,8 +137,8 @@ def _full_id(flag: str, name: str, moved: Mapping[str, str]) -> str:
 
 def _beside(name: str) -> str:
     """` Did you mean ...?` with the folder beside the one that is not there whose name is nearest."""
-    parent = Path(name).expanduser().parent
-    there = [each.name for each in parent.iterdir() if each.is_dir()] if parent.is_dir() else []
+    parent = local_folder(str(Path(name).parent))
+    there = [each.name for each in parent.iterdir() if each.is_dir()] if parent is not None else []
     return nearest(Path(name).name, there)
 
 
@@ -168,7 +177,7 @@ def hub_complaint(hub_id: str) -> str | None:
     return next((line for line in reversed(_complaints.heard) if f"/{hub_id}/" in line), None)
 
 
-def out_of_reach(typed: str, hub_id: str, kind: str, reason: str) -> UsageError:
+def out_of_reach(typed: str, hub_id: str, kind: str, reason: str, cache_dir: str | None = None) -> UsageError:
     """The error for an id that neither the cache nor the Hub gives: what was tried, in order, and the ways out.
 
     Args:
@@ -176,6 +185,7 @@ def out_of_reach(typed: str, hub_id: str, kind: str, reason: str) -> UsageError:
         hub_id: what was asked for.
         kind: `model` or `dataset`.
         reason: what the library said, for where the Hub's client said nothing.
+        cache_dir: the cache, if it is not the usual one.
     """
     from huggingface_hub import constants
 
@@ -184,7 +194,7 @@ def out_of_reach(typed: str, hub_id: str, kind: str, reason: str) -> UsageError:
     asked = hub_complaint(hub_id) or f"{address}: {reason}"
     tried = [
         ("local folder", "there is none of that name"),
-        ("cache", f"{constants.HF_HUB_CACHE} does not hold all of {hub_id}"),
+        ("cache", f"{cache_dir or constants.HF_HUB_CACHE} does not hold all of {hub_id}"),
         ("Hub", "not asked, because HF_HUB_OFFLINE is set" if offline else asked),
     ]
     folder = "a local folder" + (" of save_to_disk, or --train_file and --validation_file" if kind == "dataset" else "")

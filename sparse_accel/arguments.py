@@ -81,7 +81,7 @@ class _Data:
     )
     max_train_samples: int | None = flag(None, "train on this many rows, drawn by --seed", at_least=1)
     max_eval_samples: int | None = flag(None, "evaluate on this many rows, drawn by --seed", at_least=1)
-    max_predict_samples: int | None = flag(None, "predict this many rows, drawn by --seed", at_least=1)
+    max_predict_samples: int | None = flag(None, "predict this many rows, the first ones", at_least=1)
     max_seq_length: int = flag(128, "tokens kept of a row, special tokens included; the rest is cut off", at_least=3)
     pad_to_max_length: bool = flag(
         False, "pad every row to max_seq_length, instead of to the longest row of its batch (same results, slower)"
@@ -207,6 +207,8 @@ class TextClassificationArguments(_Model, _Data, _Training, _Evaluation, _Saving
 
     def __post_init__(self) -> None:
         """Fills in what follows from other flags, then checks."""
+        if self.task_name == "imdb":  # a task of the old command
+            raise UsageError("--task_name imdb is no GLUE task: use --dataset_name imdb.")
         check_bounds(self)
         self._fill_in()
         self._check_what_is_asked()
@@ -240,6 +242,13 @@ class TextClassificationArguments(_Model, _Data, _Training, _Evaluation, _Saving
     # --- what follows from other flags --------------------------------------------------------------------------------
 
     def _fill_in(self) -> None:
+        if (
+            self.dataset_name in ("glue", "nyu-mll/glue")
+            and self.dataset_config_name in GLUE_TASKS
+            and not self.task_name
+        ):
+            # A GLUE task by its address: with the task's splits and metrics.
+            self.task_name, self.dataset_name, self.dataset_config_name = self.dataset_config_name, None, None
         if self.model_name_or_path is None and not (self.do_train or self.one_shot):
             self.model_name_or_path = self.output_dir
         self.do_eval = self.do_eval or (self.do_train and self.eval_strategy != "no")

@@ -147,17 +147,34 @@ def _read_words(cls: type, words: list[str]) -> dict[str, Any]:
                 "a file of settings ends in .json and comes first."
             )
         name, equals, value = word.lstrip("-").partition("=")
+        name, negated = _positive(cls, name)
         field = _field_of(cls, name, _Place())
         following = [value] if equals else []
         while not equals and position < len(words) and not _is_flag(words[position]):
             following.append(words[position])
             position += 1
+        if negated:
+            if following:
+                raise UsageError(f"--no_{field.name} takes no value, and got {' '.join(following)}.")
+            following = ["false"]
         given.setdefault(field.name, []).append(following)
     for name, occurrences in given.items():
         if len(occurrences) > 1:
             last = " ".join(occurrences[-1]) or "no value"
             warn(f"--{name} is given {len(occurrences)} times; the last one counts: {last}")
     return {name: _from_words(cls, name, occurrences[-1]) for name, occurrences in given.items()}
+
+
+def _positive(cls: type, name: str) -> tuple[str, bool]:
+    """`--no_X`, which transformers makes of a true/false flag that is true by default: X, and whether it was that."""
+    plain = name.replace("-", "_")
+    positive = plain.removeprefix("no_")
+    refused: Mapping[str, str] = getattr(cls, "refused", {})
+    if positive == plain or plain in _fields(cls) or plain in refused:
+        return name, False
+    if positive in refused or _kinds(cls).get(positive) == {bool}:
+        return positive, True
+    return name, False
 
 
 def _is_flag(word: str) -> bool:
@@ -256,7 +273,8 @@ def _convert(cls: type, name: str, value: Any, place: _Place) -> Any:
             return json.dumps(value)
         if not isinstance(value, str) or not value:
             raise wrong
-        return value
+        choices = _fields(cls)[name].metadata["choices"]
+        return value.lower() if value.lower() in choices else value  # --task_name MRPC, as it was taken
     if isinstance(value, (bool, dict, list)):
         raise wrong
     try:

@@ -6,6 +6,7 @@ import difflib
 import io
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
@@ -29,17 +30,40 @@ class Stopped(Exception):
     exit_code = 75
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns ` Did you mean 'x'?` for the known name nearest to `name`, or an empty string when none is near."""
+def nearest(name: str, known: Iterable[str], count: int = 1) -> str:
+    """Returns ` Did you mean 'x'?` for the known names nearest to `name`, `count` at most; empty when none is near."""
     lowered = {candidate.lower(): candidate for candidate in known}
-    found = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
-    return f" Did you mean '{lowered[found[0]]}'?" if found else ""
+    found = difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(lowered[each]) for each in found)}?" if found else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Returns what an error says first, at most 200 characters; the name of its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def in_order(steps: Sequence[tuple[str, str]]) -> str:
     """Returns (place, outcome) of what was tried as numbered lines of a table."""
     width = max(len(place) for place, _ in steps)
     return "\n".join(f"  {number}. {place:<{width}}  {outcome}" for number, (place, outcome) in enumerate(steps, 1))
+
+
+# Seconds in which a launcher ends the other processes after the first one failed.
+_UNTIL_THE_FIRST_HAS_SPOKEN = 10.0
+
+
+def _say_once(error: UsageError) -> None:
+    """Prints an error that all processes of a run meet, or this one alone.
+
+    Most are met by all: the first one says so, its launcher ends the others, and they are not heard. One that is still
+    there after a while met an error of its own, such as a file that its machine lacks.
+    """
+    rank = os.environ.get("RANK") or "0"
+    if rank == "0" or error.of_one_process:
+        print(f"error: {error}", file=sys.stderr)
+        return
+    time.sleep(_UNTIL_THE_FIRST_HAS_SPOKEN)
+    print(f"error (process {rank}): {error}", file=sys.stderr)
 
 
 def run_main(main: Callable[[], int | None]) -> None:
@@ -56,9 +80,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     except UsageError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        # Every process meets the same error, and one says so; but a lost process may be that one.
-        if os.environ.get("RANK", "0") == "0" or error.of_one_process:
-            print(f"error: {error}", file=sys.stderr)
+        _say_once(error)
         code = error.exit_code
     except Stopped as stopped:
         if "--debug" in sys.argv:

@@ -7,6 +7,8 @@ and inside of a launch (`torchrun --no-python`, `accelerate launch --no_python`)
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import runpy
 import sys
@@ -23,6 +25,11 @@ def export_onnx() -> None:
     _run(script_path("export_onnx.py"))
 
 
+def prefetch() -> None:
+    """`sparse_accel.prefetch`: scripts/prefetch.py, for those who have no clone."""
+    _run(script_path("prefetch.py"))
+
+
 def script_path(name: str) -> Path:
     """Returns where a script lies: in a wheel inside the package, in a clone beside it."""
     package = Path(__file__).resolve().parent
@@ -35,8 +42,28 @@ def _launch(name: str) -> None:
     if settings is None or "--help" in sys.argv or "-h" in sys.argv:
         _run(script)
         return
+    _check_command_line()
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings), str(script)]
     os.execv(sys.executable, [*command, *sys.argv[1:]])
+
+
+def _check_command_line() -> None:
+    """Ends with a mistake in flags or recipe before the launcher starts, which would add a traceback of its own."""
+    from sparse_accel.arguments import TextClassificationArguments, parse_arguments
+    from sparse_accel.errors import UsageError, run_main
+    from sparse_accel.recipe import load_recipe
+    from sparse_accel.zoo import is_stub
+
+    def check() -> None:
+        with contextlib.redirect_stderr(io.StringIO()):  # its warnings are the script's to say
+            arguments = parse_arguments(TextClassificationArguments)
+            if arguments.recipe and not is_stub(arguments.recipe):
+                load_recipe(arguments.recipe, arguments.recipe_args)
+
+    try:
+        check()
+    except UsageError:
+        run_main(check)
 
 
 def _run(script: Path) -> None:

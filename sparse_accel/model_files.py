@@ -7,6 +7,7 @@ model as it was trained, quantizers on. Their accuracies differ.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,17 +17,19 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from sparse_accel.addresses import model_address
 from sparse_accel.errors import UsageError
 from sparse_accel.fake_quantize import FakeQuantize, QuantizationFormat
 from sparse_accel.layers import make_sparse, masks, quantizers
 from sparse_accel.processes import by_main_process
 from sparse_accel.run_identity import write_text
 from sparse_accel.sharding import full_state_dict, plain_model
-from sparse_accel.zoo import is_stub, model_source
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+# Else transformers asks a service of the Hub, in a thread of its own, to convert weights of the older format.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 QUANTIZATION_FILE = "quantization.json"
 _VERSION = 1
 
@@ -92,8 +95,7 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     """
     from transformers import AutoModelForSequenceClassification
 
-    if is_stub(str(folder)):
-        folder = model_source(str(folder), options.get("cache_dir"))
+    folder = model_address("sparse_accel.load", str(folder), options.get("cache_dir"))
     with quiet_transformers():  # its report on missing weights
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, **options

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from sparse_accel.addresses import hub_complaint, model_address, out_of_reach
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, first_line
 from sparse_accel.layers import quantized_linears
 from sparse_accel.model_files import QUANTIZATION_FILE, load, quiet_transformers
 from sparse_accel.sparsity import is_encoder_linear
@@ -25,8 +24,6 @@ from sparse_accel.teacher import Teacher, label_order
 if TYPE_CHECKING:
     from sparse_accel.arguments import TextClassificationArguments
 
-# Else transformers asks a service of the Hub, in a thread of its own, to convert weights of the older format.
-os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 # What transformers raises for a folder or id that is wrong or out of reach.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError)
 
@@ -196,10 +193,10 @@ def load_teacher(arguments: TextClassificationArguments, student: nn.Module) -> 
 def _unreadable(flag: str, name: str, address: str, error: Exception) -> UsageError:
     """The error for a model that did not load: what its folder holds, or where its id was looked for."""
     folder = Path(address)
-    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    said = first_line(error)
     if folder.is_dir():
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
-        return UsageError(f"{flag} {name}: the folder holds no model that can be read ({first_line}). It holds: {held}")
+        return UsageError(f"{flag} {name}: the folder holds no model that can be read ({said}). It holds: {held}")
     if not isinstance(error, OSError):  # it came, and is not what it should be
-        return UsageError(f"{flag} {name}: {address} holds no model that can be read ({first_line})")
-    return out_of_reach(f"{flag} {name}", address, "model", first_line)
+        return UsageError(f"{flag} {name}: {address} holds no model that can be read ({said})")
+    return out_of_reach(f"{flag} {name}", address, "model", said)

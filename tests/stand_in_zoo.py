@@ -30,6 +30,7 @@ class StandInZoo(Loopback):
         requests: "METHOD path range" of each request so far, and the question of each POST.
         faults: by file name, what goes wrong with its next requests.
         sizes: by file name, a size to announce instead of the real one.
+        digests: whether answers carry them.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,7 @@ class StandInZoo(Loopback):
         self.questions: list[str] = []
         self.faults: dict[str, list[Fault]] = {}
         self.sizes: dict[str, int] = {}
+        self.digests = True
         self.status = 200
         super().__init__(_Handler)
 
@@ -112,8 +114,11 @@ class _Handler(QuietHandler):
             content = content[:-1] + bytes([content[-1] ^ 1])
         if fault is Fault.longer:
             content += b"more"
-        headers, status, first = {"Repr-Digest": f"sha-256=:{digest}:"}, 200, 0
-        if asked and fault is not Fault.no_range:
+        headers, status, first = {"ETag": f'"{digest}"'}, 200, 0
+        if self.owner.digests:
+            headers["Repr-Digest"] = f"sha-256=:{digest}:"
+        same = self.headers.get("If-Range", headers["ETag"]) == headers["ETag"]
+        if asked and same and fault is not Fault.no_range:
             first = int(asked.removeprefix("bytes=").rstrip("-"))
             if first >= len(content):
                 self._send(416, b"")

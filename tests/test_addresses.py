@@ -42,6 +42,8 @@ def test_a_folder_comes_before_a_short_id(tmp_path: Path, monkeypatch: pytest.Mo
         ),
         ("./taecher", "there is no folder ./taecher. Did you mean 'teacher'?"),
         ("a/b/c", "there is no folder a/b/c."),
+        ("~nobody_of_this_name/x", "there is no folder ~nobody_of_this_name/x."),
+        ("x" * 300, "is neither a local folder nor a full Hub id"),
         ("zoo:a/b", "--distill_teacher zoo:a/b is no stub."),
     ],
 )

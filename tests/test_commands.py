@@ -29,7 +29,9 @@ def test_without_settings_it_is_one_process() -> None:
     assert launchers._launch_settings() is None
 
 
-def test_what_accelerate_config_wrote_is_launched_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_accelerate_config_wrote_is_launched_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     written = tmp_path / "home" / "accelerate" / "default_config.yaml"
     written.parent.mkdir(parents=True)
     written.write_text("num_processes: 2\n")
@@ -39,12 +41,20 @@ def test_what_accelerate_config_wrote_is_launched_by(tmp_path: Path, monkeypatch
     monkeypatch.setenv("ACCELERATE_CONFIG_FILE", str(named))
     started: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _, words: started.append(words))
-    monkeypatch.setattr(sys, "argv", ["sparseml.transformers.text_classification", "--do_train"])
+    typed = ["--task_name", "sst2", "--do_train", "--model_name_or_path", "model", "--output_dir", "out"]
+    monkeypatch.setattr(sys, "argv", ["sparseml.transformers.text_classification", *typed])
     launchers.text_classification()
     assert started[0][1:] == [
         *("-m", "accelerate.commands.launch", "--config_file", str(named)),
-        *(str(ROOT / "scripts" / "text_classification.py"), "--do_train"),
+        *(str(ROOT / "scripts" / "text_classification.py"), *typed),
     ]
+    # A mistake ends it before a launcher starts, which would add a traceback.
+    for mistake, said in ((["--nonsense"], "--nonsense is not a known flag"), (["--recipe", "no.yaml"], "no.yaml")):
+        monkeypatch.setattr(sys, "argv", ["sparseml.transformers.text_classification", *typed, *mistake])
+        with pytest.raises(SystemExit) as ended:
+            launchers.text_classification()
+        assert ended.value.code == 2 and len(started) == 1
+        assert said in capsys.readouterr().err
     monkeypatch.setenv("LOCAL_RANK", "0")  # launched already
     assert launchers._launch_settings() is None
 

@@ -181,3 +181,15 @@ def test_rows_are_held_out_and_drawn(tiny: Tiny, tmp_path: Path) -> None:
     evaluated = run(**{**flags, "model_name_or_path": tmp_path / "out", "do_train": None}, validation_ratio=0.2)
     assert evaluated.code == 0, evaluated.all
     assert "for its label names only" not in evaluated.err
+
+
+def test_rows_to_predict_are_the_first_ones(tiny: Tiny, trained: Path, tmp_path: Path) -> None:
+    """So a prediction's row is the row of the file."""
+    for name, limit in (("all", None), ("four", 4)):
+        done = run(
+            model_name_or_path=trained, test_file=tiny.test, do_predict=True, output_dir=tmp_path / name,
+            max_predict_samples=limit,
+        )  # fmt: skip
+        assert done.code == 0, done.all
+    everything, first = (rows_of(tmp_path / name / "test_predictions.csv") for name in ("all", "four"))
+    assert first == everything[:4]

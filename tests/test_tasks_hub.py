@@ -125,7 +125,7 @@ def test_datasets_of_the_hub(hub: StandInHub, tmp_path: Path) -> None:
 
 def test_glue(hub: StandInHub, tmp_path: Path) -> None:
     everything = TRAIN | {"do_predict": True}
-    sst2, mnli, stsb, on_test, by_name = load(
+    sst2, mnli, stsb, on_test, by_name, mnli_by_name = load(
         hub,
         tmp_path,
         everything | {"task_name": "sst2"},
@@ -133,6 +133,7 @@ def test_glue(hub: StandInHub, tmp_path: Path) -> None:
         everything | {"task_name": "stsb"},
         {"task_name": "sst2", "do_eval": True, "eval_on_test": True},
         TRAIN | {"dataset_name": "glue", "dataset_config_name": "sst2"},
+        everything | {"dataset_name": "nyu-mll/glue", "dataset_config_name": "mnli"},
     )
     rows = {"sentence": ["good", "bad"], "label": ["positive", "negative"]}
     assert sst2["splits"] == {"train": rows, "validation": rows, "test": {"sentence": ["good", "bad"]}}
@@ -145,7 +146,8 @@ def test_glue(hub: StandInHub, tmp_path: Path) -> None:
     assert (stsb["problem_type"], stsb["label_names"]) == ("regression", ["score"])
     assert stsb["splits"]["train"]["label"] == [2.0, 4.5] and "label" not in stsb["splits"]["test"]
     assert "has no labels (column 'label'), so it can be predicted and not evaluated." in on_test["error"]
-    assert by_name["splits"]["train"] == rows
+    assert by_name["splits"]["train"] == rows and by_name["metrics"] == "sst2"
+    assert mnli_by_name == mnli
 
 
 def test_all_nine_glue_tasks(hub: StandInHub, tmp_path: Path) -> None:
@@ -166,7 +168,8 @@ def test_what_the_hub_does_not_have(hub: StandInHub, tmp_path: Path) -> None:
         TRAIN | {"dataset_name": "glue", "dataset_config_name": "sst3"},
         TRAIN | {"dataset_name": "someone/with_code"},
     )
-    assert "the Hub has no dataset nobody/nothing that can be read from here" in unknown["error"]
+    assert unknown["error"].startswith("--dataset_name nobody/nothing: the dataset was not found. Tried, in order:")
+    assert "for a private or gated one, log in with" in unknown["error"] and hub.url in unknown["error"]
     assert "is neither a local folder nor a full Hub id, OWNER/NAME. Did you mean 'rotten_tomatoes'?" in short["error"]
     assert "sst2" in config["error"] and "--dataset_config_name" in config["error"]
     assert "someone/with_code" in code["error"] and "code" in code["error"]
@@ -174,11 +177,13 @@ def test_what_the_hub_does_not_have(hub: StandInHub, tmp_path: Path) -> None:
 
 def test_unreachable_hub(hub: StandInHub, tmp_path: Path) -> None:
     first, *_ = load(hub, tmp_path, TRAIN | {"dataset_name": "rotten_tomatoes"})
-    cached, missing = load(
+    load(hub, tmp_path, TRAIN | {"task_name": "sst2"})
+    cached, missing, other_task = load(
         hub,
         tmp_path,
         TRAIN | {"dataset_name": "rotten_tomatoes"},
         TRAIN | {"dataset_name": "imdb"},
+        TRAIN | {"task_name": "cola"},
         HF_HUB_OFFLINE="1",
     )
     assert cached == first
@@ -187,6 +192,13 @@ def test_unreachable_hub(hub: StandInHub, tmp_path: Path) -> None:
     assert [line.split()[1] for line in lines[1:4]] == ["local", "cache", "Hub"]
     assert "does not hold all of stanfordnlp/imdb" in lines[2] and "HF_HUB_OFFLINE is set" in lines[3]
     assert "HF_ENDPOINT=" in lines[4]
+    assert other_task["error"].startswith("--task_name cola: the dataset was not found. Tried, in order:")
+
+
+def test_a_file_that_is_none(hub: StandInHub, tmp_path: Path) -> None:
+    hub.add_dataset("someone/broken", {"train.parquet": b"no parquet", "validation.parquet": b"no parquet"})
+    (broken,) = load(hub, tmp_path, TRAIN | {"dataset_name": "someone/broken"})
+    assert broken["error"].startswith("--dataset_name someone/broken: someone/broken cannot be read: "), broken
 
 
 def test_a_mirror_behind_a_proxy(hub: StandInHub, tmp_path: Path) -> None:

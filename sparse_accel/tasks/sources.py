@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import DatasetDict, load_dataset, load_from_disk
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from pyarrow import ArrowInvalid
 
-from sparse_accel.addresses import GLUE_ID, dataset_address, out_of_reach
+from sparse_accel.addresses import GLUE_ID, dataset_address, local_folder, out_of_reach
 from sparse_accel.arguments import DATA_SUFFIXES
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, first_line
 from sparse_accel.tasks.glue import GLUE
 from sparse_accel.tasks.tables import DatasetTable, Table, read_table
 
@@ -41,8 +42,8 @@ def load_tables(arguments: TextClassificationArguments) -> dict[str, Table]:
 
 
 def _load_dataset(name: str, config: str | None, cache_dir: str | None) -> dict[str, Table]:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = local_folder(name)
+    if folder is not None:
         return _load_folder(folder, config, cache_dir)
     hub_id = dataset_address(name)
     return _our_splits(hub_id, _load_hub(f"--dataset_name {name}", hub_id, config, cache_dir))
@@ -94,7 +95,7 @@ def _load_folder_as_repository(folder: Path, config: str | None, cache_dir: str 
     except Exception as error:
         there = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
         raise UsageError(
-            f"--dataset_name: no rows found in {folder} ({_first_line(error)}). It holds: {there}. Wanted are files "
+            f"--dataset_name: no rows found in {folder} ({first_line(error)}). It holds: {there}. Wanted are files "
             f"named train, validation or test that end in {', '.join(DATA_SUFFIXES)}, or a folder of save_to_disk."
         ) from error
 
@@ -108,25 +109,21 @@ def _load_hub(typed: str, name: str, config: str | None, cache_dir: str | None) 
     try:
         splits: Any = load_dataset(name, config, cache_dir=cache_dir)
     except DatasetNotFoundError as error:
-        raise UsageError(
-            f"the Hub has no dataset {what} that can be read from here ({_first_line(error)}). Check the id on "
-            "huggingface.co/datasets; for a private or gated one, log in with `hf auth login`."
-        ) from error
+        reason = f"{first_line(error)} (for a private or gated one, log in with `hf auth login`)"
+        raise out_of_reach(typed, name, "dataset", reason, cache_dir) from error
+    except (DatasetGenerationError, ArrowInvalid) as error:  # it came; what lies behind says what is wrong with it
+        raise UsageError(f"{typed}: {what} cannot be read: {first_line(error.__cause__ or error)}") from error
     except ValueError as error:
-        if "onfig" not in str(error):
-            raise out_of_reach(typed, name, "dataset", _first_line(error)) from error
+        if not re.search("BuilderConfig|Config name is missing", str(error)):
+            raise out_of_reach(typed, name, "dataset", first_line(error), cache_dir) from error
         # A configuration that is missing or unknown; the library's message lists those there are, then Python to type.
         listed = " ".join(str(error).partition("\nExample")[0].split()).rstrip(".")
         raise UsageError(f"{what} cannot be loaded: {listed}. Choose with --dataset_config_name.") from error
     except RuntimeError as error:
         raise UsageError(
-            f"{what} cannot be loaded: {_first_line(error)}. A dataset that needs its own code to load is not "
+            f"{what} cannot be loaded: {first_line(error)}. A dataset that needs its own code to load is not "
             "supported: look for a copy in Parquet, or save it with another version of `datasets`."
         ) from error
     except Exception as error:
-        raise out_of_reach(typed, name, "dataset", _first_line(error)) from error
+        raise out_of_reach(typed, name, "dataset", first_line(error), cache_dir) from error
     return splits if isinstance(splits, DatasetDict) else DatasetDict(train=splits)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -307,7 +307,10 @@ def _flat(labels: list[Any]) -> list[str]:
 
 
 def _draw_rows(arguments: TextClassificationArguments, data: TextClassificationData) -> TextClassificationData:
-    """Holds out validation rows, then takes subsets; names of labels stay those of all rows."""
+    """Holds out validation rows, then takes subsets; names of labels stay those of all rows.
+
+    Rows to predict are the first ones, so that a prediction's row is the row of the data; others are drawn.
+    """
     splits, sources = dict(data.splits), dict(data.sources)
     if arguments.validation_ratio is not None:
         train = splits["train"]
@@ -328,6 +331,11 @@ def _draw_rows(arguments: TextClassificationArguments, data: TextClassificationD
         "test": arguments.max_predict_samples,
     }
     for split, dataset in splits.items():
-        rows = draw(len(dataset), limits[split.partition("_")[0]], arguments.seed)
+        purpose = split.partition("_")[0]
+        limit = limits[purpose]
+        if purpose == "test":
+            splits[split] = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+            continue
+        rows = draw(len(dataset), limit, arguments.seed)
         splits[split] = dataset if rows is None else dataset.select(rows)
     return dataclasses.replace(data, splits=splits, sources=sources)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,11 +97,13 @@ def _arguments(stub: Stub) -> str:
 def _read(model: dict[str, Any], url: str) -> RemoteModel:
     files = []
     for entry in model["files"]:
-        name, size = str(entry["displayName"]), entry.get("fileSize")
+        name, kind, size = str(entry["displayName"]), str(entry["fileType"]), entry.get("fileSize")
         if not is_inside(name):
             raise DownloadError(f"{url} lists a file '{name}', which leads outside of its folder")
-        known_size = int(size) if isinstance(size, (int, float, str)) and str(size).isdigit() else None
-        files.append(RemoteFile(name, str(entry["fileType"]), str(entry["downloadUrl"]), known_size))
+        if kind == "recipe" and not name.startswith("recipe"):
+            name = f"recipe_{name}"  # older entries have the name alone
+        known_size = int(float(size)) if re.fullmatch(r"\d+(\.0*)?", str(size)) else None
+        files.append(RemoteFile(name, kind, str(entry["downloadUrl"]), known_size))
     names = [model.get("repoNamespace"), model.get("repoName")]
     folder = "/".join(str(name) for name in names) if all(names) else str(model["modelId"])
     if not is_inside(folder):
@@ -125,15 +128,17 @@ def fetch(stub: Stub, remote: RemoteModel, kind: str) -> Path:
     target = root / remote.folder
     (root / ".locks").mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".locks" / f"{remote.folder.replace('/', '--')}.lock", timeout=_WAIT_FOR_ANOTHER):
-        if kind == "recipe":
-            _fetch_into(target, [file for file in files if not (target / file.name).is_file()])
-        elif not (target / kind).is_dir():
+        if not (target / kind).is_dir():
             partial = target / f".{kind}.partial"
-            _fetch_into(partial, [file for file in files if not (partial / file.name).is_file()])
+            _fetch_into(partial, [file for file in files if not _is_whole(partial / file.name, file.size)])
             os.replace(_unpacked(partial, kind), target / kind)
             shutil.rmtree(partial, ignore_errors=True)
         remember_stub(target, stub)
     return target
+
+
+def _is_whole(path: Path, size: int | None) -> bool:
+    return path.is_file() and size in (None, path.stat().st_size)
 
 
 def _fetch_into(folder: Path, files: list[RemoteFile]) -> None:

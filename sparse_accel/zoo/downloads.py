@@ -1,8 +1,9 @@
 """Files over HTTP into a folder: resumed where they stopped, checked, and put in place only when whole.
 
 While it comes, a file is `.NAME.partial` beside its place. What is there of it after an interruption is not fetched
-again. Its size must be the one that was announced, and its digest the one that the server sends, if it sends one
-(RFC 9530's `Repr-Digest`, or `Content-MD5`).
+again where the server says that the file is still the same (by its ETag, or else its date, kept beside it). Its size
+must be the one that was announced, and its digest the one that the server sends, if it sends one (RFC 9530's
+`Repr-Digest`, or `Content-MD5`).
 """
 
 from __future__ import annotations
@@ -43,11 +44,15 @@ def http_client() -> Iterator[httpx.Client]:
     """A client that follows redirects, and takes proxies and certificates from the environment as others do."""
     import httpx
 
-    with httpx.Client(
-        follow_redirects=True,
-        timeout=httpx.Timeout(_READ, connect=_CONNECT),
-        headers={"User-Agent": "sparse_accel", "Accept-Encoding": "identity"},
-    ) as client:
+    try:
+        client = httpx.Client(
+            follow_redirects=True,
+            timeout=httpx.Timeout(_READ, connect=_CONNECT),
+            headers={"User-Agent": "sparse_accel", "Accept-Encoding": "identity"},
+        )
+    except (ImportError, ValueError) as error:  # it reads them when it is made
+        raise DownloadError(f"the proxy in the environment cannot be used: {error}") from error
+    with client:
         yield client
 
 
@@ -66,6 +71,7 @@ def download(client: httpx.Client, url: str, target: Path, size: int | None) -> 
         raise DownloadError(f"{target.name}: its address is not one of http or https: {url}")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
+    version = _version_file(partial)
     for attempt in range(ATTEMPTS):
         try:
             digests = _receive(client, url, partial, target.name, size)
@@ -79,18 +85,26 @@ def download(client: httpx.Client, url: str, target: Path, size: int | None) -> 
     except DownloadError:
         partial.unlink()
         raise
+    finally:
+        version.unlink(missing_ok=True)
     os.replace(partial, target)
+
+
+def _version_file(partial: Path) -> Path:
+    """Where the ETag or date of what lies in a partial file is kept."""
+    return partial.with_name(f"{partial.name}.version")
 
 
 def _receive(client: httpx.Client, url: str, partial: Path, name: str, size: int | None) -> dict[str, str]:
     """Adds what is missing to a partial file, and returns the digests that the server sent, by algorithm."""
     import httpx
 
-    there = partial.stat().st_size if partial.exists() else 0
+    version = _version_file(partial)
+    there = partial.stat().st_size if partial.exists() and version.exists() else 0
     if size is not None and there >= size:
         there = 0
     _check_room(partial.parent, (size or 0) - there)
-    asked = {"Range": f"bytes={there}-"} if there else {}
+    asked = {"Range": f"bytes={there}-", "If-Range": version.read_text(encoding="utf-8")} if there else {}
     try:
         with client.stream("GET", url, headers=asked) as response:
             if response.status_code == 416:  # what is there is longer than the file: it is no part of it
@@ -106,10 +120,21 @@ def _receive(client: httpx.Client, url: str, partial: Path, name: str, size: int
             if total is None:
                 raise DownloadError(f"{name}: neither the list of files nor the server says how large it is")
             _check_room(partial.parent, total - there)
+            _remember_version(response, version)
             _append(response, partial, name, there, total)
             return _digests(response)
     except httpx.HTTPError as error:
         raise _Interrupted(f"{name}: the connection to {_host(url)} broke: {error or type(error).__name__}") from error
+
+
+def _remember_version(response: httpx.Response, version: Path) -> None:
+    """Keeps what tells this content from another of the same address; a weak ETag does not, by RFC 9110."""
+    tag, date = response.headers.get("ETag", ""), response.headers.get("Last-Modified", "")
+    known = tag if tag and not tag.startswith("W/") else date
+    if known:
+        version.write_text(known, encoding="utf-8")
+    else:
+        version.unlink(missing_ok=True)
 
 
 def _append(response: httpx.Response, partial: Path, name: str, there: int, total: int) -> None:
@@ -195,7 +220,8 @@ def unpack(archive: Path, folder: Path) -> None:
     """
     try:
         with tarfile.open(archive) as tar:
-            members = tar.getmembers()
+            # `./`, which many archives begin with, is the folder itself.
+            members = [member for member in tar.getmembers() if PurePosixPath(member.name).parts]
             for member in members:
                 if not is_inside(member.name) or not (member.isfile() or member.isdir()):
                     raise DownloadError(f"{archive.name} holds '{member.name}', which leads outside of its folder")

@@ -133,10 +133,16 @@ ON_HUB = (
 def shipped_recipe(stub: Stub) -> ShippedRecipe | None:
     """Returns the recipe of this package that a stub names."""
     for entry in SHIPPED:
-        asked = stub.recipe in entry.names or not (stub.recipe or entry.only_by_name)
-        if asked and stub.names_the_same_as(parse_stub(entry.stub)):
+        named = bool(stub.recipe) and any(name.startswith(stub.recipe) for name in entry.names)
+        if (named or not (stub.recipe or entry.only_by_name)) and stub.names_the_same_as(parse_stub(entry.stub)):
             return entry
     return None
+
+
+def shipped_names(stub: Stub) -> tuple[str, ...]:
+    """Returns what `?recipe=` may say after a stub whose recipe this package has; nothing where it has none."""
+    found = [entry.names for entry in SHIPPED if stub.names_the_same_as(parse_stub(entry.stub))]
+    return found[0] if found else ()
 
 
 def on_hub(stub: Stub) -> HubModel | None:
@@ -145,9 +151,9 @@ def on_hub(stub: Stub) -> HubModel | None:
 
 
 def nearest_known(stub: Stub, *, recipe: bool) -> str:
-    """Returns ` Did you mean ...?` with the known stub of a recipe or a model that is nearest; empty when none is."""
+    """Returns ` Did you mean ...?` with the known stubs of a recipe or a model that are nearest; empty when none is."""
     entries: tuple[ShippedRecipe | HubModel, ...] = SHIPPED if recipe else ON_HUB
     known = [parse_stub(entry.stub) for entry in entries]
     if any(stub.names_the_same_as(each) for each in known):
         return ""
-    return nearest(PREFIX + stub.name, [PREFIX + (each.name if stub.is_long else each.short_name) for each in known])
+    return nearest(PREFIX + stub.name, [PREFIX + (each.name if stub.is_long else each.short_name) for each in known], 3)

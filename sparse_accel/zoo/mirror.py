@@ -4,7 +4,7 @@
         NAMESPACE/SHORT_NAME/ or MODEL_ID/
             training/     config.json, weights, tokenizer
             deployment/   model.onnx, ...
-            recipe.md, recipe_NAME.md, ...
+            recipe/       recipe.md, recipe_NAME.md, ...; older ones lie beside it
             model.md
 
 A folder may also lie under the stub's own long name. Folders that this package downloads say in `stub.txt` whose they
@@ -16,17 +16,26 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sparse_accel.errors import UsageError
 from sparse_accel.run_identity import write_text
 from sparse_accel.zoo.stubs import PREFIX, Stub, is_stub, parse_stub
 
 STUB_FILE = "stub.txt"
 _ENDINGS = (".md", ".yaml", ".yml")
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def models_path() -> Path:
-    """The folder of the mirror, which is also the cache of downloads."""
-    return Path(os.environ.get("SPARSEZOO_MODELS_PATH") or "~/.cache/sparsezoo").expanduser()
+    """The folder of the mirror, which is also the cache of downloads.
+
+    Raises:
+        UsageError: SPARSEZOO_MODELS_PATH is in the home of a user who has none.
+    """
+    named = os.environ.get("SPARSEZOO_MODELS_PATH")
+    try:
+        return Path(named or "~/.cache/sparsezoo").expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"SPARSEZOO_MODELS_PATH is {named or 'not set'}: {error}. Set it to a folder") from error
 
 
 def find_in_mirror(stub: Stub) -> Path | None:
@@ -34,38 +43,54 @@ def find_in_mirror(stub: Stub) -> Path | None:
     root = models_path()
     if not root.is_dir():
         return None
-    places = [root / stub.name, root / stub.short_name, *sorted(root.glob(f"*/{stub.short_name}"))]
+    places = [root / stub.name]
+    if stub.short_name:
+        places += [root / stub.short_name, *sorted(root.glob(f"*/{stub.short_name}"))]
     places += [file.parent for file in sorted([*root.glob(f"*/{STUB_FILE}"), *root.glob(f"*/*/{STUB_FILE}")])]
     return next((place for place in places if place.is_dir() and _is_of(place, stub)), None)
 
 
 def _is_of(folder: Path, stub: Stub) -> bool:
     record = folder / STUB_FILE
-    if not record.is_file():
-        return True
-    texts = record.read_text(encoding="utf-8").split()
-    return any(is_stub(text) and stub.names_the_same_as(parse_stub(text)) for text in texts)
+    return not record.is_file() or any(stub.names_the_same_as(each) for each in _stubs_in(record))
+
+
+def _stubs_in(record: Path) -> list[Stub]:
+    """The stubs that a file lists; what is none counts for nothing."""
+    found = []
+    for text in record.read_text(encoding="utf-8", errors="replace").split():
+        try:
+            found += [parse_stub(text)] if is_stub(text) else []
+        except UsageError:
+            continue
+    return found
+
+
+def is_known_as(folder: Path, stub: Stub) -> bool:
+    """True where a folder says that it is a stub's."""
+    return (folder / STUB_FILE).is_file() and _is_of(folder, stub)
 
 
 def remember_stub(folder: Path, stub: Stub) -> None:
     """Writes into a folder whose it is; one that several stubs lead to lists them all."""
     record = folder / STUB_FILE
-    texts = record.read_text(encoding="utf-8").split() if record.is_file() else []
-    if PREFIX + stub.name not in texts:
-        write_text(record, "\n".join([*texts, PREFIX + stub.name]) + "\n")
+    names = [each.name for each in _stubs_in(record)] if record.is_file() else []
+    if stub.name not in names:
+        write_text(record, "".join(f"{PREFIX}{name}\n" for name in [*names, stub.name]))
 
 
 def model_in(folder: Path) -> Path | None:
     """Returns where configuration and weights lie: in `training/`, else in the folder itself; None: in neither."""
     for place in (folder / "training", folder):
-        if (place / "config.json").is_file() and any((place / name).is_file() for name in _WEIGHTS):
+        if (place / "config.json").is_file() and any((place / name).is_file() for name in WEIGHTS):
             return place
     return None
 
 
 def recipes_in(folder: Path) -> list[Path]:
     """Returns the recipes of a folder, the default first: recipe.*, then recipe_original.*, then by name."""
-    files = [file for file in folder.glob("recipe*") if file.is_file() and file.suffix.lower() in _ENDINGS]
+    there = [*folder.glob("recipe*"), *(folder / "recipe").glob("recipe*")]
+    files = [file for file in there if file.is_file() and file.suffix.lower() in _ENDINGS]
     order = {"": 0, "original": 1}
     return sorted(files, key=lambda file: (order.get(recipe_name(file), 2), file.name))
 
@@ -76,8 +101,20 @@ def recipe_name(file: Path) -> str:
 
 
 def choose_recipe(files: list[Path], name: str) -> Path | None:
-    """Returns the recipe that is called `name`, or begins with it as SparseZoo took it; the default for no name."""
+    """Returns the recipe that is called `name`, or begins with it as SparseZoo took it; the default for no name.
+
+    `original` is the default too where no file is called so.
+
+    Raises:
+        UsageError: several begin with it.
+    """
     if not name:
         return files[0] if files else None
     exact = [file for file in files if recipe_name(file) == name]
-    return next(iter(exact or [file for file in files if recipe_name(file).startswith(name)]), None)
+    found = exact or [file for file in files if recipe_name(file).startswith(name)]
+    if not found and name == "original":
+        found = [file for file in files if not recipe_name(file)]
+    names = sorted({recipe_name(file) for file in found})
+    if len(names) > 1:
+        raise UsageError(f"?recipe={name} may be each of {', '.join(names)} in {found[0].parent}: write it out")
+    return found[0] if found else None

@@ -7,13 +7,14 @@ recipe = Model(stub, download_path="./transfer_recipe").recipes.default.path
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from sparse_accel.errors import UsageError
-from sparse_accel.zoo.mirror import choose_recipe, model_in, recipe_name, recipes_in
+from sparse_accel.zoo.mirror import choose_recipe, is_known_as, model_in, recipe_name, recipes_in, remember_stub
 from sparse_accel.zoo.resolve import model_source, recipe_path
 from sparse_accel.zoo.stubs import is_stub, parse_stub
 
@@ -34,10 +35,12 @@ class Model:
 
     Args:
         source: a `zoo:` stub, or a folder.
-        download_path: a folder to copy what is asked for into; left out, it stays in the mirror or the package.
+        download_path: a folder to copy what is asked for into, with `stub.txt`, which says whose it is; left out, it
+            stays in the mirror or the package.
 
     Raises:
-        UsageError: no stub and no folder; later, when a file is asked for, that it was not found.
+        UsageError: no stub and no folder; later, when a file is asked for, that it was not found, or that
+            download_path holds the weights of another model.
     """
 
     def __init__(self, source: str, download_path: str | os.PathLike[str] | None = None) -> None:
@@ -62,9 +65,11 @@ class Model:
 
     @property
     def path(self) -> str:
-        """The folder that `training` and recipes are copied to; without download_path, the model's own."""
+        """The folder that `training` and the default recipe, if there is one, are copied to; else the model's own."""
         if self.download_path is not None:
             self._training()
+            with contextlib.suppress(UsageError):
+                self._recipe("")
             return str(self.download_path)
         folder = self._training()
         return str(folder.parent if folder.name == "training" else folder)
@@ -78,11 +83,18 @@ class Model:
         source = Path(_folder_of(model_source(self.source)))
         if self.download_path is None:
             return source
-        target = self.download_path / "training"
+        stub, target = parse_stub(self.source), self.download_path / "training"
+        if target.is_dir() and not is_known_as(self.download_path, stub):
+            raise UsageError(f"{target} is there, and not known as that of {self.source}: give another download_path")
         if not target.is_dir():
             partial = target.with_name(f".training.{os.getpid()}.partial")
             shutil.copytree(source, partial)
-            os.replace(partial, target)
+            remember_stub(self.download_path, stub)
+            try:
+                os.replace(partial, target)
+            except OSError:  # another process was first
+                shutil.rmtree(partial)
+                return self._training()
         return target
 
     def _recipe(self, name: str) -> Path:

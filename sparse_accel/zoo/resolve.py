@@ -13,11 +13,19 @@ import os
 import sys
 from pathlib import Path
 
-from sparse_accel.errors import UsageError, in_order, nearest
+from sparse_accel.errors import UsageError, first_line, in_order, nearest
 from sparse_accel.zoo.client import api_url, ask, fetch
 from sparse_accel.zoo.downloads import DownloadError
-from sparse_accel.zoo.known import RECIPES, nearest_known, on_hub, shipped_recipe
-from sparse_accel.zoo.mirror import choose_recipe, find_in_mirror, model_in, models_path, recipe_name, recipes_in
+from sparse_accel.zoo.known import RECIPES, nearest_known, on_hub, shipped_names, shipped_recipe
+from sparse_accel.zoo.mirror import (
+    WEIGHTS,
+    choose_recipe,
+    find_in_mirror,
+    model_in,
+    models_path,
+    recipe_name,
+    recipes_in,
+)
 from sparse_accel.zoo.stubs import Stub, parse_stub
 
 _MIRROR, _SHIPPED, _HUB, _API = "local mirror", "recipes of this package", "Hugging Face Hub", "SparseZoo's API"
@@ -78,7 +86,9 @@ def recipe_path(text: str) -> Path:
     if shipped is not None:
         steps.found(_SHIPPED, shipped.file + (f" ({shipped.about})" if shipped.about else ""))
         return RECIPES / shipped.file
-    steps.add(_SHIPPED, "not among them")
+    names = shipped_names(stub)
+    known = f"it is called {' or '.join(names)} there.{nearest(stub.recipe, names)}" if names else "not among them"
+    steps.add(_SHIPPED, known)
 
     folder = _from_api(stub, steps, "recipe")
     if folder is not None:
@@ -146,14 +156,23 @@ def model_source(text: str, cache_dir: str | None = None) -> str:
 
 
 def _missing_on_hub(hub_id: str, cache_dir: str | None) -> str | None:
-    """Why the Hub does not give this repository; None when it does, or the cache has it."""
+    """Why the Hub does not give configuration and weights of a repository; None when it does, or the cache has them."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    problem = ""
     try:
         hf_hub_download(hub_id, "config.json", cache_dir=cache_dir)
+        for name in WEIGHTS:
+            try:
+                hf_hub_download(hub_id, name, cache_dir=cache_dir)
+            except (EntryNotFoundError, LocalEntryNotFoundError) as error:  # perhaps in another format
+                problem = problem or first_line(error)
+            else:
+                return None
     except Exception as error:  # the library raises its own, the HTTP client's, and the system's
-        return next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return None
+        return first_line(error)
+    return problem
 
 
 # --- the API ----------------------------------------------------------------------------------------------------------

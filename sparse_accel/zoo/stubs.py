@@ -25,6 +25,7 @@ _SHORT = re.compile(rf"{_WORD}(?:-{_WORD}){{2,}}")
 _PARAMETERS = ("recipe", "recipe_type")
 # What the encoders of the zoo were trained on before they were fine-tuned.
 _PRETRAINING = "wikipedia_bookcorpus"
+_USUAL = ("pytorch", "huggingface")
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,20 @@ class Stub:
 
     @property
     def short_name(self) -> str:
-        """The short form's name of the same model, as SparseZoo formed it for its encoders."""
+        """The short form's name of the same model, as SparseZoo formed it for encoders; empty where that is not known.
+
+        It leaves out framework, training scheme and category, so only those that all its encoders have are taken.
+        """
         if not self.is_long:
             return self.name
         parts = self.parts
         sparse, *rest = parts["tag"].split("-")
+        if (
+            (parts["framework"], parts["repo"]) != _USUAL
+            or "scheme" in parts
+            or rest not in (["none"], ["none", "vnni"])
+        ):
+            return ""
         if rest[1:] == ["vnni"]:  # pruned in blocks of four, for CPUs with such instructions
             sparse = sparse.removesuffix("_quant") + ".4block" + ("_quant" if sparse.endswith("_quant") else "")
         sparse = re.sub("_quant$", "_quantized", re.sub("_obs(_quant)?$", r".obs\1", sparse))
@@ -70,7 +80,7 @@ class Stub:
         """True for the same model, whichever forms both are in; parameters do not count."""
         if self.is_long and other.is_long:
             return self.parts == other.parts
-        return self.short_name == other.short_name
+        return bool(self.short_name) and self.short_name == other.short_name
 
 
 def is_stub(text: str) -> bool:
@@ -97,5 +107,7 @@ def parse_stub(text: str) -> Stub:
                 f"{text}: '{pair}' is not a parameter of a stub.{nearest(key, _PARAMETERS)} It takes ?recipe=NAME or "
                 "?recipe_type=NAME"
             )
+        if recipe not in ("", value):
+            raise UsageError(f"{text} asks for two recipes, {recipe} and {value}: give one")
         recipe = value
     return Stub(text, name, recipe)

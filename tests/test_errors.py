@@ -1,0 +1,46 @@
+"""Errors for people: exit codes, and which process of a run speaks."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparse_accel import errors
+from sparse_accel.errors import UsageError, nearest, run_main
+
+
+def fail() -> None:
+    raise UsageError("mend this")
+
+
+@pytest.mark.parametrize(
+    ("rank", "printed"), [("0", "error: mend this"), ("", "error: mend this"), (None, "error: mend this")]
+)
+def test_the_first_process_says_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str | None, printed: str
+) -> None:
+    if rank is None:
+        monkeypatch.delenv("RANK", raising=False)
+    else:
+        monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as ended:
+        run_main(fail)
+    assert ended.value.code == 2 and capsys.readouterr().err == printed + "\n"
+
+
+def test_an_error_of_another_process_alone_is_said_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a while, in which the launcher would have ended it had the first one met the same."""
+    waited: list[float] = []
+    monkeypatch.setattr(errors.time, "sleep", waited.append)
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(SystemExit):
+        run_main(fail)
+    assert waited == [10.0] and capsys.readouterr().err == "error (process 3): mend this\n"
+
+
+def test_the_nearest_names() -> None:
+    known = ["pruned80", "pruned90", "base", "pruned97"]
+    assert nearest("pruned9", known) == " Did you mean 'pruned97'?" or nearest("pruned9", known).endswith("'pruned90'?")
+    assert nearest("pruned9", known, 3).count("'") == 6
+    assert nearest("something else", known, 3) == ""
