@@ -44,7 +44,7 @@ def main() -> None:
 
     output_dir = Path(str(arguments.output_dir))
     accelerator = make_accelerator(arguments)
-    with trackers_ended(accelerator), lost_processes_named():
+    with trackers_ended(accelerator), results.folders_let_go(), lost_processes_named():
         if arguments.do_train or arguments.one_shot:
             fill_folder = apply_at_once if arguments.one_shot else train_model
             if not fill_folder(arguments, recipe, accelerator):

@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from sparse_accel.command_line import warn
 from sparse_accel.errors import UsageError
 from sparse_accel.model_files import save_model
 from sparse_accel.processes import by_main_process
-from sparse_accel.run_identity import write_text
+from sparse_accel.run_identity import free_name, write_text
 from sparse_accel.sharding import load_training_state, training_state
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def save_checkpoint(
     """Writes `folder`/checkpoint-STEP, and deletes the oldest beyond `keep`, never the best. All processes call it.
 
     Raises:
-        UsageError: it cannot be written, for want of room mostly. What was there before is as it was.
+        UsageError: it cannot be written, for want of room mostly, or the model broke. What was there is as it was.
     """
     final = folder / f"checkpoint-{run.progress.step}"
     partial = folder / f".{final.name}.partial"
@@ -86,11 +86,24 @@ def save_checkpoint(
             delete_old(folder, keep, best=history.best_step)
 
     training = training_state(accelerator, model, run.optimizer)
+    # The loss of a step is that of the weights before its update: it does not show that the update broke them.
+    broken = by_main_process(accelerator, lambda: _not_finite(training))
+    if broken:
+        raise UsageError(
+            f"{broken} holds what is no number at step {run.progress.step}: nothing is saved, and the last checkpoint "
+            "is kept. Lower --learning_rate (or the recipe's init_lr), or train with --bf16 or float32 and not --fp16"
+        )
     with written_or_said(accelerator, partial, f"checkpoint {final}"):
         by_main_process(accelerator, lambda: shutil.rmtree(partial, ignore_errors=True))
         save_model(partial, accelerator, model, tokenizer)
         by_main_process(accelerator, write)
     return final
+
+
+def _not_finite(state: dict[str, Tensor]) -> str:
+    """Returns the first weight of a training state that is not all numbers; empty where there is none."""
+    weights = {key.partition(":")[2]: value for key, value in state.items() if key.startswith("weight:")}
+    return next((name for name, weight in weights.items() if not weight.isfinite().all()), "")
 
 
 @contextmanager
@@ -135,6 +148,9 @@ def damage(checkpoint: Path) -> str:
     """Returns in words what is wrong with a checkpoint's files; empty where each is as it was written."""
     try:
         sums = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
+        for name in (TRAINING_STATE, RECIPE_STATE, TRAINER_STATE):
+            if name not in sums:
+                return f"{CHECKSUMS} does not list {name}"
         for name, entry in sums.items():
             path = checkpoint / name
             if not path.is_file():
@@ -163,10 +179,7 @@ def newest_whole(folder: Path) -> Path | None:
         if not problem:
             return checkpoint
         aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
-        number = 1
-        while aside.exists():
-            number += 1
-            aside = checkpoint.with_name(f"{checkpoint.name}.damaged.{number}")
+        aside = free_name(aside) if aside.exists() else aside
         os.rename(checkpoint, aside)
         warn(f"{checkpoint} is damaged: {problem}. It was moved to {aside.name}; an older one is used if there is one")
     return None

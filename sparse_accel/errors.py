@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import io
 import os
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 
 class UsageError(Exception):
@@ -21,13 +25,15 @@ class UsageError(Exception):
     of_one_process = False
 
 
-class Stopped(Exception):
-    """A scheduler's signal ended the run after the step under way; what it has done is saved.
+class Stopped(BaseException):
+    """A scheduler's signal ended the run: after the step under way, and saved, or at once where it was not training.
 
-    Scripts exit with 75, the code that asks to be tried again later (EX_TEMPFAIL of sysexits.h).
+    Scripts exit with 75, the code that asks to be tried again later (EX_TEMPFAIL of sysexits.h). As KeyboardInterrupt
+    it is no Exception: it may be raised anywhere, and libraries that try again or make do must not take it for theirs.
     """
 
     exit_code = 75
+    agreed = True  # between two steps, on all processes; otherwise at once, on this one
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1) -> str:
@@ -48,6 +54,33 @@ def in_order(steps: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"  {number}. {place:<{width}}  {outcome}" for number, (place, outcome) in enumerate(steps, 1))
 
 
+@contextmanager
+def _signals_end_it() -> Iterator[None]:
+    def end(number: int, frame: Any) -> None:
+        stopped = Stopped(signal.Signals(number).name)
+        stopped.agreed = False
+        raise stopped
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    try:
+        before = {number: signal.signal(number, end) for number in numbers}
+    except ValueError:  # not in the main thread, where signals never arrive
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _how_to_go_on() -> str:
+    without = " without --overwrite_output_dir, which starts anew," if "--overwrite_output_dir" in sys.argv else ""
+    return f"run the same command again{without} to go on"
+
+
+# A full disk or quota, one that is read-only, a folder of somebody else, a file beyond the limit.
+_DISK_REFUSES = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # Seconds in which a launcher ends the other processes after the first one failed.
 _UNTIL_THE_FIRST_HAS_SPOKEN = 10.0
 
@@ -69,32 +102,42 @@ def _say_once(error: UsageError) -> None:
 def run_main(main: Callable[[], int | None]) -> None:
     """Runs a script's `main` and turns its outcome into an exit code.
 
-    A UsageError prints one `error:` paragraph and exits with its code, 2 (`--debug` on the command line shows the
-    traceback); Ctrl-C exits with 130, a scheduler's signal with 75; any other exception is a
-    fault of ours and keeps its traceback.
+    SIGTERM and SIGUSR1 end it at once, but for training, which they end after the step under way; it exits with 75. A
+    UsageError prints one `error:` paragraph and exits with its code, 2 (`--debug` on the command line shows the
+    traceback), and so does a disk that takes no more; Ctrl-C exits with 130; any other exception is a fault of ours and
+    keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed, as a terminal does
     try:
-        code = main() or 0
+        with _signals_end_it():
+            code = main() or 0
     except UsageError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
         _say_once(error)
         code = error.exit_code
+    except OSError as error:
+        if error.errno not in _DISK_REFUSES:
+            raise
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        print(
+            f"error: {error}: make room there, or name a place that can be written. What was written before is whole: "
+            "run the same command again to go on",
+            file=sys.stderr,
+        )
+        code = UsageError.exit_code
     except Stopped as stopped:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if os.environ.get("RANK", "0") == "0":
-            print(f"\nstopped by {stopped}: run the same command again to go on", file=sys.stderr)
+            print(f"\nstopped by {stopped}: {_how_to_go_on()}", file=sys.stderr)
         code = stopped.exit_code
     except KeyboardInterrupt:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if os.environ.get("RANK", "0") == "0":
-            print(
-                "\ninterrupted: run the same command again to go on",
-                file=sys.stderr,
-            )
+            print(f"\ninterrupted: {_how_to_go_on()}", file=sys.stderr)
         code = 130
     sys.exit(code)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import Stopped, UsageError
 
 _BEAT = 1.0  # seconds between two counts
 _GONE_AFTER = 5.0  # seconds without a count, once an operation has failed
@@ -116,12 +116,13 @@ def lost_processes_named() -> Iterator[None]:
     heartbeat = Heartbeat(store, *rank_and_size())
     try:
         yield
-    except Exception as error:
-        if not _is_of_communication(error):
+    except (Exception, Stopped) as error:
+        # A signal that came outside of training may be the launcher's, which ends all when one is gone.
+        if not (_is_of_communication(error) or (isinstance(error, Stopped) and not error.agreed)):
             raise
         for number in REQUESTS:  # the launcher ends the others at once: this takes a moment longer, and then ends too
             signal.signal(number, signal.SIG_IGN)
-        limit = time.monotonic() + 2 * _GONE_AFTER
+        limit = time.monotonic() + (1.5 if isinstance(error, Stopped) else 2) * _GONE_AFTER
         while not (lost := heartbeat.gone(_GONE_AFTER)) and time.monotonic() < limit:
             time.sleep(_BEAT)
         if not lost:
@@ -138,7 +139,7 @@ class ProcessLost(UsageError):
     of_one_process = True
 
 
-def _is_of_communication(error: Exception) -> bool:
+def _is_of_communication(error: BaseException) -> bool:
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))

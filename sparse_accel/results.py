@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from torch import nn
 from sparse_accel import run_identity
 from sparse_accel.checkpoints import (
     TRAINER_STATE,
+    checkpoint_step,
     checkpoints_in,
     copy_model,
     damage,
@@ -43,12 +45,33 @@ ALL_RESULTS = "all_results.json"
 ARGUMENTS_FILE = "arguments.json"
 
 
+_locks: list[Any] = []
+
+
+@contextmanager
+def folders_let_go() -> Iterator[None]:
+    """At its end, other processes may claim what was claimed inside of the block."""
+    try:
+        yield
+    finally:
+        while _locks:
+            if (lock := _locks.pop()) is not None:
+                Path(lock.lock_file).unlink(missing_ok=True)  # first: then nobody else has it
+                lock.release()
+
+
 def claim(accelerator: Accelerator, folder: Path, identity: dict[str, Any], *, overwrite: bool) -> str:
     """As `run_identity.claim_folder`, decided by the main process for all."""
 
     def decide() -> str:
-        name_whole_ones(folder)
-        return run_identity.claim_folder(folder, identity, overwrite=overwrite)
+        if not folder.is_file():
+            _locks.append(run_identity.lock_folder(folder))
+            name_whole_ones(folder)
+        restarted = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+        action = run_identity.claim_folder(folder, identity, overwrite=overwrite, restarted=restarted)
+        if not (folder / run_identity.LOCK_FILE).exists():  # what was there was moved aside, its lock with it
+            _locks.append(run_identity.lock_folder(folder))
+        return action
 
     answer = by_main_process(accelerator, decide)
     blind = largest(0 if folder.is_dir() else accelerator.process_index + 1)  # one of another machine
@@ -74,8 +97,18 @@ def record_arguments(accelerator: Accelerator, folder: Path, arguments: TextClas
 
 
 def checkpoint_to_resume(arguments: TextClassificationArguments, accelerator: Accelerator, folder: Path) -> Path | None:
-    """Returns the checkpoint to go on from: the one that was named, else the newest whole one in the folder, if any."""
+    """Returns the checkpoint to go on from: the one that was named, else the newest whole one in the folder, if any.
+
+    A named one counts at the run's first start from there; the same command again goes on from what that start saved.
+    Newer checkpoints in the folder are of the course that is left, and moved aside.
+    """
     asked = arguments.resume_from_checkpoint
+    found: Path | None
+    if isinstance(asked, str) and by_main_process(accelerator, lambda: _went_on_from(folder, asked)):
+        found = by_main_process(accelerator, lambda: newest_whole(folder))
+        if found is not None:
+            say(accelerator, f"{folder} holds what was trained since {asked}: going on from {found.name}")
+            return found
     if isinstance(asked, str):
         path = Path(asked).expanduser()
         if not by_main_process(accelerator, path.is_dir):
@@ -86,11 +119,29 @@ def checkpoint_to_resume(arguments: TextClassificationArguments, accelerator: Ac
         problem = by_main_process(accelerator, lambda: damage(path))
         if problem:
             raise UsageError(f"--resume_from_checkpoint {asked} is damaged: {problem}. Name another checkpoint")
+        by_main_process(accelerator, lambda: _leave_course(folder, path, asked))
         return path
-    found: Path | None = by_main_process(accelerator, lambda: newest_whole(folder))
+    found = by_main_process(accelerator, lambda: newest_whole(folder))
     if asked and found is None:
         raise UsageError(f"--resume_from_checkpoint: {folder} holds no checkpoint. Leave the flag out to start")
     return found
+
+
+def _went_on_from(folder: Path, asked: str) -> bool:
+    record = run_identity.read_record(folder)
+    return record is not None and record.get("resumed_from") == asked
+
+
+def _leave_course(folder: Path, start: Path, asked: str) -> None:
+    """Moves checkpoints of a folder that are newer than the one to start from aside, and records the start."""
+    for checkpoint in checkpoints_in(folder):
+        if checkpoint_step(checkpoint) > checkpoint_step(start):
+            aside = run_identity.free_name(checkpoint.with_name(f"{checkpoint.name}.left"))
+            os.rename(checkpoint, aside)
+            warn(f"{checkpoint} is of the course that --resume_from_checkpoint leaves: it was moved to {aside.name}")
+    record = run_identity.read_record(folder)
+    if record is not None:
+        run_identity.write_record(folder, record["identity"], finished=False, resumed_from=asked)
 
 
 def print_line(accelerator: Accelerator, run: RecipeRun, figures: dict[str, float]) -> None:

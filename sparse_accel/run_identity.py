@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
 
 
 def fingerprint_of_weights(model: nn.Module) -> str:
@@ -50,19 +52,53 @@ def _bytes() -> Any:
 # --- the output folder ------------------------------------------------------------------------------------------------
 
 
-def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> str:
+def lock_folder(folder: Path, patience: float = 10.0) -> Any:
+    """Takes an output folder for this process and returns its lock, which ends with the process or by `release`.
+
+    Args:
+        folder: made where it is not there.
+        patience: seconds to wait for another process that has it.
+
+    Returns:
+        the lock; None where the file system has none.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=patience)
+        if not (folder / LOCK_FILE).exists():  # who had it deleted it when it ended
+            lock.release()
+            lock.acquire(timeout=patience)
+    except Timeout:
+        raise UsageError(
+            f"--output_dir {folder}: another process is training there, perhaps one whose launcher was killed. Wait "
+            "until it ends, or end it; or choose another folder"
+        ) from None
+    except NotImplementedError:
+        return None
+    return lock
+
+
+def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool, restarted: bool = False) -> str:
     """Prepares an output folder for a run and returns what is to be done: `start`, `continue` or `show`.
 
     An unfinished run of the same identity is continued, a finished one shown. A finished run of another identity is
-    moved aside to FOLDER.1 (.2, ...), and so is whatever is there when `overwrite` is set. The main process calls it.
+    moved aside to FOLDER.1 (.2, ...), and so is whatever is there when `overwrite` is set, but for this very run where
+    a scheduler `restarted` it with the words that it was first given. The main process calls it.
 
     Raises:
         UsageError: the folder holds an unfinished run of another identity, or files that no run of ours wrote.
     """
     record = read_record(folder)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    this_run = record is not None and record["identity"] == identity
+    if not folder.exists() or (folder.is_dir() and not any(_content(folder))):
         action = "start"
-    elif overwrite:
+    elif overwrite and not (restarted and this_run):
         move_aside(folder, "--overwrite_output_dir")
         action = "start"
     elif folder.is_file():
@@ -91,6 +127,12 @@ def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> 
     return action
 
 
+def _content(folder: Path) -> Iterator[Path]:
+    """What a folder holds, but for its lock and what a killed process was writing."""
+    own = {path for path in folder.glob(".*.partial")} | {folder / LOCK_FILE}
+    return (path for path in folder.iterdir() if path not in own)
+
+
 def read_record(folder: Path) -> dict[str, Any] | None:
     try:
         record: Any = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
@@ -99,8 +141,10 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and {"identity", "finished"} <= record.keys() else None
 
 
-def write_record(folder: Path, identity: dict[str, Any], *, finished: bool) -> None:
-    write_text(folder / RUN_FILE, json.dumps({"finished": finished, "identity": identity}, indent=2) + "\n")
+def write_record(folder: Path, identity: dict[str, Any], *, finished: bool, resumed_from: str | None = None) -> None:
+    record = {"finished": finished, "identity": identity}
+    record |= {"resumed_from": resumed_from} if resumed_from else {}
+    write_text(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -124,12 +168,19 @@ def _shortened(text: str) -> str:
 
 def move_aside(folder: Path, reason: str) -> Path:
     """Renames a folder to the first free FOLDER.N, says so, and returns its new place."""
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
+    aside = free_name(folder)
     os.rename(folder, aside)
+    (aside / LOCK_FILE).unlink(missing_ok=True)
     print(f"{folder} was moved aside to {aside}: {reason}")
     return aside
+
+
+def free_name(path: Path) -> Path:
+    """Returns the first of PATH.1, PATH.2, ... that is not there."""
+    number = 1
+    while (free := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return free
 
 
 def _delete_partial(folder: Path) -> None:

@@ -2,15 +2,21 @@
 
 SIGINT (Ctrl-C), SIGTERM (a scheduler that preempts) and SIGUSR1 (a scheduler's warning before the time limit) are
 requests. A process hears them at any moment, and processes hear them at different steps, so between two steps they
-agree on whether any of them was asked.
+agree on whether any of them was asked. Outside of training they end a script at once (`errors.run_main`).
+
+A launcher that is killed leaves its processes behind, which nobody would end: that asks for a stop too.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sparse_accel.errors import Stopped
@@ -19,6 +25,9 @@ from sparse_accel.processes import largest, world_size
 REQUESTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 # A launcher passes Ctrl-C on to processes that the terminal has told already: one request, not an impatient one.
 _SECONDS_OF_ONE_REQUEST = 1.0
+
+_LAUNCHER_ENDED = 1000  # beyond all signals' numbers
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 _asked = 0  # the signal that this process was asked by, 0 for none
 
@@ -47,13 +56,18 @@ def stop_requests() -> Iterator[Callable[[], int]]:
         if not _asked:
             _asked, since = number, now
 
+    def launcher_ended() -> None:
+        global _asked
+        _asked = _asked or _LAUNCHER_ENDED
+
     try:
         before = {number: signal.signal(number, ask) for number in REQUESTS}
     except ValueError:  # not in the main thread: signals never arrive here
         yield lambda: largest(0)
         return
     try:
-        yield lambda: largest(_asked)
+        with _launcher_watched(launcher_ended):
+            yield lambda: largest(_asked)
     finally:
         _asked = 0
         for number, handler in before.items():
@@ -64,4 +78,36 @@ def stop(number: int) -> None:
     """Ends the run as the signal asks: KeyboardInterrupt for Ctrl-C, Stopped for the others."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise Stopped(signal.Signals(number).name)
+    raise Stopped("the end of its launcher" if number == _LAUNCHER_ENDED else signal.Signals(number).name)
+
+
+@contextmanager
+def _launcher_watched(ended: Callable[[], None]) -> Iterator[None]:
+    """Calls `ended` once when the launcher that started this process is gone; a shell may go, as under nohup."""
+    launcher, over = os.getppid(), threading.Event()
+    if not _is_launcher(launcher):
+        yield
+        return
+
+    def watch() -> None:
+        while not over.wait(_SECONDS_BETWEEN_LOOKS):
+            if os.getppid() != launcher:
+                ended()
+                return
+
+    thread = threading.Thread(target=watch, name="launcher watched", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _is_launcher(process: int) -> bool:
+    try:
+        words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
+    except OSError:  # not Linux, or gone
+        return "TORCHELASTIC_RUN_ID" in os.environ
+    known = r"(^|/)(accelerate|torchrun|deepspeed)$|accelerate\.commands|torch\.distributed|deepspeed\.launcher"
+    return any(re.search(known, word) for word in words)

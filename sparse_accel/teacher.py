@@ -7,6 +7,7 @@ are made anew each time) goes through the teacher's forward instead.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Mapping
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.errors import UsageError
-from sparse_accel.processes import reduce_sum
+from sparse_accel.processes import by_main_process, reduce_sum
 from sparse_accel.report import progress_bar
 from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
 from sparse_accel.tasks import match_names
@@ -87,15 +89,18 @@ class Teacher:
         parts = [fingerprint_of_weights(self.model), fingerprint_of_rows(dataset), repr(self.order), precision]
         key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
         path = (cache or default_cache()) / "teacher_logits" / f"{key}.safetensors"
-        found = self._read(path, len(dataset))
-        if found is None:
+        # The main process looks, for machines have caches of their own: what it finds, or does not, holds for all.
+        kept = self._read(path, len(dataset)) if accelerator.is_main_process else None
+        shape = by_main_process(accelerator, lambda: None if kept is None else tuple(kept.shape))
+        if shape is None:
             self.table = self._compute(accelerator, dataset, tokenizer, batch_size)
             if accelerator.is_main_process:
                 _write(path, self.table)
         else:
-            self.table = found.to(accelerator.device)
+            table = torch.zeros(shape) if kept is None else kept
+            self.table = reduce_sum(table.to(accelerator.device))  # the others' are zeros
         accelerator.wait_for_everyone()
-        return found is not None
+        return shape is not None
 
     def _read(self, path: Path, rows: int) -> Tensor | None:
         try:
@@ -127,12 +132,14 @@ class Teacher:
 
 def _write(path: Path, table: Tensor) -> None:
     """Writes beside and renames into place; a cache that cannot be written costs time later, not this run."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
         save_file({"logits": table.cpu().contiguous()}, partial)
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         print(f"teacher logits are not kept on disk: {error}")
 
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_accel.errors import UsageError
+from sparse_accel.run_identity import write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,7 +69,9 @@ def start_trackers(accelerator: Accelerator, arguments: TextClassificationArgume
     config = {**arguments.to_dict(), "recipe": recipe.to_dict() if recipe else None}
     if "tensorboard" in names:  # takes plain values only
         config = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in config.items()}
-    options = {"wandb": {"name": arguments.run_name or output_dir.name, "dir": str(folder)}}
+    options: dict[str, dict[str, Any]] = {"wandb": {"name": arguments.run_name or output_dir.name, "dir": str(folder)}}
+    if "wandb" in names and accelerator.is_main_process:  # a run that goes on is the same run there too
+        options["wandb"] |= {"id": _kept_id(folder / "wandb_run_id"), "resume": "allow"}
     try:
         accelerator.init_trackers(
             os.environ.get("WANDB_PROJECT", "sparse_accel"),
@@ -80,6 +84,13 @@ def start_trackers(accelerator: Accelerator, arguments: TextClassificationArgume
             f"--report_to {' '.join(names)}: {str(error).rstrip('.')}. Without an account, WANDB_MODE=offline in the "
             "environment keeps the run on disk; --report_to none goes without"
         ) from error
+
+
+def _kept_id(file: Path) -> str:
+    """Returns the id that a file keeps, and makes one at the first time."""
+    if not file.is_file():
+        write_text(file, secrets.token_hex(4) + "\n")
+    return file.read_text(encoding="utf-8").strip()
 
 
 def logging_folder(output_dir: Path) -> str:

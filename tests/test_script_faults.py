@@ -1,0 +1,232 @@
+"""What may go wrong around a run: a model that breaks, two runs in one folder, going back, disks, and signals."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from script_fixtures import Tiny, assert_same_model, flat, read_json, run, start, trace, wait
+
+from sparse_accel import run_identity, teacher
+from sparse_accel.checkpoints import checkpoints_in
+from sparse_accel.errors import UsageError, run_main
+
+pytest_plugins = ["script_fixtures"]
+
+
+@pytest.fixture(scope="module")
+def flags(tiny: Tiny) -> dict[str, Any]:
+    """A run of 14 steps that saves each third one."""
+    recipe_args = {"num_epochs": 2, "qat_start_epoch": 1.0, "observer_epoch": 1.5, "init_lr": 1e-2}
+    return tiny.flags(recipe_args=recipe_args, save_strategy="steps", save_steps=3, logging_steps=1)
+
+
+@pytest.fixture(scope="module")
+def whole(flags: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("whole") / "out"
+    assert run(**flags, output_dir=output).code == 0
+    return output
+
+
+def unfinish(whole: Path, folder: Path, *steps: int) -> Path:
+    """The folder of an interrupted run with the checkpoints of these steps."""
+    folder.mkdir()
+    for step in steps:
+        shutil.copytree(whole / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+    record = (whole / "run.json").read_text().replace('"finished": true', '"finished": false')
+    (folder / "run.json").write_text(record)
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in checkpoints_in(folder)]
+
+
+# --- a model that breaks ----------------------------------------------------------------------------------------------
+
+
+def test_a_broken_model_does_not_push_out_the_last_good_checkpoint(
+    flags: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of the step that breaks it is a number: it is that of the weights before."""
+    step, taken = torch.optim.AdamW.step, 0
+
+    def break_at_the_sixth(self: Any, *words: Any, **more: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        result = step(self, *words, **more)
+        if taken == 6:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].view(-1)[0] = float("nan")
+        return result
+
+    often = {**flags, "save_steps": 1, "save_total_limit": 1, "output_dir": tmp_path / "out"}
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", break_at_the_sixth)
+        broken = run(**often)
+    assert broken.code == 2 and "holds what is no number at step 6: nothing is saved" in flat(broken.err), broken.all
+    assert names(tmp_path / "out") == ["checkpoint-5"]
+    again = run(**often)
+    assert again.code == 0 and "from step 5" in again.out, again.all
+    assert_same_model(whole, tmp_path / "out")
+
+
+# --- one run a folder -------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_in_one_folder(
+    flags: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = unfinish(whole, tmp_path / "out", 3, 6)
+    (output / ".checkpoint-9.partial").mkdir()  # what the other one is writing
+    monkeypatch.setattr(run_identity.lock_folder, "__defaults__", (0.1,))
+    lock = run_identity.lock_folder(output)
+    refused = run(**flags, output_dir=output)
+    assert refused.code == 2 and "another process is training there" in refused.err, refused.all
+    assert (output / ".checkpoint-9.partial").is_dir() and names(output) == ["checkpoint-3", "checkpoint-6"]
+    lock.release()
+    done = run(**flags, output_dir=output)
+    assert done.code == 0 and not list(output.glob(".*")), done.all
+    assert_same_model(whole, output)
+
+
+def test_a_folder_that_is_moved_aside_leaves_no_lock(flags: dict[str, Any], tmp_path: Path) -> None:
+    short = {
+        **flags,
+        "recipe_args": {"num_epochs": 1, "qat_start_epoch": 0.3, "observer_epoch": 0.6},
+        "eval_strategy": "no",
+    }
+    for seed in (1, 2):
+        done = run(**short, seed=seed, output_dir=tmp_path / "out")
+        assert done.code == 0, done.all
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.1"]
+    assert not list(tmp_path.rglob(".*"))
+
+
+# --- going back, going on ---------------------------------------------------------------------------------------------
+
+
+def test_going_back_to_a_named_checkpoint_and_on_by_the_same_command(
+    flags: dict[str, Any], whole: Path, tmp_path: Path
+) -> None:
+    output = unfinish(whole, tmp_path / "out", 3, 6, 9, 12)
+    back = {**flags, "save_total_limit": 1, "output_dir": output, "resume_from_checkpoint": output / "checkpoint-6"}
+    process = start(**back)
+    while "checkpoint-9" not in names(output) or (output / "checkpoint-12").is_dir():
+        assert process.poll() is None or (output / "checkpoint-9").is_dir()
+    process.send_signal(signal.SIGTERM)
+    stopped = wait(process)
+    assert stopped.code in (0, 75), stopped.all
+    assert "checkpoint-12 is of the course that --resume_from_checkpoint leaves" in stopped.err
+    assert "from step 6" in stopped.out and "checkpoint-6" not in names(output), "--save_total_limit 1"
+    again = run(**back)
+    assert again.code == 0, again.all
+    if stopped.code == 75:
+        assert "holds what was trained since" in again.out and "from step 6" not in again.out
+    assert_same_model(whole, output)
+    assert {"checkpoint-9.left.1", "checkpoint-12.left.1"} <= {path.name for path in output.iterdir()}
+
+
+def test_overwriting_does_not_start_a_requeued_job_anew(
+    flags: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = unfinish(whole, tmp_path / "out", 9)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    requeued = run(**flags, output_dir=output, overwrite_output_dir=True)
+    assert requeued.code == 0 and "from step 9" in requeued.out, requeued.all
+    assert not (tmp_path / "out.1").exists()
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_nothing(capsys: pytest.CaptureFixture[str], number: int) -> None:
+    def write() -> None:
+        raise OSError(number, os.strerror(number), "out/eval_results.json")
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(write)
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2 and os.strerror(number) in printed and "out/eval_results.json" in printed
+    assert "run the same command again to go on" in printed and "Traceback" not in printed
+
+
+def test_another_error_of_the_system_is_a_fault_of_ours() -> None:
+    def read() -> None:
+        raise FileNotFoundError("nothing there")
+
+    with pytest.raises(FileNotFoundError):
+        run_main(read)
+
+
+def test_a_run_that_was_killed_before_it_was_recorded(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".run.json.17.partial").write_text("{")
+    (tmp_path / "out" / run_identity.LOCK_FILE).touch()
+    assert run_identity.claim_folder(tmp_path / "out", {"model": "x"}, overwrite=False) == "start"
+
+
+def test_logits_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def full(tensors: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("no space left on device")
+
+    monkeypatch.setattr(teacher, "save_file", full)
+    teacher._write(tmp_path / "table.safetensors", torch.zeros(2, 2))
+    assert "teacher logits are not kept on disk" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_outside_of_training(capsys: pytest.CaptureFixture[str], number: int) -> None:
+    def load() -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except Exception as error:  # as libraries do that try again
+            raise UsageError("taken for an error of loading") from error
+
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        run_main(load)
+    assert ended.value.code == 75 and signal.getsignal(number) == before
+    assert f"stopped by {signal.Signals(number).name}: run the same command again to go on" in capsys.readouterr().err
+
+
+def test_how_to_go_on_after_overwriting(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["script", "--overwrite_output_dir"])
+    with pytest.raises(SystemExit):
+        run_main(interrupt)
+    assert "run the same command again without --overwrite_output_dir, which starts anew, to go on" in (
+        capsys.readouterr().err
+    )
+
+
+def test_the_end_of_a_launcher_saves(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    """The launcher of one process passes no signal on, and leaves it behind."""
+    output = tmp_path / "out"
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
+    process = start(launcher=launcher, **flags, output_dir=output)
+    while not (output / "checkpoint-3").is_dir():
+        assert process.poll() is None
+    process.kill()
+    ended = wait(process)  # for the pipe, which the script's process holds
+    assert "stopped by the end of its launcher: run the same command again to go on" in ended.err, ended.all
+    again = run(**flags, output_dir=output)
+    assert again.code == 0 and "from step" in again.out, again.all
+    assert trace(output, "train/loss") == trace(whole, "train/loss")
+    assert read_json(output / "all_results.json")["global_step"] == 14
+    assert_same_model(whole, output)
