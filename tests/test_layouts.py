@@ -15,7 +15,19 @@ from typing import Any
 
 import pytest
 from layouts import LAYOUTS, SHORT, difference, launcher, make_flags, masks_of, recipe_flags, run_under, start_under
-from script_fixtures import ROOT, assert_same_model, environment, flat, make_model, read_json, run, trace, wait, weights
+from script_fixtures import (
+    ROOT,
+    assert_same_model,
+    environment,
+    flat,
+    make_model,
+    read_json,
+    run,
+    start,
+    trace,
+    wait,
+    weights,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -164,6 +176,51 @@ def test_a_process_that_dies_is_named(folder: Path, flags: dict[str, Any], tmp_p
     assert ended.code != 0 and "error: process 1 (on " in ended.err and "of 2 ended" in ended.err, ended.all
     again = run_under("ddp", **flags, **recipe_flags(folder, "tutorial"), output_dir=output)
     assert again.code == 0 and "going on from step" in flat(again.out), again.all
+
+
+def test_a_process_that_dies_before_training_is_named(folder: Path, flags: dict[str, Any], tmp_path: Path) -> None:
+    """The launcher ends the other one at once, which looks who is missing before it goes."""
+    output = tmp_path / "out"
+    process = start_under("ddp", **flags, **recipe_flags(folder, "tutorial"), output_dir=output)
+    wait_for(lambda: (output / "run.json").exists())
+    os.kill(worker(process.pid, rank=1), signal.SIGKILL)
+    ended = wait(process, timeout=90)
+    assert ended.code != 0 and "error: process 1 (on " in ended.err and "of 2 ended" in ended.err, ended.all
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
+def test_processes_whose_launcher_ends_save(
+    folder: Path, flags: dict[str, Any], whole: Callable[[str, str], Path], tmp_path: Path, number: int
+) -> None:
+    """The same command, typed at once, waits until they have."""
+    output, settings = tmp_path / "out", {**flags, **recipe_flags(folder, "tutorial"), "save_steps": 2}
+    process = start_under("ddp", **settings, output_dir=output)
+    wait_for(lambda: (output / "checkpoint-2").is_dir())
+    process.send_signal(number)
+    again = run_under("ddp", **settings, output_dir=output)
+    ended = wait(process, timeout=120)
+    assert "stopped by the end of its launcher" in ended.err, ended.all
+    assert again.code == 0 and "going on from step" in flat(again.out), again.all
+    assert_same_model(whole("ddp", "tutorial"), output)
+
+
+def test_machines_whose_caches_differ(folder: Path, flags: dict[str, Any], tmp_path: Path) -> None:
+    """The second run finds the teacher's table on one of them only."""
+    program = tmp_path / "own_cache.py"
+    program.write_text(
+        "import os, runpy, sys\n"
+        "os.environ['SPARSE_ACCEL_CACHE'] = os.path.join(os.environ['OWN_CACHES'], os.environ['RANK'])\n"
+        "sys.argv.pop(0)\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    launch, variables = launcher("ddp")
+    variables = {**variables, "OWN_CACHES": str(tmp_path / "caches")}
+    settings = {**flags, **recipe_flags(folder, "tutorial"), "recipe_args": {**SHORT, "num_epochs": 1}}
+    for name in ("first", "second"):
+        ended = wait(start(launcher=[*launch, str(program)], env=variables, **settings, output_dir=tmp_path / name))
+        assert ended.code == 0, ended.all
+    assert [path.name for path in (tmp_path / "caches").iterdir()] == ["0"]
+    assert_same_model(tmp_path / "first", tmp_path / "second")
 
 
 def test_ctrl_c_saves_under_several_processes(folder: Path, flags: dict[str, Any], tmp_path: Path) -> None:

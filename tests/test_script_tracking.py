@@ -143,6 +143,13 @@ def test_wandb(flags: dict[str, Any], tmp_path: Path) -> None:
     assert recipe["quantization_modifiers"][0]["QuantizationModifier"]["start_epoch"] == 1.0
     assert found["eval/accuracy"] == pytest.approx(trace(output, "eval_accuracy"))
     assert found["train/learning_rate"] == pytest.approx(trace(output, "train/learning_rate"))
+    # Interrupted and gone on with, it is the same run in W&B, whose files are named after it.
+    record = output / "run.json"
+    record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
+    again = run(**flags, output_dir="out", report_to="wandb", run_name="third try", cwd=tmp_path)
+    assert again.code == 0 and "going on from step" in again.out, again.all
+    files = [path.name for path in (output / "tracking").rglob("*.wandb")]
+    assert len(files) == 2 and len({name.rpartition("-")[2] for name in files}) == 1, files
 
 
 @pytest.mark.usefixtures("quiet_wandb")

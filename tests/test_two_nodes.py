@@ -26,16 +26,27 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def launch(rank: int, address: str, port: int, flags: dict[str, Any], *before: str) -> subprocess.Popen[str]:
+def launch(
+    rank: int, address: str, port: int, flags: dict[str, Any], *before: str, layout: str = "ddp_two_nodes"
+) -> subprocess.Popen[str]:
     """Starts the launcher of one machine with one process; `before` are words in front of the interpreter."""
-    config = ROOT / "accelerate_configs" / "ddp_two_nodes.yaml"
+    config = ROOT / "accelerate_configs" / f"{layout}.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["--num_processes", "2", "--machine_rank", str(rank), "--main_process_ip", address]
+    command += [
+        "--num_machines",
+        "2",
+        "--num_processes",
+        "2",
+        "--machine_rank",
+        str(rank),
+        "--main_process_ip",
+        address,
+    ]
     command += ["--main_process_port", str(port), "--mixed_precision", "no", str(SCRIPT), *words(**flags)]
     return subprocess.Popen(
         [*before, *command],
         cwd=ROOT,
-        env=environment(ACCELERATE_USE_CPU="true"),
+        env=environment(**({} if layout.startswith("deepspeed") else {"ACCELERATE_USE_CPU": "true"})),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -43,10 +54,10 @@ def launch(rank: int, address: str, port: int, flags: dict[str, Any], *before: s
     )
 
 
-def check(machines: list[subprocess.Popen[str]], flags: dict[str, Any], tmp_path: Path) -> None:
+def check(machines: list[subprocess.Popen[str]], flags: dict[str, Any], tmp_path: Path, kind: str = "DDP") -> None:
     first, second = (wait(machine) for machine in machines)
     assert first.code == 0 and second.code == 0, first.all + second.all
-    assert "DDP, 2 processes" in flat(first.out) and "── run " not in second.out
+    assert f"{kind}, 2 processes" in flat(first.out) and "── run " not in second.out
     one = run(**{**flags, "output_dir": tmp_path / "one"}, gradient_accumulation_steps=2)
     assert one.code == 0, one.all
     found = difference(tmp_path / "one", tmp_path / "two", float_steps=7)
@@ -61,6 +72,13 @@ def flags(tmp_path: Path) -> dict[str, Any]:
 def test_two_launches_over_loopback(flags: dict[str, Any], tmp_path: Path) -> None:
     port = free_port()
     check([launch(rank, "127.0.0.1", port, flags) for rank in (0, 1)], flags, tmp_path)
+
+
+def test_two_launches_of_deepspeed(flags: dict[str, Any], tmp_path: Path) -> None:
+    """Not by DeepSpeed's own launcher, which would train on each machine alone."""
+    port = free_port()
+    machines = [launch(rank, "127.0.0.1", port, flags, layout="deepspeed_zero2") for rank in (0, 1)]
+    check(machines, flags, tmp_path, kind="DeepSpeed ZeRO-2")
 
 
 @pytest.fixture
