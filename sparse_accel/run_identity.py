@@ -79,7 +79,7 @@ def lock_folder(folder: Path, patience: float = 10.0) -> Any:
             f"--output_dir {folder}: another process is training there, perhaps one whose launcher was killed. Wait "
             "until it ends, or end it; or choose another folder"
         ) from None
-    except NotImplementedError:
+    except (NotImplementedError, OSError):  # if it cannot be written at all, the next file says so
         return None
     return lock
 

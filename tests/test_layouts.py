@@ -167,25 +167,18 @@ def worker(launcher: int, rank: int) -> int:
     raise AssertionError(f"no rank {rank} among {found}")
 
 
-def test_a_process_that_dies_is_named(folder: Path, flags: dict[str, Any], tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    process = start_under("ddp", **flags, **recipe_flags(folder, "tutorial"), output_dir=output)
-    wait_for(lambda: (output / "checkpoint-5").is_dir())
+@pytest.mark.parametrize("moment", ["run.json", "checkpoint-5"])
+def test_a_process_that_dies_is_named(folder: Path, flags: dict[str, Any], tmp_path: Path, moment: str) -> None:
+    """Before training too: the launcher ends the other one at once, which looks who is missing before it goes."""
+    output, settings = tmp_path / "out", {**flags, **recipe_flags(folder, "tutorial")}
+    process = start_under("ddp", **settings, output_dir=output)
+    wait_for(lambda: (output / moment).exists())
     os.kill(worker(process.pid, rank=1), signal.SIGKILL)
     ended = wait(process, timeout=90)
     assert ended.code != 0 and "error: process 1 (on " in ended.err and "of 2 ended" in ended.err, ended.all
-    again = run_under("ddp", **flags, **recipe_flags(folder, "tutorial"), output_dir=output)
-    assert again.code == 0 and "going on from step" in flat(again.out), again.all
-
-
-def test_a_process_that_dies_before_training_is_named(folder: Path, flags: dict[str, Any], tmp_path: Path) -> None:
-    """The launcher ends the other one at once, which looks who is missing before it goes."""
-    output = tmp_path / "out"
-    process = start_under("ddp", **flags, **recipe_flags(folder, "tutorial"), output_dir=output)
-    wait_for(lambda: (output / "run.json").exists())
-    os.kill(worker(process.pid, rank=1), signal.SIGKILL)
-    ended = wait(process, timeout=90)
-    assert ended.code != 0 and "error: process 1 (on " in ended.err and "of 2 ended" in ended.err, ended.all
+    if moment == "checkpoint-5":
+        again = run_under("ddp", **settings, output_dir=output)
+        assert again.code == 0 and "going on from step" in flat(again.out), again.all
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
