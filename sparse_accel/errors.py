@@ -79,8 +79,9 @@ def _how_to_go_on() -> str:
     return f"run the same command again{without} to go on"
 
 
-# A full disk or quota, one that is read-only, a folder of somebody else, a file beyond the limit.
-_DISK_REFUSES = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# What a disk may refuse, and what to do.
+_OF_A_DISK = dict.fromkeys((errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)), "make room there")
+_OF_A_DISK |= dict.fromkeys((errno.EROFS, errno.EACCES), "name a place that you may read and write")
 # Seconds in which a launcher ends the other processes after the first one failed.
 _UNTIL_THE_FIRST_HAS_SPOKEN = 10.0
 
@@ -118,15 +119,12 @@ def run_main(main: Callable[[], int | None]) -> None:
         _say_once(error)
         code = error.exit_code
     except OSError as error:
-        if error.errno not in _DISK_REFUSES:
+        advice = _OF_A_DISK.get(error.errno or 0)
+        if advice is None:
             raise
         if "--debug" in sys.argv:
             traceback.print_exc()
-        print(
-            f"error: {error}: make room there, or name a place that can be written. What was written before is whole: "
-            "run the same command again to go on",
-            file=sys.stderr,
-        )
+        _say_once(UsageError(f"{error}: {advice}. What was written before is whole: {_how_to_go_on()}"))
         code = UsageError.exit_code
     except Stopped as stopped:
         if "--debug" in sys.argv:
