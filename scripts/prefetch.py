@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 
 from sparse_accel.addresses import GLUE_ID, dataset_address, load_recipe, local_folder, model_address
 from sparse_accel.arguments import TextClassificationArguments, parse_arguments
@@ -21,7 +22,10 @@ from sparse_accel.modifiers.distillation import check_teacher
 
 
 def main() -> None:
-    arguments = parse_arguments(TextClassificationArguments, description=(__doc__ or "").partition("\n")[0])
+    words = sys.argv[1:]
+    if words and "text_classification" in words[0]:  # the command's own name, pasted with the rest
+        words = words[1:]
+    arguments = parse_arguments(TextClassificationArguments, words, description=(__doc__ or "").partition("\n")[0])
     recipe = load_recipe(arguments.recipe, arguments.recipe_args) if arguments.recipe else None
     if arguments.do_train:
         check_teacher(recipe, arguments.distill_teacher)

@@ -98,7 +98,8 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     run.notices += overruled
     identity = training_setup.identity_of(arguments, run, model, rows["train"], sampler, schedule)
     output_dir = Path(str(arguments.output_dir))
-    if results.claim(accelerator, output_dir, identity, overwrite=arguments.overwrite_output_dir) == "show":
+    overwrite, resume_from = arguments.overwrite_output_dir, arguments.resume_from_checkpoint
+    if results.claim(accelerator, output_dir, identity, overwrite=overwrite, resume_from=resume_from) == "show":
         return False
     results.record_arguments(accelerator, output_dir, arguments)
     start_trackers(accelerator, arguments, recipe)

@@ -88,6 +88,8 @@ def model_address(flag: str, name: str, cache_dir: str | None = None) -> str:
             raise UsageError(f"{flag} {error}") from error
     if (folder := local_folder(name)) is not None:
         return str(folder)
+    if _is_file(name):
+        raise UsageError(f"{flag}: {name} is a file. Name the folder that holds the model: {Path(name).parent}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"{flag}: there is no folder {name}.{_beside(name)}")
     return _full_id(flag, name, MODELS)
@@ -102,12 +104,23 @@ def local_folder(name: str) -> Path | None:
         return None
 
 
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:
+        return False
+
+
 def dataset_address(name: str) -> str:
     """Returns the full Hub id of a data set that is no local folder.
 
     Raises:
         UsageError: the name is neither an id nor a short name that is known.
     """
+    if _is_file(name):
+        raise UsageError(
+            f"--dataset_name: {name} is a file. Name it with --train_file, --validation_file or --test_file"
+        )
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"--dataset_name: there is no folder {name}.{_beside(name)}")
     return _full_id("--dataset_name", name, DATASETS)

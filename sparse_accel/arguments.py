@@ -304,6 +304,8 @@ class TextClassificationArguments(_Model, _Data, _Training, _Evaluation, _Saving
             if file is None:
                 continue
             path = Path(file)
+            if path.is_dir():
+                raise UsageError(f"--{name}: {file} is a folder. Name a file in it, or the folder with --dataset_name.")
             if not path.is_file():
                 folder = path.parent
                 there = [each.name for each in folder.iterdir() if each.is_file()] if folder.is_dir() else []

@@ -80,7 +80,10 @@ def _how_to_go_on() -> str:
 
 
 # What a disk may refuse, and what to do.
-_OF_A_DISK = dict.fromkeys((errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)), "make room there")
+_OF_A_DISK = dict.fromkeys(
+    (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)),
+    "make room there. What was written before is whole: run the same command again to go on",
+)
 _OF_A_DISK |= dict.fromkeys((errno.EROFS, errno.EACCES), "name a place that you may read and write")
 # Seconds in which a launcher ends the other processes after the first one failed.
 _UNTIL_THE_FIRST_HAS_SPOKEN = 10.0
@@ -124,7 +127,7 @@ def run_main(main: Callable[[], int | None]) -> None:
             raise
         if "--debug" in sys.argv:
             traceback.print_exc()
-        _say_once(UsageError(f"{error}: {advice}. What was written before is whole: {_how_to_go_on()}"))
+        _say_once(UsageError(f"{error}: {advice}"))
         code = UsageError.exit_code
     except Stopped as stopped:
         if "--debug" in sys.argv:
@@ -132,10 +135,11 @@ def run_main(main: Callable[[], int | None]) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(f"\nstopped by {stopped}: {_how_to_go_on()}", file=sys.stderr)
         code = stopped.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if os.environ.get("RANK", "0") == "0":
-            print(f"\ninterrupted: {_how_to_go_on()}", file=sys.stderr)
+            how = f" ({interrupt})" if str(interrupt) else ""
+            print(f"\ninterrupted{how}: {_how_to_go_on()}", file=sys.stderr)
         code = 130
     sys.exit(code)

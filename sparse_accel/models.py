@@ -15,11 +15,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from sparse_accel.addresses import hub_complaint, model_address, out_of_reach
+from sparse_accel.command_line import warn
 from sparse_accel.errors import UsageError, first_line
 from sparse_accel.layers import quantized_linears
 from sparse_accel.model_files import QUANTIZATION_FILE, load, quiet_transformers
 from sparse_accel.sparsity import is_encoder_linear
-from sparse_accel.teacher import Teacher, label_order
+from sparse_accel.teacher import Teacher, label_order, taken_by_position
 
 if TYPE_CHECKING:
     from sparse_accel.arguments import TextClassificationArguments
@@ -105,6 +106,11 @@ def load_for_export(name: str) -> tuple[nn.Module, Any, int]:
     model = _load_named(flag, name)
     found, _ = quantized_linears(model)
     trained = _quantized_in_training(Path(address), found)
+    if trained != found and not (Path(address) / QUANTIZATION_FILE).is_file():
+        raise UsageError(
+            f"{flag} {name}: training quantized {trained} Linears, and {QUANTIZATION_FILE}, which holds their scales, "
+            "is missing. Copy it from the training run"
+        )
     if trained != found:
         raise UsageError(
             f"{flag} {name}: training quantized {trained} Linears, and {QUANTIZATION_FILE} has scales of {found}. Copy "
@@ -187,7 +193,13 @@ def load_teacher(arguments: TextClassificationArguments, student: nn.Module) -> 
         return Teacher(copy.deepcopy(student)), None
     model = _load_named("--distill_teacher", name, cache_dir=arguments.cache_dir)
     tokenizer = _tokenizer("--distill_teacher", name, cache_dir=arguments.cache_dir)
-    return Teacher(model, label_order(cast(Any, student).config.label2id, cast(Any, model).config.label2id)), tokenizer
+    own, other = cast(Any, student).config.label2id, cast(Any, model).config.label2id
+    order = label_order(own, other)
+    if by_place := taken_by_position(own, other, order):
+        warn(
+            f"--distill_teacher {name}: its labels have other names than the data's, and are taken in order: {by_place}"
+        )
+    return Teacher(model, order), tokenizer
 
 
 def _unreadable(flag: str, name: str, address: str, error: Exception) -> UsageError:

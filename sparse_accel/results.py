@@ -60,7 +60,14 @@ def folders_let_go() -> Iterator[None]:
                 lock.release()
 
 
-def claim(accelerator: Accelerator, folder: Path, identity: dict[str, Any], *, overwrite: bool) -> str:
+def claim(
+    accelerator: Accelerator,
+    folder: Path,
+    identity: dict[str, Any],
+    *,
+    overwrite: bool,
+    resume_from: str | bool | None = None,
+) -> str:
     """As `run_identity.claim_folder`, decided by the main process for all."""
 
     def decide() -> str:
@@ -74,6 +81,11 @@ def claim(accelerator: Accelerator, folder: Path, identity: dict[str, Any], *, o
         return action
 
     answer = by_main_process(accelerator, decide)
+    if answer == "show" and isinstance(resume_from, str):
+        raise UsageError(
+            f"--output_dir {folder} holds this very run, finished: nothing is left to resume from {resume_from}. Leave "
+            "out --resume_from_checkpoint to see its results, or name another --output_dir to train from there"
+        )
     blind = largest(0 if folder.is_dir() else accelerator.process_index + 1)  # one of another machine
     if blind:
         raise UsageError(
@@ -119,6 +131,7 @@ def checkpoint_to_resume(arguments: TextClassificationArguments, accelerator: Ac
         problem = by_main_process(accelerator, lambda: damage(path))
         if problem:
             raise UsageError(f"--resume_from_checkpoint {asked} is damaged: {problem}. Name another checkpoint")
+        by_main_process(accelerator, lambda: _warn_of_another_run(folder, path))
         by_main_process(accelerator, lambda: _leave_course(folder, path, asked))
         return path
     found = by_main_process(accelerator, lambda: newest_whole(folder))
@@ -130,6 +143,13 @@ def checkpoint_to_resume(arguments: TextClassificationArguments, accelerator: Ac
 def _went_on_from(folder: Path, asked: str) -> bool:
     record = run_identity.read_record(folder)
     return record is not None and record.get("resumed_from") == asked
+
+
+def _warn_of_another_run(folder: Path, checkpoint: Path) -> None:
+    here, there = run_identity.read_record(folder), run_identity.read_record(checkpoint.parent)
+    if here is not None and there is not None and here["identity"] != there["identity"]:
+        different = run_identity.difference(there["identity"], here["identity"])
+        warn(f"{checkpoint} is of a run that differs from this one in {different}")
 
 
 def _leave_course(folder: Path, start: Path, asked: str) -> None:

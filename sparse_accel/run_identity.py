@@ -67,7 +67,7 @@ def lock_folder(folder: Path, patience: float = 10.0) -> Any:
     """
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = FileLock(folder / LOCK_FILE)
     try:
         lock.acquire(timeout=patience)
@@ -82,6 +82,18 @@ def lock_folder(folder: Path, patience: float = 10.0) -> Any:
     except (NotImplementedError, OSError):  # if it cannot be written at all, the next file says so
         return None
     return lock
+
+
+def make_folder(folder: Path) -> None:
+    """Makes an output folder where it is not there.
+
+    Raises:
+        UsageError: it cannot be made there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output_dir {folder} cannot be made ({error.strerror}). Name another folder") from error
 
 
 def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool, restarted: bool = False) -> str:
@@ -116,6 +128,8 @@ def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool, res
     elif record["finished"]:
         move_aside(folder, f"it holds a finished run that differs in {difference(record['identity'], identity)}")
         action = "start"
+    elif not any(path.name.startswith("checkpoint-") or path.suffix == ".safetensors" for path in folder.iterdir()):
+        action = "start"  # it ended before it had trained anything
     else:
         raise UsageError(
             f"--output_dir {folder} holds an unfinished run that differs from this one in "

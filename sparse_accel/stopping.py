@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_accel.errors import Stopped
-from sparse_accel.processes import largest, world_size
+from sparse_accel.processes import largest, rank_and_size, world_size
 
 REQUESTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 # A launcher passes Ctrl-C on to processes that the terminal has told already: one request, not an impatient one.
@@ -52,9 +52,12 @@ def stop_requests() -> Iterator[Callable[[], int]]:
         nonlocal since
         now = time.monotonic()
         if _asked == number == signal.SIGINT and now - since >= one_request:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("not saved: what was trained since the last checkpoint is lost")
         if not _asked:
             _asked, since = number, now
+            if number == signal.SIGINT and rank_and_size()[0] == 0:
+                # Not by print, which the signal may have come in the middle of.
+                os.write(2, b"\nCtrl-C: ending after this step, and saving. Once more ends at once, unsaved.\n")
 
     def launcher_ended() -> None:
         global _asked

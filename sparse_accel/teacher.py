@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,3 +165,19 @@ def label_order(student: Mapping[str, int], teacher: Mapping[str, int]) -> list[
             "teacher that was trained on these labels, or rename them in its config.json (label2id, id2label)"
         )
     return [teacher[matched[name]] for name in names]
+
+
+def taken_by_position(student: Mapping[str, int], teacher: Mapping[str, int], order: list[int]) -> str:
+    """Returns `0 as negative, 1 as positive` where labels were matched by place though one side has names for them.
+
+    Args:
+        student, teacher: label2id of their configurations.
+        order: what `label_order` made of them.
+    """
+    names = sorted(student, key=lambda name: student[name])
+    others = {number: name for name, number in teacher.items()}
+    pairs = [(name, others[column]) for name, column in zip(names, order, strict=True)]
+    unnamed = all(re.fullmatch(r"(LABEL_)?\d+", label) for pair in pairs for label in pair)
+    if unnamed or len(pairs) == 1 or all(name.casefold() == other.casefold() for name, other in pairs):
+        return ""
+    return ", ".join(f"{name} as {other}" for name, other in pairs)

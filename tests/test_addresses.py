@@ -45,10 +45,12 @@ def test_a_folder_comes_before_a_short_id(tmp_path: Path, monkeypatch: pytest.Mo
         ("~nobody_of_this_name/x", "there is no folder ~nobody_of_this_name/x."),
         ("x" * 300, "is neither a local folder nor a full Hub id"),
         ("zoo:a/b", "--distill_teacher zoo:a/b is no stub."),
+        ("teacher/config.json", "teacher/config.json is a file. Name the folder that holds the model: teacher"),
     ],
 )
 def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
     (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as error:
         model_address("--distill_teacher", name)

@@ -264,6 +264,17 @@ def test_without_labels_accuracy_is_not_checked(trained: Path, tmp_path: Path) -
     assert "not there any more" in report["notes"][0] and "gone.csv" in report["notes"][0]
 
 
+def test_rows_that_are_named_need_no_labels(trained: Path, tmp_path: Path) -> None:
+    rows = [{"text": row["text"]} for row in sentences(14, seed=5)]
+    done = export(model_path=copy_of(trained, tmp_path), data=write_csv(tmp_path / "rows.csv", rows))
+    assert done.code == 0, done.all
+    report = json.loads((tmp_path / "deployment" / "export_report.json").read_text())
+    accuracy = next(check for check in report["checks"] if check["name"] == "accuracy")
+    assert accuracy["result"] == "not checked" and report["texts"]["rows"] == 14
+    missing = export(model_path=tmp_path / "model", data=tmp_path / "raws.csv")
+    assert missing.code == 2 and "--data: there is no file" in missing.err, missing.all
+
+
 def test_a_plain_hugging_face_classifier_is_exported_as_float(tmp_path: Path) -> None:
     model = ARCHITECTURES["distilbert"]()
     folder = write_folder(tmp_path / "plain", model.eval())

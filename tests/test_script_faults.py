@@ -144,6 +144,29 @@ def test_overwriting_does_not_start_a_requeued_job_anew(
     assert not (tmp_path / "out.1").exists()
 
 
+def test_a_finished_run_has_nothing_to_resume_from(flags: dict[str, Any], whole: Path) -> None:
+    before = sorted(path.name for path in whole.iterdir())
+    refused = run(**flags, output_dir=whole, resume_from_checkpoint=whole / "checkpoint-6")
+    assert refused.code == 2 and "finished: nothing is left to resume from" in refused.err, refused.all
+    assert sorted(path.name for path in whole.iterdir()) == before
+
+
+def test_a_checkpoint_of_another_run_is_said_to_be_one(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    other = {**flags, "learning_rate": 1e-3, "seed": 7, "output_dir": tmp_path / "out"}
+    resumed = run(**other, resume_from_checkpoint=whole / "checkpoint-12")
+    assert resumed.code == 0, resumed.all
+    assert "checkpoint-12 is of a run that differs from this one in" in resumed.err and "seed (42 there, 7 here)" in (
+        resumed.err
+    )
+
+
+def test_a_folder_in_which_nothing_was_trained_is_free(flags: dict[str, Any], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    failed = run(**flags, output_dir=output, resume_from_checkpoint=True)
+    assert failed.code == 2 and (output / "run.json").is_file(), failed.all
+    assert run_identity.claim_folder(output, {"another": "run"}, overwrite=False) == "start"
+
+
 # --- disks ------------------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +179,14 @@ def test_a_disk_that_takes_nothing(capsys: pytest.CaptureFixture[str], number: i
         run_main(write)
     printed = capsys.readouterr().err
     assert ended.value.code == 2 and os.strerror(number) in printed and "out/eval_results.json" in printed
-    assert "run the same command again to go on" in printed and "Traceback" not in printed
+    assert ("run the same command again" in printed) == (number == errno.ENOSPC) and "Traceback" not in printed
+
+
+@pytest.mark.parametrize("place", ["a_file/out", "/proc/none/out"])
+def test_a_place_for_no_folder(flags: dict[str, Any], tmp_path: Path, place: str) -> None:
+    (tmp_path / "a_file").touch()
+    refused = run(**flags, output_dir=place, cwd=tmp_path)
+    assert refused.code == 2 and f"error: --output_dir {place} cannot be made" in refused.err, refused.all
 
 
 def test_another_error_of_the_system_is_a_fault_of_ours() -> None:

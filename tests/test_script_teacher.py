@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from script_fixtures import (
     RECIPE,
     SHORT,
@@ -156,3 +158,23 @@ def test_a_model_that_teaches_itself(tiny: Tiny, tmp_path: Path) -> None:
     assert done.code == 0, done.all
     loss = trace(tmp_path / "out", "train/distillation_loss")
     assert loss[1] < 0.1, loss  # what dropout does
+
+
+def test_a_teacher_with_its_labels_in_another_order(tiny: Tiny, teacher: Path, tmp_path: Path, cache: Path) -> None:
+    """Rows are labelled 0 and 1, so names say nothing: that is said, and that it is wrong on nearly every row."""
+    turned = tmp_path / "turned"
+    shutil.copytree(teacher, turned)
+    tensors = load_file(turned / "model.safetensors")
+    for name in ("classifier.weight", "classifier.bias"):
+        tensors[name] = tensors[name].flip(0).contiguous()
+    save_file(tensors, turned / "model.safetensors", metadata={"format": "pt"})
+    config = read_json(turned / "config.json") | {"id2label": {0: "good", 1: "bad"}, "label2id": {"good": 0, "bad": 1}}
+    (turned / "config.json").write_text(json.dumps(config))
+    short = {"num_epochs": 1, "qat_start_epoch": 0.3, "observer_epoch": 0.6}
+    right, wrong = (
+        run(**tiny.flags(distill_teacher=each, recipe_args=short, output_dir=tmp_path / f"out_{each.name}"))
+        for each in (teacher, turned)
+    )
+    assert right.code == wrong.code == 0, wrong.all
+    assert "taken in order: 0 as good, 1 as bad" in wrong.err and "of the training rows, and one answer" in wrong.err
+    assert "warning" not in right.err and "; right on" in flat(right.out), right.all

@@ -61,10 +61,13 @@ def beside(target: Path) -> Iterator[Path]:
     What an earlier export wrote into `target` goes; files of the user's stay.
     """
     partial, replaced = (target.with_name(f".{target.name}.{os.getpid()}.{state}") for state in _STATES)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_left_overs(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_left_overs(target)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise UsageError(f"--output_dir {target} cannot be written: {error.strerror}") from error
     try:
         yield partial
         if target.is_dir():

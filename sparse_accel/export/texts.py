@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from sparse_accel.models import labels_of
 from sparse_accel.recipe_run import problem_type_of
 from sparse_accel.results import ARGUMENTS_FILE
 from sparse_accel.tasks import load_text_classification, tokenize
+from sparse_accel.tasks.columns import find_label_column
+from sparse_accel.tasks.tables import read_table
 
 if TYPE_CHECKING:
     from sparse_accel.export_arguments import ExportArguments
@@ -64,7 +67,11 @@ def find_texts(arguments: ExportArguments, model: nn.Module, tokenizer: Any, len
     flags: dict[str, Any] = {"max_eval_samples": arguments.max_eval_samples}
     if arguments.data is not None:
         columns = {name: getattr(arguments, name) for name in ("input_column_names", "label_column_name")}
-        return _load(folder, model, tokenizer, length, flags | _named(arguments.data) | columns), ""
+        try:
+            named = _named(arguments.data, arguments.label_column_name)
+            return _load(folder, model, tokenizer, length, flags | named | columns), ""
+        except UsageError as error:  # the flags that files have in training
+            raise UsageError(re.sub("--(validation_file|test_file)", "--data", str(error))) from error
     recorded = _recorded(folder)
     if recorded is None:
         return shipped(tokenizer, length), "no validation data is recorded for this model; --data FILE names some"
@@ -82,8 +89,13 @@ def shipped(tokenizer: Any, length: int) -> Texts:
     return Texts("this package", Dataset.from_dict({name: encoded[name] for name in names if name in encoded}))
 
 
-def _named(data: str) -> dict[str, Any]:
-    if Path(data).is_file() or Path(data).suffix.lower() in DATA_SUFFIXES:
+def _named(data: str, label_column: str | None) -> dict[str, Any]:
+    """The flags that read what --data names; rows without labels are such as are predicted."""
+    path = Path(data)
+    if path.is_file() and path.suffix.lower() in DATA_SUFFIXES and not label_column:
+        has_labels = find_label_column(read_table(data), None) is not None
+        return {"validation_file" if has_labels else "test_file": data}
+    if path.is_file() or path.suffix.lower() in DATA_SUFFIXES:
         return {"validation_file": data}
     return {"task_name": data} if data in GLUE_TASKS else {"dataset_name": data}
 
@@ -102,13 +114,18 @@ def _recorded(folder: Path) -> dict[str, Any] | None:
 
 
 def _load(folder: Path, model: nn.Module, tokenizer: Any, length: int, flags: dict[str, Any]) -> Texts:
+    others = ("task_name", "dataset_name", "train_file", "validation_file", "eval_on_test")
+    unlabelled = bool(flags.get("test_file")) and not any(flags.get(name) for name in others)
+    if unlabelled:
+        flags = {**flags, "max_predict_samples": flags["max_eval_samples"], "max_eval_samples": None}
     arguments = TextClassificationArguments(
-        model_name_or_path=str(folder), output_dir=str(folder), do_eval=True, **flags
+        model_name_or_path=str(folder), output_dir=str(folder), do_eval=not unlabelled, do_predict=unlabelled, **flags
     )
+    split = "test" if unlabelled else "validation"
     data = load_text_classification(arguments, labels_of(model), problem_type_of(model))
     disable_progress_bars()
     try:
-        rows = tokenize(data, tokenizer, min(length, arguments.max_seq_length))["validation"]
+        rows = tokenize(data, tokenizer, min(length, arguments.max_seq_length))[split]
     finally:
         enable_progress_bars()
-    return Texts(data.sources["validation"], rows, data.metrics)
+    return Texts(data.sources[split], rows, data.metrics)

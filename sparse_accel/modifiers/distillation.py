@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _NO_TEACHER = (
     "the recipe distils (DistillationModifier) and there is no teacher: pass --distill_teacher PATH (a folder or Hub "
-    "id of a trained model), --distill_teacher self, or --distill_teacher disable to leave distillation out"
+    "id of a trained model), --distill_teacher self, or --distill_teacher disable to leave distillation out. In "
+    "Python: RecipeRun(recipe, teacher=sparse_accel.Teacher(model)), or teacher='disable'"
 )
 
 

@@ -177,14 +177,20 @@ def _read_csv(file: str, separator: str) -> FileTable:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with open(file, encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, delimiter=separator, strict=True)
+        rows: list[list[str]] = []
+        lines: list[int] = []
         try:
             header = next(reader, [])
             if not any(header):
                 raise UsageError(f"{file} has no header line: its first line must name the columns.")
+            other = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
+            if other is not None:
+                raise UsageError(
+                    f"{file}, line 1: {header[0]!r} is one column. Its fields seem to be separated by {other!r}: save "
+                    "it with commas between them, or with tabs as a .tsv file."
+                )
             if twins := [name for name in header if name and header.count(name) > 1]:
                 raise UsageError(f"{file}, line 1: column '{twins[0]}' stands there twice.")
-            rows: list[list[str]] = []
-            lines: list[int] = []
             for row in reader:
                 if not row:
                     continue
@@ -196,6 +202,12 @@ def _read_csv(file: str, separator: str) -> FileTable:
                 rows.append(row)
                 lines.append(reader.line_num)
         except csv.Error as error:
+            if "unexpected end" in str(error):
+                begin = lines[-1] + 1 if lines else 2
+                raise UsageError(
+                    f"{file}, line {begin}: a double quote opens a field there that nothing closes before the end of "
+                    'the file. A quote that is part of a text is written twice, "".'
+                ) from None
             raise UsageError(f"{file}, line {reader.line_num}: {error}.") from None
     # pandas writes its index as a first column without a name.
     columns = {name: [row[place] for row in rows] for place, name in enumerate(header) if name}
