@@ -128,7 +128,7 @@ def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool, res
     elif record["finished"]:
         move_aside(folder, f"it holds a finished run that differs in {difference(record['identity'], identity)}")
         action = "start"
-    elif not any(path.name.startswith("checkpoint-") or path.suffix == ".safetensors" for path in folder.iterdir()):
+    elif {path.name for path in _content(folder)} <= {RUN_FILE, "arguments.json", "tracking"}:
         action = "start"  # it ended before it had trained anything
     else:
         raise UsageError(

@@ -341,7 +341,7 @@ def drop_tokenizer(folder: Path) -> None:
         (empty, "holds no model that can be read"),
         (truncate, "holds no model that can be read"),
         (garble, "holds no model that can be read"),
-        (drop_scales, "training quantized 14 Linears, and quantization.json has scales of 0"),
+        (drop_scales, "training quantized 14 Linears, and quantization.json, which holds their scales, is missing"),
         (drop_one_scale, "'bert.pooler.dense.input_quantizer' is incomplete"),
         (drop_one_quantizer, "training quantized 14 Linears, and quantization.json has scales of 13"),
         (make_language_model, "BertForMaskedLM, which does not classify texts"),
