@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparse_accel.errors import UsageError, in_order, nearest
+from sparse_accel.errors import UsageError, in_order, nearest, rank
 from sparse_accel.recipe import Recipe
 from sparse_accel.recipe import load_recipe as _load_recipe
 from sparse_accel.zoo import is_stub, model_source, recipe_path
@@ -157,7 +156,7 @@ def _beside(name: str) -> str:
 
 @functools.cache
 def _note(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if rank() == 0:
         print(f"note: {text}", file=sys.stderr)
 
 

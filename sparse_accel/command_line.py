@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import sys
 import types
 import typing
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sparse_accel.errors import UsageError, nearest
+from sparse_accel.errors import UsageError, nearest, rank
 
 Arguments = TypeVar("Arguments")
 
@@ -58,7 +57,7 @@ def flag(
 
 def warn(message: str) -> None:
     """Prints `warning: message` on stderr, once however many processes the run has."""
-    if os.environ.get("RANK", "0") == "0":
+    if rank() == 0:
         print(f"warning: {message}", file=sys.stderr)
 
 

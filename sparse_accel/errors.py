@@ -36,6 +36,11 @@ class Stopped(BaseException):
     agreed = True  # between two steps, on all processes; otherwise at once, on this one
 
 
+def rank() -> int:
+    """Returns this process's number among those of its launch, known before any of them talk: 0 speaks for all."""
+    return int(os.environ.get("RANK") or 0)
+
+
 def nearest(name: str, known: Iterable[str], count: int = 1) -> str:
     """Returns ` Did you mean 'x'?` for the known names nearest to `name`, `count` at most; empty when none is near."""
     lowered = {candidate.lower(): candidate for candidate in known}
@@ -95,12 +100,11 @@ def _say_once(error: UsageError) -> None:
     Most are met by all: the first one says so, its launcher ends the others, and they are not heard. One that is still
     there after a while met an error of its own, such as a file that its machine lacks.
     """
-    rank = os.environ.get("RANK") or "0"
-    if rank == "0" or error.of_one_process:
+    if rank() == 0 or error.of_one_process:
         print(f"error: {error}", file=sys.stderr)
         return
     time.sleep(_UNTIL_THE_FIRST_HAS_SPOKEN)
-    print(f"error (process {rank}): {error}", file=sys.stderr)
+    print(f"error (process {rank()}): {error}", file=sys.stderr)
 
 
 def run_main(main: Callable[[], int | None]) -> None:
@@ -132,13 +136,13 @@ def run_main(main: Callable[[], int | None]) -> None:
     except Stopped as stopped:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        if os.environ.get("RANK", "0") == "0":
+        if rank() == 0:
             print(f"\nstopped by {stopped}: {_how_to_go_on()}", file=sys.stderr)
         code = stopped.exit_code
     except KeyboardInterrupt as interrupt:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        if os.environ.get("RANK", "0") == "0":
+        if rank() == 0:
             how = f" ({interrupt})" if str(interrupt) else ""
             print(f"\ninterrupted{how}: {_how_to_go_on()}", file=sys.stderr)
         code = 130

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,7 @@ def test_going_back_to_a_named_checkpoint_and_on_by_the_same_command(
     process = start(**back)
     while "checkpoint-9" not in names(output) or (output / "checkpoint-12").is_dir():
         assert process.poll() is None or (output / "checkpoint-9").is_dir()
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     stopped = wait(process)
     assert stopped.code in (0, 75), stopped.all
@@ -252,6 +254,7 @@ def test_the_end_of_a_launcher_saves(flags: dict[str, Any], whole: Path, tmp_pat
     process = start(launcher=launcher, **flags, output_dir=output)
     while not (output / "checkpoint-3").is_dir():
         assert process.poll() is None
+        time.sleep(0.01)
     process.kill()
     ended = wait(process)  # for the pipe, which the script's process holds
     assert "stopped by the end of its launcher: run the same command again to go on" in ended.err, ended.all

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from sparse_accel.errors import rank
+
 if TYPE_CHECKING:
     import httpx
 
@@ -204,7 +206,7 @@ def _host(url: str) -> str:
 def _bar(name: str, total: int, there: int) -> Iterator[Any]:
     from tqdm import tqdm
 
-    quiet = os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty()
+    quiet = rank() != 0 or not sys.stderr.isatty()
     with tqdm(total=total, initial=there, desc=name, unit="B", unit_scale=True, disable=quiet) as bar:
         yield bar
 

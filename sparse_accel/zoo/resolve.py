@@ -9,11 +9,10 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from pathlib import Path
 
-from sparse_accel.errors import UsageError, first_line, in_order, nearest
+from sparse_accel.errors import UsageError, first_line, in_order, nearest, rank
 from sparse_accel.zoo.client import api_url, ask, fetch
 from sparse_accel.zoo.downloads import DownloadError
 from sparse_accel.zoo.known import RECIPES, nearest_known, on_hub, shipped_names, shipped_recipe
@@ -44,7 +43,7 @@ class _Steps:
     def found(self, place: str, outcome: str) -> None:
         """Adds the last step and prints them all, once for all processes."""
         self.add(place, outcome)
-        if os.environ.get("RANK", "0") == "0":
+        if rank() == 0:
             print(f"{self.text}\n{in_order(self.tried)}", file=sys.stderr)
 
     def failed(self, stub: Stub, *, recipe: bool) -> UsageError:
