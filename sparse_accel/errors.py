@@ -37,8 +37,14 @@ class Stopped(BaseException):
 
 
 def rank() -> int:
-    """Returns this process's number among those of its launch, known before any of them talk: 0 speaks for all."""
-    return int(os.environ.get("RANK") or 0)
+    """Returns this process's number among those of its launch, known before any of them talk: 0 speaks for all.
+
+    What is left over from another launch does not count: RANK without WORLD_SIZE, not below it, or not a number.
+    """
+    number, count = (os.environ.get(name, "").strip() for name in ("RANK", "WORLD_SIZE"))
+    if not (number.isdecimal() and count.isdecimal()):
+        return 0
+    return int(number) if int(number) < int(count) else 0
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1) -> str:
@@ -51,6 +57,26 @@ def nearest(name: str, known: Iterable[str], count: int = 1) -> str:
 def first_line(error: BaseException) -> str:
     """Returns what an error says first, at most 200 characters; the name of its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def listed(names: Iterable[object], most: int = 12) -> str:
+    """Returns names for a message, at most `most` of them: `a, b, c ... (57 in all)`."""
+    words = [str(name) for name in names]
+    return ", ".join(words) if len(words) <= most else f"{', '.join(words[:most])} ... ({len(words)} in all)"
+
+
+def shown(value: object, most: int = 60) -> str:
+    """Returns a value for a message: its repr, cut after `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def shortened(text: str) -> str:
+    """Returns a message of at most 2,000 characters: a longer one keeps its beginning and its end."""
+    left_out = len(text) - _BEGINNING - _END
+    if len(text) <= _LONGEST_MESSAGE:
+        return text
+    return f"{text[:_BEGINNING]} ... [{left_out:,} characters left out] ... {text[-_END:]}"
 
 
 def in_order(steps: Sequence[tuple[str, str]]) -> str:
@@ -90,6 +116,8 @@ _OF_A_DISK = dict.fromkeys(
     "make room there. What was written before is whole: run the same command again to go on",
 )
 _OF_A_DISK |= dict.fromkeys((errno.EROFS, errno.EACCES), "name a place that you may read and write")
+# A longer message is not read, and hides what was printed before it.
+_LONGEST_MESSAGE, _BEGINNING, _END = 2000, 1400, 400
 # Seconds in which a launcher ends the other processes after the first one failed.
 _UNTIL_THE_FIRST_HAS_SPOKEN = 10.0
 
@@ -101,22 +129,25 @@ def _say_once(error: UsageError) -> None:
     there after a while met an error of its own, such as a file that its machine lacks.
     """
     if rank() == 0 or error.of_one_process:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shortened(str(error))}", file=sys.stderr)
         return
     time.sleep(_UNTIL_THE_FIRST_HAS_SPOKEN)
-    print(f"error (process {rank()}): {error}", file=sys.stderr)
+    print(f"error (process {rank()}): {shortened(str(error))}", file=sys.stderr)
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Runs a script's `main` and turns its outcome into an exit code.
+    """Runs a script's `main`, prints in whatever encoding there is, and turns the outcome into an exit code.
 
     SIGTERM and SIGUSR1 end it at once, but for training, which they end after the step under way; it exits with 75. A
     UsageError prints one `error:` paragraph and exits with its code, 2 (`--debug` on the command line shows the
     traceback), and so does a disk that takes no more; Ctrl-C exits with 130; any other exception is a fault of ours and
     keeps its traceback.
     """
+    # A character that the encoding lacks must not end a run. A log file shows each line at once, as a terminal does.
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed, as a terminal does
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
     try:
         with _signals_end_it():
             code = main() or 0
@@ -137,13 +168,13 @@ def run_main(main: Callable[[], int | None]) -> None:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if rank() == 0:
-            print(f"\nstopped by {stopped}: {_how_to_go_on()}", file=sys.stderr)
+            print(f"\nstopped by {shortened(str(stopped))}: {_how_to_go_on()}", file=sys.stderr)
         code = stopped.exit_code
     except KeyboardInterrupt as interrupt:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if rank() == 0:
-            how = f" ({interrupt})" if str(interrupt) else ""
+            how = f" ({shortened(str(interrupt))})" if str(interrupt) else ""
             print(f"\ninterrupted{how}: {_how_to_go_on()}", file=sys.stderr)
         code = 130
     sys.exit(code)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparse_accel.command_line import check_bounds, flag
+from sparse_accel.command_line import check_bounds, expand_paths, flag
 from sparse_accel.errors import UsageError
 
 FORMATS = ("qdq", "integer")
@@ -28,9 +28,13 @@ class ExportArguments:
         "one_shot": "apply the recipe first: scripts/text_classification.py --one_shot",
     }
 
-    model_path: str | None = flag(None, "output folder or checkpoint of a training run, or any Hugging Face classifier")
+    model_path: str | None = flag(
+        None, "output folder or checkpoint of a training run, or any Hugging Face classifier", path=True
+    )
     task: str | None = flag(None, "what the model's head does: text_classification", default_text="text_classification")
-    output_dir: str | None = flag(None, "folder to write", default_text="`deployment`, beside the model's folder")
+    output_dir: str | None = flag(
+        None, "folder to write", default_text="`deployment`, beside the model's folder", path=True
+    )
     overwrite: bool = flag(False, "replace a deployment that was made from another model")
     format: str = flag(
         "qdq",
@@ -47,17 +51,22 @@ class ExportArguments:
         None,
         "sentences to prove the export on: a csv, tsv, json, jsonl or parquet file, a GLUE task or a Hub dataset",
         default_text="the run's validation data where it is still there, else sentences of this package",
+        path=True,
     )
     input_column_names: tuple[str, ...] | None = flag(None, "text column of --data, or two", default_text="found")
     label_column_name: str | None = flag(None, "label column of --data", default_text="label, else labels")
     max_eval_samples: int = flag(2000, "most rows of the data to prove on, drawn by a fixed seed", at_least=1)
     max_seq_length: int = flag(128, "tokens kept of a sentence in the proof", at_least=3)
     deepsparse_python: str | None = flag(
-        None, "interpreter of an environment with DeepSparse 1.8, to measure it too", default_text="not measured"
+        None,
+        "interpreter of an environment with DeepSparse 1.8, to measure it too",
+        default_text="not measured",
+        path=True,
     )
     debug: bool = flag(False, "show the traceback of a usage error")
 
     def __post_init__(self) -> None:
+        expand_paths(self)
         check_bounds(self)
         if self.model_path is None:
             raise UsageError("--model_path is missing: the folder of the model to export.")

@@ -72,14 +72,15 @@ def _run(script: Path) -> None:
 
 def _launch_settings() -> Path | None:
     """The file that Accelerate would launch by; None where this process is launched already, or there is none."""
-    if "LOCAL_RANK" in os.environ or "RANK" in os.environ:
+    if os.environ.get("LOCAL_RANK") or os.environ.get("RANK"):
         return None
     if named := os.environ.get("ACCELERATE_CONFIG_FILE"):
-        if not Path(named).is_file():
+        file = Path(os.path.expanduser(named))
+        if not file.is_file():
             print(f"error: ACCELERATE_CONFIG_FILE names {named}, and there is no such file", file=sys.stderr)
             sys.exit(2)
-        return Path(named)
+        return file
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    home = Path(os.environ.get("HF_HOME") or cache).expanduser()
+    home = Path(os.path.expanduser(os.environ.get("HF_HOME") or cache))
     found = [home / "accelerate" / f"default_config.{ending}" for ending in ("yaml", "json")]
     return next((file for file in found if file.is_file()), None)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from sparse_accel.environment import compilation
+from sparse_accel.errors import shortened
 from sparse_accel.layers import masks, prunable_names, quantizers
 from sparse_accel.sharding import describe, plain_model
 
@@ -74,14 +76,23 @@ def print_above_bar(accelerator: Accelerator, line: str) -> None:
 
 
 def table(title: str, rows: list[tuple[str, Any]]) -> str:
-    """Returns a two-column table, long cells wrapped to the terminal's width."""
+    """Returns a two-column table, long cells wrapped to the terminal's width, for an output in any encoding."""
+    line = _horizontal_line()
     width = min(shutil.get_terminal_size((110, 24)).columns, 120)
     left = max(len(name) for name, _ in rows)
-    lines = [f"── {title} ".ljust(width, "─")]
+    lines = [f"{line * 2} {title} ".ljust(width, line)]
     for name, value in rows:
-        wrapped = [part for line in str(value).splitlines() for part in textwrap.wrap(line, width - left - 4) or [""]]
+        wrapped = [part for text in str(value).splitlines() for part in textwrap.wrap(text, width - left - 4) or [""]]
         lines += [f"  {name if number == 0 else '':<{left}}  {part}" for number, part in enumerate(wrapped or [""])]
-    return "\n".join([*lines, "─" * width])
+    return "\n".join([*lines, line * width])
+
+
+def _horizontal_line() -> str:
+    try:
+        "─".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return "-"
+    return "─"
 
 
 def timeline(run: RecipeRun) -> str:
@@ -105,12 +116,17 @@ def structure(model: nn.Module) -> list[tuple[str, str]]:
 
 
 def start_table(accelerator: Accelerator, run: RecipeRun, rows: list[tuple[str, Any]]) -> str:
-    """Returns the start-up table: layout and precision, the script's own `rows`, the recipe, the structure, notices."""
+    """Returns the start-up table: layout and precision, the script's own `rows`, the recipe, the structure, notices.
+
+    A setting that the environment made, such as torch.compile, is shown like one of the flags.
+    """
     layout = [
         ("device", f"{accelerator.device} ({describe(accelerator)})"),
         ("precision", {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)),
     ]
-    notices = [("note", notice) for notice in run.notices]
+    if compiled := compilation(accelerator):
+        layout.append(("compiled", compiled))
+    notices = [("note", shortened(notice)) for notice in run.notices]
     recipe = [("recipe", timeline(run))]
     return table("run", layout + rows + recipe + structure(plain_model(accelerator, run.model)) + notices)
 

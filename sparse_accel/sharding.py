@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from sparse_accel.environment import check_environment, is_asked_for
 from sparse_accel.errors import UsageError
 from sparse_accel.processes import LONGEST_WAIT, largest, world_size
 
@@ -37,7 +38,11 @@ def launch_options(*, find_unused_parameters: bool = False) -> list[Any]:
     """Returns what `Accelerator(kwargs_handlers=...)` needs for masks and quantizers to be right under DDP.
 
     Their buffers are kept equal by this project: DDP's broadcast would put rank 0's over the others' in every forward.
+
+    Raises:
+        UsageError: the environment has variables of a launcher that did not start this process.
     """
+    check_environment()
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # Accelerate knows no newer name yet
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed guesses, and warns, wherever it is installed
@@ -64,7 +69,7 @@ def check_launch(accelerator: Accelerator) -> None:
             "On a CPU set distributed_type: MULTI_GPU in the launcher's file and ACCELERATE_USE_CPU=true in the "
             "environment; FSDP needs GPUs"
         )
-    if _asked_for("FSDP") and accelerator.distributed_type != DistributedType.FSDP:
+    if is_asked_for("FSDP") and accelerator.distributed_type != DistributedType.FSDP:
         raise UsageError(
             f"the launcher asked for FSDP and Accelerate made {accelerator.distributed_type.value} of it: FSDP needs "
             "GPUs, and use_cpu: false"
@@ -95,10 +100,6 @@ def check_launch(accelerator: Accelerator) -> None:
 
         unset_hf_deepspeed_config()  # else transformers splits what it loads, the teacher too, whatever that flag says
     largest(0)  # the processes' CPUs find each other now, or not at all
-
-
-def _asked_for(name: str) -> bool:
-    return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("1", "true", "yes")
 
 
 def before_prepare(accelerator: Accelerator, model: nn.Module, micro_batch_size: int, max_grad_norm: float) -> None:

@@ -6,6 +6,9 @@ quantization/phase                                       0 float, 1 QAT, 2 QAT w
 sparsity/encoder, sparsity/model, sparsity/layers/NAME   shares of exact zeros
 eval/NAME                                                evaluation figures in training
 final/NAME                                               those of the model that the output folder holds
+
+W&B's own environment variables count where no flag says otherwise: WANDB_NAME (after --run_name), WANDB_PROJECT,
+WANDB_RUN_ID, WANDB_RESUME, WANDB_DIR, and all that its library reads by itself, such as WANDB_ENTITY or WANDB_TAGS.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparse_accel.command_line import expanded
 from sparse_accel.errors import UsageError
 from sparse_accel.run_identity import write_text
 
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
 
     from sparse_accel.arguments import TextClassificationArguments
     from sparse_accel.recipe import Recipe
+
+
+_WANDB_ID_FILE = "wandb_run_id"
 
 
 def require_trackers(names: tuple[str, ...]) -> None:
@@ -56,7 +63,8 @@ def trackers_ended(accelerator: Accelerator) -> Iterator[None]:
 def start_trackers(accelerator: Accelerator, arguments: TextClassificationArguments, recipe: Recipe | None) -> None:
     """Opens the runs of --report_to, once, with all flags and the resolved recipe as their configuration.
 
-    Their files go into OUTPUT_DIR/tracking, so call it when the output folder is this run's.
+    Their files go into OUTPUT_DIR/tracking (W&B's into WANDB_DIR where that is set), so call it when the output folder
+    is this run's. OUTPUT_DIR/tracking/wandb_run_id keeps the id by which a resumed run continues the same run in W&B.
 
     Raises:
         UsageError: a tracker does not start.
@@ -69,28 +77,39 @@ def start_trackers(accelerator: Accelerator, arguments: TextClassificationArgume
     config = {**arguments.to_dict(), "recipe": recipe.to_dict() if recipe else None}
     if "tensorboard" in names:  # takes plain values only
         config = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in config.items()}
-    options: dict[str, dict[str, Any]] = {"wandb": {"name": arguments.run_name or output_dir.name, "dir": str(folder)}}
-    if "wandb" in names and accelerator.is_main_process:  # a run that goes on is the same run there too
-        options["wandb"] |= {"id": _kept_id(folder / "wandb_run_id"), "resume": "allow"}
+    options: dict[str, dict[str, Any]] = {}
+    if "wandb" in names and accelerator.is_main_process:
+        options["wandb"] = _wandb_options(arguments.run_name or "", output_dir.name, folder)
     try:
-        accelerator.init_trackers(
-            os.environ.get("WANDB_PROJECT", "sparse_accel"),
-            config=config,
-            init_kwargs={name: options[name] for name in names if name in options},
-        )
+        accelerator.init_trackers(os.environ.get("WANDB_PROJECT") or "sparse_accel", config=config, init_kwargs=options)
     except Exception as error:
         accelerator.trackers.clear()  # one that never began cannot be ended
         raise UsageError(
             f"--report_to {' '.join(names)}: {str(error).rstrip('.')}. Without an account, WANDB_MODE=offline in the "
             "environment keeps the run on disk; --report_to none goes without"
         ) from error
+    if options:  # it began: this is the id to continue by
+        write_text(folder / _WANDB_ID_FILE, options["wandb"]["id"] + "\n")
 
 
-def _kept_id(file: Path) -> str:
-    """Returns the id that a file keeps, and makes one at the first time."""
-    if not file.is_file():
-        write_text(file, secrets.token_hex(4) + "\n")
-    return file.read_text(encoding="utf-8").strip()
+def _wandb_options(name: str, usual_name: str, folder: Path) -> dict[str, Any]:
+    """Returns what to pass to `wandb.init`; what its library reads from the environment itself is left to it.
+
+    Args:
+        name: as --run_name says; empty where it does not.
+        usual_name: where W&B's variable does not say it either.
+        folder: of the tracker's files.
+    """
+    for variable in [each for each, value in os.environ.items() if each.startswith("WANDB_") and not value.strip()]:
+        del os.environ[variable]  # empty counts as unset, for the library too
+    kept = folder / _WANDB_ID_FILE
+    known = kept.read_text(encoding="utf-8").strip() if kept.is_file() else ""
+    return {
+        "name": name or os.environ.get("WANDB_NAME", usual_name),
+        "dir": expanded(os.environ.get("WANDB_DIR", str(folder)), "WANDB_DIR"),
+        "id": os.environ.get("WANDB_RUN_ID") or known or secrets.token_hex(4),
+        "resume": os.environ.get("WANDB_RESUME", "allow"),
+    }
 
 
 def logging_folder(output_dir: Path) -> str:

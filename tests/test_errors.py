@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparse_accel.errors import UsageError, nearest, run_main
+from sparse_accel.errors import UsageError, nearest, rank, run_main
 
 
 def fail() -> None:
@@ -31,9 +31,25 @@ def test_an_error_of_another_process_alone_is_said_too(
     waited: list[float] = []
     monkeypatch.setattr("time.sleep", waited.append)
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(SystemExit):
         run_main(fail)
     assert waited == [10.0] and capsys.readouterr().err == "error (process 3): mend this\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "count", "expected"),
+    [("1", "2", 1), ("0", "1", 0), ("1", None, 0), ("2", "2", 0), ("abc", "2", 0), ("1", "x", 0), ("-1", "2", 0)],
+)
+def test_what_is_left_over_of_another_launch_silences_nobody(
+    monkeypatch: pytest.MonkeyPatch, number: str, count: str | None, expected: int
+) -> None:
+    monkeypatch.setenv("RANK", number)
+    if count is None:
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+    else:
+        monkeypatch.setenv("WORLD_SIZE", count)
+    assert rank() == expected
 
 
 def test_the_nearest_names() -> None:

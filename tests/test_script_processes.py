@@ -80,7 +80,7 @@ def test_two_processes_train_what_one_trains(
 
     # Finished by two, it is finished for one.
     again = run(**flags, gradient_accumulation_steps=2, output_dir=tmp_path / "two")
-    assert again.code == 0 and "nothing is trained anew" in again.out, again.all
+    assert again.code == 0 and "nothing is trained again" in again.out, again.all
 
 
 def test_a_mistake_is_said_once(flags: dict[str, Any], tmp_path: Path) -> None:

@@ -8,10 +8,15 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from script_fixtures import Tiny, history, make_model, run, trace
+
+from sparse_accel.arguments import TextClassificationArguments
+from sparse_accel.errors import UsageError
+from sparse_accel.tracking import start_trackers
 
 pytest_plugins = ["script_fixtures"]
 
@@ -150,6 +155,108 @@ def test_wandb(flags: dict[str, Any], tmp_path: Path) -> None:
     assert again.code == 0 and "going on from step" in again.out, again.all
     files = [path.name for path in (output / "tracking").rglob("*.wandb")]
     assert len(files) == 2 and len({name.rpartition("-")[2] for name in files}) == 1, files
+
+
+# --- W&B's environment variables --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_wandb_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NAME", "PROJECT", "RUN_ID", "RESUME", "DIR", "ENTITY", "RUN_GROUP", "TAGS", "NOTES", "JOB_TYPE"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+
+
+def opened(output_dir: Path, main_process: bool = True, fails: bool = False, **flags: Any) -> dict[str, Any]:
+    """What a run in a folder opens W&B's with: `project`, and the options of wandb.init."""
+    found: dict[str, Any] = {}
+
+    def init_trackers(project: str, config: dict[str, Any], init_kwargs: dict[str, dict[str, Any]]) -> None:
+        if fails:
+            raise RuntimeError("Run ID cannot contain the characters: :;,#?/'")
+        found.update(init_kwargs.get("wandb", {}), project=project)
+
+    accelerator: Any = SimpleNamespace(trackers=[], is_main_process=main_process, init_trackers=init_trackers)
+    arguments = TextClassificationArguments(
+        model_name_or_path="m",
+        output_dir=str(output_dir),
+        do_train=True,
+        task_name="sst2",
+        report_to=("wandb",),
+        **flags,
+    )
+    start_trackers(accelerator, arguments, None)
+    return found
+
+
+@pytest.mark.usefixtures("no_wandb_variables")
+def test_wandb_without_variables(tmp_path: Path) -> None:
+    first = opened(tmp_path / "out")
+    assert first.pop("id") == (tmp_path / "out" / "tracking" / "wandb_run_id").read_text().strip()
+    expected = {"project": "sparse_accel", "name": "out", "dir": str(tmp_path / "out" / "tracking"), "resume": "allow"}
+    assert first == expected
+    assert opened(tmp_path / "out")["id"] == opened(tmp_path / "out")["id"] != opened(tmp_path / "other")["id"]
+    assert opened(tmp_path / "out", main_process=False) == {"project": "sparse_accel"}
+
+
+@pytest.mark.usefixtures("no_wandb_variables")
+def test_wandb_variables_rule_where_no_flag_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"NAME": "my-name", "PROJECT": "mine", "RUN_ID": "abc123", "RESUME": "must", "DIR": "~/wandb"}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in variables.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    expected = {"project": "mine", "name": "my-name", "dir": f"{tmp_path}/wandb", "id": "abc123", "resume": "must"}
+    assert opened(tmp_path / "out") == expected
+    assert opened(tmp_path / "out", run_name="by flag") == expected | {"name": "by flag"}
+    # A restart without the variable continues the run that it named.
+    monkeypatch.delenv("WANDB_RUN_ID")
+    assert opened(tmp_path / "out")["id"] == "abc123"
+    monkeypatch.setenv("WANDB_RUN_ID", "another")
+    assert opened(tmp_path / "out")["id"] == "another"
+
+
+@pytest.mark.usefixtures("no_wandb_variables")
+def test_empty_wandb_variables_count_as_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NAME", "PROJECT", "RUN_ID", "RESUME", "DIR", "ENTITY", "TAGS"):
+        monkeypatch.setenv(f"WANDB_{name}", "" if name != "TAGS" else " ")
+    found = opened(tmp_path / "out")
+    assert (found["project"], found["name"], found["resume"]) == ("sparse_accel", "out", "allow")
+    assert found["dir"] == str(tmp_path / "out" / "tracking") and len(found["id"]) == 8
+    assert "WANDB_ENTITY" not in os.environ and "WANDB_TAGS" not in os.environ, "its library reads these by itself"
+
+
+@pytest.mark.usefixtures("no_wandb_variables")
+def test_an_id_that_is_refused_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = opened(tmp_path / "out")["id"]
+    monkeypatch.setenv("WANDB_RUN_ID", "a/b")
+    with pytest.raises(UsageError, match="Run ID cannot contain"):
+        opened(tmp_path / "out", fails=True)
+    monkeypatch.delenv("WANDB_RUN_ID")
+    assert opened(tmp_path / "out")["id"] == kept
+
+
+@pytest.mark.usefixtures("quiet_wandb", "no_wandb_variables")
+def test_what_wandb_makes_of_its_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import Accelerator
+
+    variables = {"NAME": "my-name", "PROJECT": "mine", "RUN_ID": "abc123", "RUN_GROUP": "group", "TAGS": "one,two"}
+    variables |= {"NOTES": "a note", "JOB_TYPE": "sweep", "DIR": str(tmp_path / "elsewhere"), "SILENT": "true"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    arguments = TextClassificationArguments(
+        model_name_or_path="m", output_dir=str(tmp_path / "out"), do_train=True, task_name="sst2", report_to=("wandb",)
+    )
+    teardown: Any = importlib.import_module("wandb").teardown
+    teardown()  # it reads the environment once a process
+    accelerator = Accelerator(cpu=True, log_with=["wandb"])
+    start_trackers(accelerator, arguments, None)
+    accelerator.end_training()
+    teardown()
+    wandb_run(tmp_path / "elsewhere")  # waits for its end
+    (record,) = [each.run for each in records(tmp_path / "elsewhere") if each.WhichOneof("record_type") == "run"]
+    assert (record.display_name, record.project, record.run_id) == ("my-name", "mine", "abc123")
+    assert (record.run_group, list(record.tags), record.notes) == ("group", ["one", "two"], "a note")
+    assert record.job_type == "sweep"
+    assert [path.name for path in (tmp_path / "out" / "tracking").iterdir()] == ["wandb_run_id"]
 
 
 @pytest.mark.usefixtures("quiet_wandb")

@@ -140,7 +140,13 @@ def openvino_runs(files: dict[str, Path]) -> dict[str, Run]:
 def require_deepsparse(python: str) -> None:
     """Raises UsageError unless that interpreter starts and has DeepSparse."""
     try:
-        done = subprocess.run([python, "-c", "import deepsparse, onnx"], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [python, "-c", "import deepsparse, onnx"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=120,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"--deepsparse_python {python}: {error}") from error
     if done.returncode != 0:
@@ -157,7 +163,13 @@ def deepsparse_latencies(files: dict[str, Path], tokens: int, python: str) -> di
     worker = Path(__file__).with_name("deepsparse_worker.py")
     order = json.dumps({"files": {name: str(path) for name, path in files.items()}, "tokens": tokens})
     try:
-        done = subprocess.run([python, str(worker), order], capture_output=True, text=True, timeout=_DEEPSPARSE_TIMEOUT)
+        done = subprocess.run(
+            [python, str(worker), order],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_DEEPSPARSE_TIMEOUT,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"--deepsparse_python {python}: {error}") from error
     if done.returncode != 0:

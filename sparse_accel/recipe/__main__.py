@@ -8,8 +8,10 @@ python -m sparse_accel.recipe recipe.yaml --resolved > resolved.yaml
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 
+from sparse_accel.command_line import expanded
 from sparse_accel.errors import run_main
 from sparse_accel.recipe import Recipe, load_recipe
 from sparse_accel.zoo import recipe_path
@@ -26,7 +28,9 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
-    recipe = load_recipe(arguments.recipe, arguments.recipe_args, recipe_path)
+    recipe = load_recipe(expanded(arguments.recipe, "recipe"), arguments.recipe_args, recipe_path)
+    if arguments.resolved and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # it is a recipe again, whatever the terminal's encoding
     print(recipe.resolved() if arguments.resolved else timeline_table(recipe), end="")
     for line in recipe.notes:
         print(f"note: {line}", file=sys.stderr)

@@ -1,0 +1,95 @@
+"""The environment variables by which a launcher tells each process its place, judged before a library reads them.
+
+Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from sparse_accel.errors import UsageError, listed, nearest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+_PLACE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_LAYOUTS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM")
+
+
+def is_asked_for(name: str) -> bool:
+    """Returns whether the launcher asked for a layout of Accelerate's: DEEPSPEED, FSDP, MEGATRON_LM, CPU."""
+    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes", "on", "t", "y")
+
+
+def check_environment() -> None:
+    """Refuses what is left over from another launch, or from a cluster's pod, and what is not a place among processes.
+
+    Call it before an `Accelerator` is made: Accelerate and PyTorch answer with tracebacks, or wait. `torchrun`,
+    `accelerate launch` and DeepSpeed's launcher set all variables. One process without a launcher needs none, and
+    WORLD_SIZE=1 does no harm there. Empty variables are removed: they count as unset.
+
+    Raises:
+        UsageError: names the variables that were found, those that are missing, and the command that starts without.
+    """
+    for name in (*_PLACE, *_LAYOUTS, "ACCELERATE_DYNAMO_BACKEND"):
+        if not os.environ.get(name, "-").strip():
+            del os.environ[name]
+    found = {name: os.environ[name] for name in _PLACE if name in os.environ}
+    found |= {name: os.environ[name] for name in _LAYOUTS if is_asked_for(name.removeprefix("ACCELERATE_USE_"))}
+    numbers: dict[str, int] = {}
+    for name in _NUMBERS:
+        value = found.get(name, "-1").strip()
+        if value.isdecimal():
+            numbers[name] = int(value)
+        elif value != "-1":  # which some programs write for "not distributed"
+            raise _refusal(f"{name}={value} is not a whole number", found)
+    several = numbers.get("WORLD_SIZE", 1)
+    if several < 1:
+        raise _refusal(f"WORLD_SIZE={several} is below 1", found)
+    if numbers.get("RANK", 0) >= several:
+        known = f"WORLD_SIZE={several}" if "WORLD_SIZE" in numbers else "WORLD_SIZE, which is not set and counts as 1"
+        raise _refusal(f"RANK={numbers['RANK']} is not below {known}", found)
+    if "LOCAL_RANK" in numbers or several > 1 or any(name in found for name in _LAYOUTS):
+        # On CPUs Accelerate takes 0 for LOCAL_RANK and 29500 for MASTER_PORT where they are not set.
+        needed = ["WORLD_SIZE", "RANK", "MASTER_ADDR", *([] if is_asked_for("CPU") else ["LOCAL_RANK", "MASTER_PORT"])]
+        missing = [name for name in needed if name not in (found if name == "MASTER_ADDR" else numbers)]
+        if missing:
+            verb = "is" if len(missing) == 1 else "are"
+            raise _refusal(f"{listed(missing)} {verb} missing", found)
+    _check_backend(os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no"))
+    if "ACCELERATE_USE_MEGATRON_LM" in found:
+        raise UsageError("Megatron-LM is not supported: launch with a file of accelerate_configs/, such as ddp.yaml")
+
+
+def _check_backend(name: str) -> None:
+    from accelerate.utils import DynamoBackend
+
+    known = [backend.lower() for backend in DynamoBackend.list()]
+    if name.lower() not in known:
+        raise UsageError(
+            f"ACCELERATE_DYNAMO_BACKEND={name} is not a backend of torch.compile.{nearest(name, known)} Set it to no, "
+            "or start without it: env -u ACCELERATE_DYNAMO_BACKEND python ..."
+        )
+
+
+def compilation(accelerator: Accelerator) -> str:
+    """Returns the backend of torch.compile and what asked for it, in words; empty where nothing is compiled."""
+    backend = accelerator.state.dynamo_plugin.backend.value.lower()
+    if backend == "no":
+        return ""
+    by_environment = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "").lower() == backend
+    return f"{backend} ({'ACCELERATE_DYNAMO_BACKEND' if by_environment else '--torch_compile'})"
+
+
+def _refusal(reason: str, found: dict[str, str]) -> UsageError:
+    set_ones = ", ".join(f"{name}={value}" for name, value in found.items())
+    without = " ".join(f"-u {name}" for name in found)
+    error = UsageError(
+        f"the environment has variables of a launcher ({set_ones}), and no launcher started this process: {reason}. "
+        f"For one process, start it without them: env {without} python ... For several, start it with `accelerate "
+        "launch` or `torchrun`, which set all of them"
+    )
+    error.of_one_process = True  # nobody knows of other processes yet
+    return error
