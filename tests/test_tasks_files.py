@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from sparse_accel.arguments import TextClassificationArguments
 from sparse_accel.errors import UsageError
-from sparse_accel.tasks import TextClassificationData, load_text_classification
+from sparse_accel.tasks import Head, TextClassificationData, load_text_classification
 
 TEXTS = ["a fine film", 'says "no", twice', "two\nlines", "NA", "1984", "naïve 🙂"]
 LABELS = ["pos", "neg", "pos", "neg", "None", "pos"]
@@ -37,10 +37,10 @@ def write(file: Path, rows: list[dict[str, Any]]) -> Path:
     return file
 
 
-def load(label_names: list[str] | None = None, problem_type: str | None = None, **flags: Any) -> TextClassificationData:
+def load(label_names: list[str] | None = None, head_type: str | None = None, **flags: Any) -> TextClassificationData:
     flags = {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
     arguments = TextClassificationArguments(model_name_or_path="model", output_dir="out", **flags)
-    return load_text_classification(arguments, label_names, problem_type)
+    return load_text_classification(arguments, Head(label_names, head_type) if label_names else None)
 
 
 def refusal(label_names: list[str] | None = None, **flags: Any) -> str:
@@ -80,7 +80,7 @@ def test_every_format_gives_the_same_rows_in_order(suffix: str, tmp_path: Path) 
     assert data.text_columns == ("text",) and data.label_column == "label"
     assert data.problem_type == "single_label_classification" and data.metrics == "default"
     assert data.label_names == ["None", "neg", "pos"]
-    assert data.label2id == {"None": 0, "neg": 1, "pos": 2} and data.id2label == {0: "None", 1: "neg", 2: "pos"}
+    assert data.label2id == {"None": 0, "neg": 1, "pos": 2}
     assert data.sources == {"train": str(file), "validation": str(file)}
 
 
@@ -207,8 +207,8 @@ def test_column_faults(train: Callable[..., str], tmp_path: Path) -> None:
     assert "takes one column, or two for pairs" in train(rows, input_column_names=("text", "title", "third"))
     assert "cannot be both text and label" in train(rows, input_column_names=("label",))
     no_usual = [{"a": "x", "b": "y", "c": "z", "label": "k"}]
-    assert "has 3 columns of text beside the labels" in train(no_usual)
-    assert "has no column of text beside the labels" in train([{"n": 1, "label": "x"}])
+    assert "has 3 columns that may be the text: a, b, c. Name one, or two for pairs" in train(no_usual)
+    assert "has no column of text besides the labels" in train([{"n": 1, "label": "x"}])
     assert "has no column 'label' or 'labels'; its columns are: text, target." in train([{"text": "a", "target": 1}])
     other = write(tmp_path / "validation.csv", [{"sentence": "a", "label": "x"}])
     message = train(rows, validation_file=other, do_eval=True, input_column_names=("text",))
@@ -225,7 +225,7 @@ def test_column_faults(train: Callable[..., str], tmp_path: Path) -> None:
     [
         ("train.csv", "", "train.csv has no header line"),
         ("train.csv", "text,label\n", "train.csv has no rows."),
-        ("train.csv", "text,text,label\na,b,1\n", "train.csv, line 1: column 'text' stands there twice."),
+        ("train.csv", "text,text,label\na,b,1\n", "train.csv, line 1: duplicate column 'text'."),
         ("train.csv", 'text,label\n"a\nb",1\nc,d,0\n', "train.csv, row 2 (line 4): 3 fields, and the header has 2."),
         ("train.csv", "text,label\na,1\nb\n", "train.csv, row 2 (line 3): 1 fields, and the header has 2."),
         (

@@ -1,25 +1,35 @@
 """A table of rows as it was found: in a file of the user, or as a split of a dataset.
 
-Files are read whole, and by rules of their own rather than by guessing types: in CSV a text stays the text that it is
-("NA", "None" and "1984" included), and every fault has a row and a line. Rows keep their order; a row's number in
-messages counts data rows from 1.
+Files are read by rules of their own rather than by guessing types: in CSV a text is the text that the file has ("NA",
+"None" and "1984" included), and every fault has a row and a line. Rows keep their order; a row's number in messages
+counts data rows from 1.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
+import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute
 import pyarrow.parquet
-from datasets import ClassLabel, Dataset, List, Value
+from datasets import ClassLabel, Dataset, LargeList, List
+from pyarrow import types
 
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, first_line, shown
+from sparse_accel.tasks.delimited import read_delimited
+from sparse_accel.tasks.json_rows import read_json
+from sparse_accel.tasks.reading import Rows, check_signature, read_text
+
+# Names that pandas gives to row names without one, when it writes Parquet and when it reads CSV.
+_ROW_NAMES = re.compile(r"__index_level_\d+__|Unnamed: \d+(\.\d+)*")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Table(ABC):
@@ -29,11 +39,13 @@ class Table(ABC):
         name: what messages call it: a file, or a dataset and its split.
         column_names: in the order of the source.
         typed: False where every value is text, and numbers must be told from their spelling (CSV).
+        index_columns: columns that hold row names or row numbers, such as a pandas index: no guess takes them as text.
     """
 
     name: str
     column_names: list[str]
     typed: bool = True
+    index_columns: frozenset[str] = frozenset()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -60,16 +72,17 @@ class Table(ABC):
         return None
 
     def place(self, row: int, column: str = "") -> str:
-        """Where a row stands, counted from 0, for messages."""
+        """Where a row is, counted from 0, for messages."""
         return f"{self.name}, row {row + 1}" + (f", column '{column}'" if column else "")
 
 
 class FileTable(Table):
     """Rows of a file, held in memory."""
 
-    def __init__(self, name: str, columns: dict[str, list[Any]], lines: list[int], typed: bool) -> None:
-        self.name, self.column_names, self.typed = name, list(columns), typed
-        self._columns, self._lines = columns, lines
+    def __init__(self, name: str, rows: Rows, typed: bool) -> None:
+        self.name, self.column_names, self.typed = name, list(rows.columns), typed
+        self.index_columns = rows.index_columns | _row_names(self.column_names)
+        self._columns, self._lines = rows.columns, rows.lines
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -87,10 +100,12 @@ class FileTable(Table):
         """The first row that holds no text at all, or something that is not text."""
         for row, texts in enumerate(zip(*(self._columns[column] for column in columns), strict=True)):
             for column, text in zip(columns, texts, strict=True):
-                if text is None:
+                if text is None or (isinstance(text, float) and math.isnan(text)):
                     return row, column, "has no text"
                 if not isinstance(text, str):
-                    return row, column, f"is {json.dumps(text)}, which is not text"
+                    return row, column, f"is {shown(text)}, which is not text"
+                if _LONE_SURROGATE.search(text):  # JSON can spell it, and no encoding has it
+                    return row, column, "has a lone surrogate (half of a \\u pair)"
             # One empty half of a pair occurs in real data; a row without any text is a fault of the file.
             if not any(text.strip() for text in texts):
                 return row, columns[0], "has no text"
@@ -106,35 +121,74 @@ class FileTable(Table):
         return f"{self.name}, row {row + 1}{line}" + (f", column '{column}'" if column else "")
 
 
-class DatasetTable(Table):
-    """A split of a dataset, with declared types, mapped from disk."""
+class ArrowTable(Table):
+    """Rows with declared types, in Arrow columns."""
+
+    @abstractmethod
+    def _type(self, column: str) -> pyarrow.DataType:
+        """The type of a column."""
+
+    @abstractmethod
+    def _column(self, column: str) -> pyarrow.ChunkedArray:
+        """A column, row by row."""
+
+    def values(self, column: str) -> list[Any]:
+        """The column, row by row; decimals are whole numbers where their type has no digits after the point.
+
+        Raises:
+            UsageError: the column has a type that no label can have.
+        """
+        if not _can_be_label(self._type(column)):
+            raise self._wrong_type(column, "cannot be a label")
+        try:
+            return [_plain(value) for value in self._column(column).to_pylist()]
+        except (ValueError, OverflowError) as error:  # dates that Python cannot hold
+            raise UsageError(f"{self.name}, column '{column}' cannot be read: {first_line(error)}") from None
+
+    def is_text(self, column: str) -> bool:
+        """Whether the column is declared as text."""
+        return _is_text(self._type(column))
+
+    def unusable_text(self, columns: tuple[str, ...]) -> tuple[int, str, str] | None:
+        """The first null. Empty texts are used, since published datasets hold some (GLUE's QQP does).
+
+        Raises:
+            UsageError: a column has a type that is not text.
+        """
+        for column in columns:
+            if not self.is_text(column) and not types.is_null(self._type(column)):
+                raise self._wrong_type(column, "is not text")
+            values = self._column(column)
+            if values.null_count:
+                return pyarrow.compute.index(values.is_null(), True).as_py(), column, "has no text"
+            try:
+                values.validate(full=True)
+            except pyarrow.ArrowInvalid:
+                return _first_unreadable(values), column, "has text that is not UTF-8"
+        return None
+
+    def _wrong_type(self, column: str, wrong: str) -> UsageError:
+        found = str(self._type(column))[:100]
+        return UsageError(f"{self.name}, column '{column}' has the type {found}, which {wrong}.")
+
+
+class DatasetTable(ArrowTable):
+    """A split of a dataset, mapped from disk."""
 
     def __init__(self, name: str, dataset: Dataset) -> None:
         self.name, self.column_names = name, dataset.column_names
+        self.index_columns = _row_names(self.column_names)
         self._dataset = dataset
 
     def __len__(self) -> int:
         """Number of rows."""
         return len(self._dataset)
 
-    def values(self, column: str) -> list[Any]:
-        """The column, row by row."""
-        values: list[Any] = self._dataset.with_format(None)[column][:]
-        return values
+    def _type(self, column: str) -> pyarrow.DataType:
+        return self._dataset.data.schema.field(column).type
 
-    def is_text(self, column: str) -> bool:
-        """Whether the column is declared as text."""
-        return self._dataset.features[column] in (Value("string"), Value("large_string"))
-
-    def unusable_text(self, columns: tuple[str, ...]) -> tuple[int, str, str] | None:
-        """The first null. Empty texts stand, since published datasets hold some (GLUE's QQP does)."""
-        for column in columns:
-            if not self.is_text(column) and len(self):
-                return 0, column, f"holds {self._dataset.features[column]}, which is not text"
-            values = self._dataset.with_format("arrow")[:][column]
-            if values.null_count:
-                return pyarrow.compute.index(values.is_null(), True).as_py(), column, "has no text"
-        return None
+    def _column(self, column: str) -> pyarrow.ChunkedArray:
+        return self._dataset.select_columns([column]).with_format("arrow")[:].column(column)
 
     def texts(self, columns: tuple[str, ...]) -> Dataset:
         """A dataset of these columns of text."""
@@ -143,106 +197,152 @@ class DatasetTable(Table):
     def class_names(self, column: str) -> list[str] | None:
         """Names of a ClassLabel column, or of a list of them."""
         feature = self._dataset.features[column]
-        feature = feature.feature if isinstance(feature, List) else feature
+        feature = feature.feature if isinstance(feature, (List, LargeList)) else feature
         return list(feature.names) if isinstance(feature, ClassLabel) and feature.names else None
+
+
+class ParquetTable(ArrowTable):
+    """A Parquet file. A column is read when it is asked for; what the others are does not matter."""
+
+    def __init__(self, file: str) -> None:
+        self.name = file
+        self._file = pyarrow.parquet.ParquetFile(file)
+        self._schema = self._file.schema_arrow
+        self.column_names = self._schema.names
+        if not self.column_names:
+            raise UsageError(f"{file} has no columns.")
+        if twins := [name for name in self.column_names if self.column_names.count(name) > 1]:
+            raise UsageError(f"{file}: duplicate column '{twins[0]}'.")
+        # A range index has no column: pandas stores its numbers here, as an object.
+        stored = self._metadata(b"pandas").get("index_columns")
+        index = [name for name in stored if name in self.column_names] if isinstance(stored, list) else []
+        self.index_columns = _row_names(self.column_names) | frozenset(index)
+        self._columns: dict[str, pyarrow.ChunkedArray] = {}
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self._file.metadata.num_rows)
+
+    def _metadata(self, key: bytes) -> dict[str, Any]:
+        """What a library stored in the file about its columns; empty where it stored nothing that can be read."""
+        try:
+            content = json.loads((self._schema.metadata or {}).get(key, b"{}"))
+        except ValueError:
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _type(self, column: str) -> pyarrow.DataType:
+        return self._schema.field(column).type
+
+    def _column(self, column: str) -> pyarrow.ChunkedArray:
+        if column not in self._columns:
+            with _faults_of(self.name):
+                # A name of columns= is also the beginning of the path of others: "a" of "a.b".
+                self._columns[column] = self._file.read(columns=[column]).column(column)
+        return self._columns[column]
+
+    def texts(self, columns: tuple[str, ...]) -> Dataset:
+        """A dataset of these columns of text."""
+        found = {column: self._column(column) for column in columns}
+        plain = (types.is_string, types.is_large_string)
+        for column, values in found.items():
+            if not any(is_kind(values.type) for is_kind in plain):
+                found[column] = values.cast(pyarrow.large_string())
+        return Dataset(pyarrow.table(found))
+
+    def class_names(self, column: str) -> list[str] | None:
+        """Names of the ClassLabel, or of the list of them, that `datasets` stored for a column of whole numbers."""
+        type_ = _stored_type(self._type(column))
+        if not types.is_integer(_stored_type(type_.value_type) if _is_list(type_) else type_):
+            return None
+        feature: Any = self._metadata(b"huggingface")
+        for key in ("info", "features", column):
+            feature = feature.get(key) if isinstance(feature, dict) else None
+        if isinstance(feature, dict) and "feature" in feature:  # a list
+            feature = feature["feature"]
+        names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+        return [str(name) for name in names] if names else None
+
+
+# --- columns of Arrow -------------------------------------------------------------------------------------------------
+
+
+def _row_names(columns: Iterable[str]) -> frozenset[str]:
+    """Those columns whose names say that another tool put its row names or row numbers there."""
+    return frozenset(name for name in columns if _ROW_NAMES.fullmatch(name))
+
+
+def _stored_type(type_: pyarrow.DataType) -> pyarrow.DataType:
+    """The type of the values: of a dictionary's entries, and of what an extension type is stored as."""
+    if isinstance(type_, pyarrow.BaseExtensionType):
+        return _stored_type(type_.storage_type)
+    return _stored_type(type_.value_type) if types.is_dictionary(type_) else type_
+
+
+def _is_text(type_: pyarrow.DataType) -> bool:
+    stored = _stored_type(type_)
+    return any(is_kind(stored) for is_kind in (types.is_string, types.is_large_string, types.is_string_view))
+
+
+def _is_list(type_: pyarrow.DataType) -> bool:
+    kinds = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    return any(is_kind(type_) for is_kind in kinds)
+
+
+def _can_be_label(type_: pyarrow.DataType) -> bool:
+    """Whether `labels` can judge every value by itself: not those of maps, unions and intervals."""
+    stored = _stored_type(type_)
+    if _is_list(stored):
+        return _can_be_label(stored.value_type)
+    return not any(is_kind(stored) for is_kind in (types.is_map, types.is_union, types.is_interval))
+
+
+def _first_unreadable(column: pyarrow.ChunkedArray) -> int:
+    """The first row whose text is not UTF-8; some programs write other bytes."""
+    for row, value in enumerate(column):
+        try:
+            value.as_py()
+        except UnicodeDecodeError:
+            return row
+    return 0
+
+
+def _plain(value: Any) -> Any:
+    """A decimal as the number that it is, also in lists."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, Decimal):
+        return float(value) if int(value.as_tuple().exponent) < 0 else int(value)
+    return value
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def read_table(file: str) -> Table:
     """Reads a .csv, .tsv, .json, .jsonl or .parquet file.
 
-    CSV and TSV have a header line. JSON is a list of objects, an object with that list under "data", or one object a
-    line.
+    CSV and TSV files have a header line; how quotes in TSV are understood is told at `delimited.read_delimited`, which
+    forms JSON may have at `json_rows.read_json`.
 
     Raises:
         UsageError: the file cannot be read, is not what its name says, or a row does not fit its header.
     """
     suffix = Path(file).suffix.lower()
-    try:
+    with _faults_of(file):
+        check_signature(file)
         if suffix in (".csv", ".tsv"):
-            return _read_csv(file, "\t" if suffix == ".tsv" else ",")
+            separator = "\t" if suffix == ".tsv" else ","
+            return FileTable(file, read_delimited(file, read_text(file), separator), typed=False)
         if suffix in (".json", ".jsonl"):
-            return _read_json(file)
-        table = pyarrow.parquet.read_table(file)
-        return DatasetTable(file, Dataset(table))
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{file} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8."
-        ) from None
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UsageError(f"{file} cannot be read: {error}") from None
+            return FileTable(file, read_json(file, read_text(file)), typed=True)
+        return ParquetTable(file)
 
 
-def _read_csv(file: str, separator: str) -> FileTable:
-    # The module's limit of 128 KiB for one field is shorter than real documents.
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with open(file, encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter=separator, strict=True)
-        rows: list[list[str]] = []
-        lines: list[int] = []
-        try:
-            header = next(reader, [])
-            if not any(header):
-                raise UsageError(f"{file} has no header line: its first line must name the columns.")
-            other = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
-            if other is not None:
-                raise UsageError(
-                    f"{file}, line 1: {header[0]!r} is one column. Its fields seem to be separated by {other!r}: save "
-                    "it with commas between them, or with tabs as a .tsv file."
-                )
-            if twins := [name for name in header if name and header.count(name) > 1]:
-                raise UsageError(f"{file}, line 1: column '{twins[0]}' stands there twice.")
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise UsageError(
-                        f"{file}, row {len(rows) + 1} (line {reader.line_num}): {len(row)} fields, and the header has "
-                        f"{len(header)}. A field with a comma, quote or line break in it must stand in double quotes."
-                    )
-                rows.append(row)
-                lines.append(reader.line_num)
-        except csv.Error as error:
-            if "unexpected end" in str(error):
-                begin = lines[-1] + 1 if lines else 2
-                raise UsageError(
-                    f"{file}, line {begin}: a double quote opens a field there that nothing closes before the end of "
-                    'the file. A quote that is part of a text is written twice, "".'
-                ) from None
-            raise UsageError(f"{file}, line {reader.line_num}: {error}.") from None
-    # pandas writes its index as a first column without a name.
-    columns = {name: [row[place] for row in rows] for place, name in enumerate(header) if name}
-    return FileTable(file, columns, lines, typed=False)
-
-
-def _read_json(file: str) -> FileTable:
-    text = Path(file).read_text(encoding="utf-8-sig")
-    lines: list[int] = []
+@contextmanager
+def _faults_of(file: str) -> Iterator[None]:
+    """Turns what the system or Arrow says of a file into an error for people."""
     try:
-        content = json.loads(text)
-        content = content.get("data", [content]) if isinstance(content, dict) else content
-    except json.JSONDecodeError as error:
-        if Path(file).suffix.lower() == ".json" and error.lineno == 1 and text.lstrip()[:1] != "{":
-            raise UsageError(f"{file}, line 1, column {error.colno}: not JSON: {error.msg}.") from None
-        content = []
-        for number, value in _read_json_lines(file, text):
-            content.append(value)
-            lines.append(number)
-    if not isinstance(content, list):
-        raise UsageError(f'{file}: a list of objects is expected, such as [{{"text": "fine", "label": 1}}].')
-    names: dict[str, None] = {}
-    for row, value in enumerate(content):
-        if not isinstance(value, dict):
-            line = f" (line {lines[row]})" if lines else ""
-            raise UsageError(f"{file}, row {row + 1}{line}: an object of columns is expected, not {json.dumps(value)}.")
-        names |= dict.fromkeys(value)
-    return FileTable(file, {name: [value.get(name) for value in content] for name in names}, lines, typed=True)
-
-
-def _read_json_lines(file: str, text: str) -> Iterator[tuple[int, Any]]:
-    # Not str.splitlines(): that also splits at U+2028, which stands in real text.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UsageError(f"{file}, line {number}, column {error.colno}: not JSON: {error.msg}.") from None
+        yield
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        raise UsageError(f"{file} cannot be read: {first_line(error)}") from None
