@@ -156,6 +156,37 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
     return {f"{name}.weight": layer.mask for name, layer in sparse_layers(model) if layer.mask is not None}
 
 
+def export_obstacles(model: nn.Module, *, only_enabled: bool) -> dict[str, list[str]]:
+    """Returns why the export cannot write some quantizers of a model, as {reason: names}; empty when it can.
+
+    Args:
+        only_enabled: quantizers that are off do not count; False before training, when all are in place and off.
+    """
+    found: dict[str, list[str]] = {}
+    for name, layer in sparse_layers(model):
+        kinds = ("input", "weight", "output")
+        present = {kind: getattr(layer, f"{kind}_quantizer") for kind in kinds}
+        used = {kind: q for kind, q in present.items() if q is not None and (q.enabled or not only_enabled)}
+        if used and isinstance(layer, (SparseConv1d, SparseConv2d)):
+            keep = f"`exclude_module_types: [{plain_class_name(layer)}]` in the recipe's QuantizationModifier"
+            reason = f"quantized convolutions cannot be exported to ONNX yet: keep them in float with {keep}"
+            found.setdefault(reason, []).append(name)
+            continue
+        for kind, quantizer in used.items():
+            form, reason = quantizer.form, ""
+            if kind != "weight" and (form.signed or form.channel_axis is not None):
+                reason = "only unsigned activations with one scale can be exported"
+            elif kind == "weight" and not (form.signed and form.symmetric):
+                reason = "only signed symmetric weights can be exported"
+            elif kind == "weight" and form.channel_axis is not None and isinstance(layer, nn.Embedding):
+                reason = "an embedding with one scale a row cannot be exported yet"
+            elif kind == "weight" and isinstance(layer, nn.Linear) and "input" not in used:
+                reason = "a Linear with a quantized weight and a float input has no integer kernel"
+            if reason:
+                found.setdefault(reason, []).append(f"{name}.{kind}_quantizer")
+    return found
+
+
 def quantized_linears(model: nn.Module) -> tuple[int, int]:
     """Returns (Linears whose input and weight quantizers are on, Linears in all)."""
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]

@@ -325,6 +325,7 @@ def test_what_cannot_be_exported_is_named() -> None:
     quantize(model)
     layer: Any = model.get_submodule("classifier")
     layer.weight_quantizer = FakeQuantize(QuantizationFormat(8, signed=False, symmetric=False))
+    layer.weight_quantizer.enabled = True
     with pytest.raises(UsageError, match=r"classifier\.weight_quantizer: only signed symmetric weights"):
         lower(quantized("bert")[1], model, "qdq")
 

@@ -73,6 +73,7 @@ def modifier_error(modifier: str, before: str = "") -> RecipeError:
         ),
         ("!EpochRangeModifier\nend_epoch: 0", 3, "end_epoch", ["above 0"]),
         ("!EpochRangeModifier\nstart_epoch: 3\nend_epoch: 2", 4, "end_epoch", ["before start_epoch"]),
+        ("!TrainableParamsModifier\ntrainable: false\nparams: []", 4, "params", ["params is empty"]),
         ("!TrainableParamsModifier\ntrainable: maybe\nparams: x", 3, "trainable", ["true or false"]),
         (
             "!EpochRangModifier\nend_epoch: 2",

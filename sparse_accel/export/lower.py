@@ -20,10 +20,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, listed
 from sparse_accel.export.trace import DOMAIN
 from sparse_accel.fake_quantize import FakeQuantize
-from sparse_accel.layers import SparseConv1d, SparseConv2d, quantizers
+from sparse_accel.layers import export_obstacles
 
 FORMATS = ("qdq", "integer")
 # How a signed weight is stored: as it is, or moved to unsigned with 128 as its zero.
@@ -222,20 +222,8 @@ def plain(values: Tensor) -> np.ndarray:
 
 def _check_quantizers(model: nn.Module) -> None:
     """Raises UsageError for quantizers of layers that `lower` leaves to the exporter, or of a kind it cannot write."""
-    layers = dict(model.named_modules())
-    for name, quantizer in quantizers(model).items():
-        layer = layers[name.rpartition(".")[0]]
-        which = name.rpartition(".")[2].removesuffix("_quantizer")
-        if isinstance(layer, (SparseConv1d, SparseConv2d)):
-            raise UsageError(f"{name}: quantized convolutions cannot be exported yet")
-        if which == "weight" and not (quantizer.form.signed and quantizer.form.symmetric):
-            raise UsageError(f"{name}: only signed symmetric weights can be exported")
-        if which == "weight" and quantizer.form.channel_axis is not None and isinstance(layer, nn.Embedding):
-            raise UsageError(f"{name}: an embedding with one scale a row cannot be exported yet")
-        if which != "weight" and (quantizer.form.signed or quantizer.form.channel_axis is not None):
-            raise UsageError(f"{name}: only unsigned activations with one scale can be exported")
-        if which == "weight" and isinstance(layer, nn.Linear) and active(layer, "input_quantizer") is None:
-            raise UsageError(f"{name}: a Linear with a quantized weight and a float input has no integer kernel")
+    for reason, names in export_obstacles(model, only_enabled=True).items():
+        raise UsageError(f"{listed(names, 3)}: {reason}")
 
 
 def _drop_unused_initializers(graph: onnx.GraphProto) -> None:

@@ -50,12 +50,22 @@ class Modifier:
     end_epoch: float = -1.0
     """Epoch at which the modifier stops acting; -1 never stops."""
 
-    # Keys that recipes of the old tool carry and that have nothing to act on here: accepted at any value, and a line
-    # says why. Anything else that would do nothing is an error.
-    without_effect: ClassVar[dict[str, str]] = {}
+    # Recipes of the old tool carry keys that are not fields here. Three tables say what becomes of them; each table of
+    # a subclass adds to those of its bases. Anything else that would do nothing is an error.
 
-    # Keys that the old tool knew and that are not supported yet, with a word on what is.
-    known_later: ClassVar[dict[str, str]] = {}
+    # Values at which a key, a field or not, changes nothing: they are read as if the key was left out.
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"constant_logging": (False,), "update_frequency": (-1,)}
+
+    # Keys that have nothing to act on here: accepted at any value, and a line says why.
+    without_effect: ClassVar[dict[str, str]] = {
+        "constant_logging": "what is logged is chosen by --logging_steps",
+        "log_types": "what is logged is chosen by --report_to",
+    }
+
+    # Keys that are not supported yet at any other value than a neutral one, with a word on what is.
+    known_later: ClassVar[dict[str, str]] = {
+        "update_frequency": "nothing is updated between start_epoch and end_epoch",
+    }
 
     # True: at most one of this kind stands at a recipe's top level, or in one of its stages.
     single: ClassVar[bool] = False

@@ -34,6 +34,8 @@ class DistillationModifier(Modifier):
     """Outputs of the model to compare; an empty list stands for logits."""
 
     one_at_a_time: ClassVar[bool] = True
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"distill_output_keys": (None,), "teacher_input_keys": (None, [])}
+    known_later: ClassVar[dict[str, str]] = {"teacher_input_keys": "the teacher is given all inputs of the student"}
     without_effect: ClassVar[dict[str, str]] = {
         "update_frequency": "the loss takes part in every step between start_epoch and end_epoch",
     }

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import FieldError, Modifier, spans_overlap
@@ -41,7 +41,7 @@ def update_due(progress: Progress, start: float, end: float, frequency: float) -
 
 
 @dataclass(kw_only=True)
-class _Pruning(Modifier):
+class PruningModifier(Modifier):
     """What constant and gradual pruning share: layers found by their weights' names, and their masks as state."""
 
     params: str | list[str] = "__ALL_PRUNABLE__"
@@ -50,6 +50,10 @@ class _Pruning(Modifier):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._layers: dict[str, list[SparseLayer]] = {}  # by the weight's name; several where a weight is tied
+
+    def _check_params(self) -> None:
+        if not self.params:
+            raise FieldError("params", "params is empty: name weights, or leave it out for all Linear and convolutions")
 
     def _attach_layers(self, model: torch.nn.Module, patterns: str | list[str]) -> list[str]:
         """Gives the layers that `patterns` name a mask that keeps everything; returns their weights' names."""
@@ -78,7 +82,7 @@ class _Pruning(Modifier):
     def _check_alone(self, run: RecipeRun) -> None:
         """Raises UsageError where two modifiers would set one weight's mask at the same time."""
         for other in run.modifiers:
-            if other is self or not isinstance(other, _Pruning) or not spans_overlap(self.span, other.span):
+            if other is self or not isinstance(other, PruningModifier) or not spans_overlap(self.span, other.span):
                 continue
             shared = [name for name in self._layers if name in other._layers]
             if shared:
@@ -113,7 +117,7 @@ class _Pruning(Modifier):
 
     def _lift_masks(self) -> None:
         """Lets pruned weights grow again."""
-        for name, mask in _Pruning.state_dict(self).items():
+        for name, mask in PruningModifier.state_dict(self).items():
             self._set_mask(name, mask.new_ones(mask.shape))
 
     def finish(self) -> None:
@@ -137,57 +141,7 @@ class _Pruning(Modifier):
 
 
 @dataclass(kw_only=True)
-class ConstantPruningModifier(_Pruning):
-    """Keeps a sparse model as sparse as it is: weights that are zero at `start_epoch` stay zero.
-
-    The zeros are taken once. A weight that happens to reach 0 later is free to leave it again.
-    """
-
-    without_effect: ClassVar[dict[str, str]] = {
-        "update_frequency": "the mask is taken once and enforced in every forward",
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._holds = False
-
-    def events(self) -> list[tuple[float, str]]:
-        events = [(max(self.start_epoch, 0.0), f"pruned weights are held at zero ({_short(self.params)})")]
-        if self.end_epoch != -1:
-            events.append((self.end_epoch, "pruned weights may grow again"))
-        return events
-
-    def attach(self, model: torch.nn.Module, run: RecipeRun) -> None:
-        self._attach_layers(model, self.params)
-        self._check_alone(run)
-
-    def step_begin(self, progress: Progress) -> None:
-        ended = self.end_epoch != -1 and progress.reached(self.end_epoch)
-        self._holds = progress.reached(self.start_epoch) and not ended
-        if self._holds and progress.begins(self.start_epoch):
-            self._take_masks()
-        elif ended and progress.begins(self.end_epoch):
-            self._lift_masks()
-
-    def _take_masks(self) -> None:
-        from sparse_accel.masks import constant_mask
-
-        for name in self._layers:
-            self._set_mask(name, constant_mask(self._full_weight(name)))
-
-    def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
-        self._take_masks()
-        self.finish()
-
-    def phase(self) -> str:
-        return "pruned" if self._holds else ""
-
-    def settled(self, progress: Progress) -> bool:
-        return progress.step > 0 and progress.previous().reached(self.start_epoch)  # masks are taken as a step begins
-
-
-@dataclass(kw_only=True)
-class MagnitudePruningModifier(_Pruning):
+class MagnitudePruningModifier(PruningModifier):
     """Prunes the smallest weights step by step, from `init_sparsity` at the start to `final_sparsity` at the end.
 
     Zhu & Gupta 2017, arXiv 1710.01878. Weights are ranked as the model uses them: what is pruned counts as 0, so masks
@@ -211,9 +165,8 @@ class MagnitudePruningModifier(_Pruning):
     phased: bool = False
     """The old tool's alternation of pruned and dense phases; only false is supported."""
 
-    without_effect: ClassVar[dict[str, str]] = {
-        "log_types": "what is logged is chosen by --report_to",
-    }
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"score_type": ("magnitude",)}
+    known_later: ClassVar[dict[str, str]] = {"score_type": "weights are ranked by magnitude"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -235,12 +188,19 @@ class MagnitudePruningModifier(_Pruning):
             _check_share("final_sparsity", value)
         if table and self.params not in ("__ALL_PRUNABLE__", []):
             raise FieldError("params", "final_sparsity already names the weights: leave params out")
+        if isinstance(self.final_sparsity, dict):
+            if not self.final_sparsity or not all(self.final_sparsity.values()):
+                raise FieldError(
+                    "final_sparsity", "final_sparsity is a table {sparsity: [weights]}: list weights in it"
+                )
+        else:
+            self._check_params()
         if table and self.global_sparsity:
             raise FieldError("global_sparsity", "global_sparsity needs one final_sparsity, not a table")
         if self.inter_func not in ("linear", "cubic", "inverse_cubic"):
             raise FieldError("inter_func", f"inter_func is linear, cubic or inverse_cubic, not {self.inter_func!r}")
         if self.phased:
-            raise FieldError("phased", "phased: true is known, not supported yet: leave it out")
+            raise FieldError("phased", "phased is known, not supported yet: there are no dense phases in between")
         self._check_mask_type()
 
     def _check_mask_type(self) -> None:
@@ -267,7 +227,7 @@ class MagnitudePruningModifier(_Pruning):
         every = "every step" if self.update_frequency <= 0 else f"every {self.update_frequency:g} epochs"
         final = self.final_sparsity if isinstance(self.final_sparsity, dict) else f"{self.final_sparsity:g}"
         begin = "its own" if isinstance(self.init_sparsity, str) else f"{self.init_sparsity:g}"
-        what = f"{_short(self.params)}, {self.mask_type}{', ranked together' if self.global_sparsity else ''}"
+        what = f"{short(self.params)}, {self.mask_type}{', ranked together' if self.global_sparsity else ''}"
         end = "final sparsity reached" + ("" if self.leave_enabled else "; pruned weights may grow again")
         return [
             (start, f"pruning by magnitude from {begin} to {final}, {self.inter_func}, {every} ({what})"),
@@ -388,7 +348,8 @@ def _check_share(key: str, value: float) -> None:
         raise FieldError(key, f"{key} is a share between 0 and 1, not {value:g}")
 
 
-def _short(params: str | list[str]) -> str:
+def short(params: str | list[str]) -> str:
+    """The key `params` in a few words, for the timeline."""
     if isinstance(params, str):
         return params
     return params[0] if len(params) == 1 else f"{len(params)} patterns"

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sparse_accel.errors import UsageError, nearest
+from sparse_accel.command_line import warn
+from sparse_accel.errors import UsageError, listed, nearest
 from sparse_accel.modifiers.base import FieldError, Modifier
 from sparse_accel.progress import ROUNDING
 
@@ -54,12 +55,27 @@ class QuantizationModifier(Modifier):
     """The old tool's layout for TensorRT; only false is supported."""
 
     one_at_a_time: ClassVar[bool] = True
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "scheme": (None,),
+        "scheme_overrides": (None, {}),
+        "ignore": (None, []),
+        "strict": (True,),
+        "activation_qconfig_kwargs": (None, {}),
+        "weight_qconfig_kwargs": (None, {}),
+        "custom_quantizable_module_types": (None, []),
+        "exclude_batchnorm": (True,),
+        "exclude_module_types": (None,),
+        "model_fuse_fn_name": (None,),
+        "model_fuse_fn_kwargs": (None, {}),
+        "num_calibration_steps": (None,),
+    }
     known_later: ClassVar[dict[str, str]] = {
-        key: "only the form with submodules is supported yet"
+        key: "use submodules, exclude_module_types and the quantize_ keys instead of a scheme"
         for key in ("scheme", "scheme_overrides", "ignore", "strict")
     } | {
-        key: "activations are uint8 affine and weights int8 symmetric, as the old tool's defaults are"
-        for key in ("activation_qconfig_kwargs", "weight_qconfig_kwargs", "custom_quantizable_module_types")
+        "activation_qconfig_kwargs": "activations are uint8 affine, as the old tool's defaults are",
+        "weight_qconfig_kwargs": "weights are int8 symmetric, as the old tool's defaults are",
+        "custom_quantizable_module_types": "only Linear, Embedding and convolution layers are quantized",
     }
     without_effect: ClassVar[dict[str, str]] = {
         "model_fuse_fn_name": "encoders have no convolution, batch normalization and ReLU to fuse",
@@ -85,7 +101,8 @@ class QuantizationModifier(Modifier):
                 f"{max(self.start_epoch, 0):g}: let the freeze come later",
             )
         if self.tensorrt:
-            raise FieldError("tensorrt", "tensorrt: true is known, not supported yet: leave it out")
+            message = "activations are uint8 affine, and TensorRT wants them int8 symmetric"
+            raise FieldError("tensorrt", f"tensorrt is known, not supported yet: {message}")
         self._quantizers: list[FakeQuantize] = []
         self._batch_norms: list[nn.Module] = []
 
@@ -105,6 +122,8 @@ class QuantizationModifier(Modifier):
     def attach(self, model: torch.nn.Module, run: RecipeRun) -> None:
         import torch
 
+        from sparse_accel.layers import export_obstacles
+
         modules = dict(model.named_modules())
         parts = self.submodules or [""]
         self._check_submodules(model, modules)
@@ -115,6 +134,8 @@ class QuantizationModifier(Modifier):
             raise UsageError(
                 f"{self.name}: nothing to quantize in {', '.join(parts)}: no Linear, Embedding or convolution"
             )
+        for reason, names in export_obstacles(model, only_enabled=False).items():
+            warn(f"{self.name}: {listed(names, 3)}: {reason}")
         self._batch_norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
         if self.freeze_bn_stats_epoch is not None and not self._batch_norms:
             run.notices.append(f"{self.name}: freeze_bn_stats_epoch has nothing to freeze: no batch normalization here")

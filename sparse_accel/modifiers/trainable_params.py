@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparse_accel.errors import UsageError
-from sparse_accel.modifiers.base import Modifier
+from sparse_accel.modifiers.base import FieldError, Modifier
 from sparse_accel.modifiers.parameter_names import match_parameter_names
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ class TrainableParamsModifier(Modifier):
     """True to train them, false to freeze them."""
     params_strict: bool = True
     """A name or pattern that matches nothing is an error; false: it is passed over."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.params:
+            raise FieldError("params", "params is empty: name parameters, or __ALL__")
 
     def events(self) -> list[tuple[float, str]]:
         start, end = self.span

@@ -10,9 +10,10 @@ from sparse_accel.modifiers.base import FieldError, Modifier
 from sparse_accel.progress import ROUNDING
 from sparse_accel.recipe import document
 from sparse_accel.recipe.document import Tagged
+from sparse_accel.recipe.empty import empty_recipe_error
 from sparse_accel.recipe.errors import RecipeError
 from sparse_accel.recipe.expressions import ExpressionError, Scope
-from sparse_accel.recipe.fields import TypeMismatch, convert, field_types, required_fields
+from sparse_accel.recipe.fields import TypeMismatch, convert, field_types, key_table, required_fields
 from sparse_accel.recipe.recipe import Recipe, is_group, is_stage
 
 Registry = Mapping[str, type[Modifier]]
@@ -49,6 +50,8 @@ class _Builder:
         self.replace_variables(parsed, arguments)
         content = self.level(parsed)
         recipe = Recipe(content, text=text, source=self.source, notes=self.notes)
+        if not recipe.modifiers:
+            raise empty_recipe_error(parsed, text, self.source)
         self.check_together(recipe)
         used = set().union(*(scope.used for scope in self.used))
         unused = [name for name in arguments if name not in used]
@@ -151,22 +154,28 @@ class _Builder:
     def modifier(self, tagged: Tagged, scope: Scope) -> Modifier:
         kind = self.kind(tagged)
         types = field_types(kind)
+        neutral, without_effect, known_later = (
+            key_table(kind, name) for name in ("neutral", "without_effect", "known_later")
+        )
         values = {}
         for key, written in tagged.keys.items():
             line = tagged.keys.line_of(key)
-            if key in kind.known_later:
-                message = f"{kind.__name__}: {key} is known, not supported yet: {kind.known_later[key]}"
-                raise self.error(message, line, key)
-            if key not in types and key not in kind.without_effect:
-                message = f"{kind.__name__} has no key '{key}'.{nearest(str(key), types)} Its keys: {', '.join(types)}"
+            if not any(key in table for table in (types, without_effect, known_later)):
+                hint = nearest(str(key), [*types, *without_effect, *known_later])
+                message = f"{kind.__name__} has no key '{key}'.{hint} Its keys: {', '.join(types)}"
                 raise self.error(message, line, key)
             try:
                 value = scope.evaluate(written)
+                if value in neutral.get(key, ()):
+                    continue
                 if key in types:
                     values[key] = convert(value, types[key])
-                else:
-                    reason = kind.without_effect[key]
+                elif key in without_effect:
+                    reason = without_effect[key]
                     self.notes.append(f"{self.source}:{line}: {kind.__name__}: {key} has no effect: {reason}")
+                else:
+                    message = f"{kind.__name__}: {key} is known, not supported yet: {known_later[key]}"
+                    raise self.error(message, line, key)
             except TypeMismatch as error:
                 origin = f" It comes from {written}" if value != written and isinstance(written, str) else ""
                 raise self.error(f"{kind.__name__}: {key}: {error}{origin}", line, key) from None
@@ -216,9 +225,7 @@ class _Builder:
                 raise self.field_error(modifier.name, self.written[id(modifier)], error) from None
 
     def inactive(self, recipe: Recipe) -> list[str]:
-        """Warnings for what can never happen, and for a recipe in which nothing does."""
-        if not recipe.modifiers:
-            return ["the recipe has no modifiers: nothing happens"]
+        """Warnings for what can never happen."""
         end = recipe.max_epochs
         lines = []
         for modifier in recipe.modifiers if end else []:

@@ -129,8 +129,9 @@ def _not_a_recipe(path: Path) -> str:
 
 def parse(text: str, source: str) -> Mapping:
     """Parses a recipe's text to a mapping of plain values, `Tagged` among them. Raises RecipeError with the line."""
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    text = _front_matter(text, source)
+    text = normalized(text)
+    if found := front_matter(text, source):
+        text = "\n" * text.count("\n", 0, found.start("yaml")) + found["yaml"]  # lines keep their numbers
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -144,22 +145,29 @@ def parse(text: str, source: str) -> Mapping:
     except RecursionError:
         raise RecipeError("nested too deeply to be a recipe", source) from None
     if document is None:
-        raise RecipeError("the recipe is empty", source)
+        return Mapping(1)
     if not isinstance(document, Mapping):
         raise RecipeError("a recipe is a mapping of `key: value` lines, and this is none", source, 1)
     return document
 
 
-def _front_matter(text: str, source: str) -> str:
-    """The front matter alone, after as many empty lines as stood before it; the text itself where there is none."""
+def normalized(text: str) -> str:
+    """The text without a byte order mark, every line ending in a line feed."""
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def front_matter(text: str, source: str) -> re.Match[str] | None:
+    """The front matter of a normalized text, with the groups `mark` and `yaml`; None where all of it is the recipe.
+
+    Raises RecipeError for Markdown without front matter.
+    """
     markdown = source.lower().endswith(".md")
     if not markdown and source != "<text>":
-        return text
-    if found := _FRONT_MATTER.match(text):
-        return "\n" * text.count("\n", 0, found.start("yaml")) + found["yaml"]
-    if markdown or text.lstrip().startswith("+++"):
+        return None
+    found = _FRONT_MATTER.match(text)
+    if not found and (markdown or text.lstrip().startswith("+++")):
         raise RecipeError("a Markdown recipe begins with YAML between two `---` lines (or two `+++` lines)", source, 1)
-    return text
+    return found
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, text: str, source: str) -> RecipeError:

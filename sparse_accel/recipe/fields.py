@@ -7,6 +7,8 @@ import dataclasses
 import math
 import types
 import typing
+from collections import ChainMap
+from collections.abc import Mapping
 from typing import Any, Literal, Union
 
 from sparse_accel.errors import nearest
@@ -36,6 +38,11 @@ def field_types(modifier: type[Modifier]) -> dict[str, Any]:
     """The type of each recipe key, annotations resolved."""
     hints = typing.get_type_hints(modifier)
     return {name: hints[name] for name in recipe_fields(modifier)}
+
+
+def key_table(modifier: type[Modifier], name: str) -> Mapping[str, Any]:
+    """One of a modifier's tables of keys, such as `without_effect`, with the entries of its base classes."""
+    return ChainMap(*(vars(kind).get(name, {}) for kind in modifier.__mro__))
 
 
 def describe_type(expected: Any) -> str:

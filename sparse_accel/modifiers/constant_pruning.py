@@ -1,0 +1,117 @@
+"""Constant pruning: a sparse model stays as sparse as it is while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sparse_accel.command_line import warn
+from sparse_accel.errors import listed
+from sparse_accel.modifiers.parameter_names import ALL_PRUNABLE
+from sparse_accel.modifiers.pruning import PruningModifier, short
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparse_accel.progress import Progress
+    from sparse_accel.recipe_run import RecipeRun
+
+# Below this fraction of zeros a model is not a sparse one.
+SPARSE = 0.05
+
+
+@dataclass(kw_only=True)
+class ConstantPruningModifier(PruningModifier):
+    """Keeps a sparse model as sparse as it is: weights that are zero at `start_epoch` stay zero.
+
+    The zeros are taken once. A weight that happens to reach 0 later is free to leave it again. Where there are no zeros
+    to keep, a warning says so: at `attach` for a modifier that acts from the start, else when the zeros are taken.
+    """
+
+    without_effect: ClassVar[dict[str, str]] = {
+        "update_frequency": "the mask is taken once and enforced in every forward",
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_params()
+        self._holds = False
+
+    def events(self) -> list[tuple[float, str]]:
+        events = [(max(self.start_epoch, 0.0), f"pruned weights are held at zero ({short(self.params)})")]
+        if self.end_epoch != -1:
+            events.append((self.end_epoch, "pruned weights may grow again"))
+        return events
+
+    def attach(self, model: torch.nn.Module, run: RecipeRun) -> None:
+        self._attach_layers(model, self.params)
+        self._check_alone(run)
+        if self.start_epoch <= 0:
+            self._warn_where_dense({name: _zeros(self._full_weight(name)) for name in self._layers})
+
+    def step_begin(self, progress: Progress) -> None:
+        ended = self.end_epoch != -1 and progress.reached(self.end_epoch)
+        self._holds = progress.reached(self.start_epoch) and not ended
+        if self._holds and progress.begins(self.start_epoch):
+            self._take_masks()
+        elif ended and progress.begins(self.end_epoch):
+            self._lift_masks()
+
+    def _take_masks(self) -> None:
+        from sparse_accel.masks import constant_mask
+
+        zeros = {}
+        for name in self._layers:
+            weight = self._full_weight(name)
+            zeros[name] = _zeros(weight)
+            self._set_mask(name, constant_mask(weight))
+        if self.start_epoch > 0:  # otherwise `attach` has said it
+            self._warn_where_dense(zeros)
+
+    def _warn_where_dense(self, counts: dict[str, tuple[int, int]]) -> None:
+        """Warns where there is nothing to keep at zero, in all layers or in some.
+
+        Args:
+            counts: (zeros, numbers) of each weight matrix, by name.
+        """
+        zeros, numbers = (sum(column) for column in zip(*counts.values(), strict=True))
+        sparsity = zeros / max(numbers, 1)
+        when = f" at epoch {self.start_epoch:g}" if self.start_epoch > 0 else ""
+        if sparsity < SPARSE:
+            warn(
+                f"{self.name}: only {sparsity:.1%} of the {numbers:,} weights in the {len(counts)} layers that params "
+                f"names are zero{when}. It keeps zeros and prunes nothing, so the model stays dense: start from a "
+                "sparse model, or prune with MagnitudePruningModifier (GMPruningModifier is the same)"
+            )
+            return
+        dense = [name for name, (count, _) in counts.items() if count == 0 and self._should_be_sparse(name)]
+        if dense:
+            warn(
+                f"{self.name}: {len(dense)} of the {len(counts)} layers that params names have no zeros{when} and stay "
+                f"dense, while {sparsity:.1%} of all their weights are zero: {listed(dense, 3)}. Check that the "
+                "model's weights were all loaded, or leave these layers out of params"
+            )
+
+    def _should_be_sparse(self, name: str) -> bool:
+        """False for a head or pooler that only __ALL_PRUNABLE__ names: a new one is always dense."""
+        from sparse_accel.sparsity import is_encoder_linear
+
+        if self.params not in (ALL_PRUNABLE, [ALL_PRUNABLE]):
+            return True
+        return is_encoder_linear(name.removesuffix(".weight"), self._layers[name][0])
+
+    def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
+        self._take_masks()
+        self.finish()
+
+    def phase(self) -> str:
+        return "pruned" if self._holds else ""
+
+    def settled(self, progress: Progress) -> bool:
+        return progress.step > 0 and progress.previous().reached(self.start_epoch)  # masks are taken as a step begins
+
+
+def _zeros(weight: torch.Tensor) -> tuple[int, int]:
+    """(zeros, numbers) of a tensor."""
+    return int((weight == 0).sum()), weight.numel()
