@@ -17,7 +17,7 @@ import sys
 
 from sparse_accel.addresses import GLUE_ID, dataset_address, load_recipe, local_folder, model_address
 from sparse_accel.arguments import TextClassificationArguments, parse_arguments
-from sparse_accel.errors import UsageError, run_main
+from sparse_accel.errors import UsageError, listed, run_main
 from sparse_accel.modifiers.distillation import check_teacher
 
 
@@ -32,17 +32,25 @@ def main() -> None:
 
     from huggingface_hub import constants
 
-    from sparse_accel.models import labels_of, load_classifier, load_teacher, load_tokenizer, load_trained
-    from sparse_accel.recipe_run import problem_type_of
+    from sparse_accel.models import (
+        default_head,
+        fine_tuned_head,
+        head_of,
+        load_classifier,
+        load_teacher,
+        load_tokenizer,
+        load_trained,
+    )
     from sparse_accel.tasks import load_text_classification
     from sparse_accel.zoo.mirror import models_path
 
     if arguments.do_train or arguments.one_shot:
-        data = load_text_classification(arguments)
-        model, _ = load_classifier(arguments, data.label_names, data.problem_type)
+        head = default_head(arguments) if arguments.one_shot else fine_tuned_head(arguments)
+        data = load_text_classification(arguments, head)
+        model, _ = load_classifier(arguments, None if arguments.one_shot else data)
     else:  # a trained model, which knows its labels
         model = load_trained(arguments)
-        data = load_text_classification(arguments, labels_of(model), problem_type_of(model))
+        data = load_text_classification(arguments, head_of(model))
     load_tokenizer(arguments)
     if arguments.distill_teacher not in (None, "disable", "self"):
         load_teacher(arguments, model)
@@ -87,7 +95,7 @@ def check_digests(hub_id: str, kind: str, revision: str | None, cache_dir: str |
         print(f"note: the digests of {hub_id} were not compared: {str(error).partition(chr(10))[0]}")
         return
     if result.mismatches:
-        files = ", ".join(mismatch["path"] for mismatch in result.mismatches)
+        files = listed(mismatch["path"] for mismatch in result.mismatches)
         raise UsageError(
             f"{hub_id}: what came is not what the Hub has: {files}. Delete {result.verified_path.parent.parent} and "
             "run this again"

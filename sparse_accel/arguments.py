@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sparse_accel.command_line import check_bounds, flag, parse_arguments
+from sparse_accel.command_line import check_bounds, expand_paths, flag, parse_arguments
 from sparse_accel.errors import UsageError, nearest
 from sparse_accel.trainer_flags import REFUSED
 
@@ -20,6 +20,7 @@ __all__ = ["DATA_SUFFIXES", "GLUE_TASKS", "TextClassificationArguments", "parse_
 GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 TRACKERS = ("wandb", "tensorboard")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 _STRATEGIES = ("no", "steps", "epoch")
 
 
@@ -31,21 +32,30 @@ class _Model:
         None,
         "model to start from: a folder, a Hub id, or a zoo: stub",
         default_text="output_dir, when nothing is trained",
+        path=True,
     )
-    recipe: str | None = flag(None, "what happens to the model in training: a .yaml or .md file, or a zoo: stub")
+    recipe: str | None = flag(
+        None, "what happens to the model in training: a .yaml or .md file, or a zoo: stub", path=True
+    )
     recipe_args: str | None = flag(None, "new values of recipe variables: '{\"num_epochs\": 12}' or num_epochs=12,a:b")
     distill_teacher: str | None = flag(
         None,
         "model that a recipe's DistillationModifier follows: a folder, a Hub id, a zoo: stub, `self` (the model as it "
         "starts), or `disable` (the recipe's distillation is left out)",
+        path=True,
     )
     one_shot: bool = flag(False, "apply the recipe to the model and save it, without training")
-    config_name: str | None = flag(None, "folder or Hub id of the model's config", default_text="model_name_or_path")
-    tokenizer_name: str | None = flag(None, "folder or Hub id of the tokenizer", default_text="model_name_or_path")
+    new_head: bool = flag(False, "start from a newly initialized head, although the model has a fine-tuned one")
+    config_name: str | None = flag(
+        None, "folder or Hub id of the model's config", default_text="model_name_or_path", path=True
+    )
+    tokenizer_name: str | None = flag(
+        None, "folder or Hub id of the tokenizer", default_text="model_name_or_path", path=True
+    )
     use_teacher_tokenizer: bool = flag(False, "tokenize with the teacher's tokenizer instead of the model's")
     model_revision: str = flag("main", "branch, tag or commit of a Hub model")
     cache_dir: str | None = flag(
-        None, "folder for downloaded models and prepared data", default_text="the Hugging Face cache"
+        None, "folder for downloaded models and prepared data", default_text="the Hugging Face cache", path=True
     )
 
 
@@ -55,12 +65,16 @@ class _Data:
 
     task_name: str | None = flag(None, "GLUE task", choices=GLUE_TASKS)
     dataset_name: str | None = flag(
-        None, "Hub id of a dataset, or a local folder: of data files, or one that save_to_disk wrote"
+        None, "Hub id of a dataset, or a local folder: of data files, or one that save_to_disk wrote", path=True
     )
     dataset_config_name: str | None = flag(None, "configuration of the Hub dataset, where it has several")
-    train_file: str | None = flag(None, "training rows: a csv, tsv, json, jsonl or parquet file with named columns")
-    validation_file: str | None = flag(None, "rows that --do_eval measures on; same columns as the training rows")
-    test_file: str | None = flag(None, "rows that --do_predict labels; needs no label column")
+    train_file: str | None = flag(
+        None, "training rows: a csv, tsv, json, jsonl or parquet file with named columns", path=True
+    )
+    validation_file: str | None = flag(
+        None, "rows that --do_eval measures on; same columns as the training rows", path=True
+    )
+    test_file: str | None = flag(None, "rows that --do_predict labels; needs no label column", path=True)
     validation_ratio: float | None = flag(
         None,
         "share of the training rows held out for evaluation, drawn by --seed, each class in proportion; "
@@ -79,6 +93,12 @@ class _Data:
         "column of labels: whole numbers or words are classes, decimal numbers are regression, lists are multi-label",
         default_text="label, else labels",
     )
+    problem_type: str | None = flag(
+        None,
+        "what the labels are",
+        choices=PROBLEM_TYPES,
+        default_text="told from the labels; needed where all are decimal numbers without a fraction, such as 1.0",
+    )
     max_train_samples: int | None = flag(None, "train on this many rows, drawn by --seed", at_least=1)
     max_eval_samples: int | None = flag(None, "evaluate on this many rows, drawn by --seed", at_least=1)
     max_predict_samples: int | None = flag(None, "predict this many rows, the first ones", at_least=1)
@@ -94,12 +114,13 @@ class _Data:
 class _Training:
     """Training."""
 
-    output_dir: str | None = flag(None, "folder for the model, its checkpoints and results; always needed")
+    output_dir: str | None = flag(None, "folder for the model, its checkpoints and results; always needed", path=True)
     overwrite_output_dir: bool = flag(False, "start anew although output_dir holds a run")
     resume_from_checkpoint: bool | str | None = flag(
         None,
         "checkpoint folder to go on from; true: the newest in output_dir",
         default_text="go on if output_dir holds an unfinished run of the same settings",
+        path=True,
     )
     do_train: bool = flag(False, "train")
     num_train_epochs: float = flag(3.0, "passes over the training rows; a recipe's own epochs win", above=0)
@@ -173,7 +194,7 @@ class _Saving:
     )
     logging_steps: int = flag(500, "optimizer steps from one logged training figure to the next", at_least=1)
     report_to: tuple[str, ...] = flag((), "trackers: wandb, tensorboard, all or none", default_text="none")
-    run_name: str | None = flag(None, "name of the run in the tracker", default_text="name of output_dir")
+    run_name: str | None = flag(None, "name of the run in W&B", default_text="WANDB_NAME, else name of output_dir")
     debug: bool = flag(False, "show the traceback of a usage error")
 
 
@@ -209,6 +230,7 @@ class TextClassificationArguments(_Model, _Data, _Training, _Evaluation, _Saving
         """Fills in what follows from other flags, then checks."""
         if self.task_name == "imdb":  # a task of the old command
             raise UsageError("--task_name imdb is no GLUE task: use --dataset_name imdb.")
+        expand_paths(self)
         check_bounds(self)
         self._fill_in()
         self._check_what_is_asked()
@@ -335,6 +357,8 @@ class TextClassificationArguments(_Model, _Data, _Training, _Evaluation, _Saving
                     raise UsageError(f"--{name} acts on a recipe: add --recipe.")
             if self.distill_teacher not in (None, "disable"):
                 raise UsageError("--distill_teacher acts through a recipe's DistillationModifier: add --recipe.")
+        if self.new_head and not self.do_train:
+            raise UsageError("--new_head is for training: only there does a new head learn anything.")
         if self.use_teacher_tokenizer and self.distill_teacher in (None, "disable", "self"):
             raise UsageError("--use_teacher_tokenizer needs --distill_teacher with a model of its own.")
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,14 @@ import transformers
 from torch import Tensor, nn
 
 from sparse_accel.addresses import model_address
-from sparse_accel.errors import UsageError
+from sparse_accel.command_line import warn
+from sparse_accel.errors import UsageError, listed, shown
 from sparse_accel.fake_quantize import FakeQuantize, QuantizationFormat
 from sparse_accel.layers import make_sparse, masks, quantizers
 from sparse_accel.processes import by_main_process
 from sparse_accel.run_identity import write_text
 from sparse_accel.sharding import full_state_dict, plain_model
+from sparse_accel.tasks.labels import Head
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -91,22 +94,200 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
         options: for `AutoModelForSequenceClassification.from_pretrained`.
 
     Raises:
-        UsageError: the folder holds no trained classifier, or the quantizers' file does not fit the model.
+        UsageError: the folder holds no trained classifier, config.json and weights do not fit together, or the
+            quantizers' file does not fit the model.
     """
-    from transformers import AutoModelForSequenceClassification
-
     folder = model_address("sparse_accel.load", str(folder), options.get("cache_dir"))
-    with quiet_transformers():  # its report on missing weights
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, **options
-        )
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:4])
-        raise UsageError(f"{folder} holds no trained classifier: weights are missing ({missing}). Train it first")
+    try:
+        model, _ = read_classifier(folder, keeps_head=True, may_be_new=False, **options)
+    except UsageError as error:
+        raise UsageError(f"{folder}: {error}") from error
+    set_labels(model.config, head_in(model.config, folder).names)
     path = Path(folder) / QUANTIZATION_FILE
     if path.is_file():
         read_quantizers(path, model)
     return model.eval()
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def head_in(config: Any, place: str) -> Head:
+    """Returns the labels that a configuration names, in the order of the outputs, and its problem type.
+
+    `id2label` decides: it is what outputs are called by. `label2id` may lack, or be a stale LABEL_0, LABEL_1, ...
+
+    Args:
+        config: of a transformers model.
+        place: where it comes from, for messages.
+
+    Raises:
+        UsageError: outputs are not numbered from 0, two have one name, or `label2id` says something else.
+    """
+    id2label, label2id = dict(config.id2label), dict(getattr(config, "label2id", None) or {})
+    if sorted(id2label) != list(range(len(id2label))):
+        raise UsageError(f"{place}: id2label of config.json must number the outputs from 0; it has {listed(id2label)}")
+    names = [str(id2label[number]) for number in sorted(id2label)]
+    if twins := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"{place}: id2label of config.json calls two outputs {shown(twins[0])}: give them two names")
+    numbers = {name.casefold(): number for number, name in enumerate(names)}
+    for name, number in label2id.items():
+        known = numbers.get(str(name).casefold())
+        if known is not None and len(numbers) == len(names) and str(number) != str(known):
+            raise UsageError(
+                f"{place}: config.json contradicts itself: id2label calls output {known} {shown(name)}, and label2id "
+                f"says that {shown(name)} is output {number}. Correct the wrong one, or delete label2id"
+            )
+    return Head(names, getattr(config, "problem_type", None))
+
+
+def set_labels(config: Any, names: list[str]) -> None:
+    """Names the outputs of a configuration, both ways."""
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def read_classifier(
+    address: str, *, config: Any = None, keeps_head: bool, may_be_new: bool, **source: Any
+) -> tuple[Any, list[str]]:
+    """Returns a sequence classifier, float32, and the names of weights that are newly initialized: of its head.
+
+    Args:
+        address: folder or Hub id.
+        config: of the model; None: the one that is there.
+        keeps_head: whether the head that is there is wanted; otherwise its output layer is a new one.
+        may_be_new: whether a head may be missing: for training.
+        source: for `from_pretrained`: revision, cache_dir, ...
+
+    Raises:
+        UsageError: config.json and weights do not fit together; the message names a tensor, with both its shapes.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    options: dict[str, Any] = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **source}
+    if config is not None:
+        options["config"] = config
+
+    def read(**more: Any) -> tuple[Any, dict[str, Any]]:
+        with quiet_transformers():  # its report on missing weights
+            found: tuple[Any, dict[str, Any]] = AutoModelForSequenceClassification.from_pretrained(
+                address, output_loading_info=True, **options, **more
+            )
+        return found
+
+    model, info = read()
+    if any(_OF_SPARSEML.search(key) for key in info["unexpected_keys"]):
+        if not may_be_new:
+            raise UsageError(
+                "a checkpoint that SparseML saved after quantization-aware training. Its weights can be read, its "
+                "quantization ranges cannot: start from it with scripts/text_classification.py, --do_train or "
+                "--one_shot, and a recipe that quantizes"
+            )
+        renamed, info = read(key_mapping={_OF_SPARSEML.pattern: r".\1"})
+        # A model of its own: the renamed one would be saved under the names that it was read from.
+        model = AutoModelForSequenceClassification.from_config(renamed.config, dtype=torch.float32)
+        model.load_state_dict(renamed.state_dict())
+        warn(
+            f"{address} was saved by SparseML after quantization-aware training: its weights are taken, not its ranges"
+        )
+    fresh = _newly_initialized(model, info, keeps_head, may_be_new)
+    if not keeps_head:
+        fresh += _initialize_outputs(model, fresh)
+    return model, sorted(fresh)
+
+
+# SparseML wrapped each quantized layer: `dense.module.weight` beside `dense.quant...` and `...weight_fake_quant...`.
+_OF_SPARSEML = re.compile(r"\.module\.(weight|bias)$")
+
+
+def _newly_initialized(model: Any, info: Mapping[str, Any], keeps_head: bool, may_be_new: bool) -> list[str]:
+    """Returns the weights that the file lacks, or has for another number of labels.
+
+    Args:
+        info: what `from_pretrained` found: missing_keys, mismatched_keys (name, shape in the file, shape in the model),
+            unexpected_keys.
+
+    Raises:
+        UsageError: they are not all of the head; or the file has blocks that the model lacks.
+    """
+    base = f"{model.base_model_prefix}."
+    missing, shapes = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    outputs = [name for name, _ in _output_layers(model)]
+    headless = may_be_new and (not keeps_head or all(f"{name}.weight" in missing for name in outputs))
+    wrong = [entry for entry in shapes if keeps_head or entry[0].startswith(base)]
+    if wrong:
+        name, in_file, in_model = wrong[0]
+        raise UsageError(
+            f"config.json and weights are of different models: {name} is {_times(in_file)} in the file, and "
+            f"{_times(in_model)} by config.json{_and_more(wrong)}. Copy both from the same model"
+        )
+    absent = [name for name in missing if not headless or not _is_of_head(name, base)]
+    if absent and not may_be_new and all(_is_of_head(name, base) for name in absent):
+        absent.sort(key=lambda name: name.startswith(base))  # the classifier before the pooler
+        raise UsageError(f"no trained classifier: weights are missing ({listed(absent, 4)}). Train it first")
+    if absent:
+        raise UsageError(
+            f"config.json and weights are of different models: the file holds no weights for {absent[0]}"
+            f"{_and_more(absent)}. Copy both from the same model"
+        )
+    modules = {name for name, _ in model.named_modules()}
+    blocks = [name for name in info["unexpected_keys"] if (found := _BLOCK.match(name)) and found[1] in modules]
+    beyond = sorted(name for name in blocks if (found := _BLOCK.match(name)) and found[0] not in modules)
+    if beyond:
+        raise UsageError(
+            f"config.json and weights are of different models: the file holds {beyond[0]}{_and_more(beyond)}, and by "
+            "config.json the model has no such block. Correct its number of layers; to drop layers on purpose, load "
+            "the model with fewer layers in transformers and save it first"
+        )
+    return missing + [name for name, _, _ in shapes]
+
+
+# The list of blocks of an encoder, and one of its entries.
+_BLOCK = re.compile(r"(.*?)\.\d+(?=\.)")
+
+
+def _is_of_head(name: str, base: str) -> bool:
+    """Whether a weight is of the head: outside of the encoder, or its pooler, which language models lack."""
+    return not name.startswith(base) or "pooler" in name.split(".")
+
+
+def _output_layers(model: Any) -> list[tuple[str, nn.Linear]]:
+    """The layers of the head that give one value for each label."""
+    base = f"{model.base_model_prefix}."
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module.out_features == model.config.num_labels
+        and not name.startswith(base)
+    ]
+
+
+@torch.no_grad()
+def _initialize_outputs(model: Any, fresh: list[str]) -> list[str]:
+    """Initializes output layers that the file happened to have in the right size: they are of other labels."""
+    replaced = []
+    for name, layer in _output_layers(model):
+        if f"{name}.weight" not in fresh:
+            layer.weight.normal_(0.0, getattr(model.config, "initializer_range", 0.02))
+            replaced += [f"{name}.{which}" for which, _ in layer.named_parameters()]
+            if layer.bias is not None:
+                layer.bias.zero_()
+    return replaced
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(str(size) for size in shape)
+
+
+def _and_more(entries: Sequence[Any]) -> str:
+    return f" (and {len(entries) - 1} more)" if len(entries) > 1 else ""
+
+
+# --- quantizers -------------------------------------------------------------------------------------------------------
 
 
 def read_quantizers(path: Path, model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
@@ -9,73 +10,95 @@ import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from sparse_accel.addresses import hub_complaint, model_address, out_of_reach
 from sparse_accel.command_line import warn
 from sparse_accel.errors import UsageError, first_line
 from sparse_accel.layers import quantized_linears
-from sparse_accel.model_files import QUANTIZATION_FILE, load, quiet_transformers
-from sparse_accel.sparsity import is_encoder_linear
-from sparse_accel.teacher import Teacher, label_order, taken_by_position
+from sparse_accel.lfs import lfs_pointer_error
+from sparse_accel.model_files import QUANTIZATION_FILE, head_in, load, read_classifier, set_labels
+from sparse_accel.tasks import Head, taken_by_position
+from sparse_accel.teacher import Teacher, label_order
 
 if TYPE_CHECKING:
     from sparse_accel.arguments import TextClassificationArguments
+    from sparse_accel.tasks import TextClassificationData
 
 # What transformers raises for a folder or id that is wrong or out of reach.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError)
 
 
-def load_classifier(
-    arguments: TextClassificationArguments, label_names: list[str] | None = None, problem_type: str | None = None
-) -> tuple[Any, list[str]]:
-    """Returns a sequence classifier for these labels, float32, and the names of weights that were made anew.
-
-    A head that does not fit the labels is made anew, as is the one that a language model lacks. Without labels, those
-    of the model's own configuration are kept.
+def fine_tuned_head(arguments: TextClassificationArguments) -> Head | None:
+    """Returns the head of the model that a run starts from, by its config.json; None for a model without one, or where
+    --new_head asks for a new one.
 
     Raises:
-        UsageError: nothing can be read there, or the weights are those of another architecture.
+        UsageError: its config.json cannot be read, or contradicts itself.
     """
-    flag, name = "--model_name_or_path", arguments.model_name_or_path
-    assert name is not None
+    config = _config(arguments)
+    if arguments.new_head or not _is_classifier(config):
+        return None
+    return head_in(config, f"--model_name_or_path {arguments.model_name_or_path}")
+
+
+def default_head(arguments: TextClassificationArguments) -> Head:
+    """Returns the head that the model has or, without a fine-tuned one, would get by its config.json.
+
+    Raises:
+        UsageError: its config.json cannot be read, or contradicts itself.
+    """
+    return head_in(_config(arguments), f"--model_name_or_path {arguments.model_name_or_path}")
+
+
+def _config(arguments: TextClassificationArguments) -> Any:
+    flag, name = "--model_name_or_path", str(arguments.model_name_or_path)
+    if arguments.config_name:
+        flag, name = "--config_name", arguments.config_name
     address = model_address(flag, name, arguments.cache_dir)
-    source: dict[str, Any] = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
-    labels: dict[str, Any] = {}
-    if label_names is not None:
-        labels = {
-            "num_labels": len(label_names),
-            "id2label": dict(enumerate(label_names)),
-            "label2id": {label: number for number, label in enumerate(label_names)},
-            "problem_type": problem_type,
-        }
+    _check_pointers(flag, name, address)
     try:
-        config = AutoConfig.from_pretrained(_config_address(arguments) or address, **labels, **source)
-        options: dict[str, Any] = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
-        with quiet_transformers():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                address, output_loading_info=True, **options, **source
-            )
+        return AutoConfig.from_pretrained(address, revision=arguments.model_revision, cache_dir=arguments.cache_dir)
     except _LOADING_ERRORS as error:
         raise _unreadable(flag, name, address, error) from error
-    fresh = sorted(set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]})
-    modules = dict(model.named_modules())
-    inside = [key for key in fresh if is_encoder_linear(key, modules.get(key.rpartition(".")[0], model))]
-    if inside:
-        raise UsageError(
-            f"{flag} {name}: the file holds no weights for {len(inside)} layers of the encoder, such as "
-            f"{inside[0]}: config.json and weights belong to different models"
-        )
+
+
+def _is_classifier(config: Any) -> bool:
+    return any(kind.endswith("ForSequenceClassification") for kind in getattr(config, "architectures", None) or [])
+
+
+def load_classifier(
+    arguments: TextClassificationArguments, data: TextClassificationData | None = None
+) -> tuple[Any, list[str]]:
+    """Returns a sequence classifier, float32, and the names of its weights that are newly initialized.
+
+    Args:
+        arguments: which model.
+        data: says the labels, and whether the model's own head is kept; otherwise its head is a new one, as is the one
+            that a language model lacks. None: labels and head are those of the model's configuration.
+
+    Raises:
+        UsageError: nothing can be read there, or config.json and weights do not fit together: only a head may be new.
+    """
+    flag, name = "--model_name_or_path", str(arguments.model_name_or_path)
+    config, address = _config(arguments), model_address(flag, name, arguments.cache_dir)
+    _check_pointers(flag, name, address)
+    place = f"{flag} {name}"
+    names = head_in(config, place).names if data is None else data.label_names
+    set_labels(config, names)
+    if data is not None:
+        config.problem_type = data.problem_type
+    keeps_head = data.keeps_head if data is not None else _is_classifier(config)
+    source: dict[str, Any] = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
+    try:
+        model, fresh = read_classifier(address, config=config, keeps_head=keeps_head, may_be_new=True, **source)
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}") from error
+    except _LOADING_ERRORS as error:
+        raise _unreadable(flag, name, address, error) from error
     return model, fresh
-
-
-def _config_address(arguments: TextClassificationArguments) -> str | None:
-    if not arguments.config_name:
-        return None
-    return model_address("--config_name", arguments.config_name, arguments.cache_dir)
 
 
 def load_trained(arguments: TextClassificationArguments) -> nn.Module:
@@ -93,12 +116,13 @@ def load_for_export(name: str) -> tuple[nn.Module, Any, int]:
     """
     flag = "--model_path"
     address = model_address(flag, name)
+    _check_pointers(flag, name, address)
     try:
         config = AutoConfig.from_pretrained(address)
     except _LOADING_ERRORS as error:
         raise _unreadable(flag, name, address, error) from error
     architectures = getattr(config, "architectures", None) or []
-    if architectures and not any(kind.endswith("ForSequenceClassification") for kind in architectures):
+    if architectures and not _is_classifier(config):
         raise UsageError(
             f"{flag} {name} holds a {architectures[0]}, which does not classify texts: --task text_classification "
             "needs a model for sequence classification"
@@ -131,6 +155,7 @@ def _quantized_in_training(folder: Path, default: int) -> int:
 def _load_named(flag: str, name: str, **source: Any) -> nn.Module:
     """`model_files.load`, with errors that name the flag that the model was asked for by."""
     address = model_address(flag, name, source.get("cache_dir"))
+    _check_pointers(flag, name, address)
     try:
         return load(address, **source)
     except UsageError as error:
@@ -139,25 +164,43 @@ def _load_named(flag: str, name: str, **source: Any) -> nn.Module:
         raise _unreadable(flag, name, address, error) from error
 
 
-def labels_of(model: nn.Module) -> list[str]:
-    """Returns the label names of a trained model, in the order of its outputs."""
-    names = cast(Any, model).config.id2label
-    return [str(names[number]) for number in sorted(names)]
+def head_of(model: nn.Module) -> Head:
+    """Returns the labels of a model in the order of its outputs, and its problem type."""
+    return head_in(cast(Any, model).config, "config.json")
 
 
 def load_tokenizer(arguments: TextClassificationArguments) -> Any:
     """Returns the tokenizer: --tokenizer_name's, the teacher's with --use_teacher_tokenizer, else the model's."""
-    flag, name = "--model_name_or_path", arguments.model_name_or_path
+    source = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
+    own = str(arguments.model_name_or_path)
     if arguments.use_teacher_tokenizer:
-        flag, name = "--distill_teacher", arguments.distill_teacher
+        flag, name = "--use_teacher_tokenizer", str(arguments.distill_teacher)
     elif arguments.tokenizer_name:
         flag, name = "--tokenizer_name", arguments.tokenizer_name
-    return _tokenizer(flag, str(name), revision=arguments.model_revision, cache_dir=arguments.cache_dir)
+    else:
+        return _tokenizer("--model_name_or_path", own, **source)
+    tokenizer = _tokenizer(flag, name, **source)
+    with contextlib.suppress(UsageError):  # the model may have no tokenizer of its own
+        _warn_of_other_pieces(f"{flag} {name}", tokenizer, _tokenizer("--model_name_or_path", own, **source))
+    return tokenizer
+
+
+def _warn_of_other_pieces(what: str, tokenizer: Any, own: Any) -> None:
+    """Warns where a tokenizer numbers pieces of text otherwise than the model's own, which its embeddings belong to."""
+    numbers, own_numbers = tokenizer.get_vocab(), own.get_vocab()
+    differ = [piece for piece in sorted(numbers, key=numbers.get) if own_numbers.get(piece) != numbers[piece]]
+    if differ:
+        examples = ", ".join(f"{piece!r} {numbers[piece]} (there {own_numbers.get(piece)})" for piece in differ[:3])
+        warn(
+            f"{what} is another vocabulary than the model's own: {len(differ)} of {len(numbers)} pieces have other "
+            f"numbers, such as {examples}. The model's embeddings are those of other pieces"
+        )
 
 
 def _tokenizer(flag: str, name: str, **source: Any) -> Any:
     """Returns the tokenizer of a folder or id, with errors that name the flag that it was asked for by."""
     address = model_address(flag, name, source.get("cache_dir"))
+    _check_pointers(flag, name, address)
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     try:
         tokenizer = AutoTokenizer.from_pretrained(address, **source)
@@ -174,11 +217,14 @@ def _tokenizer(flag: str, name: str, **source: Any) -> Any:
 
 def sequence_limit(tokenizer: Any, model: nn.Module) -> int:
     """Returns the most tokens that tokenizer and model take."""
-    positions = getattr(model.config, "max_position_embeddings", None) or 10**9
-    padding = getattr(model.config, "pad_token_id", 0) or 0
-    if getattr(model.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        positions -= padding + 1  # these count positions from the padding token on
-    return int(min(tokenizer.model_max_length, positions))
+    named = getattr(model.config, "max_position_embeddings", None) or 0
+    limits = [int(tokenizer.model_max_length), *([named] if named > 0 else [])]  # XLNet says -1: no limit
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # Many a model counts positions from the one after its padding token's: those up to it hold no token.
+            used = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - used)
+    return min(limits)
 
 
 def load_teacher(arguments: TextClassificationArguments, student: nn.Module) -> tuple[Teacher, Any]:
@@ -193,13 +239,21 @@ def load_teacher(arguments: TextClassificationArguments, student: nn.Module) -> 
         return Teacher(copy.deepcopy(student)), None
     model = _load_named("--distill_teacher", name, cache_dir=arguments.cache_dir)
     tokenizer = _tokenizer("--distill_teacher", name, cache_dir=arguments.cache_dir)
-    own, other = cast(Any, student).config.label2id, cast(Any, model).config.label2id
+    own, other = head_of(student).names, head_of(model).names
     order = label_order(own, other)
-    if by_place := taken_by_position(own, other, order):
+    if by_place := taken_by_position(dict(zip(own, (other[column] for column in order), strict=True))):
         warn(
             f"--distill_teacher {name}: its labels have other names than the data's, and are taken in order: {by_place}"
         )
     return Teacher(model, order), tokenizer
+
+
+def _check_pointers(flag: str, name: str, address: str) -> None:
+    """Raises UsageError where a folder of a model holds Git LFS pointers in place of its files."""
+    folder = Path(address)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model") and (error := lfs_pointer_error(path)):
+            raise UsageError(f"{flag} {name}: {error}")
 
 
 def _unreadable(flag: str, name: str, address: str, error: Exception) -> UsageError:

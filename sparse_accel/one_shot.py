@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 from sparse_accel import results, training_setup
 from sparse_accel.errors import UsageError
 from sparse_accel.history import History
-from sparse_accel.models import load_classifier, load_tokenizer, sequence_limit
+from sparse_accel.models import default_head, head_of, load_classifier, load_tokenizer, sequence_limit
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.report import say, start_table
@@ -39,6 +39,8 @@ CALIBRATION_BATCHES = 32
 def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None, accelerator: Accelerator) -> bool:
     """Applies the recipe to the model and fills the output folder. Returns False where it holds this very result.
 
+    Labels and head are the model's own: rows that ranges are taken from need no labels.
+
     Raises:
         UsageError: the recipe quantizes and there are no training rows to take ranges from.
     """
@@ -46,13 +48,11 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
     if recipe is not None and recipe.select(QuantizationModifier) and not has_rows:
         raise UsageError("--one_shot: the recipe quantizes, and takes ranges from training rows: add --train_file")
     output_dir = Path(str(arguments.output_dir))
-    set_seed(arguments.seed)  # of a fresh head
+    set_seed(arguments.seed)  # of a new head
     if has_rows:
         with accelerator.main_process_first():
-            data = load_text_classification(arguments)
-        model, _ = load_classifier(arguments, data.label_names, data.problem_type)
-    else:
-        model, _ = load_classifier(arguments)
+            data = load_text_classification(arguments, default_head(arguments))
+    model, fresh = load_classifier(arguments)
     tokenizer = load_tokenizer(arguments)
     run = RecipeRun(recipe, teacher="disable")
     run.attach(model)
@@ -62,6 +62,8 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
         "recipe": recipe.resolved() if recipe else None,
     }
     about = [("model", f"{arguments.model_name_or_path}, changed at once, without training")]
+    if fresh:
+        about.append(("head", training_setup.describe_head(head_of(model).names, fresh)))
     if has_rows:
         limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
         rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)["train"]
@@ -69,8 +71,10 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
         loader, sampler = training_setup.training_loader(arguments, accelerator, rows, collator)
         identity["data"] = fingerprint_of_rows(rows)
         identity |= {"seed": arguments.seed, "global_batch_size": sampler.global_batch_size}
+        about.append(("columns", training_setup.describe_columns(data)))
         about.append(("ranges", f"from up to {CALIBRATION_BATCHES} batches of the training rows"))
-    if results.claim(accelerator, output_dir, identity, overwrite=arguments.overwrite_output_dir) == "show":
+    settings = {"precision": accelerator.mixed_precision}
+    if results.claim(accelerator, output_dir, identity, settings, arguments.overwrite_output_dir) == "show":
         return False
     results.record_arguments(accelerator, output_dir, arguments)
     start_trackers(accelerator, arguments, recipe)

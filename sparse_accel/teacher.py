@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
-from sparse_accel.errors import UsageError
+from sparse_accel.command_line import expanded
+from sparse_accel.errors import UsageError, listed
 from sparse_accel.processes import by_main_process, reduce_sum
 from sparse_accel.report import progress_bar
 from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 def default_cache() -> Path:
     """Returns the folder of logit tables: `$SPARSE_ACCEL_CACHE`, else ~/.cache/sparse_accel."""
-    return Path(os.environ.get("SPARSE_ACCEL_CACHE", "~/.cache/sparse_accel")).expanduser()
+    return Path(expanded(os.environ.get("SPARSE_ACCEL_CACHE") or "~/.cache/sparse_accel", "SPARSE_ACCEL_CACHE"))
 
 
 class Teacher:
@@ -144,40 +144,23 @@ def _write(path: Path, table: Tensor) -> None:
         print(f"teacher logits are not kept on disk: {error}")
 
 
-def label_order(student: Mapping[str, int], teacher: Mapping[str, int]) -> list[int]:
+def label_order(student: Sequence[str], teacher: Sequence[str]) -> list[int]:
     """Returns, for each of the student's labels in order, the teacher's output column of the same name.
 
     Names are matched as labels of data are (`tasks.match_names`): labels that nobody named are taken in order.
 
     Args:
-        student, teacher: label2id of their configurations.
+        student, teacher: their labels in the order of their outputs.
 
     Raises:
         UsageError: the labels differ.
     """
     if len(student) == len(teacher) == 1:
         return [0]  # a score, whatever each calls it
-    names = sorted(student, key=lambda name: student[name])
-    matched = match_names(names, sorted(teacher, key=lambda name: teacher[name]))
+    matched = match_names(student, teacher)
     if matched is None:
         raise UsageError(
-            f"teacher and data do not agree on labels: the data has {names}, the teacher {sorted(teacher)}. Take a "
-            "teacher that was trained on these labels, or rename them in its config.json (label2id, id2label)"
+            f"teacher and data do not agree on labels: the data has {listed(student)}, the teacher {listed(teacher)}. "
+            "Take a teacher that was trained on these labels, or rename them in its config.json (id2label)"
         )
-    return [teacher[matched[name]] for name in names]
-
-
-def taken_by_position(student: Mapping[str, int], teacher: Mapping[str, int], order: list[int]) -> str:
-    """Returns `0 as negative, 1 as positive` where labels were matched by place though one side has names for them.
-
-    Args:
-        student, teacher: label2id of their configurations.
-        order: what `label_order` made of them.
-    """
-    names = sorted(student, key=lambda name: student[name])
-    others = {number: name for name, number in teacher.items()}
-    pairs = [(name, others[column]) for name, column in zip(names, order, strict=True)]
-    unnamed = all(re.fullmatch(r"(LABEL_)?\d+", label) for pair in pairs for label in pair)
-    if unnamed or len(pairs) == 1 or all(name.casefold() == other.casefold() for name, other in pairs):
-        return ""
-    return ", ".join(f"{name} as {other}" for name, other in pairs)
+    return [list(teacher).index(matched[name]) for name in student]

@@ -14,9 +14,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
-from sparse_accel.command_line import warn
-from sparse_accel.errors import UsageError
+from sparse_accel.command_line import given, warn
+from sparse_accel.environment import compilation
+from sparse_accel.errors import UsageError, listed
 from sparse_accel.models import load_teacher, sequence_limit
+from sparse_accel.modifiers.param_groups import ParamGroupModifier
 from sparse_accel.optimizer import usual_rate
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
@@ -29,13 +31,16 @@ from sparse_accel.training_loop import Schedule
 
 if TYPE_CHECKING:
     from sparse_accel.arguments import TextClassificationArguments
-    from sparse_accel.modifiers.base import Modifier
     from sparse_accel.recipe import Recipe
     from sparse_accel.tasks import TextClassificationData
 
 
 def make_accelerator(arguments: TextClassificationArguments) -> Accelerator:
-    """Returns the accelerator as flags and launcher ask for it; a flag wins over the launcher's precision."""
+    """Returns the accelerator as flags and launcher ask for it; a flag wins over the launcher's precision.
+
+    Raises:
+        UsageError: flags, launcher and environment do not fit together.
+    """
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None
     if precision == "fp16" and not torch.cuda.is_available():
         warn("--fp16 needs a GPU and there is none here: training in float32")
@@ -53,10 +58,11 @@ def make_accelerator(arguments: TextClassificationArguments) -> Accelerator:
         dynamo_plugin=_compilation() if arguments.torch_compile else None,
     )
     check_launch(accelerator)
-    if arguments.torch_compile and accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
+    if (compiled := compilation(accelerator)) and accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
         raise UsageError(
-            f"--torch_compile under {describe(accelerator)} is not supported: these wrappers take layers apart while "
-            "they run, which breaks the graph at each. Leave the flag out, or launch with accelerate_configs/ddp.yaml"
+            f"torch.compile with {compiled} under {describe(accelerator)} is not supported: these wrappers take layers "
+            "apart while they run, which breaks the graph at each. Leave it out, or launch with "
+            "accelerate_configs/ddp.yaml"
         )
     if arguments.nan_loss == "skip" and accelerator.distributed_type == "DEEPSPEED":
         raise UsageError("--nan_loss skip: DeepSpeed steps before the loss can be looked at. Leave the flag out")
@@ -78,6 +84,8 @@ def check_flags_of_task(arguments: TextClassificationArguments, data: TextClassi
     if arguments.label_smoothing_factor and data.problem_type != "single_label_classification":
         kind = data.problem_type.replace("_", " ")
         raise UsageError(f"--label_smoothing_factor spreads a row's one label; this is {kind}: leave it out")
+    if arguments.distill_teacher == "self" and not data.keeps_head:
+        warn("--distill_teacher self: the model has no head for these labels yet, so as a teacher it is random")
 
 
 def make_collator(
@@ -114,17 +122,15 @@ def steps_of_run(
     arguments: TextClassificationArguments, recipe: Recipe | None, steps_per_epoch: int
 ) -> tuple[Schedule, list[str]]:
     """Returns when things happen, in optimizer steps, and lines on flags that the recipe overrules."""
-    notices: list[str] = []
+    notices = _overruled_flags(arguments, recipe)
     if recipe is not None and recipe.max_epochs > 0:
-        total = recipe.max_epochs * steps_per_epoch
-        if arguments.max_steps > 0 and arguments.max_steps != total:
+        total, epochs = recipe.max_epochs * steps_per_epoch, arguments.num_train_epochs
+        if given(arguments, "max_steps") and arguments.max_steps > 0 and arguments.max_steps != total:
             notices.append(
                 f"--max_steps {arguments.max_steps} is overruled: the recipe runs {recipe.max_epochs} epochs"
             )
-        elif arguments.num_train_epochs not in (3.0, recipe.max_epochs):
-            notices.append(
-                f"--num_train_epochs {arguments.num_train_epochs:g} is overruled: the recipe runs {recipe.max_epochs}"
-            )
+        if given(arguments, "num_train_epochs") and epochs != recipe.max_epochs:
+            notices.append(f"--num_train_epochs {epochs:g} is overruled: the recipe runs {recipe.max_epochs}")
     elif arguments.max_steps > 0:
         total = arguments.max_steps
     else:
@@ -136,6 +142,39 @@ def steps_of_run(
     evaluate_every = every(arguments.eval_strategy, arguments.eval_steps or arguments.logging_steps)
     save_every = every(arguments.save_strategy, arguments.save_steps)
     return Schedule(total, arguments.logging_steps, evaluate_every, save_every), notices
+
+
+def _overruled_flags(arguments: TextClassificationArguments, recipe: Recipe | None) -> list[str]:
+    """Returns a line for each flag that was given and that the recipe's learning rate or weight decay replaces."""
+    lines = []
+    # --weight_decay acts on the first parameter group alone: biases and norms, the second one, have none.
+    for setting, value, groups in (("lr", "learning_rate", (0, 1)), ("weight_decay", "weight_decay", (0,))):
+        modifiers = _modifiers_of(recipe, setting)
+        found = {group: [m.span[0] for m in modifiers if m.covers(group)] for group in groups}
+        starts = {group: min(epochs) for group, epochs in found.items() if epochs}
+        if not starts:
+            continue
+        when = {group: f" from epoch {start:g} on" if start > 0 else "" for group, start in starts.items()}
+        if len(starts) == len(groups) and len(set(starts.values())) == 1:
+            scope, otherwise = when[groups[0]], "until then"
+        else:
+            scope = " for " + " and ".join(f"parameter group {group}{text}" for group, text in when.items())
+            otherwise = "otherwise"
+        because = f"the recipe sets the {value.replace('_', ' ')}"
+        if given(arguments, value):
+            number = getattr(arguments, value)
+            rest = f"; {otherwise} it is {number}" if scope else ""
+            lines.append(f"--{value} {number} is overruled{scope}: {because}{rest}")
+        for name in ("lr_scheduler_type", "warmup_ratio", "warmup_steps") if setting == "lr" else ():
+            if given(arguments, name):
+                rest = f", and {otherwise} it is constant" if scope else ""
+                lines.append(f"--{name} {getattr(arguments, name)} is overruled: {because}{rest}")
+    return lines
+
+
+def _modifiers_of(recipe: Recipe | None, setting: str) -> list[ParamGroupModifier]:
+    """Returns the recipe's modifiers that write one setting of the optimizer: `lr`, `weight_decay`."""
+    return [m for m in (recipe.select(ParamGroupModifier) if recipe else []) if m.setting == setting]
 
 
 def make_teacher(
@@ -240,30 +279,45 @@ def describe_run(
     schedule: Schedule,
 ) -> list[tuple[str, str]]:
     """Returns rows of the start-up table: what is trained, on what, for how long."""
-    head = f" ({len(fresh)} weights of its head made anew)" if fresh else ""
     padded = f"padded to {limit}" if arguments.pad_to_max_length else "batches padded to their longest"
     resumed = f", going on from step {run.progress.step}" if run.progress.step else ""
     splits = ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items())
-    names = [*data.label_names[:12], f"... ({len(data.label_names)})"][: len(data.label_names)]
     return [
-        ("model", f"{arguments.model_name_or_path}{head}"),
-        ("data", f"{splits}; {data.problem_type.replace('_', ' ')}: {', '.join(names)}"),
+        ("model", str(arguments.model_name_or_path)),
+        ("head", describe_head(data.label_names, fresh)),
+        ("data", f"{splits}; {data.problem_type.replace('_', ' ')}: {listed(data.label_names)}"),
+        ("columns", describe_columns(data)),
         ("lengths", f"up to {limit} tokens; {padded}"),
         ("global batch", f"{sampler.global_batch_size} rows: micro-batches of {sampler.micro_batch_size}"),
         ("steps", f"{schedule.total_steps}, {sampler.steps} an epoch{resumed}"),
     ]
 
 
+def describe_head(names: list[str], fresh: list[str]) -> str:
+    """Returns in words where the model's outputs come from.
+
+    Args:
+        names: labels in the order of the outputs.
+        fresh: weights that are newly initialized.
+    """
+    if fresh:
+        return f"newly initialized ({len(fresh)} weights)"
+    return f"the model's own, its outputs: {listed(names)}"
+
+
+def describe_columns(data: TextClassificationData) -> str:
+    """Returns in words which columns are read."""
+    pair = ", a pair" if len(data.text_columns) == 2 else ""
+    labels = f"; labels: {data.label_column}" if data.label_column else ""
+    return f"text: {', '.join(data.text_columns)}{pair}{labels}"
+
+
 def base_rate(arguments: TextClassificationArguments, recipe: Recipe | None, total_steps: int) -> Any:
     """Returns the learning rate by progress, as the flags say; constant where the recipe has modifiers for it."""
-    if recipe is not None and any(_sets_rate(modifier) for modifier in recipe.modifiers):
+    if _modifiers_of(recipe, "lr"):
         return lambda progress: arguments.learning_rate
     warmup = arguments.warmup_steps or math.ceil(arguments.warmup_ratio * total_steps)
     return usual_rate(arguments.lr_scheduler_type, arguments.learning_rate, warmup, total_steps)
-
-
-def _sets_rate(modifier: Modifier) -> bool:
-    return "LearningRate" in modifier.name
 
 
 def identity_of(
@@ -287,3 +341,26 @@ def identity_of(
         "total_steps": schedule.total_steps,
         **{flag: getattr(arguments, flag) for flag in flags},
     }
+
+
+def settings_of(
+    arguments: TextClassificationArguments,
+    accelerator: Accelerator,
+    data: TextClassificationData,
+    rows: dict[str, Any],
+    schedule: Schedule,
+) -> dict[str, Any]:
+    """Returns what is not part of a run's identity, so that it may go on under another layout or precision, and yet
+    changes its result: a finished run with others is another result."""
+    settings: dict[str, Any] = {
+        "label_names": list(data.label_names),
+        "precision": accelerator.mixed_precision,
+        "nan_loss": arguments.nan_loss,
+        "load_best_model_at_end": arguments.load_best_model_at_end,
+    }
+    if arguments.load_best_model_at_end:  # then the evaluations choose the result
+        judged = ("metric_for_best_model", "greater_is_better", "best_model_after_epoch")
+        settings |= {name: getattr(arguments, name) for name in judged}
+        validation = [fingerprint_of_rows(rows[split]) for split in sorted(rows) if split.startswith("validation")]
+        settings |= {"steps_between_evaluations": schedule.evaluate_every, "validation_rows": " ".join(validation)}
+    return settings

@@ -145,6 +145,7 @@ def test_old_name_and_new_name_are_one_flag(capsys: pytest.CaptureFixture[str]) 
 
 def test_only_the_first_process_warns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     parse(TRAIN + "--seed 1 --seed 2")
     assert capsys.readouterr().err == ""
 
@@ -230,7 +231,7 @@ def test_json_file_that_is_not_there() -> None:
         ("--task sst2", "--task is not taken here: use --task_name"),
         ("--seed", "--seed is without a value. It takes a whole number."),
         ("--distill_teacher", "--distill_teacher is without a value."),
-        ("--seed 1 2", "--seed takes one value, and got 2: 1 2."),
+        ("--seed 1 2", "--seed takes one value, and got 2: 1, 2."),
         ("--seed 1.5", '--seed takes a whole number, not "1.5"'),
         ("--learning_rate fast", '--learning_rate takes a number, not "fast"'),
         ("--learning_rate nan", "--learning_rate takes a number"),

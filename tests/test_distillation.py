@@ -188,19 +188,18 @@ def test_an_output_that_the_model_lacks() -> None:
     ],
 )
 def test_labels_are_aligned_by_name(student: list[str], teacher: list[str], order: list[int]) -> None:
-    numbered = [{name: number for number, name in enumerate(names)} for names in (student, teacher)]
-    assert label_order(*numbered) == order
+    assert label_order(student, teacher) == order
 
 
 @pytest.mark.parametrize("teacher", [["no", "maybe"], ["no", "yes", "maybe"], ["LABEL_0"], ["yes"]])
 def test_labels_that_differ_are_an_error(teacher: list[str]) -> None:
-    with pytest.raises(UsageError, match="do not agree on labels: the data has \\['no', 'yes'\\]"):
-        label_order({"no": 0, "yes": 1}, {name: number for number, name in enumerate(teacher)})
+    with pytest.raises(UsageError, match="do not agree on labels: the data has no, yes"):
+        label_order(["no", "yes"], teacher)
 
 
 def test_names_that_differ_in_case_only_are_not_folded_together() -> None:
     with pytest.raises(UsageError):
-        label_order({"US": 0, "us": 1}, {"us": 0, "them": 1})
+        label_order(["US", "us"], ["us", "them"])
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

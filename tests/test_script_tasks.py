@@ -88,7 +88,7 @@ def test_a_finished_run_predicts_when_it_is_asked_to(tiny: Tiny, tmp_path: Path)
     figures = read_json(tmp_path / "out" / "all_results.json")
     again = run(**flags, do_predict=True, test_file=tiny.test)
     assert again.code == 0, again.all
-    assert "nothing is trained anew" in again.out and "17 predictions" in again.out
+    assert "nothing is trained again" in again.out and "17 predictions" in again.out
     assert read_json(tmp_path / "out" / "all_results.json") == figures
 
 
@@ -110,6 +110,9 @@ def test_regression_on_pairs(tiny: Tiny, tmp_path: Path) -> None:
     files = {f"{name}_file": write_csv(tmp_path / f"{name}.csv", pairs(96)) for name in ("train", "validation")}
     files["test_file"] = write_csv(tmp_path / "test.csv", [{"one": "good", "two": "film"}])
     columns = {"input_column_names": "one,two", "label_column_name": "score"}
+    refused = run(**tiny.flags(**files, **columns, output_dir=tmp_path / "out"))
+    assert refused.code == 2 and "scores or classes? Add --problem_type regression" in refused.err
+    columns["problem_type"] = "regression"
     flags = tiny.flags(**files, **columns, distill_teacher="self", recipe_args={"num_epochs": 6, "init_lr": 1e-2})
     flags["recipe_args"] |= {"qat_start_epoch": 3, "observer_epoch": 4, "distill_hardness": 0.1}
     done = run(**flags, do_predict=True, output_dir=tmp_path / "out")
@@ -166,7 +169,7 @@ def test_other_files_train_the_same_model(tiny: Tiny, tmp_path: Path, suffix: st
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     again = run(**{**flags, "train_file": file})
-    assert again.code == 0 and "nothing is trained anew" in again.out, again.all
+    assert again.code == 0 and "nothing is trained again" in again.out, again.all
 
 
 def test_rows_are_held_out_and_drawn(tiny: Tiny, tmp_path: Path) -> None:

@@ -23,6 +23,11 @@ from script_fixtures import (
 )
 from transformers import get_scheduler
 
+from sparse_accel import training_setup
+from sparse_accel.arguments import TextClassificationArguments, parse_arguments
+from sparse_accel.recipe import load_recipe
+from sparse_accel.recipe_run import RecipeRun
+
 pytest_plugins = ["script_fixtures"]
 
 MAGNITUDE = RECIPE.with_name("magnitude_pruned90.yaml")
@@ -147,6 +152,93 @@ def test_the_recipe_overrules_epochs_and_steps(tiny: Tiny, tmp_path: Path) -> No
         assert done.code == 0, done.all
         assert f"{words} is overruled: the recipe runs 1" in flat(done.out)
         assert read_json(tmp_path / str(number) / "all_results.json")["global_step"] == 7
+
+
+def overruled(words: str, *modifiers: str) -> list[str]:
+    """Lines of the start-up table on flags that a recipe of 3 epochs overrules; 10 steps an epoch."""
+    lines = ["!EpochRangeModifier {end_epoch: 3}", *modifiers]
+    recipe = load_recipe("modifiers:\n" + "".join(f"  - {line}\n" for line in lines))
+    flags = f"--model_name_or_path m --output_dir o --do_train --task_name sst2 {words}"
+    arguments = parse_arguments(TextClassificationArguments, flags.split())
+    return training_setup.steps_of_run(arguments, recipe, 10)[1]
+
+
+def set_rate(start: float, groups: str = "") -> str:
+    more = f", param_groups: {groups}" if groups else ""
+    return f"!SetLearningRateModifier {{start_epoch: {start}, learning_rate: 0.003{more}}}"
+
+
+def test_each_flag_that_the_recipe_overrules_is_said() -> None:
+    usual = "--learning_rate 1e-5 --lr_scheduler_type cosine --warmup_ratio 0.1"
+    assert overruled(usual, set_rate(0)) == [
+        "--learning_rate 1e-05 is overruled: the recipe sets the learning rate",
+        "--lr_scheduler_type cosine is overruled: the recipe sets the learning rate",
+        "--warmup_ratio 0.1 is overruled: the recipe sets the learning rate",
+    ]
+    function = "!LearningRateFunctionModifier {lr_func: linear, init_lr: 0.01, final_lr: 0, end_epoch: 3, "
+    for modifier in (
+        set_rate(2),
+        function + "start_epoch: 2}",
+        "!LearningRateModifier {lr_class: ExponentialLR, lr_kwargs: {gamma: 0.9}, init_lr: 0.01, start_epoch: 2}",
+    ):
+        assert overruled("--learning_rate 5e-5 --warmup_steps 3", modifier) == [
+            "--learning_rate 5e-05 is overruled from epoch 2 on: the recipe sets the learning rate; "
+            "until then it is 5e-05",
+            "--warmup_steps 3 is overruled: the recipe sets the learning rate, and until then it is constant",
+        ]
+    # The earliest counts, in whatever order they are written.
+    assert "overruled from epoch 1 on" in overruled("--learning_rate 1e-5", set_rate(2), set_rate(1))[0]
+
+
+def test_nothing_is_said_of_flags_that_act_or_were_not_given() -> None:
+    assert overruled("", set_rate(0), "!SetWeightDecayModifier {weight_decay: 0.1}") == []
+    assert overruled("--learning_rate 1e-5 --warmup_steps 3 --weight_decay 0.1") == []
+    assert overruled("--weight_decay 0.1", set_rate(0)) == []
+    assert overruled("--weight_decay 0.1", "!SetWeightDecayModifier {weight_decay: 0, param_groups: [1]}") == []
+    assert overruled("--num_train_epochs 3 --max_steps 30", set_rate(0)) == []
+
+
+def test_overruled_weight_decay_and_parameter_groups() -> None:
+    assert overruled("--weight_decay 0", "!SetWeightDecayModifier {weight_decay: 0.1}") == [
+        "--weight_decay 0.0 is overruled: the recipe sets the weight decay"
+    ]
+    assert overruled("--weight_decay 0.2", "!SetWeightDecayModifier {weight_decay: 0.1, start_epoch: 1.5}") == [
+        "--weight_decay 0.2 is overruled from epoch 1.5 on: the recipe sets the weight decay; until then it is 0.2"
+    ]
+    assert overruled("--learning_rate 1e-5 --warmup_steps 3", set_rate(0, "[1]")) == [
+        "--learning_rate 1e-05 is overruled for parameter group 1: the recipe sets the learning rate; "
+        "otherwise it is 1e-05",
+        "--warmup_steps 3 is overruled: the recipe sets the learning rate, and otherwise it is constant",
+    ]
+    assert overruled("--learning_rate 1e-5", set_rate(0, "[0]"), set_rate(2, "[1]"))[0].startswith(
+        "--learning_rate 1e-05 is overruled for parameter group 0 and parameter group 1 from epoch 2 on: "
+    )
+
+
+def test_epochs_and_steps_that_were_given() -> None:
+    assert overruled("--num_train_epochs 7 --max_steps 5") == [
+        "--max_steps 5 is overruled: the recipe runs 3 epochs",
+        "--num_train_epochs 7 is overruled: the recipe runs 3",
+    ]
+
+
+@pytest.mark.parametrize("start", [0.0, 1.5])
+def test_the_notices_are_what_happens(start: float) -> None:
+    """Before the recipe's first rate the flag's holds, constant, whatever schedule and warmup were asked for."""
+    words = "--model_name_or_path m --output_dir o --do_train --task_name sst2 --learning_rate 0.1 --warmup_steps 9"
+    arguments = parse_arguments(TextClassificationArguments, words.split())
+    recipe = load_recipe(f"modifiers:\n  - !EpochRangeModifier {{end_epoch: 3}}\n  - {set_rate(start)}\n")
+    model = torch.nn.Linear(2, 2)
+    run_of_recipe = RecipeRun(recipe, base_rate=training_setup.base_rate(arguments, recipe, 30))
+    run_of_recipe.attach(model)
+    run_of_recipe.bind(None, model, torch.optim.SGD(model.parameters(), lr=1.0), steps_per_epoch=10)
+    rates = []
+    for _ in range(30):
+        run_of_recipe.step_begin()
+        rates.append(run_of_recipe.learning_rate())
+        run_of_recipe.step_end()
+    before = round(10 * start)
+    assert rates == [0.1] * before + [0.003] * (30 - before)
 
 
 def test_label_smoothing_is_for_classes(tiny: Tiny, tmp_path: Path) -> None:

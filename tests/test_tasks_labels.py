@@ -7,16 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from hypothesis import given
 from hypothesis import strategies as st
 from test_tasks_files import load, refusal, write
 
-from sparse_accel.errors import UsageError
-from sparse_accel.tasks import TextClassificationData, align_labels, match_names
-from sparse_accel.tasks.labels import name_order
+from sparse_accel.tasks import Head, TextClassificationData, compute_metrics, match_names
+from sparse_accel.tasks.labels import LabelColumn, are_indicators, are_unpublished, name_order
+from sparse_accel.tasks.reading import Rows
 from sparse_accel.tasks.splitting import draw, hold_out
+from sparse_accel.tasks.tables import FileTable
+from sparse_accel.tasks.text_classification import _LabelReader
 
 SINGLE, REGRESSION, MULTI = "single_label_classification", "regression", "multi_label_classification"
 
@@ -98,7 +101,131 @@ def test_multi_label_declared_classes(tmp_path: Path) -> None:
     assert data.splits["train"]["label"][:] == [["anger", "joy"], ["none"]]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize(
+    ("texts", "names", "read"),
+    [
+        (["[0, 1]", "[1, 0]"], ["0", "1"], [["1"], ["0"]]),
+        (["[0, 1, 1]", "[0,0,0]"], ["0", "1", "2"], [["1", "2"], []]),
+        (["['joy', 'love']", "[]", '["anger"]'], ["anger", "joy", "love"], [["joy", "love"], [], ["anger"]]),
+        (["[2]", "[0, 1]"], ["0", "1", "2"], [["2"], ["0", "1"]]),
+    ],
+)
+def test_lists_that_a_csv_file_has_as_text(
+    texts: list[str], names: list[str], read: Any, suffix: str, of: Callable[..., TextClassificationData]
+) -> None:
+    data = of(texts, suffix)
+    assert (data.problem_type, data.label_names) == (MULTI, names)
+    assert data.splits["train"]["label"][:] == read
+
+
+def test_names_in_brackets_are_names(of: Callable[..., TextClassificationData], refused: Callable[..., str]) -> None:
+    data = of(["[OTHER]", "[PERSON]"], ".csv")
+    assert (data.problem_type, data.label_names) == (SINGLE, ["[OTHER]", "[PERSON]"])
+    assert "row 2 (line 3), column 'label': the label '[0 1]' looks like a list" in refused(
+        ["[0, 1]", "[0 1]"], suffix=".csv"
+    )
+
+
+@given(st.integers(2, 6), st.data())
+def test_rows_of_zeros_and_ones_are_indicators(count: int, data: st.DataObject) -> None:
+    """One label on in each row, the hardest case, included: as names, [0, 1] and [1, 0] would be the same row."""
+    rows = data.draw(st.lists(st.lists(st.integers(0, 1), min_size=count, max_size=count), min_size=2, max_size=9))
+    labels = column_of(rows)
+    assert are_indicators(labels) and are_indicators(labels, count)
+    assert not are_indicators(labels, count + 1), "a model with more labels: these are names of two of them"
+
+
+def column_of(values: list[Any], typed: bool = True) -> LabelColumn:
+    texts = [f"text {row}" for row in range(len(values))]
+    return LabelColumn(FileTable("rows", Rows({"text": texts, "label": values}, []), typed=typed), "label")
+
+
+@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize("unknown", ["-1", "-1.0", "", "nothing"])
+def test_a_test_set_without_its_labels(unknown: str, typed: bool) -> None:
+    values: list[Any] = [{"-1": -1, "-1.0": -1.0, "nothing": None}.get(unknown, "") if typed else unknown] * 3
+    assert are_unpublished(column_of(values, typed)) == (typed or unknown != "nothing")
+    assert not are_unpublished(column_of([*values, 1 if typed else "1"], typed))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_minus_one_in_rows_to_predict(suffix: str, tmp_path: Path) -> None:
+    test = write(tmp_path / f"test{suffix}", rows_of([-1, -1, -1]))
+    data = load(["neg", "pos"], test_file=test, do_predict=True)
+    assert data.splits["test"].column_names == ["text"]
+    assert "has no labels" in refusal(["neg", "pos"], test_file=test, do_eval=True, eval_on_test=True)
+
+
+# --- what is said with --problem_type ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("labels", "problem_type", "names", "read"),
+    [
+        ([0.0, 1.0, 2.0], SINGLE, ["0", "1", "2"], ["0", "1", "2"]),
+        ([0.0, 1.0, 2.0], REGRESSION, ["score"], [0.0, 1.0, 2.0]),
+        ([1, 2, 5], REGRESSION, ["score"], [1.0, 2.0, 5.0]),
+        ([1, 0, 1], SINGLE, ["0", "1"], ["1", "0", "1"]),
+    ],
+)
+def test_the_kind_that_is_asked_for(
+    labels: list[Any], problem_type: str, names: list[str], read: list[Any], suffix: str, tmp_path: Path
+) -> None:
+    file = write(tmp_path / f"train{suffix}", rows_of(labels))
+    data = load(train_file=file, do_train=True, problem_type=problem_type)
+    assert (data.problem_type, data.label_names) == (problem_type, names)
+    assert data.splits["train"]["label"][:] == read
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem_type", "message"),
+    [
+        (["good", "bad"], REGRESSION, "row 1 (line 1), column 'label': the label 'good' is not a number"),
+        ([0.5, 1.0], SINGLE, "the label 0.5 is a decimal number, and not a class"),
+        ([1, 0], MULTI, "the label is 1; multi-label rows hold lists"),
+        ([[1, 0], [0, 1]], SINGLE, "the label [1, 0] is a list, and not a class"),
+    ],
+)
+def test_labels_that_are_not_of_that_kind(labels: list[Any], problem_type: str, message: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "train.jsonl", rows_of(labels))
+    assert message in refusal(train_file=file, do_train=True, problem_type=problem_type)
+
+
+def test_scores_of_a_model_that_gives_scores(tmp_path: Path) -> None:
+    """Its head says what 1.0 and 3.0 are, in training and without."""
+    file = write(tmp_path / "rows.csv", rows_of([1.0, 3.0, 2.0]))
+    assert load(["score"], validation_file=file, do_eval=True).problem_type == REGRESSION
+    kept = load(["score"], train_file=file, do_train=True)
+    assert kept.problem_type == REGRESSION and kept.keeps_head
+
+
+def test_many_classes_with_a_row_each(
+    of: Callable[..., TextClassificationData], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(of([f"class {number}" for number in range(150)]).label_names) == 150
+    assert "150 different labels in 150 rows. If these are scores" in capsys.readouterr().err
+
+
 # --- faults -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "<NA>", "NaT", "NA", "N/A", "None", "null", "?", "-"])
+@pytest.mark.parametrize("others", [["1", "0"], ["0.5", "1.25"]])
+def test_a_missing_label_among_numbers(word: str, others: list[str], refused: Callable[..., str]) -> None:
+    message = refused([*others, word], suffix=".csv")
+    assert f"row 3 (line 4), column 'label': the label is missing ({word!r})" in message
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "<NA>"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_missing_label_among_words(word: str, suffix: str, refused: Callable[..., str]) -> None:
+    assert f"column 'label': the label is missing ({word!r})" in refused(["good", "bad", word], suffix=suffix)
+
+
+def test_words_that_may_name_a_class(of: Callable[..., TextClassificationData]) -> None:
+    assert of(["None", "joy", "NA"], ".csv").label_names == ["NA", "None", "joy"]
 
 
 @pytest.mark.parametrize(
@@ -113,8 +240,10 @@ def test_multi_label_declared_classes(tmp_path: Path) -> None:
         ([["a", None], ["b"]], "row 1 (line 1), column 'label': the label is missing."),
         ([["a", ["b"]], ["b"]], "the label ['b'] is a list, and not a class."),
         (["a", "a"], "all labels are a; training needs two or more."),
-        ([0.0, 1.0, 0.0], "the labels are 0.0 and 1.0. Decimal numbers ask for regression"),
-        ([*range(150)], "150 different labels in 150 rows"),
+        ([0.0, 1.0, 0.0], "the labels are decimal numbers without a fraction (0.0, 1.0): scores or classes?"),
+        ([3.0, 1.0, 2.0], "Add --problem_type regression or --problem_type single_label_classification."),
+        ([*range(1500)], "1500 different labels in 1500 rows. If these are scores, add --problem_type regression"),
+        (["a", "nan", "b"], "row 2 (line 2), column 'label': the label is missing ('nan')."),
     ],
 )
 def test_fault_of_a_label(labels: list[Any], message: str, refused: Callable[..., str]) -> None:
@@ -223,21 +352,57 @@ def test_a_match_is_one_to_one_and_onto(data: list[str], model: list[str]) -> No
         assert sorted(matched) == sorted(data) and sorted(matched.values()) == sorted(model)
 
 
+@given(
+    st.lists(st.sampled_from(["neg", "neu", "pos", "Joy", "odd"]), min_size=2, unique=True), st.randoms(), st.booleans()
+)
+def test_a_kept_head_has_its_own_order(names: list[str], random: Any, training: bool) -> None:
+    """Whatever the order of outputs, the capitals, and the order of rows: an output's number is that of its name."""
+    outputs = [random.choice([name, name.upper(), name.lower()]) for name in random.sample(names, len(names))]
+    rows = [random.choice(names) for _ in range(4)] + names
+    random.shuffle(rows)
+    reader = _LabelReader(column_of(rows), Head(outputs), None, training)
+    assert reader.keeps_head and reader.names == outputs and not reader.by_position
+    read = reader.read(column_of(rows))
+    assert [name.casefold() for name in read] == [name.casefold() for name in rows]
+    fewer = reader.read(column_of(rows[:1]))
+    assert fewer == read[:1], "rows that lack a class are read alike"
+
+
+@given(st.integers(2, 6), st.randoms())
+def test_an_unnamed_head_is_taken_by_number(count: int, random: Any) -> None:
+    rows = [*range(count), *random.choices(range(count), k=3)]
+    reader = _LabelReader(column_of(rows), Head([f"LABEL_{number}" for number in range(count)]), None, True)
+    assert reader.keeps_head and reader.names == [str(number) for number in range(count)]
+    assert reader.read(column_of(rows)) == [str(row) for row in rows]
+
+
+def test_numbers_that_are_names_are_not_positions() -> None:
+    assert match_names(["0", "1", "2"], ["1", "2", "3"]) is None
+    assert match_names(["1", "2"], ["0", "1", "2"], complete=False) == {"1": "1", "2": "2"}
+    assert match_names(["LABEL_1", "LABEL_0"], ["neg", "pos"]) == {"LABEL_1": "pos", "LABEL_0": "neg"}
+    assert match_names(["LABEL_1", "LABEL_0"], ["label_0", "label_1"]) == {"LABEL_1": "label_1", "LABEL_0": "label_0"}
+
+
+@pytest.mark.parametrize("names", [["not_equivalent", "equivalent"], ["equivalent", "not_equivalent"]])
+def test_f1_is_of_the_datas_label_1(names: list[str], tmp_path: Path) -> None:
+    """GLUE's F1 is of `equivalent`, also where a model has that output first."""
+    features = Features(text=Value("string"), label=ClassLabel(names=["not_equivalent", "equivalent"]))
+    rows = Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [0, 1, 1, 0]}, features=features)
+    rows.to_parquet(tmp_path / "dev.parquet")
+    data = load(names, validation_file=tmp_path / "dev.parquet", do_eval=True)
+    assert data.positive == names.index("equivalent")
+    ids = np.array([data.label2id[label] for label in data.splits["validation"]["label"][:]])
+    logits = np.eye(2)[
+        [data.label2id[name] for name in ("not_equivalent", "equivalent", "not_equivalent", "equivalent")]
+    ]
+    assert compute_metrics("mrpc", SINGLE, logits, ids, data.positive)["f1"] == pytest.approx(0.5)
+
+
 def test_names_that_do_not_fit() -> None:
     assert match_names(["neg", "pos"], ["bad", "good"]) is None
     assert match_names(["neg", "pos"], ["neg", "neutral", "pos"]) is None
     assert match_names(["neg", "pos"], ["neg", "neutral", "pos"], complete=False) == {"neg": "neg", "pos": "pos"}
     assert match_names(["a", "A"], ["a", "B"]) is None
-
-
-def test_align_labels(of: Callable[..., TextClassificationData]) -> None:
-    data = of(["neg", "pos"])
-    assert align_labels(data, {"pos": 0, "neg": 1}).label_names == ["pos", "neg"]
-    assert align_labels(data, {"POS": 0, "NEG": 1}).label_names == ["pos", "neg"]
-    assert align_labels(data, {"LABEL_1": 1, "LABEL_0": 0}).label_names == ["neg", "pos"]
-    assert align_labels(of([0.5, 2.5]), {"LABEL_0": 0}).label_names == ["score"]
-    with pytest.raises(UsageError, match=r"the data \(neg, pos\) and those of the model \(a, b, c\) do not fit"):
-        align_labels(data, {"a": 0, "b": 1, "c": 2})
 
 
 @given(st.lists(st.integers(-20, 20), min_size=1))

@@ -77,6 +77,7 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
         traced = trace(model, tokenizer, sequence_length=arguments.sequence_length, opset=max(opset, NATIVE_OPSET))
         exported, in_float = write_graphs(traced, model, partial, scratch, form, opset)
         cast(Any, model).config.save_pretrained(partial)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, limit)  # texts are cut to what the model takes
         tokenizer.save_pretrained(partial)
         proof = prove(exported, model, tokenizer, texts, form, opset)
         proof.require(overflows=may_overflow(model, form))

@@ -119,7 +119,7 @@ def _figures(ours: np.ndarray, theirs: np.ndarray, texts: Texts, problem_type: s
     if texts.has_labels:
         labels = np.asarray(texts.rows["labels"])
         metrics = [
-            {name: float(value) for name, value in compute_metrics(texts.metrics, problem_type, logits, labels).items()}
+            dict(compute_metrics(texts.metrics, problem_type, logits, labels, texts.positive))
             for logits in (ours, theirs)
         ]
     difference = np.abs(ours - theirs)

@@ -14,8 +14,7 @@ from torch import nn
 from sparse_accel.arguments import DATA_SUFFIXES, GLUE_TASKS, TextClassificationArguments
 from sparse_accel.checkpoints import checkpoint_step
 from sparse_accel.errors import UsageError
-from sparse_accel.models import labels_of
-from sparse_accel.recipe_run import problem_type_of
+from sparse_accel.models import head_of
 from sparse_accel.results import ARGUMENTS_FILE
 from sparse_accel.tasks import load_text_classification, tokenize
 from sparse_accel.tasks.columns import find_label_column
@@ -41,11 +40,13 @@ class Texts:
         source: where they come from, in words.
         rows: input_ids, attention_mask, token_type_ids where the tokenizer makes them, labels where there are any.
         metrics: name of the task's metrics.
+        positive: the output that a GLUE task's F1 is of.
     """
 
     source: str
     rows: Dataset
     metrics: str = "default"
+    positive: int = 1
 
     @property
     def has_labels(self) -> bool:
@@ -122,10 +123,10 @@ def _load(folder: Path, model: nn.Module, tokenizer: Any, length: int, flags: di
         model_name_or_path=str(folder), output_dir=str(folder), do_eval=not unlabelled, do_predict=unlabelled, **flags
     )
     split = "test" if unlabelled else "validation"
-    data = load_text_classification(arguments, labels_of(model), problem_type_of(model))
+    data = load_text_classification(arguments, head_of(model))
     disable_progress_bars()
     try:
         rows = tokenize(data, tokenizer, min(length, arguments.max_seq_length))[split]
     finally:
         enable_progress_bars()
-    return Texts(data.sources[split], rows, data.metrics)
+    return Texts(data.sources[split], rows, data.metrics, data.positive)

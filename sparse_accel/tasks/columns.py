@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from sparse_accel.errors import UsageError, nearest
+from sparse_accel.errors import UsageError, listed, nearest
 from sparse_accel.tasks.tables import Table
 
 USUAL_TEXT_COLUMNS = (
@@ -12,6 +13,8 @@ USUAL_TEXT_COLUMNS = (
     ("premise", "hypothesis"),
     ("question1", "question2"),
     ("question", "sentence"),
+    ("text", "text_pair"),
+    ("title", "body"),
     ("text",),
     ("sentence",),
     ("review",),
@@ -19,6 +22,8 @@ USUAL_TEXT_COLUMNS = (
 )
 USUAL_LABEL_COLUMNS = ("label", "labels")
 _NEVER_TEXT = ("id", "idx", "index", "guid", "uid")
+# The end of a name that says which half of a pair a column is: text_a, question 2, sentenceB.
+_HALF = re.compile(r"(.+?)[_ -]?(1|2|a|b|A|B|pair)")
 
 
 def find_text_columns(table: Table, named: Sequence[str] | None, label_column: str | None) -> tuple[str, ...]:
@@ -27,7 +32,8 @@ def find_text_columns(table: Table, named: Sequence[str] | None, label_column: s
     Args:
         table: rows to look at.
         named: words of --input_column_names: names, or a pair joined by a comma. A column whose own name has a comma in
-            it is found first. None: by rule. Usual names, else all columns of text if these are one or two.
+            it is found first. None: by rule. Usual names; else two columns whose names say that they are a pair; else
+            the only column of text there is. A guess between several is an error.
         label_column: never taken as text.
 
     Raises:
@@ -48,18 +54,51 @@ def find_text_columns(table: Table, named: Sequence[str] | None, label_column: s
 
 
 def _by_rule(table: Table, label_column: str | None) -> tuple[str, ...]:
-    free = [name for name in table.column_names if name != label_column]
+    free = [name for name in table.column_names if name != label_column and name not in table.index_columns]
     for usual in USUAL_TEXT_COLUMNS:
         if all(name in free for name in usual):
-            return usual
+            return _with_other_half(table, usual, free)
     found = [name for name in free if name.lower() not in _NEVER_TEXT and table.is_text(name)]
-    if len(found) in (1, 2):
+    if label_column in table.column_names:
+        found = [name for name in found if not _repeats(table, name, str(label_column))]
+    pairs = [(one, other) for one in found for other in found if _is_pair(one, other)]
+    if len(pairs) == 1:
+        return pairs[0]
+    if len(found) == 1:
         return tuple(found)
-    what = f"{len(found)} columns of text" if found else "no column of text"
+    if not found:
+        raise UsageError(
+            f"{table.name} has no column of text besides the labels; its columns are: "
+            f"{listed(table.column_names)}. Name one, or two for pairs, with --input_column_names."
+        )
     raise UsageError(
-        f"{table.name} has {what} beside the labels; its columns are: {', '.join(table.column_names)}. "
-        "Name one, or two for pairs, with --input_column_names."
+        f"{table.name} has {len(found)} columns that may be the text: {listed(found)}. Name one, or two for "
+        f"pairs, with --input_column_names, such as --input_column_names {found[0]}"
+        + (f" or --input_column_names {found[0]},{found[1]}." if len(found) == 2 else ".")
     )
+
+
+def _with_other_half(table: Table, usual: tuple[str, ...], free: list[str]) -> tuple[str, ...]:
+    """A single column of a usual name, such as `text`, and its other half where there is one, such as `text2`."""
+    halves = [name for name in free if len(usual) == 1 and _is_pair(usual[0], name) and table.is_text(name)]
+    return (*usual, halves[0]) if len(halves) == 1 else usual
+
+
+def _is_pair(one: str, other: str) -> bool:
+    """Whether two names are those of a first and a second half: text and text_pair, text_a and text_b, q1 and q2."""
+    first, second = _HALF.fullmatch(one), _HALF.fullmatch(other)
+    if second is None or second[2] not in ("2", "b", "B", "pair"):
+        return False
+    if first is not None and first[1] == second[1]:
+        return (first[2], second[2]) in (("1", "2"), ("a", "b"), ("A", "B"))
+    return one == second[1]
+
+
+def _repeats(table: Table, column: str, label_column: str) -> bool:
+    """Whether a column is the label in other words: one value of its own for each label, each in several rows."""
+    values, labels = table.values(column), [str(label) for label in table.values(label_column)]
+    pairs = set(zip(values, labels, strict=True))
+    return len(pairs) == len(set(values)) == len(set(labels)) and len(pairs) <= len(values) // 2
 
 
 def find_label_column(table: Table, named: str | None) -> str | None:
@@ -74,5 +113,5 @@ def check_column(table: Table, name: str, flag: str) -> None:
     if name not in table.column_names:
         raise UsageError(
             f"{table.name} has no column '{name}' ({flag}).{nearest(name, table.column_names)} "
-            f"Its columns are: {', '.join(table.column_names)}."
+            f"Its columns are: {listed(table.column_names, 30)}."
         )

@@ -7,17 +7,15 @@ code point.
 
 from __future__ import annotations
 
-import dataclasses
+import ast
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from sparse_accel.errors import UsageError, nearest
+from sparse_accel.errors import UsageError, listed, nearest, shown
 from sparse_accel.tasks.tables import Table
-
-if TYPE_CHECKING:
-    from sparse_accel.tasks.text_classification import TextClassificationData
 
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
@@ -25,37 +23,124 @@ REGRESSION = "regression"
 
 _WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+)([eE][+-]?\d+)?")
-_UNNAMED = re.compile(r"(?:LABEL_)?(\d+)")
+_NUMBERED = re.compile(r"(?:LABEL_)?(\d+)", re.IGNORECASE)
+# What programs write for a missing value. The first never name a class; the others may, unless all else is a number.
+_MISSING = frozenset({"nan", "-nan", "<na>", "nat", "#n/a"})
+_MISSING_AMONG_NUMBERS = _MISSING | {"na", "n/a", "none", "null", "?", "-"}
 
 
-def find_problem_type(table: Table, column: str) -> str:
-    """What the labels ask for: lists are multi-label, decimal numbers regression, all else single-label.
+class LabelColumn:
+    """The labels of a table as they were found.
 
-    Raises:
-        UsageError: a row whose label is missing or of another kind than the rows before it.
+    Attributes:
+        values: row by row. Lists that a CSV file has as text, such as "[0, 1]" or "['joy']", are lists here.
+        declared: names of the classes, in their order, where the source declares them.
     """
-    if table.class_names(column) is not None:
-        return MULTI_LABEL if any(isinstance(each, list) for each in table.values(column)) else SINGLE_LABEL
-    kinds: dict[str, int] = {}
-    for row, value in enumerate(table.values(column)):
-        kinds.setdefault(_kind(table, value, row, column), row)
-    # Whole numbers may stand among decimal ones: 3 among 2.5 is 3.0. In CSV they may also be words among words.
-    if "decimal" in kinds or not table.typed:
-        whole = kinds.pop("whole", None)
-        if not kinds and whole is not None:
-            return SINGLE_LABEL
-    if len(kinds) > 1:
-        (first, first_row), (second, second_row) = sorted(kinds.items(), key=lambda kind: kind[1])[:2]
-        values = table.values(column)
+
+    def __init__(self, table: Table, column: str) -> None:
+        self.table, self.column = table, column
+        self.declared = table.class_names(column)
+        self.typed = table.typed
+        self.values = table.values(column) if table.typed else self._with_lists(table.values(column))
+        numeric = [value for value in self.values if isinstance(value, str) and _DECIMAL.fullmatch(value.strip())]
+        words = {value.strip().casefold() for value in self.values if isinstance(value, str)} - {""}
+        among_numbers = bool(numeric) and not self.typed
+        among_numbers &= all(_DECIMAL.fullmatch(word) or word in _MISSING_AMONG_NUMBERS for word in words)
+        self._missing = _MISSING_AMONG_NUMBERS if among_numbers else _MISSING
+        self._all_numbers = among_numbers
+
+    def place(self, row: int) -> str:
+        """Where a row's label is, for messages."""
+        return self.table.place(row, self.column)
+
+    def kind(self, row: int) -> str:
+        """What a row holds: a key of `_ARTICLE`.
+
+        Raises:
+            UsageError: nothing, or what cannot be a label.
+        """
+        return self._kind_of(self.values[row], row)
+
+    def _kind_of(self, value: Any, row: int) -> str:
+        text = value.strip() if isinstance(value, str) else None
+        if value is None or text == "":
+            raise UsageError(f"{self.place(row)}: the label is missing.")
+        if text is not None and text.casefold() in self._missing:
+            raise UsageError(
+                f"{self.place(row)}: the label is missing ({shown(value)}). Fill it in, or delete this row."
+            )
+        if isinstance(value, bool):
+            return "truth value"
+        if isinstance(value, int):
+            return "whole"
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise UsageError(f"{self.place(row)}: the label {value} is not a number.")
+            return "decimal"
+        if isinstance(value, list):
+            return "list"
+        if text is not None:
+            if not self.typed and _WHOLE.fullmatch(text):
+                return "whole"
+            return "decimal" if not self.typed and _DECIMAL.fullmatch(text) else "word"
+        raise UsageError(f"{self.place(row)}: a label cannot be {shown(value)}.")
+
+    def name(self, value: Any, row: int) -> str:
+        """A row's value, or an entry of its list, as the name of a class."""
+        kind = self._kind_of(value, row)
+        if self.declared is not None and kind == "whole":
+            if not 0 <= value < len(self.declared):
+                known = f" (there are {len(self.declared)})."
+                unlabelled = ": the row is not labelled; leave such rows out."
+                raise UsageError(
+                    f"{self.place(row)}: the label is {value}, which stands for no class"
+                    + (unlabelled if value == -1 else known)
+                )
+            return str(self.declared[value])
+        if kind == "decimal" and (self.typed or self._all_numbers) and float(value).is_integer():
+            return str(int(float(value)))  # 1.0, as many a tool writes the class 1
+        if kind in ("list", "decimal") and (self.typed or kind == "list"):
+            raise UsageError(f"{self.place(row)}: the label {shown(value)} is {_ARTICLE[kind]}, and not a class.")
+        return value.strip() if isinstance(value, str) else str(value)
+
+    def number(self, row: int) -> float:
+        """A row's label as a finite number."""
+        value = self.values[row]
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number or (isinstance(value, str) and not self.typed and _DECIMAL.fullmatch(value.strip())):
+            result = float(value)
+            if math.isfinite(result):
+                return result
+        self._kind_of(value, row)
         raise UsageError(
-            f"{table.place(second_row, column)}: the label {values[second_row]!r} is {_ARTICLE[second]}, and "
-            f"{values[first_row]!r} in row {first_row + 1} is {_ARTICLE[first]}. Labels must all be of one kind: names "
-            "or whole numbers (classes), decimal numbers (regression), or lists (multi-label)."
+            f"{self.place(row)}: the label {shown(value)} is not a number; this is a regression, and its labels are "
+            "numbers."
         )
-    kind = next(iter(kinds), "word")
-    if kind == "decimal":
-        _refuse_classes_with_a_point(table, column)
-    return {"list": MULTI_LABEL, "decimal": REGRESSION}.get(kind, SINGLE_LABEL)
+
+    def _with_lists(self, values: list[Any]) -> list[Any]:
+        """Texts of lists as lists, where the whole column is made of them."""
+        texts = [value.strip() for value in values if isinstance(value, str) and value.strip()]
+        if not texts or not all(text[0] == "[" and text[-1] == "]" for text in texts):
+            return values
+        parsed = [_list_in(value) if isinstance(value, str) and value.strip() else value for value in values]
+        wrong = [row for row, value in enumerate(parsed) if value is None and values[row].strip()]
+        if len(wrong) == len(texts):  # names in brackets
+            return values
+        if wrong:
+            raise UsageError(
+                f"{self.place(wrong[0])}: the label {shown(values[wrong[0]])} looks like a list and cannot be read as "
+                'one. Write lists as [0, 1] or ["joy", "love"].'
+            )
+        return parsed
+
+
+def _list_in(text: str) -> list[Any] | None:
+    """A list of names and numbers that a text spells in JSON or Python, else None. Nothing is evaluated."""
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return value if isinstance(value, list) else None
 
 
 _ARTICLE = {
@@ -67,107 +152,107 @@ _ARTICLE = {
 }
 
 
-def _kind(table: Table, value: Any, row: int, column: str) -> str:
-    if value is None or value == "":
-        raise UsageError(f"{table.place(row, column)}: the label is missing.")
-    if isinstance(value, bool):
-        return "truth value"
-    if isinstance(value, int):
-        return "whole"
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise UsageError(f"{table.place(row, column)}: the label {value} is not a number.")
-        return "decimal"
-    if isinstance(value, list):
-        return "list"
-    if isinstance(value, str):
-        if not table.typed and _WHOLE.fullmatch(value.strip()):
-            return "whole"
-        return "decimal" if not table.typed and _DECIMAL.fullmatch(value.strip()) else "word"
-    raise UsageError(f"{table.place(row, column)}: a label cannot be {value!r}.")
+def find_problem_type(labels: LabelColumn, usual: str | None = None) -> str:
+    """What the labels ask for: lists are multi-label, decimal numbers regression, all else single-label.
 
+    Args:
+        labels: of the rows that decide.
+        usual: what is meant where decimal numbers have no fraction, such as 1.0; None: an error asks.
 
-def _refuse_classes_with_a_point(table: Table, column: str) -> None:
-    """Two values, 0.0 and 1.0, are classes that some tool wrote as decimals: squared error is not what is wanted."""
-    values = {float(value) for value in table.values(column)}
-    if len(values) == 2 and all(value.is_integer() for value in values):
+    Raises:
+        UsageError: a row whose label is missing or of another kind than the rows before it; or it cannot be told.
+    """
+    values = labels.values
+    if labels.declared is not None:
+        return MULTI_LABEL if any(isinstance(each, list) for each in values) else SINGLE_LABEL
+    kinds: dict[str, int] = {}
+    for row in range(len(values)):
+        kinds.setdefault(labels.kind(row), row)
+    # Whole numbers may stand among decimal ones: 3 among 2.5 is 3.0. In CSV they may also be words among words.
+    if "decimal" in kinds or not labels.typed:
+        whole = kinds.pop("whole", None)
+        if not kinds and whole is not None:
+            return SINGLE_LABEL
+    if len(kinds) > 1:
+        (first, first_row), (second, second_row) = sorted(kinds.items(), key=lambda kind: kind[1])[:2]
         raise UsageError(
-            f"{table.name}, column '{column}': the labels are {min(values)} and {max(values)}. Decimal numbers ask for "
-            "regression, and two of them are classes: write them as whole numbers or words."
+            f"{labels.place(second_row)}: the label {shown(values[second_row])} is {_ARTICLE[second]}, and "
+            f"{shown(values[first_row])} in row {first_row + 1} is {_ARTICLE[first]}. Labels must all be of one kind: "
+            "names or whole numbers (classes), decimal numbers (regression), or lists (multi-label)."
         )
+    kind = next(iter(kinds), "word")
+    if kind == "decimal":
+        return _regression_or_classes(labels, usual)
+    return MULTI_LABEL if kind == "list" else SINGLE_LABEL
 
 
-def read_labels(table: Table, column: str, problem_type: str, indicators: bool = False) -> list[Any]:
+def _regression_or_classes(labels: LabelColumn, usual: str | None) -> str:
+    """0.0, 1.0, 2.0 may be scores, or classes that some tool wrote as decimals: nothing in the file tells."""
+    found = {float(value) for value in labels.values}
+    if not all(value.is_integer() for value in found):
+        return REGRESSION
+    if usual is not None:
+        return usual
+    some = ", ".join(str(value) for value in sorted(found)[:5])
+    raise UsageError(
+        f"{labels.table.name}, column '{labels.column}': the labels are decimal numbers without a fraction ({some}): "
+        f"scores or classes? Add --problem_type {REGRESSION} or --problem_type {SINGLE_LABEL}."
+    )
+
+
+def read_labels(labels: LabelColumn, problem_type: str, indicators: bool = False) -> list[Any]:
     """The labels, row by row: names (single-label), finite floats (regression), or lists of names (multi-label).
 
     Args:
-        table, column: where the labels stand.
+        labels: as they were found.
         problem_type: what they are read as.
         indicators: multi-label rows hold 0 or 1 for each class (`are_indicators`) instead of the classes' names.
 
     Raises:
         UsageError: a row whose label is missing or does not fit the problem type.
     """
-    values, names = table.values(column), table.class_names(column)
+    values = labels.values
     if problem_type == REGRESSION:
-        return [_number(table, value, row, column) for row, value in enumerate(values)]
+        return [labels.number(row) for row in range(len(values))]
     if problem_type == SINGLE_LABEL:
-        return [_name(table, value, row, column, names) for row, value in enumerate(values)]
+        return [labels.name(value, row) for row, value in enumerate(values)]
     for row, value in enumerate(values):
         if not isinstance(value, list):
-            found = "is missing" if value is None else f"is {value!r}"
-            raise UsageError(f"{table.place(row, column)}: the label {found}; multi-label rows hold lists.")
+            found = "is missing" if value is None else f"is {shown(value)}"
+            raise UsageError(f"{labels.place(row)}: the label {found}; multi-label rows hold lists.")
         if indicators and (len(value) != len(values[0]) or not all(each in (0, 1) for each in value)):
             raise UsageError(
-                f"{table.place(row, column)}: the label {value!r} is not a list of {len(values[0])} zeros and ones."
+                f"{labels.place(row)}: the label {shown(value)} is not a list of {len(values[0])} zeros and ones."
             )
     if indicators:
         return [[str(position) for position, on in enumerate(value) if on] for value in values]
-    return [
-        list(dict.fromkeys(_name(table, each, row, column, names) for each in value))
-        for row, value in enumerate(values)
-    ]
+    return [list(dict.fromkeys(labels.name(each, row) for each in value)) for row, value in enumerate(values)]
 
 
-def are_indicators(table: Table, column: str) -> bool:
-    """Whether lists hold 0 or 1 for each class: all of one length, nothing else in them, and one repeats a number."""
-    values = table.values(column)
-    lengths = {len(value) if isinstance(value, list) else -1 for value in values}
-    if table.class_names(column) is not None or len(lengths) != 1 or -1 in lengths:
+def are_indicators(labels: LabelColumn, count: int | None = None) -> bool:
+    """Whether lists hold 0 or 1 for each class instead of names of classes.
+
+    They do where all have one length, two or more, and nothing else in them: as names, [0, 1] and [1, 0] would both
+    be "all classes".
+
+    Args:
+        labels: of the rows that decide.
+        count: how many classes there are, where a model tells; other lengths are then lists of names.
+    """
+    lengths = {len(value) if isinstance(value, list) else -1 for value in labels.values}
+    if labels.declared is not None or len(lengths) != 1 or -1 in lengths:
         return False
-    flat = [each in (0, 1) for value in values for each in value]
-    return all(flat) and any(value.count(0) > 1 or value.count(1) > 1 for value in values)
+    length = lengths.pop()
+    if length < 2 if count is None else length != count:
+        return False
+    return all(each in (0, 1) for value in labels.values for each in value)
 
 
-def _number(table: Table, value: Any, row: int, column: str) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number or (isinstance(value, str) and not table.typed and _DECIMAL.fullmatch(value.strip())):
-        result = float(value)
-        if math.isfinite(result):
-            return result
-    found = "is missing" if value is None or value == "" else f"{value!r} is not a number"
-    raise UsageError(f"{table.place(row, column)}: the label {found}; this is a regression, its labels are numbers.")
-
-
-def _name(table: Table, value: Any, row: int, column: str, names: list[str] | None) -> str:
-    kind = _kind(table, value, row, column)
-    if names is not None and kind == "whole":
-        if not 0 <= value < len(names):
-            raise UsageError(
-                f"{table.place(row, column)}: the label is {value}, which stands for no class"
-                + (": the row is not labelled; leave such rows out." if value == -1 else f" (there are {len(names)}).")
-            )
-        return str(names[value])
-    if kind in ("list", "decimal") and table.typed:
-        raise UsageError(f"{table.place(row, column)}: the label {value!r} is {_ARTICLE[kind]}, and not a class.")
-    return value.strip() if isinstance(value, str) else str(value)
-
-
-def are_unpublished(table: Table, column: str) -> bool:
-    """Whether the rows are without labels: all null, or all the -1 of a published test set."""
-    values = table.values(column)
-    unknown = (None, "", -1) if table.class_names(column) is not None else (None, "")
-    return bool(values) and (all(value in unknown for value in values) or all(value == -1.0 for value in values))
+def are_unpublished(labels: LabelColumn) -> bool:
+    """Whether the rows are without labels: all null or empty, or all the -1 of a published test set."""
+    texts = ["" if value is None else str(value).strip() for value in labels.values]
+    missing = {"", "-1", "-1.0"} if labels.declared is not None else {""}
+    return bool(texts) and (all(text in missing for text in texts) or all(text in ("-1", "-1.0") for text in texts))
 
 
 def name_order(names: Sequence[str]) -> list[str]:
@@ -181,11 +266,46 @@ def name_order(names: Sequence[str]) -> list[str]:
 # --- names of the data and names of a model ---------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Head:
+    """The outputs of a fine-tuned model.
+
+    Attributes:
+        names: of its labels, in the order of its outputs.
+        problem_type: as its config.json says; None where it says nothing.
+    """
+
+    names: list[str]
+    problem_type: str | None = None
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether it gives one score. transformers takes a single output for one unless told otherwise."""
+        return self.problem_type == REGRESSION or (self.problem_type is None and len(self.names) == 1)
+
+
+def are_unnamed(names: Sequence[str]) -> bool:
+    """Whether a model's labels are only numbered: LABEL_0, LABEL_1, ... or 0, 1, ... in the order of its outputs."""
+    return _numbers(names) == list(range(len(names)))
+
+
+def _numbers(names: Sequence[str]) -> list[int] | None:
+    """The numbers of names such as 1 or LABEL_1; None where one has no number."""
+    found = [_NUMBERED.fullmatch(name) for name in names]
+    return [int(each[1]) for each in found if each] if all(found) else None
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether all names of the data are whole numbers."""
+    return all(_WHOLE.fullmatch(name) for name in names)
+
+
 def match_names(data_names: Sequence[str], model_names: Sequence[str], complete: bool = True) -> dict[str, str] | None:
     """The model's name for each label of the data, or None where they do not fit.
 
-    In this order: the same names; the same but for capitals; the data's are whole numbers and so are positions in the
-    model's list; the model's are numbers or LABEL_0, LABEL_1, ..., no names at all, and so are positions in the data's.
+    In this order: the same names; the same but for capitals; the data's are whole numbers or LABEL_0, LABEL_1, ... and
+    so are positions in the model's list, unless its names are other numbers; the model's are LABEL_0, LABEL_1, ... or
+    0, 1, ..., no names at all, and so are positions in the data's.
 
     Args:
         data_names: labels of the data in their order.
@@ -201,44 +321,35 @@ def match_names(data_names: Sequence[str], model_names: Sequence[str], complete:
         matched = {name: folded[name.casefold()] for name in data_names}
         if len(set(matched.values())) == len(data_names):
             return matched
-    numbered = {str(position): name for position, name in enumerate(model_names)}
-    if set(data_names) <= set(numbered):
-        return {name: numbered[name] for name in data_names}
-    positions = [_UNNAMED.fullmatch(name) for name in model_names]
-    if complete and [position and int(position[1]) for position in positions] == list(range(len(model_names))):
+    positions = _numbers(data_names)
+    without_numbers = are_unnamed(model_names) or _numbers(model_names) is None
+    if positions and without_numbers and len(set(positions)) == len(positions) and max(positions) < len(model_names):
+        return {name: model_names[position] for name, position in zip(data_names, positions, strict=True)}
+    if complete and are_unnamed(model_names):
         return dict(zip(data_names, model_names, strict=True))
     return None
 
 
-def align_labels(data: TextClassificationData, model_label2id: Mapping[str, int]) -> TextClassificationData:
-    """The data with its labels in the order of a model's outputs, so that its classifier means what it says.
+def taken_by_position(matched: dict[str, str]) -> str:
+    """Returns `0 as negative, 1 as positive` where labels were matched by number though one side has names for them.
 
-    A model that was already fine-tuned has names, or at least an order, of its own; `match_names` says how they meet.
-    The data keeps its own names, in the model's order: they are what config.json says from then on.
-
-    Raises:
-        UsageError: the two sets of labels do not fit. Where the classifier is replaced anyway, ask `match_names`.
+    Args:
+        matched: name in the data -> name in the model.
     """
-    if data.problem_type == REGRESSION and len(model_label2id) == 1:
-        return data
-    model_names = sorted(model_label2id, key=lambda name: model_label2id[name])
-    matched = match_names(data.label_names, model_names)
-    if matched is None:
-        raise UsageError(
-            f"the labels of the data ({', '.join(data.label_names)}) and those of the model ({', '.join(model_names)}) "
-            "do not fit: rename them in the data, or in the model's config.json (id2label and label2id)."
-        )
-    data_name = {model: name for name, model in matched.items()}
-    return dataclasses.replace(data, label_names=[data_name[name] for name in model_names])
+    unnamed = all(_NUMBERED.fullmatch(name) for pair in matched.items() for name in pair)
+    by_name = all(name.casefold() == other.casefold() for name, other in matched.items())
+    if unnamed or by_name or len(matched) < 2:
+        return ""
+    return ", ".join(f"{name} as {other}" for name, other in matched.items())
 
 
-def check_known(table: Table, column: str, labels: list[Any], names: Sequence[str], known_from: str) -> None:
+def check_known(labels: LabelColumn, found: list[Any], names: Sequence[str], known_from: str) -> None:
     """Raises UsageError for the first row with a label that is not among `names`."""
     known = set(names)
-    for row, label in enumerate(labels):
+    for row, label in enumerate(found):
         for name in label if isinstance(label, list) else [label]:
             if name not in known:
                 raise UsageError(
-                    f"{table.place(row, column)}: the label '{name}' does not occur in {known_from}."
-                    f"{nearest(name, names)} Its labels are: {', '.join(names)}."
+                    f"{labels.place(row)}: the label '{name}' does not occur in {known_from}."
+                    f"{nearest(name, names)} Its labels are: {listed(names)}."
                 )

@@ -53,7 +53,7 @@ def check_metric_name(name: str, metrics: str, problem_type: str) -> None:
 
 
 def compute_metrics(
-    metrics: str, problem_type: str, logits: NDArray[np.floating], labels: NDArray[Any]
+    metrics: str, problem_type: str, logits: NDArray[np.floating], labels: NDArray[Any], positive: int = 1
 ) -> dict[str, float]:
     """The figures of a metric set, by name.
 
@@ -62,6 +62,7 @@ def compute_metrics(
         problem_type: as in config.json.
         logits: outputs of the model, (rows, labels); regression: (rows, 1) or (rows,).
         labels: (rows,) of label ids; (rows,) of numbers for regression; (rows, labels) of 0 and 1 for multi-label.
+        positive: the output that a GLUE task's F1 is of: its label 1, wherever the model has it.
 
     Returns:
         `metric_names` -> plain floats. A correlation with an unvarying column, which is undefined, is 0.
@@ -74,19 +75,21 @@ def compute_metrics(
         # A logit above 0 is a probability above one half.
         figures = _multi_label(logits > 0, labels > 0.5)
     else:
-        figures = _single_label(logits.argmax(axis=-1), labels, names)
+        figures = _single_label(logits.argmax(axis=-1), labels, names, positive)
     if "combined_score" in names:
         figures["combined_score"] = sum(figures[name] for name in names[:2]) / 2
     return {name: float(figures[name]) for name in names}
 
 
-def _single_label(predictions: NDArray[np.intp], labels: NDArray[Any], names: tuple[str, ...]) -> dict[str, float]:
+def _single_label(
+    predictions: NDArray[np.intp], labels: NDArray[Any], names: tuple[str, ...], positive: int
+) -> dict[str, float]:
     figures: dict[str, Callable[[], float]] = {
         "accuracy": lambda: accuracy_score(labels, predictions),
         # Over the labels that occur: one that neither the rows nor the model names says nothing.
         "f1_macro": lambda: f1_score(labels, predictions, average="macro", zero_division=0),
-        # Of label 1, as GLUE has it: paraphrase, duplicate.
-        "f1": lambda: f1_score(labels, predictions, labels=[1], average="macro", zero_division=0),
+        # Of the task's label 1: paraphrase, duplicate.
+        "f1": lambda: f1_score(labels, predictions, labels=[positive], average="macro", zero_division=0),
         "matthews_correlation": lambda: matthews_corrcoef(labels, predictions),
     }
     return {name: figure() for name, figure in figures.items() if name in names}

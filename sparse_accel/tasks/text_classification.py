@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, List, Value
 
-from sparse_accel.errors import UsageError
+from sparse_accel.command_line import warn
+from sparse_accel.errors import UsageError, listed
 from sparse_accel.tasks.columns import check_column, find_label_column, find_text_columns
 from sparse_accel.tasks.glue import GLUE
 from sparse_accel.tasks.labels import (
     MULTI_LABEL,
     REGRESSION,
     SINGLE_LABEL,
+    Head,
+    LabelColumn,
     are_indicators,
+    are_unnamed,
     are_unpublished,
     check_known,
     find_problem_type,
     match_names,
     name_order,
     read_labels,
+    taken_by_position,
 )
 from sparse_accel.tasks.sources import load_tables
 from sparse_accel.tasks.splitting import draw, hold_out
@@ -51,6 +55,8 @@ class TextClassificationData:
         metrics: name of the metric set: a GLUE task, or "default".
         sources: where the rows of each split come from, for people.
         cache_dir: folder for tokenized rows; None: the Hugging Face cache.
+        keeps_head: whether `label_names` are the outputs of the model's own fine-tuned head; else it gets a new one.
+        positive: position among the outputs of what the data calls its label 1: a GLUE task's F1 is of that label.
     """
 
     splits: dict[str, Dataset]
@@ -61,16 +67,13 @@ class TextClassificationData:
     metrics: str
     sources: dict[str, str]
     cache_dir: str | None = None
+    keeps_head: bool = False
+    positive: int = 1
 
     @property
     def label2id(self) -> dict[str, int]:
         """Name -> position among the model's outputs."""
         return {name: position for position, name in enumerate(self.label_names)}
-
-    @property
-    def id2label(self) -> dict[int, str]:
-        """Position among the model's outputs -> name."""
-        return dict(enumerate(self.label_names))
 
     def has_labels(self, split: str) -> bool:
         """Whether the rows of the split are labelled."""
@@ -87,21 +90,19 @@ class TextClassificationData:
 
 
 def load_text_classification(
-    arguments: TextClassificationArguments,
-    label_names: Sequence[str] | None = None,
-    problem_type: str | None = None,
+    arguments: TextClassificationArguments, head: Head | None = None
 ) -> TextClassificationData:
     """Loads the splits that a run needs, finds their columns and reads their labels.
 
     Args:
         arguments: which data, and what is done with it.
-        label_names: names of a fine-tuned model's outputs, in order, for a run that does not train: labels of the data
-            are turned into these names (`match_names`), and rows without labels can be predicted. Without them the
-            names come from the training rows, or else from the rows at hand.
-        problem_type: of that model, where its config.json says so.
+        head: of a fine-tuned model: labels of the data are turned into its names (`match_names`), and rows without
+            labels can be predicted. A run that trains keeps it where the data's labels match, and gets a new one where
+            they are clearly others. None: names come from the training rows, or else from the rows at hand.
 
     Raises:
-        UsageError: data that is not there or not as asked: with file, row, line and column.
+        UsageError: data that is not there or not as asked: with file, row, line and column; or labels of data and
+            model that do not match.
     """
     found = load_tables(arguments)
     tables = _needed_splits(arguments, found)
@@ -111,19 +112,18 @@ def load_text_classification(
     text_columns = find_text_columns(next(iter(tables.values())), named_columns, label_column)
     for table in tables.values():
         _check_texts(table, text_columns)
-    labelled = {split: table for split, table in tables.items() if _is_labelled(split, table, label_column)}
+    labelled = _labels(arguments, tables, label_column)
+    teaching = labelled.get("train") or next(iter(labelled.values()), None)
+    if "train" in found and "train" not in tables and label_column in found["train"].column_names:
+        teaching = LabelColumn(found["train"], str(label_column))
 
-    if arguments.do_train:
-        label_names = problem_type = None
-    teaching = found.get("train")
-    if teaching is None or label_column not in teaching.column_names:
-        teaching = next(iter(labelled.values()), None)
-    reader = _LabelReader(
-        teaching, label_column or "", label_names, task.problem_type if task else problem_type, arguments.do_train
-    )
+    asked = task.problem_type if task else arguments.problem_type
+    reader = _LabelReader(teaching, head, asked, arguments.do_train)
     splits = {split: table.texts(text_columns) for split, table in tables.items()}
-    for split, table in labelled.items():
-        splits[split] = splits[split].add_column(LABEL, reader.read(table), feature=reader.feature)
+    for split, labels in labelled.items():
+        splits[split] = splits[split].add_column(LABEL, reader.read(labels), feature=reader.feature)
+    if reader.by_position:
+        warn(f"labels of the data are taken by their number: {reader.by_position}")
     data = TextClassificationData(
         splits=splits,
         text_columns=text_columns,
@@ -133,6 +133,8 @@ def load_text_classification(
         metrics=arguments.task_name or "default",
         sources={split: table.name for split, table in tables.items()},
         cache_dir=arguments.cache_dir,
+        keeps_head=reader.keeps_head,
+        positive=reader.position_of_label_1(teaching),
     )
     return _draw_rows(arguments, data)
 
@@ -178,7 +180,7 @@ def _label_column(arguments: TextClassificationArguments, tables: dict[str, Tabl
     columns = {split: find_label_column(table, arguments.label_column_name) for split, table in tables.items()}
     column = next((column for column in columns.values() if column), None)
     for split, table in tables.items():
-        if columns[split] is not None or split.startswith("test"):
+        if columns[split] is not None or _needs_no_labels(arguments, split):
             continue
         if arguments.label_column_name or column:
             check_column(table, arguments.label_column_name or str(column), "--label_column_name")
@@ -195,61 +197,88 @@ def _check_texts(table: Table, columns: tuple[str, ...]) -> None:
     unusable = table.unusable_text(columns)
     if unusable is not None:
         row, column, wrong = unusable
-        raise UsageError(f"{table.place(row, column)} {wrong}: mend the row or take it out.")
+        raise UsageError(f"{table.place(row, column)} {wrong}: fix or delete this row.")
 
 
-def _is_labelled(split: str, table: Table, column: str | None) -> bool:
-    """Whether the split has labels; rows to predict may be without, all others may not."""
-    if column in table.column_names and not are_unpublished(table, str(column)):
-        return True
-    if split.startswith("test"):
-        return False
-    raise UsageError(f"{table.name} has no labels (column '{column}'), so it can be predicted and not evaluated.")
+def _needs_no_labels(arguments: TextClassificationArguments, split: str) -> bool:
+    """Rows to predict, and those that --one_shot takes quantization ranges from."""
+    return split.startswith("test") or (arguments.one_shot and split == "train" and arguments.validation_ratio is None)
+
+
+def _labels(
+    arguments: TextClassificationArguments, tables: dict[str, Table], column: str | None
+) -> dict[str, LabelColumn]:
+    """The labels of the splits whose labels are read, as they were found; those that need none may be without."""
+    found: dict[str, LabelColumn] = {}
+    for split, table in tables.items():
+        labels = LabelColumn(table, str(column)) if column in table.column_names else None
+        if labels is not None and not are_unpublished(labels):
+            if split != "train" or not _needs_no_labels(arguments, split):
+                found[split] = labels
+        elif not _needs_no_labels(arguments, split):
+            raise UsageError(
+                f"{table.name} has no labels (column '{column}'), so it can be predicted and not evaluated."
+            )
+    return found
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
 class _LabelReader:
-    """Reads the labels of every split by what one of them, the training rows where they are at hand, has taught.
+    """Reads the labels of every split by what one of them, the training rows where they are at hand, tells.
+
+    Where a model keeps its fine-tuned head, the names and the order of its outputs hold, and labels of the data are
+    matched with them by name; a new head takes the data's.
 
     Args:
-        teaching: the rows that say what labels there are; None: no rows with labels.
-        column: their column of labels.
-        model_names: names of a fine-tuned model's outputs, which the labels of the data are turned into.
-        problem_type: where it is known.
-        training: whether the rows will be trained on, and so must hold two labels or more.
+        teaching: labels of the rows that tell what labels there are; None: no rows with labels.
+        head: of a fine-tuned model, if the run starts from one.
+        problem_type: where it is known from the task or a flag.
+        training: whether the rows will be trained on: then the head may be a new one, and needs two labels or more.
+
+    Attributes:
+        names: of the labels, in the order of the model's outputs.
+        keeps_head: whether these are the outputs of `head`.
+        by_position: `0 as neg, 1 as pos` where labels were matched by number though one side has names; else empty.
     """
 
     def __init__(
-        self,
-        teaching: Table | None,
-        column: str,
-        model_names: Sequence[str] | None,
-        problem_type: str | None,
-        training: bool,
+        self, teaching: LabelColumn | None, head: Head | None, problem_type: str | None, training: bool
     ) -> None:
-        self.column = column
-        self.model_names = list(model_names or [])
-        self.known_from = teaching.name if teaching else ""
-        if problem_type is None and len(self.model_names) == 1:
-            problem_type = REGRESSION
+        self.known_from = teaching.table.name if teaching else ""
+        self.indicators, self.by_position = False, ""
         if teaching is None:
-            if not self.model_names:
+            if head is None:
                 raise UsageError(
                     "no rows with labels, so their names are not known: predict with a fine-tuned model (a folder that "
                     "training wrote, as --model_name_or_path)."
                 )
-            self.problem_type, self.indicators, self.names = problem_type or SINGLE_LABEL, False, self.model_names
+            _check_problem_type(head, problem_type)
+            self.problem_type, self.names, self.keeps_head = _problem_type_of(head), head.names, True
             return
-        self.problem_type = problem_type or find_problem_type(teaching, column)
-        if len(self.model_names) > 1 and self.problem_type == REGRESSION:
-            # Numbers for a model of classes: reading them as names says which row does not fit.
-            self.problem_type = SINGLE_LABEL
-        self.indicators = self.problem_type == MULTI_LABEL and are_indicators(teaching, column)
-        self.names = self.model_names or self._names_in(teaching)
+        usual = REGRESSION if head is not None and head.is_regression else None
+        if head is not None and not training:
+            _check_problem_type(head, problem_type)
+            problem_type = _problem_type_of(head)
+        self.problem_type = problem_type or find_problem_type(teaching, usual)
+        count = None if head is None or training else len(head.names)
+        self.indicators = self.problem_type == MULTI_LABEL and are_indicators(teaching, count)
+        if head is not None and not training:
+            self.names, self.keeps_head = head.names, True
+            return
+        self.names = self._names_in(teaching)
         if training and self.problem_type != REGRESSION:
-            self._check_names(teaching)
+            self._check_names(teaching, asked=problem_type is not None)
+        self.keeps_head = head is not None and self._fits(head, complete=teaching.declared is not None)
+        if head is not None and self.keeps_head and self.problem_type != REGRESSION:
+            matched = match_names(self.names, head.names)
+            if matched is None or not are_unnamed(head.names):  # names that the model has are kept as they are
+                self.names = head.names
+            else:
+                self.by_position = taken_by_position(matched)
+                data_name = {model: name for name, model in matched.items()}
+                self.names = [data_name[name] for name in head.names]
 
     @property
     def feature(self) -> Any:
@@ -258,44 +287,90 @@ class _LabelReader:
             self.problem_type, Value("string")
         )
 
-    def read(self, table: Table) -> list[Any]:
-        """The labels of a table, row by row, as `feature` says; names are among `names`."""
-        labels = read_labels(table, self.column, self.problem_type, self.indicators)
+    def read(self, labels: LabelColumn) -> list[Any]:
+        """Labels, row by row, as `feature` says; names are among `names`."""
+        found = read_labels(labels, self.problem_type, self.indicators)
         if self.problem_type == REGRESSION:
-            return labels
-        if self.model_names:
-            declared = table.class_names(self.column)
-            matched = match_names(declared, self.names) if declared else None
-            matched = matched or match_names(name_order(_flat(labels)), self.names, complete=False)
-            if matched is None:
-                check_known(table, self.column, labels, self.names, "the model")
-            else:
-                return [
-                    [matched[name] for name in label] if isinstance(label, list) else matched[label] for label in labels
-                ]
-        check_known(table, self.column, labels, self.names, self.known_from)
-        return labels
+            return found
+        if not self.keeps_head:
+            check_known(labels, found, self.names, self.known_from)
+            return found
+        matched = match_names(labels.declared, self.names) if labels.declared else None
+        matched = matched or match_names(name_order(_flat(found)), self.names, complete=False)
+        if matched is None:
+            check_known(labels, found, self.names, "the model")
+            raise AssertionError("a label that does not match is one that is not known")
+        self.by_position = self.by_position or taken_by_position(matched)
+        return [[matched[name] for name in label] if isinstance(label, list) else matched[label] for label in found]
 
-    def _names_in(self, teaching: Table) -> list[str]:
+    def position_of_label_1(self, teaching: LabelColumn | None) -> int:
+        """Where among `names` the label is that the data calls 1, or declares second; 1 where that cannot be told."""
+        declared = (teaching.declared if teaching else None) or ["0", "1"]
+        matched = match_names(declared, self.names)
+        return self.names.index(matched[declared[1]]) if matched and len(declared) > 1 else 1
+
+    def _names_in(self, labels: LabelColumn) -> list[str]:
         if self.problem_type == REGRESSION:
             return ["score"]
         if self.indicators:
-            return [str(position) for position in range(len(teaching.values(self.column)[0]))]
-        declared = teaching.class_names(self.column)
-        return declared or name_order(_flat(read_labels(teaching, self.column, self.problem_type)))
+            return [str(position) for position in range(len(labels.values[0]))]
+        return labels.declared or name_order(_flat(read_labels(labels, self.problem_type)))
 
-    def _check_names(self, teaching: Table) -> None:
+    def _fits(self, head: Head, complete: bool) -> bool:
+        """Whether training goes on with a fine-tuned head. Not where the data's labels are clearly others.
+
+        Args:
+            head: of the model.
+            complete: whether `names` are declared to be all labels there are.
+
+        Raises:
+            UsageError: as many labels as the head has, with other names; or numbers that may be its first ones or not.
+        """
+        if self.problem_type == REGRESSION or head.is_regression:
+            return self.problem_type == REGRESSION and head.is_regression
+        complete = complete or self.indicators
+        if match_names(self.names, head.names) is not None:
+            return True
+        fewer = match_names(self.names, head.names, complete=False) if len(self.names) < len(head.names) else None
+        if fewer is not None and (not taken_by_position(fewer) or len(fewer) < 2):
+            return True
+        if (fewer is not None and not complete) or len(self.names) == len(head.names):
+            raise UsageError(
+                f"the labels of {self.known_from} ({listed(self.names)}) do not match those of the model, in the order "
+                f"of its outputs ({listed(head.names)}). Rename them in the data, or in the model's config.json "
+                "(id2label); or add --new_head to start from a newly initialized head."
+            )
+        return False
+
+    def _check_names(self, teaching: LabelColumn, asked: bool) -> None:
+        place, rows = f"{teaching.table.name}, column '{teaching.column}'", len(teaching.values)
         if len(self.names) < 2:
+            raise UsageError(f"{place}: all labels are {', '.join(self.names) or 'empty'}; training needs two or more.")
+        if len(self.names) > max(_MANY_LABELS, rows // 2) and not asked:
             raise UsageError(
-                f"{teaching.name}, column '{self.column}': all labels are {', '.join(self.names) or 'empty'}; "
-                "training needs two or more."
+                f"{place}: {len(self.names)} different labels in {rows} rows. If these are scores, add "
+                f"--problem_type {REGRESSION}; if they are classes all the same, --problem_type {SINGLE_LABEL}; if "
+                "they are not labels, name the right column with --label_column_name."
             )
-        if len(self.names) > max(100, len(teaching) // 2):
-            raise UsageError(
-                f"{teaching.name}, column '{self.column}': {len(self.names)} different labels in {len(teaching)} rows. "
-                "If these are scores, write them with a decimal point (3.0) for regression; if they are not labels, "
-                "name the right column with --label_column_name."
+        if len(self.names) > max(_FEW_LABELS, rows // 2):
+            warn(
+                f"{place}: {len(self.names)} different labels in {rows} rows. If these are scores, add "
+                f"--problem_type {REGRESSION}; if they are not labels, name the right column with --label_column_name."
             )
+
+
+# With more different labels than these, and than half the rows, the column is probably not one of classes.
+_FEW_LABELS, _MANY_LABELS = 100, 1000
+
+
+def _problem_type_of(head: Head) -> str:
+    """As transformers decides it."""
+    return head.problem_type or (REGRESSION if head.is_regression else SINGLE_LABEL)
+
+
+def _check_problem_type(head: Head, asked: str | None) -> None:
+    if asked not in (None, _problem_type_of(head)):
+        raise UsageError(f"--problem_type {asked}: the model was trained for {_problem_type_of(head)}. Leave it out.")
 
 
 def _flat(labels: list[Any]) -> list[str]:
