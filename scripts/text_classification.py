@@ -39,6 +39,7 @@ def main() -> None:
     from sparse_accel import results
     from sparse_accel.liveness import lost_processes_named
     from sparse_accel.one_shot import apply_at_once
+    from sparse_accel.report import say
     from sparse_accel.tracking import trackers_ended
     from sparse_accel.training_setup import make_accelerator
 
@@ -48,7 +49,7 @@ def main() -> None:
         if arguments.do_train or arguments.one_shot:
             fill_folder = apply_at_once if arguments.one_shot else train_model
             if not fill_folder(arguments, recipe, accelerator):
-                results.ask_only_for_what_is_missing(arguments, accelerator)  # this very run is finished already
+                say(accelerator, f"{output_dir} holds this very run, finished: nothing is trained again")
             arguments.model_name_or_path = str(output_dir)  # what is measured below is what the files hold
         if arguments.do_eval or arguments.do_predict:
             evaluate_and_predict(arguments, recipe, accelerator)
@@ -65,7 +66,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     from sparse_accel.checkpoints import load_checkpoint, save_checkpoint
     from sparse_accel.evaluation import evaluate_splits
     from sparse_accel.history import History
-    from sparse_accel.models import load_classifier, load_tokenizer, sequence_limit
+    from sparse_accel.models import fine_tuned_head, load_classifier, load_tokenizer, sequence_limit
     from sparse_accel.optimizer import make_optimizer
     from sparse_accel.recipe_run import RecipeRun
     from sparse_accel.report import say, start_table
@@ -78,10 +79,10 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     # --- data, model, recipe ----------------------------------------------------------------------------------------
 
     with accelerator.main_process_first():
-        data = load_text_classification(arguments)
+        data = load_text_classification(arguments, fine_tuned_head(arguments))
     training_setup.check_flags_of_task(arguments, data)
-    set_seed(arguments.seed)  # of a fresh head
-    model, fresh = load_classifier(arguments, data.label_names, data.problem_type)
+    set_seed(arguments.seed)  # of a new head
+    model, fresh = load_classifier(arguments, data)
     tokenizer = load_tokenizer(arguments)
     teacher, teacher_tokenizer = training_setup.make_teacher(arguments, recipe, accelerator, model)
     run = RecipeRun(recipe, teacher=teacher)
@@ -98,8 +99,9 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     run.notices += overruled
     identity = training_setup.identity_of(arguments, run, model, rows["train"], sampler, schedule)
     output_dir = Path(str(arguments.output_dir))
+    settings = training_setup.settings_of(arguments, accelerator, data, rows, schedule)
     overwrite, resume_from = arguments.overwrite_output_dir, arguments.resume_from_checkpoint
-    if results.claim(accelerator, output_dir, identity, overwrite=overwrite, resume_from=resume_from) == "show":
+    if results.claim(accelerator, output_dir, identity, settings, overwrite, resume_from) == "show":
         return False
     results.record_arguments(accelerator, output_dir, arguments)
     start_trackers(accelerator, arguments, recipe)
@@ -172,29 +174,40 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
 def evaluate_and_predict(
     arguments: TextClassificationArguments, recipe: Recipe | None, accelerator: Accelerator
 ) -> None:
-    """Measures a trained model as its files hold it, quantizers on, and writes what it predicts."""
+    """Measures a trained model as its files hold it, quantizers on, and writes what it predicts.
+
+    What a finished run's folder already holds for the same rows, labels and weights is not measured again.
+    """
     from sparse_accel import results, training_setup
-    from sparse_accel.evaluation import evaluate_splits, write_predictions
-    from sparse_accel.models import labels_of, load_tokenizer, load_trained, sequence_limit
-    from sparse_accel.recipe_run import problem_type_of
+    from sparse_accel.evaluation import PREDICTIONS, evaluate_splits, measured_on, write_predictions
+    from sparse_accel.models import head_of, load_tokenizer, load_trained, sequence_limit
+    from sparse_accel.report import say
+    from sparse_accel.run_identity import fingerprint_of_weights
     from sparse_accel.tasks import load_text_classification
     from sparse_accel.tracking import start_trackers, tracker_names
 
-    model = load_trained(arguments)
-    tokenizer = load_tokenizer(arguments)
+    model, folder = load_trained(arguments), Path(str(arguments.output_dir))
+    tokenizer, weights = load_tokenizer(arguments), fingerprint_of_weights(model)
     with accelerator.main_process_first():
-        data = load_text_classification(arguments, labels_of(model), problem_type_of(model))
+        data = load_text_classification(arguments, head_of(model))
+    if not (arguments.do_train or arguments.one_shot):
+        say(accelerator, f"columns: {training_setup.describe_columns(data)}")
     limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
     rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)
     collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
     model = accelerator.prepare_model(model, evaluation_mode=True)
     if arguments.do_eval:
-        figures = evaluate_splits(arguments, accelerator, model, data, rows, collator)
-        results.write(accelerator, Path(str(arguments.output_dir)), "eval_results.json", figures)
-        start_trackers(accelerator, arguments, recipe)
-        accelerator.log(tracker_names(figures, "final"))
+        question = measured_on(accelerator, weights, data, "validation", rows)
+        if not results.is_measured(accelerator, folder, results.EVAL_RESULTS, question):
+            figures = evaluate_splits(arguments, accelerator, model, data, rows, collator)
+            results.write_evaluation(accelerator, folder, figures, question)
+            start_trackers(accelerator, arguments, recipe)
+            accelerator.log(tracker_names(figures, "final"))
     if arguments.do_predict:
-        write_predictions(arguments, accelerator, model, data, rows, collator)
+        question = measured_on(accelerator, weights, data, "test", rows)
+        if not results.is_measured(accelerator, folder, PREDICTIONS, question):
+            write_predictions(arguments, accelerator, model, data, rows, collator)
+            results.remember(accelerator, folder, PREDICTIONS, question)
 
 
 if __name__ == "__main__":

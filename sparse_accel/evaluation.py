@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from torch import nn
 
 from sparse_accel.recipe_run import problem_type_of
 from sparse_accel.report import say
-from sparse_accel.run_identity import write_text
+from sparse_accel.run_identity import fingerprint_of_rows, write_text
 from sparse_accel.sharding import plain_model
 from sparse_accel.tasks import compute_metrics
 from sparse_accel.training_loop import predict
@@ -24,6 +26,31 @@ if TYPE_CHECKING:
     from sparse_accel.arguments import TextClassificationArguments
     from sparse_accel.batches import Collator
     from sparse_accel.tasks import TextClassificationData
+
+
+# Of the usual test rows; MNLI's second set has a file of its own.
+PREDICTIONS = "test_predictions.csv"
+
+
+def measured_on(
+    accelerator: Accelerator, weights: str, data: TextClassificationData, purpose: str, rows: dict[str, Any]
+) -> str:
+    """Returns a digest of everything that figures or predictions depend on.
+
+    Args:
+        weights: the model's, by `fingerprint_of_weights`.
+        data: its label names, metrics and problem type count.
+        purpose: `validation`: figures; `test`: predictions.
+        rows: the tokenized splits, by name.
+    """
+    splits = sorted(name for name in rows if name.startswith(purpose))
+    parts = {
+        "weights": weights,
+        "precision": accelerator.mixed_precision,
+        "labels": [data.problem_type, data.metrics, data.positive, *data.label_names],
+        "rows": {split: fingerprint_of_rows(rows[split]) for split in splits},
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def evaluate_splits(
@@ -42,7 +69,7 @@ def evaluate_splits(
         problem_type = problem_type_of(plain_model(accelerator, model))
         logits, loss = predict(accelerator, model, loader, len(rows[split]), problem_type)
         labels = np.asarray(rows[split]["labels"])
-        found = compute_metrics(data.metrics, data.problem_type, logits, labels)
+        found = compute_metrics(data.metrics, data.problem_type, logits, labels, data.positive)
         if loss is not None:
             found["loss"] = loss
         figures.update({f"eval_{name}{suffix}": float(value) for name, value in found.items()})

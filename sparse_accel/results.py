@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sparse_accel.recipe_run import RecipeRun
 
 ALL_RESULTS = "all_results.json"
+EVAL_RESULTS = "eval_results.json"
 ARGUMENTS_FILE = "arguments.json"
 
 
@@ -64,24 +65,32 @@ def claim(
     accelerator: Accelerator,
     folder: Path,
     identity: dict[str, Any],
-    *,
+    settings: dict[str, Any],
     overwrite: bool,
     resume_from: str | bool | None = None,
 ) -> str:
     """As `run_identity.claim_folder`, decided by the main process for all."""
+    here = os.getcwd()
+
+    def went_on() -> bool:
+        return _went_on_from(folder, str(resume_from))
 
     def decide() -> str:
         if not folder.is_file():
             _locks.append(run_identity.lock_folder(folder))
             name_whole_ones(folder)
-        restarted = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
-        action = run_identity.claim_folder(folder, identity, overwrite=overwrite, restarted=restarted)
+        restarted = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+        start = _named_start(folder, resume_from)  # before anything is moved
+        action = run_identity.claim_folder(
+            folder, identity, overwrite=overwrite, restarted=restarted, settings=settings, checkpoint=start
+        )
         if not (folder / run_identity.LOCK_FILE).exists():  # what was there was moved aside, its lock with it
             _locks.append(run_identity.lock_folder(folder))
         return action
 
     answer = by_main_process(accelerator, decide)
-    if answer == "show" and isinstance(resume_from, str):
+    os.chdir(here)  # by its name, should the main process have moved it aside
+    if answer == "show" and isinstance(resume_from, str) and not by_main_process(accelerator, went_on):
         raise UsageError(
             f"--output_dir {folder} holds this very run, finished: nothing is left to resume from {resume_from}. Leave "
             "out --resume_from_checkpoint to see its results, or name another --output_dir to train from there"
@@ -122,22 +131,36 @@ def checkpoint_to_resume(arguments: TextClassificationArguments, accelerator: Ac
             say(accelerator, f"{folder} holds what was trained since {asked}: going on from {found.name}")
             return found
     if isinstance(asked, str):
-        path = Path(asked).expanduser()
-        if not by_main_process(accelerator, path.is_dir):
-            near = ", ".join(found.name for found in checkpoints_in(path.parent)) or "none"
-            raise UsageError(
-                f"--resume_from_checkpoint {asked}: there is no such folder. Checkpoints beside it: {near}"
-            )
-        problem = by_main_process(accelerator, lambda: damage(path))
-        if problem:
-            raise UsageError(f"--resume_from_checkpoint {asked} is damaged: {problem}. Name another checkpoint")
+        path = Path(asked)
         by_main_process(accelerator, lambda: _warn_of_another_run(folder, path))
         by_main_process(accelerator, lambda: _leave_course(folder, path, asked))
         return path
     found = by_main_process(accelerator, lambda: newest_whole(folder))
-    if asked and found is None:
-        raise UsageError(f"--resume_from_checkpoint: {folder} holds no checkpoint. Leave the flag out to start")
     return found
+
+
+def _named_start(folder: Path, asked: str | bool | None) -> Path | None:
+    """The checkpoint that --resume_from_checkpoint asks for, checked; None where it asks for none, or has been used.
+
+    Raises:
+        UsageError: it is not there, or damaged.
+    """
+    if not asked:
+        return None
+    if asked is True:
+        found = newest_whole(folder)
+        if found is None:
+            raise UsageError(f"--resume_from_checkpoint: {folder} holds no checkpoint. Leave the flag out to start")
+        return found
+    if _went_on_from(folder, asked) and checkpoints_in(folder):
+        return None
+    path = Path(asked)
+    if not path.is_dir():
+        near = ", ".join(found.name for found in checkpoints_in(path.parent)) or "none"
+        raise UsageError(f"--resume_from_checkpoint {asked}: there is no such folder. Checkpoints beside it: {near}")
+    if problem := damage(path):
+        raise UsageError(f"--resume_from_checkpoint {asked} is damaged: {problem}. Name another checkpoint")
+    return path
 
 
 def _went_on_from(folder: Path, asked: str) -> bool:
@@ -159,9 +182,7 @@ def _leave_course(folder: Path, start: Path, asked: str) -> None:
             aside = run_identity.free_name(checkpoint.with_name(f"{checkpoint.name}.left"))
             os.rename(checkpoint, aside)
             warn(f"{checkpoint} is of the course that --resume_from_checkpoint leaves: it was moved to {aside.name}")
-    record = run_identity.read_record(folder)
-    if record is not None:
-        run_identity.write_record(folder, record["identity"], finished=False, resumed_from=asked)
+    run_identity.change_record(folder, finished=False, resumed_from=asked)
 
 
 def print_line(accelerator: Accelerator, run: RecipeRun, figures: dict[str, float]) -> None:
@@ -233,29 +254,43 @@ def write_final(
         by_main_process(accelerator, fill)
 
 
-def write(accelerator: Accelerator, folder: Path, name: str, figures: dict[str, Any]) -> None:
-    """Writes figures into a file of their own and into all_results.json."""
+def write_evaluation(accelerator: Accelerator, folder: Path, figures: dict[str, Any], measured_on: str) -> None:
+    """Writes the figures of an evaluation into a file of their own and into all_results.json, in place of older ones.
+
+    Args:
+        measured_on: what `evaluation.measured_on` says; the next same command then has nothing to measure.
+    """
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / name, figures)
-        _update(folder, figures)
+        write_json(folder / EVAL_RESULTS, figures)
+        others = {name: value for name, value in read_results(folder).items() if not name.startswith("eval_")}
+        write_json(folder / ALL_RESULTS, {**others, **figures})
+        remember(accelerator, folder, EVAL_RESULTS, measured_on)
     accelerator.wait_for_everyone()
+
+
+def remember(accelerator: Accelerator, folder: Path, name: str, measured_on: str) -> None:
+    """Records what the figures or predictions in the file `name` of a run's folder were measured on."""
+    record = run_identity.read_record(folder)
+    if record is not None and accelerator.is_main_process:
+        run_identity.change_record(folder, measured={**record.get("measured", {}), name: measured_on})
+
+
+def is_measured(accelerator: Accelerator, folder: Path, name: str, measured_on: str) -> bool:
+    """Whether the file `name` of a finished run already holds what would be measured now."""
+
+    def look() -> bool:
+        record = run_identity.read_record(folder)
+        known = record.get("measured", {}).get(name) if record is not None and record["finished"] else None
+        return known == measured_on and (folder / name).is_file()
+
+    return bool(by_main_process(accelerator, look))
 
 
 def mark_finished(accelerator: Accelerator, folder: Path) -> None:
     """From now on the same command shows the folder's results."""
     if accelerator.is_main_process:
-        record = run_identity.read_record(folder)
-        if record is not None and not record["finished"]:
-            run_identity.write_record(folder, record["identity"], finished=True)
-
-
-def ask_only_for_what_is_missing(arguments: TextClassificationArguments, accelerator: Accelerator) -> None:
-    """Takes evaluation and prediction out of what is asked where the finished run in the folder has done them."""
-    folder = Path(str(arguments.output_dir))
-    say(accelerator, f"{folder} holds this very run, finished: nothing is trained anew")
-    arguments.do_eval = arguments.do_eval and not (folder / "eval_results.json").exists()
-    arguments.do_predict = arguments.do_predict and not any(folder.glob("*_predictions.csv"))
+        run_identity.change_record(folder, finished=True)
 
 
 def show(accelerator: Accelerator, folder: Path) -> None:

@@ -25,9 +25,15 @@ LOCK_FILE = ".lock"
 
 
 def fingerprint_of_weights(model: nn.Module) -> str:
-    """Returns a digest of all weights, names and shapes included."""
+    """Returns a digest of all weights, names and shapes included, and of the ranges of quantizers that are on."""
+    from sparse_accel.layers import quantizers
+
+    tensors = dict(model.state_dict())
+    for name, quantizer in quantizers(model).items():
+        if quantizer.enabled and quantizer.ready:
+            tensors |= {f"{name}.scale": quantizer.scale, f"{name}.zero_point": quantizer.zero_point}
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(_bytes()).numpy())
     return digest.hexdigest()[:32]
@@ -96,16 +102,35 @@ def make_folder(folder: Path) -> None:
         raise UsageError(f"--output_dir {folder} cannot be made ({error.strerror}). Name another folder") from error
 
 
-def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool, restarted: bool = False) -> str:
+def claim_folder(
+    folder: Path,
+    identity: dict[str, Any],
+    *,
+    overwrite: bool,
+    restarted: bool = False,
+    settings: dict[str, Any] | None = None,
+    checkpoint: Path | None = None,
+) -> str:
     """Prepares an output folder for a run and returns what is to be done: `start`, `continue` or `show`.
 
     An unfinished run of the same identity is continued, a finished one shown. A finished run of another identity is
     moved aside to FOLDER.1 (.2, ...), and so is whatever is there when `overwrite` is set, but for this very run where
     a scheduler `restarted` it with the words that it was first given. The main process calls it.
 
+    Args:
+        folder: may be a link to a folder: what it leads to is moved aside there.
+        identity: what makes this run itself.
+        overwrite: whether to move aside what is there.
+        restarted: by a scheduler.
+        settings: what an unfinished run may go on with in another way, and yet changes its result: precision, ... A
+            finished run that was trained with others is no answer to this command.
+        checkpoint: to start from; one of a run that is moved aside comes along.
+
     Raises:
-        UsageError: the folder holds an unfinished run of another identity, or files that no run of ours wrote.
+        UsageError: the folder holds an unfinished run of another identity, this very run finished with other settings,
+            or files that no run of ours wrote; or it cannot be moved.
     """
+    real = folder.resolve()
     record = read_record(folder)
     this_run = record is not None and record["identity"] == identity
     if not folder.exists() or (folder.is_dir() and not any(_content(folder))):
@@ -122,11 +147,16 @@ def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool, res
         )
     elif record["identity"] == identity:
         if record["finished"]:
+            _check_settings(folder, record, settings or {})
             return "show"
         _delete_partial(folder)
+        change_record(folder, **({"trained_with": settings} if settings else {}))
         return "continue"
     elif record["finished"]:
-        move_aside(folder, f"it holds a finished run that differs in {difference(record['identity'], identity)}")
+        differs = difference(record["identity"], identity)
+        aside = move_aside(folder, f"it holds a finished run that differs in {differs}")
+        if checkpoint is not None and checkpoint.resolve().parent == real:
+            _link_tree(aside / checkpoint.name, real / checkpoint.name)
         action = "start"
     elif {path.name for path in _content(folder)} <= {RUN_FILE, "arguments.json", "tracking"}:
         action = "start"  # it ended before it had trained anything
@@ -136,9 +166,32 @@ def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool, res
             f"{difference(record['identity'], identity)}. Repeat its command to finish it, choose another folder, or "
             "pass --overwrite_output_dir to have it moved aside"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_record(folder, identity, finished=False)
+    real.mkdir(parents=True, exist_ok=True)
+    write_record(real, identity, finished=False, **({"trained_with": settings} if settings else {}))
     return action
+
+
+def _check_settings(folder: Path, record: dict[str, Any], settings: dict[str, Any]) -> None:
+    before = record.get("trained_with", {})  # older runs did not record them
+    known = {key: value for key, value in settings.items() if key in before}
+    if known and known != {key: before[key] for key in known}:
+        raise UsageError(
+            f"--output_dir {folder} holds this run, finished, and its result is not the one of this command: they "
+            f"differ in {difference({key: before[key] for key in known}, known)}. Repeat its own command to see its "
+            "results, choose another folder, or pass --overwrite_output_dir to train again"
+        )
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Copies a folder without its bytes where the file system can: both have the files, and neither changes them."""
+
+    def link(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:
+            shutil.copy2(one, other)
+
+    shutil.copytree(source, target, copy_function=link)
 
 
 def _content(folder: Path) -> Iterator[Path]:
@@ -155,10 +208,21 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and {"identity", "finished"} <= record.keys() else None
 
 
-def write_record(folder: Path, identity: dict[str, Any], *, finished: bool, resumed_from: str | None = None) -> None:
-    record = {"finished": finished, "identity": identity}
-    record |= {"resumed_from": resumed_from} if resumed_from else {}
+def write_record(folder: Path, identity: dict[str, Any], *, finished: bool, **others: Any) -> None:
+    """Writes a run's record: its identity, whether it is finished, and what `change_record` may add."""
+    record = {"finished": finished, "identity": identity, **others}
     write_text(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def change_record(folder: Path, **entries: Any) -> None:
+    """Sets entries of the record of a folder's run, where there is one:
+
+    finished: whether its result is complete. resumed_from: the checkpoint that was named to start from. trained_with:
+    its settings. measured: what its figures and predictions were measured on, by the name of their file.
+    """
+    record = read_record(folder)
+    if record is not None and record != {**record, **entries}:
+        write_text(folder / RUN_FILE, json.dumps({**record, **entries}, indent=2) + "\n")
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -181,12 +245,35 @@ def _shortened(text: str) -> str:
 
 
 def move_aside(folder: Path, reason: str) -> Path:
-    """Renames a folder to the first free FOLDER.N, says so, and returns its new place."""
-    aside = free_name(folder)
-    os.rename(folder, aside)
+    """Renames a folder to the first free FOLDER.N, says so, and returns its new place.
+
+    Of a link, the folder that it leads to is renamed: the disk that it was meant for stays the same. Where the working
+    folder is moved, this process goes on in the new one of its name.
+
+    Raises:
+        UsageError: it cannot be renamed.
+    """
+    real, here = folder.resolve(), Path.cwd()
+    if real in here.parents:
+        raise UsageError(
+            f"--output_dir {folder} cannot be moved aside, because this program runs in it ({here}); {reason}. "
+            "Run it from another folder, or name another --output_dir"
+        )
+    aside = free_name(real)
+    as_typed = aside if folder.is_symlink() or folder.name != real.name else folder.with_name(aside.name)
+    try:
+        os.rename(real, aside)
+    except OSError as error:
+        raise UsageError(
+            f"--output_dir {folder} cannot be moved aside to {aside} ({error.strerror}); {reason}. Name another folder"
+        ) from error
     (aside / LOCK_FILE).unlink(missing_ok=True)
-    print(f"{folder} was moved aside to {aside}: {reason}")
-    return aside
+    print(f"{folder} was moved aside to {as_typed}: {reason}")
+    if real == here:
+        real.mkdir()
+        os.chdir(real)
+        print(f"a shell that was in it is in {aside} now: cd {real}")
+    return as_typed
 
 
 def free_name(path: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from script_fixtures import Tiny, assert_same_model, flat, read_json, run, start, trace, wait
+from script_fixtures import Tiny, assert_same_model, flat, read_json, run, start, wait
 
 from sparse_accel import run_identity, teacher
 from sparse_accel.checkpoints import checkpoints_in
@@ -165,8 +165,87 @@ def test_a_checkpoint_of_another_run_is_said_to_be_one(flags: dict[str, Any], wh
 def test_a_folder_in_which_nothing_was_trained_is_free(flags: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "out"
     failed = run(**flags, output_dir=output, resume_from_checkpoint=True)
-    assert failed.code == 2 and (output / "run.json").is_file(), failed.all
+    assert failed.code == 2 and "holds no checkpoint" in failed.err, failed.all
+    assert run_identity.claim_folder(output, {"one": "run"}, overwrite=False) == "start"
+    (output / "arguments.json").write_text("{}")  # it ended there
     assert run_identity.claim_folder(output, {"another": "run"}, overwrite=False) == "start"
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["a named checkpoint", "the newest"])
+def test_a_finished_run_is_extended(flags: dict[str, Any], tmp_path: Path, named: bool) -> None:
+    """It is moved aside complete, and the checkpoint to start from is in the new folder, too."""
+    plain = {name: value for name, value in flags.items() if name not in ("recipe", "recipe_args", "distill_teacher")}
+    output = tmp_path / "out"
+    flags = {
+        **plain,
+        "output_dir": output,
+        "eval_strategy": "no",
+        "save_strategy": "epoch",
+        "lr_scheduler_type": "constant",
+    }
+    assert run(**flags, num_train_epochs=1).code == 0
+    (checkpoint,) = output.glob("checkpoint-*")
+    longer = {**flags, "num_train_epochs": 2, "resume_from_checkpoint": checkpoint if named else True}
+
+    weights = checkpoint / "model.safetensors"
+    sound = weights.read_bytes()
+    weights.write_bytes(sound[:-1])
+    refused = run(**longer)
+    assert refused.code == 2 and not (tmp_path / "out.1").exists(), refused.all
+    damaged = checkpoint if named else checkpoint.with_name(f"{checkpoint.name}.damaged")
+    (damaged / "model.safetensors").write_bytes(sound)
+    damaged.rename(checkpoint)
+
+    done = run(**longer)
+    assert done.code == 0, done.all
+    assert f"going on from step {checkpoint.name.partition('-')[2]}" in flat(done.out)
+    assert "was moved aside" in done.out and (tmp_path / "out.1" / "model.safetensors").is_file()
+    assert (tmp_path / "out.1" / checkpoint.name).is_dir() and checkpoint.is_dir()
+    straight = run(**{**flags, "output_dir": tmp_path / "straight"}, num_train_epochs=2)
+    assert straight.code == 0
+    again = run(**longer)
+    assert again.code == 0 and "nothing is trained again" in again.out, again.all
+    assert_same_model(tmp_path / "straight", output)
+
+
+def test_the_working_folder_as_output(flags: dict[str, Any], tmp_path: Path) -> None:
+    short = {**flags, "recipe_args": {"num_epochs": 1, "qat_start_epoch": 0.3, "observer_epoch": 0.6}}
+    folder = tmp_path / "here"
+    folder.mkdir()
+    for seed in (1, 2):
+        done = run(**short, seed=seed, output_dir=".", cwd=folder)
+        assert done.code == 0, done.all
+    assert f"was moved aside to {tmp_path / 'here.1'}" in done.out and "cd " in done.out
+    for name, seed in (("here.1", 1), ("here", 2)):
+        assert read_json(tmp_path / name / "arguments.json")["seed"] == seed
+        assert (tmp_path / name / "all_results.json").is_file()
+    (folder / "inside").mkdir()
+    refused = run(**short, seed=3, output_dir="..", cwd=folder / "inside")
+    assert refused.code == 2 and "runs in it" in refused.err and "seed (2 there, 3 here)" in refused.err
+
+
+def test_a_link_as_output(flags: dict[str, Any], tmp_path: Path) -> None:
+    """What it leads to is moved aside there, on its own disk."""
+    short = {**flags, "recipe_args": {"num_epochs": 1, "qat_start_epoch": 0.3, "observer_epoch": 0.6}}
+    (tmp_path / "scratch" / "runs").mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "scratch" / "runs")
+    for seed in (1, 2):
+        done = run(**short, seed=seed, output_dir=link)
+        assert done.code == 0, done.all
+    assert link.is_symlink() and not (tmp_path / "link.1").exists()
+    assert sorted(path.name for path in (tmp_path / "scratch").iterdir()) == ["runs", "runs.1"]
+    assert read_json(link / "arguments.json")["seed"] == 2
+
+
+def test_a_folder_that_cannot_be_moved(flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a disk is mounted, say."""
+    output = tmp_path / "out"
+    run_identity.claim_folder(output, {"another": "run"}, overwrite=False)
+    run_identity.change_record(output, finished=True)
+    monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EBUSY, "Device or resource busy")))
+    refused = run(**flags, output_dir=output)
+    assert refused.code == 2 and "cannot be moved aside" in refused.err and "resource busy" in refused.err
 
 
 # --- disks ------------------------------------------------------------------------------------------------------------
@@ -247,19 +326,20 @@ def test_how_to_go_on_after_overwriting(capsys: pytest.CaptureFixture[str], monk
     )
 
 
-def test_the_end_of_a_launcher_saves(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
-    """The launcher of one process passes no signal on, and leaves it behind."""
+def test_the_end_of_a_launcher_saves(flags: dict[str, Any], tmp_path: Path) -> None:
+    """The launcher of one process passes no signal on, and leaves it behind. The run is long enough to notice it."""
     output = tmp_path / "out"
+    flags = {**flags, "eval_strategy": "no", "save_steps": 30}
+    flags["recipe_args"] = {**flags["recipe_args"], "num_epochs": 30}
     launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
     process = start(launcher=launcher, **flags, output_dir=output)
-    while not (output / "checkpoint-3").is_dir():
+    while not (output / "checkpoint-30").is_dir():
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     ended = wait(process)  # for the pipe, which the script's process holds
     assert "stopped by the end of its launcher: run the same command again to go on" in ended.err, ended.all
+    saved = names(output)[-1].partition("-")[2]
     again = run(**flags, output_dir=output)
-    assert again.code == 0 and "from step" in again.out, again.all
-    assert trace(output, "train/loss") == trace(whole, "train/loss")
-    assert read_json(output / "all_results.json")["global_step"] == 14
-    assert_same_model(whole, output)
+    assert again.code == 0 and f"from step {saved}" in flat(again.out), again.all
+    assert read_json(output / "all_results.json")["global_step"] == 210
