@@ -100,8 +100,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     identity = training_setup.identity_of(arguments, run, model, rows["train"], sampler, schedule)
     output_dir = Path(str(arguments.output_dir))
     settings = training_setup.settings_of(arguments, accelerator, data, rows, schedule)
-    overwrite, resume_from = arguments.overwrite_output_dir, arguments.resume_from_checkpoint
-    if results.claim(accelerator, output_dir, identity, settings, overwrite, resume_from) == "show":
+    if results.claim(accelerator, arguments, run, identity, settings) == "show":
         return False
     results.record_arguments(accelerator, output_dir, arguments)
     start_trackers(accelerator, arguments, recipe)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -215,6 +215,16 @@ def delete_old(folder: Path, keep: int, best: int | None) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
         os.rename(path, doomed)
         shutil.rmtree(doomed)
+
+
+def check_recipe(checkpoint: Path, run: RecipeRun) -> None:
+    """Raises UsageError where a checkpoint holds the state of other modifiers than the run has, by their names."""
+    with safe_open(checkpoint / RECIPE_STATE, framework="pt") as state:
+        found = {":".join(key.split(":")[:2]) for key in state.keys() if ":" in key}  # noqa: SIM118
+    if not found <= {f"{number}:{modifier.name}" for number, modifier in enumerate(run.modifiers)}:
+        raise UsageError(
+            f"checkpoint {checkpoint} belongs to a run of another recipe or model: it cannot be resumed here"
+        )
 
 
 def load_checkpoint(folder: Path, accelerator: Accelerator, run: RecipeRun, history: History) -> None:

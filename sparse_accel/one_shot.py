@@ -74,7 +74,7 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
         about.append(("columns", training_setup.describe_columns(data)))
         about.append(("ranges", f"from up to {CALIBRATION_BATCHES} batches of the training rows"))
     settings = {"precision": accelerator.mixed_precision}
-    if results.claim(accelerator, output_dir, identity, settings, arguments.overwrite_output_dir) == "show":
+    if results.claim(accelerator, arguments, run, identity, settings) == "show":
         return False
     results.record_arguments(accelerator, output_dir, arguments)
     start_trackers(accelerator, arguments, recipe)

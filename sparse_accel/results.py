@@ -16,6 +16,7 @@ from torch import nn
 from sparse_accel import run_identity
 from sparse_accel.checkpoints import (
     TRAINER_STATE,
+    check_recipe,
     checkpoint_step,
     checkpoints_in,
     copy_model,
@@ -63,14 +64,13 @@ def folders_let_go() -> Iterator[None]:
 
 def claim(
     accelerator: Accelerator,
-    folder: Path,
+    arguments: TextClassificationArguments,
+    run: RecipeRun,
     identity: dict[str, Any],
     settings: dict[str, Any],
-    overwrite: bool,
-    resume_from: str | bool | None = None,
 ) -> str:
     """As `run_identity.claim_folder`, decided by the main process for all."""
-    here = os.getcwd()
+    folder, resume_from, here = Path(str(arguments.output_dir)), arguments.resume_from_checkpoint, os.getcwd()
 
     def went_on() -> bool:
         return _went_on_from(folder, str(resume_from))
@@ -80,9 +80,15 @@ def claim(
             _locks.append(run_identity.lock_folder(folder))
             name_whole_ones(folder)
         restarted = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
-        start = _named_start(folder, resume_from)  # before anything is moved
+        record = run_identity.read_record(folder)
+        finished = record is not None and record["finished"] and record["identity"] == identity
         action = run_identity.claim_folder(
-            folder, identity, overwrite=overwrite, restarted=restarted, settings=settings, checkpoint=start
+            folder,
+            identity,
+            overwrite=arguments.overwrite_output_dir,
+            restarted=restarted,
+            settings=settings,
+            checkpoint=None if finished else _named_start(folder, resume_from, run),  # before anything is moved
         )
         if not (folder / run_identity.LOCK_FILE).exists():  # what was there was moved aside, its lock with it
             _locks.append(run_identity.lock_folder(folder))
@@ -139,27 +145,23 @@ def checkpoint_to_resume(arguments: TextClassificationArguments, accelerator: Ac
     return found
 
 
-def _named_start(folder: Path, asked: str | bool | None) -> Path | None:
+def _named_start(folder: Path, asked: str | bool | None, run: RecipeRun) -> Path | None:
     """The checkpoint that --resume_from_checkpoint asks for, checked; None where it asks for none, or has been used.
 
     Raises:
-        UsageError: it is not there, or damaged.
+        UsageError: it is not there, damaged, or of another recipe.
     """
-    if not asked:
+    if not asked or (isinstance(asked, str) and _went_on_from(folder, asked) and checkpoints_in(folder)):
         return None
-    if asked is True:
-        found = newest_whole(folder)
-        if found is None:
-            raise UsageError(f"--resume_from_checkpoint: {folder} holds no checkpoint. Leave the flag out to start")
-        return found
-    if _went_on_from(folder, asked) and checkpoints_in(folder):
-        return None
-    path = Path(asked)
+    path = newest_whole(folder) if asked is True else Path(str(asked))
+    if path is None:
+        raise UsageError(f"--resume_from_checkpoint: {folder} holds no checkpoint. Leave the flag out to start")
     if not path.is_dir():
         near = ", ".join(found.name for found in checkpoints_in(path.parent)) or "none"
         raise UsageError(f"--resume_from_checkpoint {asked}: there is no such folder. Checkpoints beside it: {near}")
     if problem := damage(path):
         raise UsageError(f"--resume_from_checkpoint {asked} is damaged: {problem}. Name another checkpoint")
+    check_recipe(path, run)
     return path
 
 

@@ -208,6 +208,20 @@ def test_a_finished_run_is_extended(flags: dict[str, Any], tmp_path: Path, named
     assert_same_model(tmp_path / "straight", output)
 
 
+def test_a_checkpoint_of_another_recipe_moves_nothing(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(whole, output)
+    other = tmp_path / "other.yaml"
+    other.write_text("modifiers:\n  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 1.0}\n")
+    plain = {**flags, "recipe": other, "recipe_args": None, "distill_teacher": None}
+    for asked in (True, output / "checkpoint-6"):
+        refused = run(**plain, output_dir=output, resume_from_checkpoint=asked)
+        assert refused.code == 2 and "belongs to a run of another recipe" in refused.err, refused.all
+    assert not (tmp_path / "out.1").exists() and read_json(output / "run.json")["finished"]
+    same = run(**flags, output_dir=output, resume_from_checkpoint=True)
+    assert same.code == 0 and "nothing is trained again" in same.out, same.all
+
+
 def test_the_working_folder_as_output(flags: dict[str, Any], tmp_path: Path) -> None:
     short = {**flags, "recipe_args": {"num_epochs": 1, "qat_start_epoch": 0.3, "observer_epoch": 0.6}}
     folder = tmp_path / "here"
