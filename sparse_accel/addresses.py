@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparse_accel.errors import UsageError, in_order, nearest, rank
+from sparse_accel.errors import UsageError, in_order, nearest, rank, shortened
 from sparse_accel.recipe import Recipe
 from sparse_accel.recipe import load_recipe as _load_recipe
 from sparse_accel.zoo import is_stub, model_source, recipe_path
@@ -157,7 +157,7 @@ def _beside(name: str) -> str:
 @functools.cache
 def _note(text: str) -> None:
     if rank() == 0:
-        print(f"note: {text}", file=sys.stderr)
+        print(f"note: {shortened(text)}", file=sys.stderr)
 
 
 class _Complaints(logging.Handler):

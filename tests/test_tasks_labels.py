@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from test_tasks_files import load, refusal, write
 
 from sparse_accel.tasks import Head, TextClassificationData, compute_metrics, match_names
+from sparse_accel.tasks.label_reading import LabelReader
 from sparse_accel.tasks.labels import LabelColumn, are_indicators, are_unpublished, name_order
 from sparse_accel.tasks.reading import Rows
 from sparse_accel.tasks.splitting import draw, hold_out
 from sparse_accel.tasks.tables import FileTable
-from sparse_accel.tasks.text_classification import _LabelReader
 
 SINGLE, REGRESSION, MULTI = "single_label_classification", "regression", "multi_label_classification"
 
@@ -360,7 +360,7 @@ def test_a_kept_head_has_its_own_order(names: list[str], random: Any, training: 
     outputs = [random.choice([name, name.upper(), name.lower()]) for name in random.sample(names, len(names))]
     rows = [random.choice(names) for _ in range(4)] + names
     random.shuffle(rows)
-    reader = _LabelReader(column_of(rows), Head(outputs), None, training)
+    reader = LabelReader(column_of(rows), Head(outputs), None, training)
     assert reader.keeps_head and reader.names == outputs and not reader.by_position
     read = reader.read(column_of(rows))
     assert [name.casefold() for name in read] == [name.casefold() for name in rows]
@@ -371,7 +371,7 @@ def test_a_kept_head_has_its_own_order(names: list[str], random: Any, training: 
 @given(st.integers(2, 6), st.randoms())
 def test_an_unnamed_head_is_taken_by_number(count: int, random: Any) -> None:
     rows = [*range(count), *random.choices(range(count), k=3)]
-    reader = _LabelReader(column_of(rows), Head([f"LABEL_{number}" for number in range(count)]), None, True)
+    reader = LabelReader(column_of(rows), Head([f"LABEL_{number}" for number in range(count)]), None, True)
     assert reader.keeps_head and reader.names == [str(number) for number in range(count)]
     assert reader.read(column_of(rows)) == [str(row) for row in rows]
 

@@ -12,7 +12,7 @@ import io
 import sys
 
 from sparse_accel.command_line import expanded
-from sparse_accel.errors import run_main
+from sparse_accel.errors import run_main, shortened
 from sparse_accel.recipe import Recipe, load_recipe
 from sparse_accel.zoo import recipe_path
 
@@ -33,9 +33,9 @@ def main() -> None:
         sys.stdout.reconfigure(encoding="utf-8")  # it is a recipe again, whatever the terminal's encoding
     print(recipe.resolved() if arguments.resolved else timeline_table(recipe), end="")
     for line in recipe.notes:
-        print(f"note: {line}", file=sys.stderr)
+        print(f"note: {shortened(line)}", file=sys.stderr)
     for line in recipe.warnings:
-        print(f"warning: {line}", file=sys.stderr)
+        print(f"warning: {shortened(line)}", file=sys.stderr)
 
 
 def timeline_table(recipe: Recipe) -> str:

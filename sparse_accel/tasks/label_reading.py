@@ -1,0 +1,177 @@
+"""How the labels of a run's rows are read: by what the training rows tell, and by the head of a fine-tuned model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import List, Value
+
+from sparse_accel.command_line import warn
+from sparse_accel.errors import UsageError, listed
+from sparse_accel.tasks.labels import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    Head,
+    LabelColumn,
+    are_indicators,
+    are_unnamed,
+    check_known,
+    find_problem_type,
+    match_names,
+    name_order,
+    read_labels,
+    taken_by_position,
+)
+
+# With more different labels than these, and than half the rows, the column is probably not one of classes.
+_FEW_LABELS, _MANY_LABELS = 100, 1000
+
+
+class LabelReader:
+    """Reads the labels of every split by what one of them, the training rows where they are at hand, tells.
+
+    Where a model keeps its fine-tuned head, the names and the order of its outputs hold, and labels of the data are
+    matched with them by name; a new head takes the data's.
+
+    Args:
+        teaching: labels of the rows that tell what labels there are; None: no rows with labels.
+        head: of a fine-tuned model, if the run starts from one.
+        problem_type: where it is known from the task or a flag.
+        training: whether the rows will be trained on: then the head may be a new one, and needs two labels or more.
+
+    Attributes:
+        names: of the labels, in the order of the model's outputs.
+        keeps_head: whether these are the outputs of `head`.
+        by_position: `0 as neg, 1 as pos` where labels were matched by number though one side has names; else empty.
+    """
+
+    def __init__(
+        self, teaching: LabelColumn | None, head: Head | None, problem_type: str | None, training: bool
+    ) -> None:
+        self.known_from = teaching.table.name if teaching else ""
+        self.indicators, self.by_position = False, ""
+        if teaching is None:
+            if head is None:
+                raise UsageError(
+                    "no rows with labels, so their names are not known: predict with a fine-tuned model (a folder that "
+                    "training wrote, as --model_name_or_path)."
+                )
+            _check_problem_type(head, problem_type)
+            self.problem_type, self.names, self.keeps_head = _problem_type_of(head), head.names, True
+            return
+        usual = REGRESSION if head is not None and head.is_regression else None
+        if head is not None and not training:
+            _check_problem_type(head, problem_type)
+            problem_type = _problem_type_of(head)
+        self.problem_type = problem_type or find_problem_type(teaching, usual)
+        count = None if head is None or training else len(head.names)
+        self.indicators = self.problem_type == MULTI_LABEL and are_indicators(teaching, count)
+        if head is not None and not training:
+            self.names, self.keeps_head = head.names, True
+            return
+        self.names = self._names_in(teaching)
+        if training and self.problem_type != REGRESSION:
+            self._check_names(teaching, asked=problem_type is not None)
+        self.keeps_head = head is not None and self._fits(head, complete=teaching.declared is not None)
+        if head is not None and self.keeps_head and self.problem_type != REGRESSION:
+            matched = match_names(self.names, head.names)
+            if matched is None or not are_unnamed(head.names):  # names that the model has are kept as they are
+                self.names = head.names
+            else:
+                self.by_position = taken_by_position(matched)
+                data_name = {model: name for name, model in matched.items()}
+                self.names = [data_name[name] for name in head.names]
+
+    @property
+    def feature(self) -> Any:
+        """The column type of labels: a float, a name, or a list of names."""
+        return {REGRESSION: Value("float64"), MULTI_LABEL: List(Value("string"))}.get(
+            self.problem_type, Value("string")
+        )
+
+    def read(self, labels: LabelColumn) -> list[Any]:
+        """Labels, row by row, as `feature` says; names are among `names`."""
+        found = read_labels(labels, self.problem_type, self.indicators)
+        if self.problem_type == REGRESSION:
+            return found
+        if not self.keeps_head:
+            check_known(labels, found, self.names, self.known_from)
+            return found
+        matched = match_names(labels.declared, self.names) if labels.declared else None
+        matched = matched or match_names(name_order(_flat(found)), self.names, complete=False)
+        if matched is None:
+            check_known(labels, found, self.names, "the model")
+            raise AssertionError("a label that does not match is one that is not known")
+        self.by_position = self.by_position or taken_by_position(matched)
+        return [[matched[name] for name in label] if isinstance(label, list) else matched[label] for label in found]
+
+    def position_of_label_1(self, teaching: LabelColumn | None) -> int:
+        """Where among `names` the label is that the data calls 1, or declares second; 1 where that cannot be told."""
+        declared = (teaching.declared if teaching else None) or ["0", "1"]
+        matched = match_names(declared, self.names)
+        return self.names.index(matched[declared[1]]) if matched and len(declared) > 1 else 1
+
+    def _names_in(self, labels: LabelColumn) -> list[str]:
+        if self.problem_type == REGRESSION:
+            return ["score"]
+        if self.indicators:
+            return [str(position) for position in range(len(labels.values[0]))]
+        return labels.declared or name_order(_flat(read_labels(labels, self.problem_type)))
+
+    def _fits(self, head: Head, complete: bool) -> bool:
+        """Whether training goes on with a fine-tuned head. Not where the data's labels are clearly others.
+
+        Args:
+            head: of the model.
+            complete: whether `names` are declared to be all labels there are.
+
+        Raises:
+            UsageError: as many labels as the head has, with other names; or numbers that may be its first ones or not.
+        """
+        if self.problem_type == REGRESSION or head.is_regression:
+            return self.problem_type == REGRESSION and head.is_regression
+        complete = complete or self.indicators
+        if match_names(self.names, head.names) is not None:
+            return True
+        fewer = match_names(self.names, head.names, complete=False) if len(self.names) < len(head.names) else None
+        if fewer is not None and (not taken_by_position(fewer) or len(fewer) < 2):
+            return True
+        if (fewer is not None and not complete) or len(self.names) == len(head.names):
+            raise UsageError(
+                f"the labels of {self.known_from} ({listed(self.names)}) do not match those of the model, in the order "
+                f"of its outputs ({listed(head.names)}). Rename them in the data, or in the model's config.json "
+                "(id2label); or add --new_head to start from a newly initialized head."
+            )
+        return False
+
+    def _check_names(self, teaching: LabelColumn, asked: bool) -> None:
+        place, rows = f"{teaching.table.name}, column '{teaching.column}'", len(teaching.values)
+        if len(self.names) < 2:
+            raise UsageError(f"{place}: all labels are {', '.join(self.names) or 'empty'}; training needs two or more.")
+        if len(self.names) > max(_MANY_LABELS, rows // 2) and not asked:
+            raise UsageError(
+                f"{place}: {len(self.names)} different labels in {rows} rows. If these are scores, add "
+                f"--problem_type {REGRESSION}; if they are classes all the same, --problem_type {SINGLE_LABEL}; if "
+                "they are not labels, name the right column with --label_column_name."
+            )
+        if len(self.names) > max(_FEW_LABELS, rows // 2):
+            warn(
+                f"{place}: {len(self.names)} different labels in {rows} rows. If these are scores, add "
+                f"--problem_type {REGRESSION}; if they are not labels, name the right column with --label_column_name."
+            )
+
+
+def _problem_type_of(head: Head) -> str:
+    """As transformers decides it."""
+    return head.problem_type or (REGRESSION if head.is_regression else SINGLE_LABEL)
+
+
+def _check_problem_type(head: Head, asked: str | None) -> None:
+    if asked not in (None, _problem_type_of(head)):
+        raise UsageError(f"--problem_type {asked}: the model was trained for {_problem_type_of(head)}. Leave it out.")
+
+
+def _flat(labels: list[Any]) -> list[str]:
+    """All names, whether rows hold one or a list of them."""
+    return [name for label in labels for name in (label if isinstance(label, list) else [label])]
