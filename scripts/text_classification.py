@@ -99,7 +99,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     run.notices += overruled
     identity = training_setup.identity_of(arguments, run, model, rows["train"], sampler, schedule)
     output_dir = Path(str(arguments.output_dir))
-    settings = training_setup.settings_of(arguments, accelerator, data, rows, schedule)
+    settings = training_setup.settings_of(arguments, accelerator, run, model, rows, schedule)
     if results.claim(accelerator, arguments, run, identity, settings) == "show":
         return False
     results.record_arguments(accelerator, output_dir, arguments)
@@ -175,21 +175,22 @@ def evaluate_and_predict(
 ) -> None:
     """Measures a trained model as its files hold it, quantizers on, and writes what it predicts.
 
-    What a finished run's folder already holds for the same rows, labels and weights is not measured again.
+    What the folder of a finished run already holds for the same rows, labels and weights is not measured again.
     """
     from sparse_accel import results, training_setup
-    from sparse_accel.evaluation import PREDICTIONS, evaluate_splits, measured_on, write_predictions
+    from sparse_accel.evaluation import evaluate_splits, measured_on, prediction_files, write_predictions
     from sparse_accel.models import head_of, load_tokenizer, load_trained, sequence_limit
     from sparse_accel.report import say
-    from sparse_accel.run_identity import fingerprint_of_weights
+    from sparse_accel.run_identity import fingerprint_of_model
     from sparse_accel.tasks import load_text_classification
     from sparse_accel.tracking import start_trackers, tracker_names
 
     model, folder = load_trained(arguments), Path(str(arguments.output_dir))
-    tokenizer, weights = load_tokenizer(arguments), fingerprint_of_weights(model)
+    tokenizer, weights = load_tokenizer(arguments), fingerprint_of_model(model)
     with accelerator.main_process_first():
         data = load_text_classification(arguments, head_of(model))
-    if not (arguments.do_train or arguments.one_shot):
+    of_a_run = arguments.do_train or arguments.one_shot
+    if not of_a_run:
         say(accelerator, f"columns: {training_setup.describe_columns(data)}")
     limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
     rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)
@@ -197,16 +198,16 @@ def evaluate_and_predict(
     model = accelerator.prepare_model(model, evaluation_mode=True)
     if arguments.do_eval:
         question = measured_on(accelerator, weights, data, "validation", rows)
-        if not results.is_measured(accelerator, folder, results.EVAL_RESULTS, question):
+        if not results.is_measured(accelerator, folder, [results.EVAL_RESULTS], question) or not of_a_run:
             figures = evaluate_splits(arguments, accelerator, model, data, rows, collator)
             results.write_evaluation(accelerator, folder, figures, question)
             start_trackers(accelerator, arguments, recipe)
             accelerator.log(tracker_names(figures, "final"))
     if arguments.do_predict:
-        question = measured_on(accelerator, weights, data, "test", rows)
-        if not results.is_measured(accelerator, folder, PREDICTIONS, question):
+        question, files = measured_on(accelerator, weights, data, "test", rows), prediction_files(rows)
+        if not results.is_measured(accelerator, folder, files, question) or not of_a_run:
             write_predictions(arguments, accelerator, model, data, rows, collator)
-            results.remember(accelerator, folder, PREDICTIONS, question)
+            results.remember(accelerator, folder, files[0], question)
 
 
 if __name__ == "__main__":

@@ -261,7 +261,7 @@ def _read_settings_file(cls: type, file: str) -> dict[str, Any]:
             f"'{file}' is neither a flag nor a .json file of settings. Flags begin with --; --help lists them."
         )
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"), object_pairs_hook=_refuse_twins)
+        content = json.loads(Path(file).read_text(encoding="utf-8-sig"), object_pairs_hook=_refuse_twins)
     except FileNotFoundError:
         raise UsageError(f"there is no file {file}.") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 _PLACE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_PRECISIONS = ("no", "fp16", "bf16")
+_TRUTH_VALUES = ("false", "true", "0", "1", "no", "yes", "off", "on", "f", "t", "n", "y")
 _LAYOUTS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM")
 
 
@@ -33,7 +35,7 @@ def check_environment() -> None:
     Raises:
         UsageError: names the variables that were found, those that are missing, and the command that starts without.
     """
-    for name in (*_PLACE, *_LAYOUTS, "ACCELERATE_DYNAMO_BACKEND"):
+    for name in (*_PLACE, *_LAYOUTS, "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU"):
         if not os.environ.get(name, "-").strip():
             del os.environ[name]
     found = {name: os.environ[name] for name in _PLACE if name in os.environ}
@@ -59,6 +61,13 @@ def check_environment() -> None:
             verb = "is" if len(missing) == 1 else "are"
             raise _refusal(f"{listed(missing)} {verb} missing", found)
     _check_backend(os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no"))
+    for name, words in (("ACCELERATE_MIXED_PRECISION", _PRECISIONS), ("ACCELERATE_USE_CPU", _TRUTH_VALUES)):
+        value = os.environ.get(name, words[0]).lower()
+        if value not in words:
+            raise UsageError(
+                f"{name}={value} is not known here.{nearest(value, words)} It takes {', '.join(words)}; or start "
+                f"without it: env -u {name} python ..."
+            )
     if "ACCELERATE_USE_MEGATRON_LM" in found:
         raise UsageError("Megatron-LM is not supported: launch with a file of accelerate_configs/, such as ddp.yaml")
 

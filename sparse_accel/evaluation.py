@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from sparse_accel.recipe_run import problem_type_of
 from sparse_accel.report import say
 from sparse_accel.run_identity import fingerprint_of_rows, write_text
-from sparse_accel.sharding import plain_model
 from sparse_accel.tasks import compute_metrics
 from sparse_accel.training_loop import predict
 from sparse_accel.training_setup import evaluation_loader
@@ -28,17 +26,13 @@ if TYPE_CHECKING:
     from sparse_accel.tasks import TextClassificationData
 
 
-# Of the usual test rows; MNLI's second set has a file of its own.
-PREDICTIONS = "test_predictions.csv"
-
-
 def measured_on(
     accelerator: Accelerator, weights: str, data: TextClassificationData, purpose: str, rows: dict[str, Any]
 ) -> str:
     """Returns a digest of everything that figures or predictions depend on.
 
     Args:
-        weights: the model's, by `fingerprint_of_weights`.
+        weights: the model's, by `fingerprint_of_model`.
         data: its label names, metrics and problem type count.
         purpose: `validation`: figures; `test`: predictions.
         rows: the tokenized splits, by name.
@@ -51,6 +45,11 @@ def measured_on(
         "rows": {split: fingerprint_of_rows(rows[split]) for split in splits},
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def prediction_files(rows: dict[str, Any]) -> list[str]:
+    """Returns the names of the files that predictions are written to: one for each test split."""
+    return [f"{split}_predictions.csv" for split in rows if split.startswith("test")]
 
 
 def evaluate_splits(
@@ -66,8 +65,7 @@ def evaluate_splits(
     for split in [name for name in rows if name.startswith("validation")]:
         suffix = split.removeprefix("validation").replace("_mismatched", "_mm")
         loader = evaluation_loader(arguments, accelerator, rows[split], collator)
-        problem_type = problem_type_of(plain_model(accelerator, model))
-        logits, loss = predict(accelerator, model, loader, len(rows[split]), problem_type)
+        logits, loss = predict(accelerator, model, loader, len(rows[split]), data.problem_type)
         labels = np.asarray(rows[split]["labels"])
         found = compute_metrics(data.metrics, data.problem_type, logits, labels, data.positive)
         if loss is not None:

@@ -26,7 +26,7 @@ from sparse_accel.layers import make_sparse, masks, quantizers
 from sparse_accel.processes import by_main_process
 from sparse_accel.run_identity import write_text
 from sparse_accel.sharding import full_state_dict, plain_model
-from sparse_accel.tasks.labels import Head
+from sparse_accel.tasks.labels import REGRESSION, Head, are_unnamed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -128,6 +128,17 @@ def head_in(config: Any, place: str) -> Head:
     if sorted(id2label) != list(range(len(id2label))):
         raise UsageError(f"{place}: id2label of config.json must number the outputs from 0; it has {listed(id2label)}")
     names = [str(id2label[number]) for number in sorted(id2label)]
+    problem_type = getattr(config, "problem_type", None)
+    if problem_type == REGRESSION and len(names) != 1:
+        raise UsageError(
+            f"{place}: a regression gives one score, and config.json has {len(names)} outputs: not supported"
+        )
+    if are_unnamed(names) and not are_unnamed(list(label2id)):  # named in one direction only
+        ordered = sorted(label2id, key=lambda name: str(label2id[name]))
+        if [str(label2id[name]) for name in ordered] == sorted(str(number) for number in id2label):
+            names = [
+                next(name for name in ordered if str(label2id[name]) == str(number)) for number in sorted(id2label)
+            ]
     if twins := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"{place}: id2label of config.json calls two outputs {shown(twins[0])}: give them two names")
     numbers = {name.casefold(): number for number, name in enumerate(names)}
@@ -138,7 +149,7 @@ def head_in(config: Any, place: str) -> Head:
                 f"{place}: config.json contradicts itself: id2label calls output {known} {shown(name)}, and label2id "
                 f"says that {shown(name)} is output {number}. Correct the wrong one, or delete label2id"
             )
-    return Head(names, getattr(config, "problem_type", None))
+    return Head(names, problem_type)
 
 
 def set_labels(config: Any, names: list[str]) -> None:
@@ -234,8 +245,9 @@ def _newly_initialized(model: Any, info: Mapping[str, Any], keeps_head: bool, ma
             f"{_and_more(absent)}. Copy both from the same model"
         )
     modules = {name for name, _ in model.named_modules()}
-    blocks = [name for name in info["unexpected_keys"] if (found := _BLOCK.match(name)) and found[1] in modules]
-    beyond = sorted(name for name in blocks if (found := _BLOCK.match(name)) and found[0] not in modules)
+    # A file of the encoder alone has names without its prefix.
+    blocks = [(name, _BLOCK.match(prefix + name)) for name in info["unexpected_keys"] for prefix in ("", base)]
+    beyond = sorted(name for name, found in blocks if found and found[1] in modules and found[0] not in modules)
     if beyond:
         raise UsageError(
             f"config.json and weights are of different models: the file holds {beyond[0]}{_and_more(beyond)}, and by "

@@ -32,16 +32,20 @@ _LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError,
 
 
 def fine_tuned_head(arguments: TextClassificationArguments) -> Head | None:
-    """Returns the head of the model that a run starts from, by its config.json; None for a model without one, or where
-    --new_head asks for a new one.
+    """Returns the head of the model that a run starts from; None for a model without one, or where --new_head asks.
+
+    Its config.json tells, or, where that says nothing of a head, its weights.
 
     Raises:
         UsageError: its config.json cannot be read, or contradicts itself.
     """
-    config = _config(arguments)
-    if arguments.new_head or not _is_classifier(config):
+    config = _own_config(arguments)
+    if arguments.new_head or _is_classifier(config) is False:
         return None
-    return head_in(config, f"--model_name_or_path {arguments.model_name_or_path}")
+    head = head_in(config, f"--model_name_or_path {arguments.model_name_or_path}")
+    if _is_classifier(config) is None and load_classifier(arguments)[1]:
+        return None
+    return head
 
 
 def default_head(arguments: TextClassificationArguments) -> Head:
@@ -50,13 +54,20 @@ def default_head(arguments: TextClassificationArguments) -> Head:
     Raises:
         UsageError: its config.json cannot be read, or contradicts itself.
     """
-    return head_in(_config(arguments), f"--model_name_or_path {arguments.model_name_or_path}")
+    return head_in(_own_config(arguments), f"--model_name_or_path {arguments.model_name_or_path}")
 
 
-def _config(arguments: TextClassificationArguments) -> Any:
-    flag, name = "--model_name_or_path", str(arguments.model_name_or_path)
-    if arguments.config_name:
-        flag, name = "--config_name", arguments.config_name
+def _own_config(arguments: TextClassificationArguments) -> Any:
+    """The model's own configuration, which names its outputs; --config_name's where it has none."""
+    try:
+        return _read_config(arguments, "--model_name_or_path", str(arguments.model_name_or_path))
+    except UsageError:
+        if not arguments.config_name:
+            raise
+        return _read_config(arguments, "--config_name", arguments.config_name)
+
+
+def _read_config(arguments: TextClassificationArguments, flag: str, name: str) -> Any:
     address = model_address(flag, name, arguments.cache_dir)
     _check_pointers(flag, name, address)
     try:
@@ -65,8 +76,10 @@ def _config(arguments: TextClassificationArguments) -> Any:
         raise _unreadable(flag, name, address, error) from error
 
 
-def _is_classifier(config: Any) -> bool:
-    return any(kind.endswith("ForSequenceClassification") for kind in getattr(config, "architectures", None) or [])
+def _is_classifier(config: Any) -> bool | None:
+    """Whether a configuration is of a model that classifies texts; None where it names no head, or only an encoder."""
+    kinds = [kind for kind in getattr(config, "architectures", None) or [] if "For" in kind]
+    return any(kind.endswith("ForSequenceClassification") for kind in kinds) if kinds else None
 
 
 def load_classifier(
@@ -77,28 +90,28 @@ def load_classifier(
     Args:
         arguments: which model.
         data: says the labels, and whether the model's own head is kept; otherwise its head is a new one, as is the one
-            that a language model lacks. None: labels and head are those of the model's configuration.
+            that a language model lacks. None: labels and head are the model's own.
 
     Raises:
         UsageError: nothing can be read there, or config.json and weights do not fit together: only a head may be new.
     """
     flag, name = "--model_name_or_path", str(arguments.model_name_or_path)
-    config, address = _config(arguments), model_address(flag, name, arguments.cache_dir)
-    _check_pointers(flag, name, address)
-    place = f"{flag} {name}"
-    names = head_in(config, place).names if data is None else data.label_names
+    config, address = _own_config(arguments), model_address(flag, name, arguments.cache_dir)
+    names = head_in(config, f"{flag} {name}").names if data is None else data.label_names
+    keeps_head = data.keeps_head if data is not None else _is_classifier(config) is not False
+    if arguments.config_name:
+        config = _read_config(arguments, "--config_name", arguments.config_name)
     set_labels(config, names)
     if data is not None:
         config.problem_type = data.problem_type
-    keeps_head = data.keeps_head if data is not None else _is_classifier(config)
+    _check_pointers(flag, name, address)
     source: dict[str, Any] = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
     try:
-        model, fresh = read_classifier(address, config=config, keeps_head=keeps_head, may_be_new=True, **source)
+        return read_classifier(address, config=config, keeps_head=keeps_head, may_be_new=True, **source)
     except UsageError as error:
-        raise UsageError(f"{place}: {error}") from error
+        raise UsageError(f"{flag} {name}: {error}") from error
     except _LOADING_ERRORS as error:
         raise _unreadable(flag, name, address, error) from error
-    return model, fresh
 
 
 def load_trained(arguments: TextClassificationArguments) -> nn.Module:
@@ -122,24 +135,12 @@ def load_for_export(name: str) -> tuple[nn.Module, Any, int]:
     except _LOADING_ERRORS as error:
         raise _unreadable(flag, name, address, error) from error
     architectures = getattr(config, "architectures", None) or []
-    if architectures and not _is_classifier(config):
+    if _is_classifier(config) is False:
         raise UsageError(
             f"{flag} {name} holds a {architectures[0]}, which does not classify texts: --task text_classification "
             "needs a model for sequence classification"
         )
     model = _load_named(flag, name)
-    found, _ = quantized_linears(model)
-    trained = _quantized_in_training(Path(address), found)
-    if trained != found and not (Path(address) / QUANTIZATION_FILE).is_file():
-        raise UsageError(
-            f"{flag} {name}: training quantized {trained} Linears, and {QUANTIZATION_FILE}, which holds their scales, "
-            "is missing. Copy it from the training run"
-        )
-    if trained != found:
-        raise UsageError(
-            f"{flag} {name}: training quantized {trained} Linears, and {QUANTIZATION_FILE} has scales of {found}. Copy "
-            "that file anew from the training run"
-        )
     tokenizer = _tokenizer(flag, name)
     return model, tokenizer, sequence_limit(tokenizer, model)
 
@@ -152,16 +153,35 @@ def _quantized_in_training(folder: Path, default: int) -> int:
         return default
 
 
+def _check_quantizers(flag: str, name: str, address: str, model: nn.Module) -> None:
+    """Raises UsageError where training quantized other Linears than a folder has quantizers for."""
+    found, _ = quantized_linears(model)
+    trained = _quantized_in_training(Path(address), found)
+    if trained == found:
+        return
+    if not (Path(address) / QUANTIZATION_FILE).is_file():
+        raise UsageError(
+            f"{flag} {name}: training quantized {trained} Linears, and {QUANTIZATION_FILE}, which holds their scales, "
+            "is missing. Copy it from the training run"
+        )
+    raise UsageError(
+        f"{flag} {name}: training quantized {trained} Linears, and {QUANTIZATION_FILE} has scales of {found}. Copy "
+        "that file again from the training run"
+    )
+
+
 def _load_named(flag: str, name: str, **source: Any) -> nn.Module:
     """`model_files.load`, with errors that name the flag that the model was asked for by."""
     address = model_address(flag, name, source.get("cache_dir"))
     _check_pointers(flag, name, address)
     try:
-        return load(address, **source)
+        model = load(address, **source)
     except UsageError as error:
         raise UsageError(f"{flag}: {error}") from error
     except _LOADING_ERRORS as error:
         raise _unreadable(flag, name, address, error) from error
+    _check_quantizers(flag, name, address, model)
+    return model
 
 
 def head_of(model: nn.Module) -> Head:

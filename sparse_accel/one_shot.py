@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import set_seed
 
 from sparse_accel import results, training_setup
+from sparse_accel.command_line import warn
 from sparse_accel.errors import UsageError
 from sparse_accel.history import History
 from sparse_accel.models import default_head, head_of, load_classifier, load_tokenizer, sequence_limit
@@ -63,8 +64,13 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
     }
     about = [("model", f"{arguments.model_name_or_path}, changed at once, without training")]
     if fresh:
+        warn(f"{arguments.model_name_or_path} has no fine-tuned head: what its outputs say is random, before and after")
         about.append(("head", training_setup.describe_head(head_of(model).names, fresh)))
     if has_rows:
+        if "train" not in data.splits:
+            raise UsageError(
+                "--one_shot takes ranges from training rows, and the data has none: name some with --train_file"
+            )
         limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
         rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)["train"]
         collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
@@ -73,7 +79,7 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
         identity |= {"seed": arguments.seed, "global_batch_size": sampler.global_batch_size}
         about.append(("columns", training_setup.describe_columns(data)))
         about.append(("ranges", f"from up to {CALIBRATION_BATCHES} batches of the training rows"))
-    settings = {"precision": accelerator.mixed_precision}
+    settings = training_setup.settings_of(arguments, accelerator, run, model, {})
     if results.claim(accelerator, arguments, run, identity, settings) == "show":
         return False
     results.record_arguments(accelerator, output_dir, arguments)

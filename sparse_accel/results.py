@@ -166,8 +166,9 @@ def _named_start(folder: Path, asked: str | bool | None, run: RecipeRun) -> Path
 
 
 def _went_on_from(folder: Path, asked: str) -> bool:
-    record = run_identity.read_record(folder)
-    return record is not None and record.get("resumed_from") == asked
+    record = run_identity.read_record(folder) or {}
+    start = record.get("resumed_from")
+    return isinstance(start, str) and (start == asked or Path(start).resolve() == Path(asked).resolve())
 
 
 def _warn_of_another_run(folder: Path, checkpoint: Path) -> None:
@@ -247,7 +248,8 @@ def write_final(
             suffix = Path(run.recipe.source).suffix or ".yaml"
             run_identity.write_text(partial / f"recipe_as_given{suffix}", run.recipe.text)
         publish(partial, folder)
-        _update(folder, figures)
+        write_json(folder / ALL_RESULTS, {**_without_evaluation(folder), **figures})
+        run_identity.change_record(folder, measured={})
 
     with written_or_said(accelerator, partial, f"the model in {folder}"):
         by_main_process(accelerator, lambda: shutil.rmtree(partial, ignore_errors=True))
@@ -265,28 +267,49 @@ def write_evaluation(accelerator: Accelerator, folder: Path, figures: dict[str, 
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / EVAL_RESULTS, figures)
-        others = {name: value for name, value in read_results(folder).items() if not name.startswith("eval_")}
-        write_json(folder / ALL_RESULTS, {**others, **figures})
+        write_json(folder / ALL_RESULTS, {**_without_evaluation(folder), **figures})
         remember(accelerator, folder, EVAL_RESULTS, measured_on)
     accelerator.wait_for_everyone()
 
 
 def remember(accelerator: Accelerator, folder: Path, name: str, measured_on: str) -> None:
     """Records what the figures or predictions in the file `name` of a run's folder were measured on."""
-    record = run_identity.read_record(folder)
-    if record is not None and accelerator.is_main_process:
-        run_identity.change_record(folder, measured={**record.get("measured", {}), name: measured_on})
+    if accelerator.is_main_process:
+        run_identity.change_record(folder, measured=_measured(folder) | {name: measured_on})
 
 
-def is_measured(accelerator: Accelerator, folder: Path, name: str, measured_on: str) -> bool:
-    """Whether the file `name` of a finished run already holds what would be measured now."""
+def is_measured(accelerator: Accelerator, folder: Path, names: list[str], measured_on: str) -> bool:
+    """Whether the files `names` of a finished run already hold what would be measured now.
+
+    Where they do not, what they were measured on is forgotten first: a kill while they are written leaves no claim.
+    """
 
     def look() -> bool:
-        record = run_identity.read_record(folder)
-        known = record.get("measured", {}).get(name) if record is not None and record["finished"] else None
-        return known == measured_on and (folder / name).is_file()
+        record, measured = run_identity.read_record(folder), _measured(folder)
+        known = record is not None and record["finished"] and measured.get(names[0]) == measured_on
+        if known and all((folder / name).is_file() for name in names) and _figures_are_there(folder, names):
+            return True
+        if names[0] in measured:
+            run_identity.change_record(folder, measured={k: v for k, v in measured.items() if k != names[0]})
+        return False
 
     return bool(by_main_process(accelerator, look))
+
+
+def _measured(folder: Path) -> dict[str, str]:
+    record = run_identity.read_record(folder) or {}
+    return dict(record["measured"]) if isinstance(record.get("measured"), dict) else {}
+
+
+def _figures_are_there(folder: Path, names: list[str]) -> bool:
+    """Whether eval_results.json, where it is asked for, can be read and is what all_results.json says."""
+    if EVAL_RESULTS not in names:
+        return True
+    try:
+        figures = json.loads((folder / EVAL_RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(figures, dict) and bool(figures) and figures.items() <= read_results(folder).items()
 
 
 def mark_finished(accelerator: Accelerator, folder: Path) -> None:
@@ -311,5 +334,6 @@ def read_results(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _update(folder: Path, figures: dict[str, Any]) -> None:
-    write_json(folder / ALL_RESULTS, {**read_results(folder), **figures})
+def _without_evaluation(folder: Path) -> dict[str, Any]:
+    """all_results.json without the figures of an evaluation: of other rows, or of another model."""
+    return {name: value for name, value in read_results(folder).items() if not name.startswith("eval_")}

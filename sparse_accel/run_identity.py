@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,24 +18,37 @@ from typing import TYPE_CHECKING, Any
 from sparse_accel.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 RUN_FILE = "run.json"
+# Settings that an unfinished run may go on with in another way: it may have to, on another machine.
+MAY_CHANGE = ("precision", "nan_loss")
 LOCK_FILE = ".lock"
 
 
 def fingerprint_of_weights(model: nn.Module) -> str:
-    """Returns a digest of all weights, names and shapes included, and of the ranges of quantizers that are on."""
+    """Returns a digest of all weights, names and shapes included."""
+    return _fingerprint(model.state_dict())
+
+
+def fingerprint_of_model(model: nn.Module) -> str:
+    """Returns a digest of what a model computes with: its weights, and the ranges of quantizers that are on."""
     from sparse_accel.layers import quantizers
 
     tensors = dict(model.state_dict())
     for name, quantizer in quantizers(model).items():
         if quantizer.enabled and quantizer.ready:
             tensors |= {f"{name}.scale": quantizer.scale, f"{name}.zero_point": quantizer.zero_point}
+    return _fingerprint(tensors)
+
+
+def _fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(_bytes()).numpy())
+        content: Any = tensor.detach().cpu().contiguous().flatten().view(_bytes()).numpy()
+        digest.update(content)
     return digest.hexdigest()[:32]
 
 
@@ -99,6 +112,10 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if folder.is_symlink() and not folder.exists():
+            raise UsageError(
+                f"--output_dir {folder} is a link to {os.readlink(folder)}, which does not exist"
+            ) from error
         raise UsageError(f"--output_dir {folder} cannot be made ({error.strerror}). Name another folder") from error
 
 
@@ -130,7 +147,7 @@ def claim_folder(
         UsageError: the folder holds an unfinished run of another identity, this very run finished with other settings,
             or files that no run of ours wrote; or it cannot be moved.
     """
-    real = folder.resolve()
+    real, aside, brought = folder.resolve(), folder, None
     record = read_record(folder)
     this_run = record is not None and record["identity"] == identity
     if not folder.exists() or (folder.is_dir() and not any(_content(folder))):
@@ -149,14 +166,15 @@ def claim_folder(
         if record["finished"]:
             _check_settings(folder, record, settings or {})
             return "show"
+        _check_settings(folder, record, {k: v for k, v in (settings or {}).items() if k not in MAY_CHANGE})
         _delete_partial(folder)
         change_record(folder, **({"trained_with": settings} if settings else {}))
         return "continue"
     elif record["finished"]:
         differs = difference(record["identity"], identity)
         aside = move_aside(folder, f"it holds a finished run that differs in {differs}")
-        if checkpoint is not None and checkpoint.resolve().parent == real:
-            _link_tree(aside / checkpoint.name, real / checkpoint.name)
+        if checkpoint is not None and real in checkpoint.resolve().parents:
+            brought = checkpoint.resolve().relative_to(real)
         action = "start"
     elif {path.name for path in _content(folder)} <= {RUN_FILE, "arguments.json", "tracking"}:
         action = "start"  # it ended before it had trained anything
@@ -168,17 +186,20 @@ def claim_folder(
         )
     real.mkdir(parents=True, exist_ok=True)
     write_record(real, identity, finished=False, **({"trained_with": settings} if settings else {}))
+    if brought is not None:
+        _link_tree(aside / brought, real / brought)
     return action
 
 
 def _check_settings(folder: Path, record: dict[str, Any], settings: dict[str, Any]) -> None:
-    before = record.get("trained_with", {})  # older runs did not record them
-    known = {key: value for key, value in settings.items() if key in before}
-    if known and known != {key: before[key] for key in known}:
+    recorded = record.get("trained_with")  # older runs have none, and newer ones may have more
+    before = {key: recorded[key] for key in settings if key in recorded} if isinstance(recorded, dict) else {}
+    here = {key: settings[key] for key in before}
+    if before != here:
+        state = "finished, and its result is not the one of this command" if record["finished"] else "unfinished"
         raise UsageError(
-            f"--output_dir {folder} holds this run, finished, and its result is not the one of this command: they "
-            f"differ in {difference({key: before[key] for key in known}, known)}. Repeat its own command to see its "
-            "results, choose another folder, or pass --overwrite_output_dir to train again"
+            f"--output_dir {folder} holds this run, {state}: they differ in {difference(before, here)}. Repeat its own "
+            "command, choose another folder, or pass --overwrite_output_dir to train again"
         )
 
 
@@ -191,7 +212,9 @@ def _link_tree(source: Path, target: Path) -> None:
         except OSError:
             shutil.copy2(one, other)
 
-    shutil.copytree(source, target, copy_function=link)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.copytree(source, partial, copy_function=link)
+    os.rename(partial, target)
 
 
 def _content(folder: Path) -> Iterator[Path]:
@@ -267,7 +290,8 @@ def move_aside(folder: Path, reason: str) -> Path:
         raise UsageError(
             f"--output_dir {folder} cannot be moved aside to {aside} ({error.strerror}); {reason}. Name another folder"
         ) from error
-    (aside / LOCK_FILE).unlink(missing_ok=True)
+    if aside.is_dir():
+        (aside / LOCK_FILE).unlink(missing_ok=True)
     print(f"{folder} was moved aside to {as_typed}: {reason}")
     if real == here:
         real.mkdir()

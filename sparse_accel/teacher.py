@@ -24,7 +24,7 @@ from sparse_accel.command_line import expanded
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.processes import by_main_process, reduce_sum
 from sparse_accel.report import progress_bar
-from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
+from sparse_accel.run_identity import fingerprint_of_model, fingerprint_of_rows
 from sparse_accel.tasks import match_names
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Teacher:
             batch_size: rows a process and forward.
         """
         precision = accelerator.mixed_precision
-        parts = [fingerprint_of_weights(self.model), fingerprint_of_rows(dataset), repr(self.order), precision]
+        parts = [fingerprint_of_model(self.model), fingerprint_of_rows(dataset), repr(self.order), precision]
         key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
         path = (cache or default_cache()) / "teacher_logits" / f"{key}.safetensors"
         # The main process looks, for machines have caches of their own: what it finds, or does not, holds for all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,11 +18,12 @@ from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.command_line import given, warn
 from sparse_accel.environment import compilation
 from sparse_accel.errors import UsageError, listed
-from sparse_accel.models import load_teacher, sequence_limit
+from sparse_accel.models import head_of, load_teacher, sequence_limit
 from sparse_accel.modifiers.param_groups import ParamGroupModifier
+from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.optimizer import usual_rate
 from sparse_accel.recipe_run import RecipeRun
-from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
+from sparse_accel.run_identity import fingerprint_of_model, fingerprint_of_rows, fingerprint_of_weights
 from sparse_accel.sharding import check_launch, describe, launch_options
 from sparse_accel.tasks import check_metric_name, tokenize
 from sparse_accel.tasks.preprocessing import tokenizer_digest
@@ -42,8 +44,10 @@ def make_accelerator(arguments: TextClassificationArguments) -> Accelerator:
         UsageError: flags, launcher and environment do not fit together.
     """
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None
-    if precision == "fp16" and not torch.cuda.is_available():
-        warn("--fp16 needs a GPU and there is none here: training in float32")
+    asked = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
+    if asked == "fp16" and not torch.cuda.is_available():
+        what = "--fp16" if precision else "fp16 (ACCELERATE_MIXED_PRECISION)"
+        warn(f"{what} needs a GPU and there is none here: training in float32")
         precision = "no"
     transformers.utils.logging.disable_progress_bar()  # one bar is enough: ours
     accelerator = Accelerator(
@@ -343,24 +347,47 @@ def identity_of(
     }
 
 
+# Entries of a model's configuration that change nothing that it computes, or are told apart elsewhere.
+_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "problem_type", "initializer_range", "use_cache")
+
+
 def settings_of(
     arguments: TextClassificationArguments,
     accelerator: Accelerator,
-    data: TextClassificationData,
+    run: RecipeRun,
+    model: nn.Module,
     rows: dict[str, Any],
-    schedule: Schedule,
+    schedule: Schedule | None = None,
 ) -> dict[str, Any]:
-    """Returns what is not part of a run's identity, so that it may go on under another layout or precision, and yet
-    changes its result: a finished run with others is another result."""
+    """Returns what is not part of a run's identity and yet changes its result: a finished run with others is another
+    result. An unfinished one may go on in another precision, and in nothing else.
+
+    Args:
+        rows: tokenized splits.
+        schedule: of a run that trains; None for --one_shot.
+    """
+    head, config = head_of(model), cast(Any, model).config.to_dict()
     settings: dict[str, Any] = {
-        "label_names": list(data.label_names),
+        "label_names": head.names,
+        "problem_type": head.problem_type,
         "precision": accelerator.mixed_precision,
-        "nan_loss": arguments.nan_loss,
-        "load_best_model_at_end": arguments.load_best_model_at_end,
+        **{
+            f"config.{name}": value
+            for name, value in config.items()
+            if isinstance(value, (bool, int, float, str)) and name not in _NOT_OF_THE_MODEL
+        },
     }
-    if arguments.load_best_model_at_end:  # then the evaluations choose the result
+    if any(isinstance(modifier, QuantizationModifier) for modifier in run.modifiers):
+        settings["pad_to_max_length"] = arguments.pad_to_max_length  # ranges see padding too
+    if run.teacher is not None:
+        settings["teacher"] = f"{fingerprint_of_model(run.teacher.model)} {run.teacher.order}"
+    if schedule is not None:
+        settings["nan_loss"] = arguments.nan_loss
+        settings["load_best_model_at_end"] = arguments.load_best_model_at_end
+    if schedule is not None and arguments.load_best_model_at_end:  # then the evaluations choose the result
         judged = ("metric_for_best_model", "greater_is_better", "best_model_after_epoch")
         settings |= {name: getattr(arguments, name) for name in judged}
         validation = [fingerprint_of_rows(rows[split]) for split in sorted(rows) if split.startswith("validation")]
         settings |= {"steps_between_evaluations": schedule.evaluate_every, "validation_rows": " ".join(validation)}
+        settings["steps_between_checkpoints"] = schedule.save_every
     return settings

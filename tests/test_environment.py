@@ -35,7 +35,8 @@ LAUNCH = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*NAMES, *LAYOUTS, "ACCELERATE_USE_CPU", "ACCELERATE_DYNAMO_BACKEND"):
+    others = ("ACCELERATE_USE_CPU", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_MIXED_PRECISION")
+    for name in (*NAMES, *LAYOUTS, *others):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -60,6 +61,22 @@ def test_what_launches_and_single_processes_have(variables: dict[str, str], monk
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     check_environment()
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_MIXED_PRECISION=fp8", "ACCELERATE_USE_CPU=maybe"])
+def test_values_that_are_not_known(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, _, value = variable.partition("=")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"{variable} is not known here"):
+        check_environment()
+
+
+def test_a_precision_that_is_left_over(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    flags: dict[str, Any] = {"model_name_or_path": tiny.model, "train_file": tiny.train, "do_train": True}
+    done = run(**flags, max_steps=1, output_dir=tmp_path / "out")
+    assert done.code == 0, done.all
+    assert "fp16 (ACCELERATE_MIXED_PRECISION) needs a GPU" in done.err and "float32" in done.out
 
 
 @pytest.mark.parametrize(

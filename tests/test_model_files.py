@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from script_fixtures import Tiny, make_model, read_json, run
 
@@ -111,6 +112,23 @@ def test_a_git_lfs_pointer_is_said_to_be_one(name: str, classifier: Path, tiny: 
         assert name in refused.err and "Git LFS pointer" in refused.err and "git lfs pull" in refused.err
 
 
+@pytest.mark.parametrize("kind", ["BertModel", "RobertaModel", "DistilBertModel"])
+def test_an_encoder_with_more_blocks_than_its_configuration(kind: str, tiny: Tiny, tmp_path: Path) -> None:
+    """Its file has names without the encoder's prefix."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = getattr(transformers, kind.replace("Model", "Config"))(vocab_size=30, max_position_embeddings=64, **sizes)
+    getattr(transformers, kind)(config).save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy2(tiny.model / name, tmp_path / "model" / name)
+    layers = "n_layers" if kind.startswith("Distil") else "num_hidden_layers"
+    settings = read_json(tmp_path / "model" / "config.json")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(settings | {layers: settings[layers] - 1}))
+    refused = run(
+        model_name_or_path=tmp_path / "model", do_train=True, train_file=tiny.train, output_dir=tmp_path / "out"
+    )
+    assert refused.code == 2 and "no such block" in refused.err, refused.all
+
+
 # --- labels in config.json --------------------------------------------------------------------------------------------
 
 
@@ -142,6 +160,21 @@ def test_labels_that_contradict_each_other(
     folder = changed(classifier, tmp_path / "model", id2label=id2label, label2id=label2id)
     with pytest.raises(UsageError, match=message):
         sparse_accel.load(folder)
+
+
+def test_names_that_only_label2id_has(classifier: Path, tmp_path: Path) -> None:
+    unnamed = {0: "LABEL_0", 1: "LABEL_1"}
+    config: Any = sparse_accel.load(
+        changed(classifier, tmp_path / "model", id2label=unnamed, label2id={"neg": 1, "pos": 0})
+    ).config
+    assert config.id2label == {0: "pos", 1: "neg"}
+    config = sparse_accel.load(changed(classifier, tmp_path / "half", id2label=unnamed, label2id={"neg": 1})).config
+    assert config.id2label == unnamed
+
+
+def test_scores_of_two_kinds(classifier: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a regression gives one score"):
+        sparse_accel.load(changed(classifier, tmp_path / "model", problem_type="regression"))
 
 
 def test_names_are_those_of_the_outputs(classifier: Path, tmp_path: Path) -> None:

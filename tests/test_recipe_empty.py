@@ -94,3 +94,13 @@ def test_the_command_exits_with_2(tmp_path: Path) -> None:
     result = command(str(path))
     assert result.returncode == 2 and result.stderr.startswith(f"error: {path}:8: the recipe has no modifiers")
     assert "Traceback" not in result.stderr and result.stdout == "imported: []\n"
+
+
+def test_modifiers_below_a_front_matter_that_has_some_are_warned_of(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.md"
+    recipe.write_text(
+        "---\nmodifiers:\n  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 1.0}\n---\n# Pruning\n\n"
+        "pruning_modifiers:\n  - !ConstantPruningModifier {start_epoch: 0.0}\n"
+    )
+    (warning,) = load_recipe(recipe).warnings
+    assert warning.startswith(f"{recipe}:7: `pruning_modifiers:` is below the front matter and is not read")

@@ -252,6 +252,17 @@ def test_a_link_as_output(flags: dict[str, Any], tmp_path: Path) -> None:
     assert read_json(link / "arguments.json")["seed"] == 2
 
 
+def test_an_output_that_is_no_folder(flags: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    moved = run(
+        **{**flags, "do_eval": None, "eval_strategy": "no"}, output_dir=tmp_path / "file", overwrite_output_dir=True
+    )
+    assert moved.code == 0 and (tmp_path / "file.1").read_text() == "mine", moved.all
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    refused = run(**flags, output_dir=tmp_path / "link")
+    assert refused.code == 2 and "is a link to" in refused.err and "does not exist" in refused.err, refused.all
+
+
 def test_a_folder_that_cannot_be_moved(flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a disk is mounted, say."""
     output = tmp_path / "out"

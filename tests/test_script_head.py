@@ -105,7 +105,9 @@ def used(way: str, model: Path, output: Path, recipes: Path, **data: Any) -> Any
         "self": {"do_train": True, "recipe": recipes / "follow.yaml", "distill_teacher": "self"},
         "evaluate": {"train_file": None},
     }
-    return run(model_name_or_path=model, do_eval=True, save_strategy="no", output_dir=output, **{**data, **flags[way]})
+    return run(
+        **{"do_eval": True, **data, **flags[way]}, model_name_or_path=model, save_strategy="no", output_dir=output
+    )
 
 
 @pytest.mark.parametrize("way", ["train", "one_shot", "self", "evaluate"])
@@ -156,6 +158,29 @@ def test_predictions_and_export_of_a_kept_head(tuned: Path, tmp_path: Path) -> N
     assert sum(same) / len(same) == pytest.approx(accuracy(tuned))
     report = export(ExportArguments(model_path=str(tmp_path / "out"), data=str(data["validation_file"])))
     assert report["fidelity"]["onnxruntime"]["accuracy"] == pytest.approx(accuracy(tuned))
+
+
+@pytest.mark.parametrize("architectures", [None, [], ["BertModel"]], ids=str)
+@pytest.mark.parametrize("way", ["train", "one_shot", "self"])
+def test_a_head_that_config_json_does_not_name(way: str, architectures: Any, tuned: Path, tmp_path: Path) -> None:
+    """As configurations have it that were made by hand, or by other tools: the weights tell."""
+    model = turned(tuned, tmp_path / "model", (2, 1, 0), ("pos", "neu", "neg"))
+    config = read_json(model / "config.json") | {"architectures": architectures}
+    (model / "config.json").write_text(json.dumps(config))
+    file = write_csv(tmp_path / "validation.csv", rows(60, 2))
+    done = used(way, model, tmp_path / "out", tmp_path / "recipes", train_file=file, validation_file=file)
+    assert done.code == 0, done.all
+    assert accuracy(tmp_path / "out") == pytest.approx(accuracy(tuned), abs=0.05 if way == "one_shot" else 0.0)
+
+
+def test_another_configuration_does_not_rename_the_outputs(tuned: Path, tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "validation.csv", rows(60, 2))
+    other = turned(tuned, tmp_path / "other", (2, 1, 0), ("pos", "neu", "neg"))
+    flags: dict[str, Any] = {"train_file": file, "validation_file": file, "config_name": other}
+    for way in ("train", "one_shot"):
+        done = used(way, tuned, tmp_path / way, tmp_path / "recipes", **flags)
+        assert done.code == 0, done.all
+        assert labels_in(tmp_path / way) == list(NAMES) and accuracy(tmp_path / way) > accuracy(tuned) - 0.05
 
 
 # --- labels that do not match -----------------------------------------------------------------------------------------
@@ -210,6 +235,15 @@ def test_rows_that_lack_a_class(tuned: Path, tmp_path: Path) -> None:
     assert labels_in(tmp_path / "kept") == list(NAMES) and accuracy(tmp_path / "kept") == accuracy(tuned)
 
 
+def test_one_shot_without_rows_to_take_ranges_from(tiny: Tiny, tuned: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write_csv(tmp_path / "data" / "validation.csv", rows(9, 2))
+    refused = used("one_shot", tuned, tmp_path / "out", tmp_path / "recipes", dataset_name=tmp_path / "data")
+    assert refused.code == 2 and "takes ranges from training rows" in refused.err, refused.all
+    headless = used("one_shot", tiny.model, tmp_path / "mlm", tmp_path / "r", train_file=tiny.train, do_eval=None)
+    assert headless.code == 0 and "has no fine-tuned head" in headless.err, headless.all
+
+
 def test_a_question_of_kind(tuned: Path, tmp_path: Path) -> None:
     """Scores for a classifier: a new head in training, an error where the head is kept."""
     scores = [{"text": row["text"], "label": number / 7} for number, row in enumerate(rows(64, 3))]
@@ -221,4 +255,4 @@ def test_a_question_of_kind(tuned: Path, tmp_path: Path) -> None:
     assert refused.code == 2 and "scores.csv, row" in refused.err
     asked = {"validation_file": file, "problem_type": "regression"}
     refused = used("evaluate", tuned, tmp_path / "e", tmp_path / "recipes", **asked)
-    assert refused.code == 2 and "--problem_type regression" in refused.err
+    assert refused.code == 2 and "--problem_type says regression" in refused.err

@@ -16,6 +16,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from script_fixtures import Outcome, Tiny, assert_same_model, read_json, run, sentences, write_csv
 
+from sparse_accel import results
+from sparse_accel.run_identity import claim_folder
+
 pytest_plugins = ["script_fixtures"]
 
 
@@ -199,3 +202,122 @@ def test_a_folder_that_an_older_version_wrote(asked: Any, finished: tuple[Any, P
     assert read_json(folder / "eval_results.json") == read_json(finished[1] / "eval_results.json")
     before = times(folder)
     assert asked()[0].code == 0 and times(folder) == before
+
+
+# --- what is in the folder is not what was measured -------------------------------------------------------------------
+
+
+def test_a_second_question_that_is_interrupted(
+    asked: Any, finished: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its predictions are written, and not recorded: the first question is not answered with them."""
+    other = write_csv(tmp_path / "other.csv", [{"text": row["text"]} for row in sentences(9, seed=5)])
+    before = (tmp_path / "out" / "test_predictions.csv").read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "remember", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert asked(test_file=other)[0].code == 130
+    assert len((tmp_path / "out" / "test_predictions.csv").read_text().splitlines()) == 10
+    done, folder = asked()
+    assert done.code == 0 and (folder / "test_predictions.csv").read_text() == before
+
+
+@pytest.mark.parametrize("name", ["all_results.json", "eval_results.json", "test_predictions.csv"])
+@pytest.mark.parametrize("damage", ["deleted", "torn"])
+def test_files_that_are_gone_or_torn(
+    name: str, damage: str, asked: Any, finished: tuple[Any, Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "out" / name
+    if damage == "deleted":
+        file.unlink()
+    elif name != "test_predictions.csv":  # what a person edits there is theirs
+        file.write_text("{")
+    done, folder = asked()
+    assert done.code == 0, done.all
+    assert read_json(folder / "eval_results.json") == read_json(finished[1] / "eval_results.json")
+    assert f"{read_json(finished[1] / 'eval_results.json')['eval_accuracy']:.4f}" in done.out
+    assert (folder / "test_predictions.csv").read_text() == (finished[1] / "test_predictions.csv").read_text()
+
+
+def test_a_record_that_was_edited(asked: Any, tmp_path: Path) -> None:
+    record = read_json(tmp_path / "out" / "run.json")
+    for entries in ({"measured": None, "trained_with": None}, {"measured": [1], "trained_with": "x"}):
+        (tmp_path / "out" / "run.json").write_text(json.dumps({**record, **entries}))
+        done, _ = asked()
+        assert done.code == 0, done.all
+
+
+def test_figures_of_another_model_do_not_stay(tiny: Tiny, finished: tuple[Any, Path], tmp_path: Path) -> None:
+    """An evaluation of another model into the folder, and then a training that does not evaluate."""
+    flags, other = finished
+    output = tmp_path / "out"
+    measured = {"validation_file": tiny.validation, "do_eval": True, "output_dir": output}
+    assert run(model_name_or_path=other, **measured).code == 0
+    shutil.rmtree(output)
+    claim_folder(output, {"an": "older run"}, overwrite=False)
+    assert run(model_name_or_path=other, **measured).code == 0
+    (output / "eval_results.json").unlink()
+    record = read_json(output / "run.json")
+    (output / "run.json").write_text(json.dumps(record | {"identity": read_json(other / "run.json")["identity"]}))
+    plain = {**flags, "do_eval": None, "do_predict": None, "validation_file": None, "test_file": None}
+    done = run(**plain, output_dir=output)
+    assert done.code == 0, done.all
+    assert not [name for name in read_json(output / "all_results.json") if name.startswith("eval_")]
+
+
+def test_quantizers_that_are_gone(tiny: Tiny, tmp_path: Path) -> None:
+    """The float model would be measured in place of the quantized one."""
+    short = {"num_epochs": 1, "qat_start_epoch": 0.3, "observer_epoch": 0.6}
+    flags = tiny.flags(recipe_args=short, output_dir=tmp_path / "out", eval_strategy="no")
+    assert run(**flags).code == 0
+    (tmp_path / "out" / "quantization.json").unlink()
+    alone = {"model_name_or_path": tmp_path / "out", "validation_file": tiny.validation, "do_eval": True}
+    for refused in (run(**flags), run(**alone, output_dir=tmp_path / "e")):
+        assert refused.code == 2 and "quantization.json, which holds their scales, is missing" in refused.err
+
+
+# --- settings beyond the identity -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["finished", "unfinished"])
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden_act": "relu"}, {"hidden_dropout_prob": 0.5}, {"num_attention_heads": 2}],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_configuration_is_another_model(
+    state: str, change: dict[str, Any], asked: Any, finished: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(finished[0]["model_name_or_path"], model)
+    (model / "config.json").write_text(json.dumps(read_json(model / "config.json") | change))
+    if state == "unfinished":
+        record = read_json(tmp_path / "out" / "run.json")
+        (tmp_path / "out" / "run.json").write_text(json.dumps(record | {"finished": False}))
+    refused, _ = asked(model_name_or_path=model)
+    assert refused.code == 2 and f"config.{next(iter(change))} (" in refused.err, refused.all
+
+
+def test_an_unfinished_run_goes_on_judged_as_it_began(tiny: Tiny, tmp_path: Path) -> None:
+    flags = tiny.flags(load_best_model_at_end=True, metric_for_best_model="accuracy", output_dir=tmp_path / "out")
+    assert run(**flags).code == 0
+    record = read_json(tmp_path / "out" / "run.json")
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record | {"finished": False}))
+    for changed in ({"greater_is_better": False}, {"metric_for_best_model": "loss"}):
+        refused = run(**{**flags, **changed})
+        assert refused.code == 2 and f"{next(iter(changed))} (" in refused.err and "unfinished" in refused.err
+    assert run(**flags).code == 0
+
+
+def test_one_shot_of_a_model_whose_labels_were_put_right(
+    tiny: Tiny, finished: tuple[Any, Path], tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(finished[1], model)
+    recipe = tmp_path / "quantize.yaml"
+    recipe.write_text("modifiers:\n  - !QuantizationModifier {start_epoch: 0.0}\n")
+    flags = {"one_shot": True, "recipe": recipe, "train_file": tiny.train, "output_dir": tmp_path / "out"}
+    assert run(model_name_or_path=model, **flags).code == 0
+    names = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+    (model / "config.json").write_text(json.dumps(read_json(model / "config.json") | names))
+    refused = run(model_name_or_path=model, **flags)
+    assert refused.code == 2 and "label_names (['0', '1'] there, ['bad', 'good'] here)" in refused.err, refused.all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -34,12 +35,13 @@ def repeated(*words: str) -> list[str]:
         (("headline",), ("headline",)),
         (("text", "text_pair"), ("text", "text_pair")),
         (("text_b", "text_a"), ("text_a", "text_b")),
-        (("q2", "q1", "source"), ("q1", "q2")),
+        (("q2", "q1"), ("q1", "q2")),
         (("sentenceA", "sentenceB"), ("sentenceA", "sentenceB")),
         (("text", "text2"), ("text", "text2")),
         (("title", "body"), ("title", "body")),
         (("text", "title", "url"), ("text",)),
-        (("sentence", "sentence_1"), ("sentence",)),
+        (("text", "textb"), ("text",)),
+        (("comment", "tweet_id", "uid"), ("comment",)),
     ],
 )
 def test_columns_by_their_names(names: tuple[str, ...], found: tuple[str, ...]) -> None:
@@ -51,11 +53,17 @@ def test_columns_by_their_names(names: tuple[str, ...], found: tuple[str, ...]) 
     [
         (("headline", "author"), "2 columns that may be the text: headline, author"),
         (("a", "b", "c"), "3 columns that may be the text: a, b, c"),
-        (("question", "context"), "--input_column_names question or --input_column_names question,context"),
+        (("question", "context"), "--input_column_names question or --input_column_names question context"),
+        (("#1 String", "#2 Text"), "--input_column_names '#1 String' or --input_column_names '#1 String' '#2 Text'"),
+        (("comment", "annotator_1", "annotator_2"), "3 columns that may be the text"),
+        (("text", "text_1", "text_2"), "3 columns that may be the text"),
+        (("text", "text2", "text_2"), "3 columns that may be the text"),
+        (("sentence", "sentence_1"), "2 columns that may be the text"),
+        (("job", "jo"), "2 columns that may be the text"),
     ],
 )
 def test_a_guess_between_several_is_an_error(names: tuple[str, ...], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=re.escape(said)):
         find_text_columns(table(*names), None, "label")
 
 
@@ -65,6 +73,20 @@ def test_a_column_that_repeats_the_label_is_never_text() -> None:
     with pytest.raises(UsageError, match="has no column of text besides the labels; its columns are: category, label"):
         find_text_columns(table(category=repeated("bad", "good")), None, "label")
     assert find_text_columns(table(category=repeated("bad", "good")), ["category"], "label") == ("category",)
+    assert find_text_columns(table("tweet", text=repeated("bad", "good")), None, "label") == ("tweet",)
+    assert find_text_columns(table("text", text2=repeated("bad", "good")), None, "label") == ("text",)
+    alone = table(text=repeated("a bad film", "a good film"))  # as people write to try things out
+    assert find_text_columns(alone, None, "label") == ("text",)
+
+
+def test_usual_names_are_text_only_where_they_hold_text() -> None:
+    numbers: dict[str, Any] = {"sentence1": list(range(8)), "sentence2": list(range(8))}
+    assert find_text_columns(table("text", **numbers), None, "label") == ("text",)
+
+
+def test_the_text_as_row_names_is_not_passed_over() -> None:
+    with pytest.raises(UsageError, match="column 'text' is stored as names of rows"):
+        find_text_columns(table("text", "comment", index=("text",)), None, "label")
 
 
 def test_row_names_are_never_text() -> None:

@@ -92,9 +92,10 @@ def test_formats_may_differ_between_splits(tmp_path: Path) -> None:
         train_file=files["train"], validation_file=validation, test_file=files["test"],
         do_train=True, do_eval=True, do_predict=True,
     )  # fmt: skip
-    assert [rows["label"][:] for rows in data.splits.values()] == [["1", "0"]] * 3
+    assert [data.splits[split]["label"][:] for split in ("train", "validation")] == [["1", "0"]] * 2
+    assert data.splits["test"].column_names == ["text"], "rows to predict need no labels, and theirs are not read"
     assert data.label_names == ["0", "1"]
-    assert len({data.digest(split) for split in data.splits}) == 1
+    assert data.digest("train") == data.digest("validation")
 
 
 def test_json_lines_under_the_name_json_and_rows_under_data(tmp_path: Path) -> None:
@@ -154,6 +155,38 @@ def test_folder_of_shards_is_left_to_datasets(tmp_path: Path, monkeypatch: pytes
         write(tmp_path / "data" / f"train-0000{shard}-of-00002.parquet", ROWS[3 * shard : 3 * shard + 3])
     data = load(dataset_name=tmp_path / "data", do_train=True, cache_dir=tmp_path / "cache")
     assert data.splits["train"]["text"][:] == TEXTS
+
+
+def test_csv_and_tsv_files_of_a_folder_are_always_read_here(tmp_path: Path) -> None:
+    """Several of them too: another reader would guess types, and take quotes for what they are not."""
+    rows = [["1", 'a "quote', "x"], ["2", "NA", "y"], ["3", '"1984', "x"]]
+    for part in range(2):
+        lines = [f"{number}\t{text}\t{label}\n" for number, text, label in rows[part : part + 2]]
+        (tmp_path / f"train_{part}.tsv").write_text("number\ttext\tlabel\n" + "".join(lines))
+    for name in ("dev_matched.tsv", "dev_mismatched.tsv"):
+        (tmp_path / name).write_text(f"number\ttext\tlabel\n1\tof {name}\tx\n")
+    data = load(dataset_name=tmp_path, do_train=True, do_eval=True)
+    assert data.splits["train"]["text"][:] == ['a "quote', "NA", "NA", '"1984']
+    assert {split: rows["text"][:] for split, rows in data.splits.items() if split != "train"} == {
+        "validation": ["of dev_matched.tsv"],
+        "validation_mismatched": ["of dev_mismatched.tsv"],
+    }
+    (tmp_path / "train_1.tsv").write_text("number\ttext\tlabel\n9\t\tx\n")
+    message = refusal(dataset_name=tmp_path, do_train=True)
+    assert "train_1.tsv, row 1 (line 2), column 'text' has no text" in message
+    (tmp_path / "train_1.tsv").write_text("number\tlabel\n9\tx\n")
+    assert "train_1.tsv has other columns than" in refusal(dataset_name=tmp_path, do_train=True)
+
+
+def test_a_folder_that_does_not_say_which_file_is_meant(tmp_path: Path) -> None:
+    for name in ("train.csv", "train_old.csv"):
+        write(tmp_path / name, ROWS)
+    message = refusal(dataset_name=tmp_path, do_train=True)
+    assert "several files for train" in message and "train.csv, train_old.csv" in message
+    (tmp_path / "deep" / "train").mkdir(parents=True)
+    write(tmp_path / "deep" / "train" / "data.csv", ROWS)
+    message = refusal(dataset_name=tmp_path / "deep", do_train=True)
+    assert "train/data.csv. Name them with --train_file" in message
 
 
 def test_folder_without_rows(tmp_path: Path) -> None:

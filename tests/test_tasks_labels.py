@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_tasks_files import load, refusal, write
 
+from sparse_accel.errors import UsageError
 from sparse_accel.tasks import Head, TextClassificationData, compute_metrics, match_names
 from sparse_accel.tasks.label_reading import LabelReader
 from sparse_accel.tasks.labels import LabelColumn, are_indicators, are_unpublished, name_order
@@ -119,12 +120,28 @@ def test_lists_that_a_csv_file_has_as_text(
     assert data.splits["train"]["label"][:] == read
 
 
-def test_names_in_brackets_are_names(of: Callable[..., TextClassificationData], refused: Callable[..., str]) -> None:
-    data = of(["[OTHER]", "[PERSON]"], ".csv")
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize(
+    ("texts", "row"),
+    [
+        (["[0, 1]", "[0 1]"], 2),
+        (["[0 1]", "[1 0]"], 1),
+        (["['joy']", "['joy' 'love']"], 2),
+        (["['joy']", "['joy', 'love'"], 2),
+        (["['joy']", "love"], 2),
+    ],
+)
+def test_lists_that_cannot_be_read(texts: list[str], row: int, suffix: str, refused: Callable[..., str]) -> None:
+    """As NumPy prints them, or cut off: never classes of their own, nor joined names."""
+    message = refused(texts, suffix=suffix)
+    assert f"row {row} " in message and "cannot be read as a list" in message and "--problem_type" in message
+
+
+def test_names_in_brackets(tmp_path: Path, of: Callable[..., TextClassificationData]) -> None:
+    file = write(tmp_path / "train.csv", rows_of(["[OTHER]", "[PERSON]"]))
+    data = load(train_file=file, do_train=True, problem_type=SINGLE)
     assert (data.problem_type, data.label_names) == (SINGLE, ["[OTHER]", "[PERSON]"])
-    assert "row 2 (line 3), column 'label': the label '[0 1]' looks like a list" in refused(
-        ["[0, 1]", "[0 1]"], suffix=".csv"
-    )
+    assert of(["[OTHER]", "person"], ".csv").label_names == ["[OTHER]", "person"]
 
 
 @given(st.integers(2, 6), st.data())
@@ -133,7 +150,11 @@ def test_rows_of_zeros_and_ones_are_indicators(count: int, data: st.DataObject) 
     rows = data.draw(st.lists(st.lists(st.integers(0, 1), min_size=count, max_size=count), min_size=2, max_size=9))
     labels = column_of(rows)
     assert are_indicators(labels) and are_indicators(labels, count)
-    assert not are_indicators(labels, count + 1), "a model with more labels: these are names of two of them"
+    if any(len(set(row)) < count for row in rows):
+        with pytest.raises(UsageError, match=f"is a list of {count} zeros and ones, and the model has {count + 1}"):
+            are_indicators(labels, count + 1)
+    else:
+        assert not are_indicators(labels, count + 1), "a model with more labels: these may be names of two of them"
 
 
 def column_of(values: list[Any], typed: bool = True) -> LabelColumn:
@@ -260,6 +281,8 @@ def test_fault_of_a_label(labels: list[Any], message: str, refused: Callable[...
         ([0.5, 1.5], [1, "x"], ".csv", "row 2 (line 3), column 'label': the label 'x' is not a number; this is a"),
         ([["a"], ["b"]], [["a"], "b"], ".jsonl", "row 2 (line 2), column 'label': the label is 'b'; multi-label rows"),
         ([["a"], ["b"]], [["a"], ["c"]], ".jsonl", "row 2 (line 2), column 'label': the label 'c' does not occur"),
+        ([[0, 1, 1], [1, 0, 0]], [[1], [0]], ".jsonl", "row 1 (line 1), column 'label': the label [1] is not a list"),
+        ([[0, 1, 1], [1, 0, 0]], [[0, 1, 1, 0]], ".jsonl", "the label [0, 1, 1, 0] is not a list of 3 zeros and ones"),
         ([[0, 1, 1], [1, 0, 0]], [[0, 1, 1], [0, 1]], ".jsonl", "[0, 1] is not a list of 3 zeros and ones."),
         (["a", "b"], [["a"]], ".jsonl", "the label ['a'] is a list, and not a class."),
         (["2.5", "good"], None, ".csv", "the label 'good' is a word, and '2.5' in row 1 is a decimal number"),
@@ -374,6 +397,77 @@ def test_an_unnamed_head_is_taken_by_number(count: int, random: Any) -> None:
     reader = LabelReader(column_of(rows), Head([f"LABEL_{number}" for number in range(count)]), None, True)
     assert reader.keeps_head and reader.names == [str(number) for number in range(count)]
     assert reader.read(column_of(rows)) == [str(row) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "rows", "names"),
+    [
+        (["neg", "neu", "pos"], ["NEG", "neg", "pos", "Pos", "neu"], ["neg", "neu", "pos"]),
+        (["neg", "neu", "pos"], ["neg", "pos"], ["neg", "neu", "pos"]),
+        (["joy", "anger", "fear"], [[1, 0, 1], [0, 1, 0]], ["joy", "anger", "fear"]),
+        (["1", "2", "3"], [[1, 0, 1], [0, 1, 0]], ["1", "2", "3"]),
+        (["LABEL_0", "LABEL_1"], ["no", "yes"], ["no", "yes"]),
+        (["a", "b"], ["x", "y", "z"], None),
+        (["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"], [[1, 0, 1], [0, 1, 0]], None),
+    ],
+)
+def test_which_heads_are_kept(outputs: list[str], rows: list[Any], names: list[str] | None) -> None:
+    reader = LabelReader(column_of(rows), Head(outputs), None, training=True)
+    assert reader.keeps_head == (names is not None)
+    if names is not None:
+        assert reader.names == names
+        on = [[name for name, is_on in zip(names, row, strict=True) if is_on] for row in rows if isinstance(row, list)]
+        by_name: Any = [next((name for name in names if name.lower() == str(row).lower()), "") for row in rows]
+        assert reader.read(column_of(rows)) == (on or by_name)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "rows"),
+    [
+        (["neg", "pos"], ["bad", "good"]),
+        (["neg", "neu", "pos"], ["neg", "posi"]),
+        (["neg", "neu", "pos"], ["neg", "neu", "pos", "mixed"]),
+        (["neg", "neu", "pos"], [0, 1]),
+        (["1", "2", "3"], [0, 1, 2]),
+        (["us", "US"], ["Us", "uS"]),
+    ],
+)
+def test_heads_that_may_be_meant_or_not(outputs: list[str], rows: list[Any]) -> None:
+    with pytest.raises(UsageError, match="do not match those of the model") as caught:
+        LabelReader(column_of(rows), Head(outputs), None, training=True)
+    assert ", ".join(outputs) in str(caught.value) and "--new_head" in str(caught.value)
+
+
+def test_whole_numbers_for_a_model_of_scores(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.csv", rows_of([0, 1, 4]))
+    assert "the model gives a score: scores or classes?" in refusal(["score"], train_file=file, do_train=True)
+    kept = load(["score"], train_file=file, do_train=True, problem_type=REGRESSION)
+    assert kept.keeps_head and kept.splits["train"]["label"][:] == [0.0, 1.0, 4.0]
+    other = load(["score"], train_file=file, do_train=True, problem_type=SINGLE)
+    assert not other.keeps_head and other.label_names == ["0", "1", "4"]
+
+
+def test_numbers_that_may_be_counted_from_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unnamed = [f"LABEL_{number}" for number in range(3)]
+    load(unnamed, validation_file=write(tmp_path / "dev.csv", rows_of([1, 2, 1])), do_eval=True)
+    assert "taken by their number: 1 as LABEL_1, 2 as LABEL_2" in capsys.readouterr().err
+    load(unnamed, validation_file=write(tmp_path / "dev.csv", rows_of([0, 2, 1])), do_eval=True)
+    assert "taken by" not in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_say_its_problem_type(tmp_path: Path) -> None:
+    file = write(tmp_path / "dev.jsonl", rows_of([["joy"], ["anger", "joy"]]))
+    assert "is a list, and not a class" in refusal(["anger", "joy"], validation_file=file, do_eval=True)
+    data = load(["anger", "joy"], validation_file=file, do_eval=True, problem_type=MULTI)
+    assert data.problem_type == MULTI and data.splits["validation"]["label"][:] == [["joy"], ["anger", "joy"]]
+    with pytest.raises(UsageError, match="the model was trained for single_label"):
+        load(["anger", "joy"], SINGLE, validation_file=file, do_eval=True, problem_type=MULTI)
+
+
+def test_labels_of_rows_to_predict_are_not_read(tmp_path: Path) -> None:
+    for labels in (["?", "?"], ["unknown", ""], [None, 1]):
+        test = write(tmp_path / "test.jsonl", rows_of(labels))
+        assert load(["neg", "pos"], test_file=test, do_predict=True).splits["test"].column_names == ["text"]
 
 
 def test_numbers_that_are_names_are_not_positions() -> None:

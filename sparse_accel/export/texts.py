@@ -18,6 +18,7 @@ from sparse_accel.models import head_of
 from sparse_accel.results import ARGUMENTS_FILE
 from sparse_accel.tasks import load_text_classification, tokenize
 from sparse_accel.tasks.columns import find_label_column
+from sparse_accel.tasks.labels import LabelColumn, are_unpublished
 from sparse_accel.tasks.tables import read_table
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def find_texts(arguments: ExportArguments, model: nn.Module, tokenizer: Any, len
     try:
         return _load(folder, model, tokenizer, length, recorded | flags), ""
     except UsageError as error:
-        return shipped(tokenizer, length), f"the run's validation data is not there any more ({error})"
+        return shipped(tokenizer, length), f"the run's validation data cannot be used any more ({error})"
 
 
 def shipped(tokenizer: Any, length: int) -> Texts:
@@ -94,7 +95,9 @@ def _named(data: str, label_column: str | None) -> dict[str, Any]:
     """The flags that read what --data names; rows without labels are such as are predicted."""
     path = Path(data)
     if path.is_file() and path.suffix.lower() in DATA_SUFFIXES and not label_column:
-        has_labels = find_label_column(read_table(data), None) is not None
+        table = read_table(data)
+        column = find_label_column(table, None)
+        has_labels = column is not None and not are_unpublished(LabelColumn(table, column))
         return {"validation_file" if has_labels else "test_file": data}
     if path.is_file() or path.suffix.lower() in DATA_SUFFIXES:
         return {"validation_file": data}

@@ -10,7 +10,7 @@ from sparse_accel.modifiers.base import FieldError, Modifier
 from sparse_accel.progress import ROUNDING
 from sparse_accel.recipe import document
 from sparse_accel.recipe.document import Tagged
-from sparse_accel.recipe.empty import empty_recipe_error
+from sparse_accel.recipe.empty import below_front_matter, empty_recipe_error
 from sparse_accel.recipe.errors import RecipeError
 from sparse_accel.recipe.expressions import ExpressionError, Scope
 from sparse_accel.recipe.fields import TypeMismatch, convert, field_types, key_table, required_fields
@@ -57,6 +57,8 @@ class _Builder:
         unused = [name for name in arguments if name not in used]
         recipe.warnings += [f"recipe_args sets '{name}', which no modifier of this recipe uses" for name in unused]
         recipe.warnings += self.inactive(recipe)
+        if (ignored := below_front_matter(text, self.source)) is not None:
+            recipe.warnings.append(ignored)
         return recipe
 
     def error(self, message: str, line: int, key: object = None) -> RecipeError:

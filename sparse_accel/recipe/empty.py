@@ -56,3 +56,16 @@ def _line(text: str, position: int) -> int:
 
 def _quoted(line: re.Match[str]) -> str:
     return f"`{line[0].strip()[:60]}`"
+
+
+def below_front_matter(text: str, source: str) -> str | None:
+    """Returns a warning where modifiers are written below a front matter that has others; None where there are none."""
+    text = normalized(text)
+    found = front_matter(text, source)
+    below = _BEGINS.search(text, found.span("yaml")[1]) if found else None
+    if below is None:
+        return None
+    return (
+        f"{source}:{_line(text, below.start())}: {_quoted(below)} is below the front matter and is not read: only "
+        "what is between its two marker lines is"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 
 from sparse_accel.errors import UsageError, listed, nearest
@@ -21,9 +22,9 @@ USUAL_TEXT_COLUMNS = (
     ("content",),
 )
 USUAL_LABEL_COLUMNS = ("label", "labels")
-_NEVER_TEXT = ("id", "idx", "index", "guid", "uid")
-# The end of a name that says which half of a pair a column is: text_a, question 2, sentenceB.
-_HALF = re.compile(r"(.+?)[_ -]?(1|2|a|b|A|B|pair)")
+_NEVER_TEXT = re.compile(r"_?(id|idx|index|guid|uid)|.*[_ -]id", re.IGNORECASE)
+# The end of a name that says which half of a pair a column is: text_a, question 2, sentenceB. Not that of a word: job.
+_HALF = re.compile(r"(.+?)(?:[_ -](1|2|a|b|A|B|pair)|(1|2|A|B))")
 
 
 def find_text_columns(table: Table, named: Sequence[str] | None, label_column: str | None) -> tuple[str, ...]:
@@ -54,43 +55,59 @@ def find_text_columns(table: Table, named: Sequence[str] | None, label_column: s
 
 
 def _by_rule(table: Table, label_column: str | None) -> tuple[str, ...]:
-    free = [name for name in table.column_names if name != label_column and name not in table.index_columns]
-    for usual in USUAL_TEXT_COLUMNS:
-        if all(name in free for name in usual):
-            return _with_other_half(table, usual, free)
-    found = [name for name in free if name.lower() not in _NEVER_TEXT and table.is_text(name)]
+    for name in table.index_columns:
+        if any(name in usual for usual in USUAL_TEXT_COLUMNS):
+            raise UsageError(
+                f"{table.name}: column '{name}' is stored as names of rows. If it is the text, name it with "
+                f"--input_column_names {name}."
+            )
+    found = [
+        name
+        for name in table.column_names
+        if name not in (label_column, *table.index_columns) and not _NEVER_TEXT.fullmatch(name) and table.is_text(name)
+    ]
     if label_column in table.column_names:
-        found = [name for name in found if not _repeats(table, name, str(label_column))]
+        repeating = [name for name in found if _repeats(table, name, str(label_column))]
+        usual_alone = len(found) == 1 and (found[0],) in USUAL_TEXT_COLUMNS
+        found = found if usual_alone else [name for name in found if name not in repeating]
+    for usual in USUAL_TEXT_COLUMNS:
+        if all(name in found for name in usual):
+            halves = [name for name in found if len(usual) == 1 and _stem(name) == usual[0]]
+            if not halves:
+                return usual
+            found = [usual[0], *halves]
+            break
     pairs = [(one, other) for one in found for other in found if _is_pair(one, other)]
-    if len(pairs) == 1:
-        return pairs[0]
     if len(found) == 1:
         return tuple(found)
+    if len(pairs) == 1 and len(found) == 2:
+        return pairs[0]
     if not found:
         raise UsageError(
             f"{table.name} has no column of text besides the labels; its columns are: "
             f"{listed(table.column_names)}. Name one, or two for pairs, with --input_column_names."
         )
+    quoted = [shlex.quote(name) for name in found[:2]]
     raise UsageError(
         f"{table.name} has {len(found)} columns that may be the text: {listed(found)}. Name one, or two for "
-        f"pairs, with --input_column_names, such as --input_column_names {found[0]}"
-        + (f" or --input_column_names {found[0]},{found[1]}." if len(found) == 2 else ".")
+        f"pairs, with --input_column_names, such as --input_column_names {quoted[0]}"
+        + (f" or --input_column_names {quoted[0]} {quoted[1]}." if len(found) == 2 else ".")
     )
 
 
-def _with_other_half(table: Table, usual: tuple[str, ...], free: list[str]) -> tuple[str, ...]:
-    """A single column of a usual name, such as `text`, and its other half where there is one, such as `text2`."""
-    halves = [name for name in free if len(usual) == 1 and _is_pair(usual[0], name) and table.is_text(name)]
-    return (*usual, halves[0]) if len(halves) == 1 else usual
+def _stem(name: str) -> str:
+    """What a name says beside which half of a pair it is; empty where it does not say that."""
+    half = _HALF.fullmatch(name)
+    return half[1] if half else ""
 
 
 def _is_pair(one: str, other: str) -> bool:
     """Whether two names are those of a first and a second half: text and text_pair, text_a and text_b, q1 and q2."""
     first, second = _HALF.fullmatch(one), _HALF.fullmatch(other)
-    if second is None or second[2] not in ("2", "b", "B", "pair"):
+    if second is None or (second[2] or second[3]) not in ("2", "b", "B", "pair"):
         return False
     if first is not None and first[1] == second[1]:
-        return (first[2], second[2]) in (("1", "2"), ("a", "b"), ("A", "B"))
+        return (first[2] or first[3], second[2] or second[3]) in (("1", "2"), ("a", "b"), ("A", "B"))
     return one == second[1]
 
 

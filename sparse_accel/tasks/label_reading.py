@@ -18,6 +18,7 @@ from sparse_accel.tasks.labels import (
     are_unnamed,
     check_known,
     find_problem_type,
+    fold_names,
     match_names,
     name_order,
     read_labels,
@@ -50,38 +51,42 @@ class LabelReader:
         self, teaching: LabelColumn | None, head: Head | None, problem_type: str | None, training: bool
     ) -> None:
         self.known_from = teaching.table.name if teaching else ""
-        self.indicators, self.by_position = False, ""
+        self.indicators, self.by_position, self.keeps_head = 0, "", True
+        if head is not None and not training:
+            self.problem_type, self.names = head.judged_as(problem_type), head.names
+            if teaching is not None and self.problem_type == MULTI_LABEL and are_indicators(teaching, len(head.names)):
+                self.indicators = len(head.names)
+            return
         if teaching is None:
-            if head is None:
-                raise UsageError(
-                    "no rows with labels, so their names are not known: predict with a fine-tuned model (a folder that "
-                    "training wrote, as --model_name_or_path)."
-                )
-            _check_problem_type(head, problem_type)
-            self.problem_type, self.names, self.keeps_head = _problem_type_of(head), head.names, True
-            return
-        usual = REGRESSION if head is not None and head.is_regression else None
-        if head is not None and not training:
-            _check_problem_type(head, problem_type)
-            problem_type = _problem_type_of(head)
-        self.problem_type = problem_type or find_problem_type(teaching, usual)
-        count = None if head is None or training else len(head.names)
-        self.indicators = self.problem_type == MULTI_LABEL and are_indicators(teaching, count)
-        if head is not None and not training:
-            self.names, self.keeps_head = head.names, True
-            return
+            raise UsageError(
+                "no rows with labels, so their names are not known: predict with a fine-tuned model (a folder that "
+                "training wrote, as --model_name_or_path)."
+            )
+        scores = head is not None and head.is_regression
+        self.problem_type = problem_type or find_problem_type(teaching, usual=REGRESSION if scores else None)
+        if scores and problem_type is None and self.problem_type == SINGLE_LABEL and teaching.are_whole_numbers:
+            raise UsageError(
+                f"{self.known_from}, column '{teaching.column}': the labels are whole numbers, and the model gives a "
+                f"score: scores or classes? Add --problem_type {REGRESSION} or --problem_type {SINGLE_LABEL}."
+            )
+        if self.problem_type == MULTI_LABEL and are_indicators(teaching):
+            self.indicators = len(teaching.values[0])
         self.names = self._names_in(teaching)
         if training and self.problem_type != REGRESSION:
             self._check_names(teaching, asked=problem_type is not None)
-        self.keeps_head = head is not None and self._fits(head, complete=teaching.declared is not None)
+        self.keeps_head = head is not None and self._fits(head, declared=teaching.declared is not None)
         if head is not None and self.keeps_head and self.problem_type != REGRESSION:
-            matched = match_names(self.names, head.names)
-            if matched is None or not are_unnamed(head.names):  # names that the model has are kept as they are
-                self.names = head.names
-            else:
-                self.by_position = taken_by_position(matched)
-                data_name = {model: name for name, model in matched.items()}
-                self.names = [data_name[name] for name in head.names]
+            self._take_names(head.names)
+
+    def _take_names(self, outputs: list[str]) -> None:
+        """The names of a kept head; the data's, in the order of its outputs, where it has only numbers for them."""
+        matched = match_names(self.names, outputs)
+        if matched is None or not are_unnamed(outputs):
+            self.names = outputs
+            return
+        self.by_position = taken_by_position(matched)
+        data_name = {model: name for name, model in matched.items()}
+        self.names = [data_name[name] for name in outputs]
 
     @property
     def feature(self) -> Any:
@@ -98,8 +103,11 @@ class LabelReader:
         if not self.keeps_head:
             check_known(labels, found, self.names, self.known_from)
             return found
+        names = name_order(_flat(found))
         matched = match_names(labels.declared, self.names) if labels.declared else None
-        matched = matched or match_names(name_order(_flat(found)), self.names, complete=False)
+        if self.indicators:
+            matched = {name: self.names[int(name)] for name in names}
+        matched = matched or match_names(names, self.names, complete=False) or fold_names(names, self.names)
         if matched is None:
             check_known(labels, found, self.names, "the model")
             raise AssertionError("a label that does not match is one that is not known")
@@ -116,28 +124,33 @@ class LabelReader:
         if self.problem_type == REGRESSION:
             return ["score"]
         if self.indicators:
-            return [str(position) for position in range(len(labels.values[0]))]
+            return [str(position) for position in range(self.indicators)]
         return labels.declared or name_order(_flat(read_labels(labels, self.problem_type)))
 
-    def _fits(self, head: Head, complete: bool) -> bool:
+    def _fits(self, head: Head, declared: bool) -> bool:
         """Whether training goes on with a fine-tuned head. Not where the data's labels are clearly others.
 
         Args:
             head: of the model.
-            complete: whether `names` are declared to be all labels there are.
+            declared: whether `names` are declared to be all labels there are.
 
         Raises:
-            UsageError: as many labels as the head has, with other names; or numbers that may be its first ones or not.
+            UsageError: as many labels as the head has, or some of its labels, with other names among them; or numbers
+                that may be its first ones or not.
         """
         if self.problem_type == REGRESSION or head.is_regression:
             return self.problem_type == REGRESSION and head.is_regression
-        complete = complete or self.indicators
-        if match_names(self.names, head.names) is not None:
+        if self.indicators:
+            return len(self.names) == len(head.names)
+        if match_names(self.names, head.names) or fold_names(self.names, head.names):
             return True
-        fewer = match_names(self.names, head.names, complete=False) if len(self.names) < len(head.names) else None
-        if fewer is not None and (not taken_by_position(fewer) or len(fewer) < 2):
+        fewer = match_names(self.names, head.names, complete=False)
+        if fewer is not None and are_unnamed(head.names):
+            self.by_position = taken_by_position(fewer)
             return True
-        if (fewer is not None and not complete) or len(self.names) == len(head.names):
+        folded = {name.casefold() for name in head.names}
+        some = any(name.casefold() in folded for name in self.names)
+        if some or (fewer is not None and not declared) or len(self.names) == len(head.names):
             raise UsageError(
                 f"the labels of {self.known_from} ({listed(self.names)}) do not match those of the model, in the order "
                 f"of its outputs ({listed(head.names)}). Rename them in the data, or in the model's config.json "
@@ -160,16 +173,6 @@ class LabelReader:
                 f"{place}: {len(self.names)} different labels in {rows} rows. If these are scores, add "
                 f"--problem_type {REGRESSION}; if they are not labels, name the right column with --label_column_name."
             )
-
-
-def _problem_type_of(head: Head) -> str:
-    """As transformers decides it."""
-    return head.problem_type or (REGRESSION if head.is_regression else SINGLE_LABEL)
-
-
-def _check_problem_type(head: Head, asked: str | None) -> None:
-    if asked not in (None, _problem_type_of(head)):
-        raise UsageError(f"--problem_type {asked}: the model was trained for {_problem_type_of(head)}. Leave it out.")
 
 
 def _flat(labels: list[Any]) -> list[str]:

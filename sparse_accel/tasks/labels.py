@@ -8,6 +8,7 @@ code point.
 from __future__ import annotations
 
 import ast
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ REGRESSION = "regression"
 
 _WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+)([eE][+-]?\d+)?")
+_JOINED = re.compile(r"""['"]\s+['"]""")
 _NUMBERED = re.compile(r"(?:LABEL_)?(\d+)", re.IGNORECASE)
 # What programs write for a missing value. The first never name a class; the others may, unless all else is a number.
 _MISSING = frozenset({"nan", "-nan", "<na>", "nat", "#n/a"})
@@ -32,22 +34,33 @@ _MISSING_AMONG_NUMBERS = _MISSING | {"na", "n/a", "none", "null", "?", "-"}
 class LabelColumn:
     """The labels of a table as they were found.
 
+    Args:
+        table, column: where they are.
+        as_classes: texts in brackets are names of classes, not lists.
+
     Attributes:
-        values: row by row. Lists that a CSV file has as text, such as "[0, 1]" or "['joy']", are lists here.
+        values: row by row. Lists that a file has as text, such as "[0, 1]" or "['joy']", are lists here.
         declared: names of the classes, in their order, where the source declares them.
     """
 
-    def __init__(self, table: Table, column: str) -> None:
+    def __init__(self, table: Table, column: str, as_classes: bool = False) -> None:
         self.table, self.column = table, column
         self.declared = table.class_names(column)
         self.typed = table.typed
-        self.values = table.values(column) if table.typed else self._with_lists(table.values(column))
+        self.values = table.values(column)
+        if not as_classes:
+            self.values = self._with_lists(self.values)
         numeric = [value for value in self.values if isinstance(value, str) and _DECIMAL.fullmatch(value.strip())]
         words = {value.strip().casefold() for value in self.values if isinstance(value, str)} - {""}
         among_numbers = bool(numeric) and not self.typed
         among_numbers &= all(_DECIMAL.fullmatch(word) or word in _MISSING_AMONG_NUMBERS for word in words)
         self._missing = _MISSING_AMONG_NUMBERS if among_numbers else _MISSING
         self._all_numbers = among_numbers
+
+    @property
+    def are_whole_numbers(self) -> bool:
+        """Whether every label is a whole number, and none stands for a declared name."""
+        return self.declared is None and all(self.kind(row) == "whole" for row in range(len(self.values)))
 
     def place(self, row: int) -> str:
         """Where a row's label is, for messages."""
@@ -118,29 +131,35 @@ class LabelColumn:
         )
 
     def _with_lists(self, values: list[Any]) -> list[Any]:
-        """Texts of lists as lists, where the whole column is made of them."""
-        texts = [value.strip() for value in values if isinstance(value, str) and value.strip()]
-        if not texts or not all(text[0] == "[" and text[-1] == "]" for text in texts):
+        """Texts of lists as lists, where one can be read as a list, or all are in brackets."""
+        texts = [value.strip() if isinstance(value, str) else "" for value in values]
+        in_brackets = [text[:1] + text[-1:] in ("[]", "()") for text in texts]
+        if not any(in_brackets):
             return values
-        parsed = [_list_in(value) if isinstance(value, str) and value.strip() else value for value in values]
-        wrong = [row for row, value in enumerate(parsed) if value is None and values[row].strip()]
-        if len(wrong) == len(texts):  # names in brackets
+        lists = [_list_in(text) if found else None for text, found in zip(texts, in_brackets, strict=True)]
+        if all(value is None for value in lists) and not all(in_brackets):  # one name of several is in brackets
             return values
-        if wrong:
+        unread = (row for row, value in enumerate(lists) if value is None and texts[row])
+        if (row := next(unread, None)) is not None:
             raise UsageError(
-                f"{self.place(wrong[0])}: the label {shown(values[wrong[0]])} looks like a list and cannot be read as "
-                'one. Write lists as [0, 1] or ["joy", "love"].'
+                f"{self.place(row)}: the label {shown(values[row])} cannot be read as a list, and others in this "
+                f'column look like lists. Write lists as [0, 1] or ["joy", "love"]; if all are names of classes, add '
+                f"--problem_type {SINGLE_LABEL}."
             )
-        return parsed
+        return [value if found is None else found for value, found in zip(values, lists, strict=True)]
 
 
 def _list_in(text: str) -> list[Any] | None:
     """A list of names and numbers that a text spells in JSON or Python, else None. Nothing is evaluated."""
-    try:
-        value = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-    return value if isinstance(value, list) else None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        # Python joins texts without a comma between them, as NumPy prints them.
+        joined = read is ast.literal_eval and _JOINED.search(text)
+        return list(value) if isinstance(value, (list, tuple)) and not joined else None
+    return None
 
 
 _ARTICLE = {
@@ -200,13 +219,14 @@ def _regression_or_classes(labels: LabelColumn, usual: str | None) -> str:
     )
 
 
-def read_labels(labels: LabelColumn, problem_type: str, indicators: bool = False) -> list[Any]:
+def read_labels(labels: LabelColumn, problem_type: str, indicators: int = 0) -> list[Any]:
     """The labels, row by row: names (single-label), finite floats (regression), or lists of names (multi-label).
 
     Args:
         labels: as they were found.
         problem_type: what they are read as.
-        indicators: multi-label rows hold 0 or 1 for each class (`are_indicators`) instead of the classes' names.
+        indicators: number of classes where multi-label rows hold 0 or 1 for each of them (`are_indicators`); 0 where
+            they hold the classes' names.
 
     Raises:
         UsageError: a row whose label is missing or does not fit the problem type.
@@ -220,9 +240,9 @@ def read_labels(labels: LabelColumn, problem_type: str, indicators: bool = False
         if not isinstance(value, list):
             found = "is missing" if value is None else f"is {shown(value)}"
             raise UsageError(f"{labels.place(row)}: the label {found}; multi-label rows hold lists.")
-        if indicators and (len(value) != len(values[0]) or not all(each in (0, 1) for each in value)):
+        if indicators and (len(value) != indicators or not all(each in (0, 1) for each in value)):
             raise UsageError(
-                f"{labels.place(row)}: the label {shown(value)} is not a list of {len(values[0])} zeros and ones."
+                f"{labels.place(row)}: the label {shown(value)} is not a list of {indicators} zeros and ones."
             )
     if indicators:
         return [[str(position) for position, on in enumerate(value) if on] for value in values]
@@ -238,14 +258,25 @@ def are_indicators(labels: LabelColumn, count: int | None = None) -> bool:
     Args:
         labels: of the rows that decide.
         count: how many classes there are, where a model tells; other lengths are then lists of names.
+
+    Raises:
+        UsageError: lists of another length than `count` that cannot be names either, since one repeats a number.
     """
     lengths = {len(value) if isinstance(value, list) else -1 for value in labels.values}
     if labels.declared is not None or len(lengths) != 1 or -1 in lengths:
         return False
     length = lengths.pop()
-    if length < 2 if count is None else length != count:
+    if not all(each in (0, 1) for value in labels.values for each in value):
         return False
-    return all(each in (0, 1) for value in labels.values for each in value)
+    if count in (None, length):
+        return length > 1 or count == 1
+    for row, value in enumerate(labels.values):
+        if len(set(value)) < length:
+            raise UsageError(
+                f"{labels.place(row)}: the label {shown(value)} is a list of {length} zeros and ones, and the model "
+                f"has {count} labels."
+            )
+    return False
 
 
 def are_unpublished(labels: LabelColumn) -> bool:
@@ -282,6 +313,19 @@ class Head:
     def is_regression(self) -> bool:
         """Whether it gives one score. transformers takes a single output for one unless told otherwise."""
         return self.problem_type == REGRESSION or (self.problem_type is None and len(self.names) == 1)
+
+    def judged_as(self, asked: str | None) -> str:
+        """The problem type that its outputs are judged by: its own, else the one that is asked for, else the usual.
+
+        Raises:
+            UsageError: another one is asked for than it was trained for.
+        """
+        if self.problem_type is not None and asked not in (None, self.problem_type):
+            raise UsageError(
+                f"the model was trained for {self.problem_type}, and the task or --problem_type says {asked}: take a "
+                "model that was trained for it, or leave the flag out."
+            )
+        return self.problem_type or asked or (REGRESSION if self.is_regression else SINGLE_LABEL)
 
 
 def are_unnamed(names: Sequence[str]) -> bool:
@@ -330,15 +374,24 @@ def match_names(data_names: Sequence[str], model_names: Sequence[str], complete:
     return None
 
 
+def fold_names(data_names: Sequence[str], model_names: Sequence[str]) -> dict[str, str] | None:
+    """The model's name for each label of data that spells one name in several ways, such as neg and NEG; else None."""
+    folded = {name.casefold(): name for name in model_names}
+    if len(folded) < len(model_names) or not all(name.casefold() in folded for name in data_names):
+        return None
+    return {name: folded[name.casefold()] for name in data_names}
+
+
 def taken_by_position(matched: dict[str, str]) -> str:
-    """Returns `0 as negative, 1 as positive` where labels were matched by number though one side has names for them.
+    """Returns `0 as negative, 1 as positive` where labels were matched by number though one side has names for them, or
+    though numbers without a 0 may be counted from 1.
 
     Args:
         matched: name in the data -> name in the model.
     """
     unnamed = all(_NUMBERED.fullmatch(name) for pair in matched.items() for name in pair)
     by_name = all(name.casefold() == other.casefold() for name, other in matched.items())
-    if unnamed or by_name or len(matched) < 2:
+    if by_name or (unnamed and 0 in (_numbers(list(matched)) or [])):
         return ""
     return ", ".join(f"{name} as {other}" for name, other in matched.items())
 

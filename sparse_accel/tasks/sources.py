@@ -12,13 +12,14 @@ from pyarrow import ArrowInvalid
 
 from sparse_accel.addresses import GLUE_ID, dataset_address, local_folder, out_of_reach
 from sparse_accel.arguments import DATA_SUFFIXES
-from sparse_accel.errors import UsageError, first_line
+from sparse_accel.errors import UsageError, first_line, listed
 from sparse_accel.tasks.glue import GLUE
-from sparse_accel.tasks.tables import DatasetTable, Table, read_table
+from sparse_accel.tasks.tables import DatasetTable, Table, concatenated, read_table
 
 if TYPE_CHECKING:
     from sparse_accel.arguments import TextClassificationArguments
 
+_DELIMITED = (".csv", ".tsv")
 SPLIT_WORDS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -72,18 +73,43 @@ def _load_folder(folder: Path, config: str | None, cache_dir: str | None) -> dic
             raise UsageError(f"--dataset_name: {folder} cannot be read as a saved dataset: {error}") from error
         return _our_splits(str(folder), saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved))
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in DATA_SUFFIXES)
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for file in files:
-        words = re.split(r"[^a-z]+", file.stem.lower())
-        for split, usual in SPLIT_WORDS.items():
-            if any(word in usual for word in words):
-                if split in found:
-                    return _load_folder_as_repository(folder, config, cache_dir)
-                found[split] = file
-                break
-    if not found:
+        if split := _split_of(file.stem):
+            found.setdefault(split, []).append(file)
+    # `datasets` would read CSV and TSV by guessing types and quotes: these are always read here.
+    ours = {split: any(file.suffix.lower() in _DELIMITED for file in several) for split, several in found.items()}
+    for split, several in found.items():
+        if len(several) > 1 and ours[split]:
+            _check_numbered(folder, split, several)
+    if not found and (inside := sorted(file for file in folder.rglob("*") if file.suffix.lower() in _DELIMITED)):
+        raise UsageError(
+            f"--dataset_name: no file in {folder} itself is named train, validation or test. CSV and TSV files in it: "
+            f"{listed(file.relative_to(folder) for file in inside)}. Name them with --train_file, --validation_file "
+            "and --test_file."
+        )
+    if not found or (any(len(several) > 1 for several in found.values()) and not any(ours.values())):
         return _load_folder_as_repository(folder, config, cache_dir)
-    return {split: read_table(str(file)) for split, file in found.items()}
+    return {split: concatenated([read_table(str(file)) for file in several]) for split, several in found.items()}
+
+
+def _split_of(stem: str) -> str:
+    """The split that a file's name says, by our names; empty where it says none."""
+    words = re.split(r"[^a-z]+", stem.lower())
+    split = next((split for split, usual in SPLIT_WORDS.items() if any(word in usual for word in words)), "")
+    return f"{split}_mismatched" if "mismatched" in words and split in ("validation", "test") else split
+
+
+def _check_numbered(folder: Path, split: str, files: list[Path]) -> None:
+    """Several CSV or TSV files of one split are parts of it where their names differ in numbers only."""
+    if len({(re.sub(r"\d+", "#", file.stem), file.suffix) for file in files}) > 1 or not re.search(
+        r"\d", files[0].stem
+    ):
+        names = listed(file.name for file in files)
+        raise UsageError(
+            f"--dataset_name: {folder} has several files for {split}, and their names do not say that they are "
+            f"numbered parts of it: {names}. Name one with --{split.partition('_')[0]}_file."
+        )
 
 
 def _load_folder_as_repository(folder: Path, config: str | None, cache_dir: str | None) -> dict[str, Table]:
@@ -117,8 +143,8 @@ def _load_hub(typed: str, name: str, config: str | None, cache_dir: str | None) 
         if not re.search("BuilderConfig|Config name is missing", str(error)):
             raise out_of_reach(typed, name, "dataset", first_line(error), cache_dir) from error
         # A configuration that is missing or unknown; the library's message lists those there are, then Python to type.
-        listed = " ".join(str(error).partition("\nExample")[0].split()).rstrip(".")
-        raise UsageError(f"{what} cannot be loaded: {listed}. Choose with --dataset_config_name.") from error
+        said = " ".join(str(error).partition("\nExample")[0].split()).rstrip(".")
+        raise UsageError(f"{what} cannot be loaded: {said}. Choose with --dataset_config_name.") from error
     except RuntimeError as error:
         raise UsageError(
             f"{what} cannot be loaded: {first_line(error)}. A dataset that needs its own code to load is not "

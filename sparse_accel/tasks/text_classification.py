@@ -101,9 +101,11 @@ def load_text_classification(
     labelled = _labels(arguments, tables, label_column)
     teaching = labelled.get("train") or next(iter(labelled.values()), None)
     if "train" in found and "train" not in tables and label_column in found["train"].column_names:
-        teaching = LabelColumn(found["train"], str(label_column))
+        teaching = LabelColumn(found["train"], str(label_column), as_classes=arguments.problem_type == SINGLE_LABEL)
 
     asked = task.problem_type if task else arguments.problem_type
+    if arguments.problem_type not in (None, asked):
+        raise UsageError(f"--problem_type {arguments.problem_type}: --task_name {arguments.task_name} is {asked}.")
     reader = LabelReader(teaching, head, asked, arguments.do_train)
     splits = {split: table.texts(text_columns) for split, table in tables.items()}
     for split, labels in labelled.items():
@@ -194,14 +196,15 @@ def _needs_no_labels(arguments: TextClassificationArguments, split: str) -> bool
 def _labels(
     arguments: TextClassificationArguments, tables: dict[str, Table], column: str | None
 ) -> dict[str, LabelColumn]:
-    """The labels of the splits whose labels are read, as they were found; those that need none may be without."""
+    """The labels of the splits that need some, as they were found; those of others are not read."""
     found: dict[str, LabelColumn] = {}
     for split, table in tables.items():
-        labels = LabelColumn(table, str(column)) if column in table.column_names else None
-        if labels is not None and not are_unpublished(labels):
-            if split != "train" or not _needs_no_labels(arguments, split):
-                found[split] = labels
-        elif not _needs_no_labels(arguments, split):
+        if _needs_no_labels(arguments, split):
+            continue
+        labels = LabelColumn(table, str(column), as_classes=arguments.problem_type == SINGLE_LABEL)
+        if not are_unpublished(labels):
+            found[split] = labels
+        else:
             raise UsageError(
                 f"{table.name} has no labels (column '{column}'), so it can be predicted and not evaluated."
             )
