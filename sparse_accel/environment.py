@@ -6,6 +6,8 @@ Imports nothing heavy.
 from __future__ import annotations
 
 import os
+import socket
+import time
 from typing import TYPE_CHECKING
 
 from sparse_accel.errors import UsageError, listed, nearest
@@ -13,6 +15,8 @@ from sparse_accel.errors import UsageError, listed, nearest
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+# A cluster's names may come up later than its machines.
+_SECONDS_FOR_A_NAME = 60.0
 _NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 _PLACE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PRECISIONS = ("no", "fp16", "bf16")
@@ -60,6 +64,7 @@ def check_environment() -> None:
         if missing:
             verb = "is" if len(missing) == 1 else "are"
             raise _refusal(f"{listed(missing)} {verb} missing", found)
+        _check_address(found)
     _check_backend(os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no"))
     for name, words in (("ACCELERATE_MIXED_PRECISION", _PRECISIONS), ("ACCELERATE_USE_CPU", _TRUTH_VALUES)):
         value = os.environ.get(name, words[0]).lower()
@@ -70,6 +75,24 @@ def check_environment() -> None:
             )
     if "ACCELERATE_USE_MEGATRON_LM" in found:
         raise UsageError("Megatron-LM is not supported: launch with a file of accelerate_configs/, such as ddp.yaml")
+
+
+def _check_address(found: dict[str, str]) -> None:
+    """Refuses a main machine that has no address; PyTorch would try to reach it for hours."""
+    until = time.monotonic() + _SECONDS_FOR_A_NAME
+    while True:
+        try:
+            socket.getaddrinfo(found["MASTER_ADDR"], None)
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                without = " ".join(f"-u {name}" for name in found)
+                raise UsageError(
+                    f"MASTER_ADDR={found['MASTER_ADDR']} is not a machine that can be found ({error.strerror}). Correct "
+                    "the address of the main machine; or, if a launch before left it over, start without it: env "
+                    f"{without} python ..."
+                ) from error
+        time.sleep(1)
 
 
 def _check_backend(name: str) -> None:

@@ -54,13 +54,21 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
         {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},  # `accelerate launch` leaves them to one process
         {"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_DYNAMO_BACKEND": "NO"},
         {"SLURM_PROCID": "3", "SLURM_NTASKS": "4"},
-        {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "pod-0"},
+        {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost"},
     ],
 )
 def test_what_launches_and_single_processes_have(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     check_environment()
+
+
+def test_a_main_machine_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparse_accel.environment._SECONDS_FOR_A_NAME", 0.0)
+    for name, value in {**LAUNCH, "MASTER_ADDR": "nowhere.invalid"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"MASTER_ADDR=nowhere\.invalid is not a machine that can be found"):
+        check_environment()
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_MIXED_PRECISION=fp8", "ACCELERATE_USE_CPU=maybe"])

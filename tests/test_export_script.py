@@ -261,7 +261,7 @@ def test_without_labels_accuracy_is_not_checked(trained: Path, tmp_path: Path) -
     accuracy = next(check for check in report["checks"] if check["name"] == "accuracy")
     assert accuracy["result"] == "not checked" and "no labels" in accuracy["detail"]
     assert report["texts"]["source"] == "this package" and report["texts"]["rows"] >= 30
-    assert "not there any more" in report["notes"][0] and "gone.csv" in report["notes"][0]
+    assert "cannot be used any more" in report["notes"][0] and "gone.csv" in report["notes"][0]
 
 
 def test_rows_that_are_named_need_no_labels(trained: Path, tmp_path: Path) -> None:

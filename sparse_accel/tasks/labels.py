@@ -397,12 +397,14 @@ def taken_by_position(matched: dict[str, str]) -> str:
 
 
 def check_known(labels: LabelColumn, found: list[Any], names: Sequence[str], known_from: str) -> None:
-    """Raises UsageError for the first row with a label that is not among `names`."""
+    """Raises UsageError for the first row with a label that is not among `names`, with both sets of labels."""
     known = set(names)
-    for row, label in enumerate(found):
-        for name in label if isinstance(label, list) else [label]:
+    flat = [label if isinstance(label, list) else [label] for label in found]
+    for row, own in enumerate(flat):
+        for name in own:
             if name not in known:
+                there = name_order([each for some in flat for each in some])
                 raise UsageError(
-                    f"{labels.place(row)}: the label '{name}' does not occur in {known_from}."
-                    f"{nearest(name, names)} Its labels are: {listed(names)}."
+                    f"{labels.place(row)}: the label '{name}' does not occur in {known_from}.{nearest(name, names)} "
+                    f"Its labels are: {listed(names)}. Those of this column: {listed(there)}."
                 )
