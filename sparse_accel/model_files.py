@@ -241,8 +241,8 @@ def _newly_initialized(model: Any, info: Mapping[str, Any], keeps_head: bool, ma
         raise UsageError(f"no trained classifier: weights are missing ({listed(absent, 4)}). Train it first")
     if absent:
         raise UsageError(
-            f"config.json and weights are of different models: the file holds no weights for {absent[0]} ("
-            f"{_times(model.state_dict()[absent[0]].shape)} by config.json){_and_more(absent)}. Copy both from the same "
+            f"config.json and weights are of different models: the file holds no weights for {absent[0]} "
+            f"({_times(model.state_dict()[absent[0]].shape)} by config.json){_and_more(absent)}. Copy both from the same "
             "model"
         )
     modules = {name for name, _ in model.named_modules()}
