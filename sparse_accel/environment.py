@@ -89,8 +89,8 @@ def _check_address(found: dict[str, str]) -> None:
                 without = " ".join(f"-u {name}" for name in found)
                 raise UsageError(
                     f"MASTER_ADDR={found['MASTER_ADDR']} is not a machine that can be found ({error.strerror}). "
-                    "Correct the address of the main machine; or, if a launch before left it over, start without it: env "
-                    f"{without} python ..."
+                    "Correct the address of the main machine; or, if a launch before left it over, start without it: "
+                    f"env {without} python ..."
                 ) from error
         time.sleep(1)
 

@@ -242,8 +242,8 @@ def _newly_initialized(model: Any, info: Mapping[str, Any], keeps_head: bool, ma
     if absent:
         raise UsageError(
             f"config.json and weights are of different models: the file holds no weights for {absent[0]} "
-            f"({_times(model.state_dict()[absent[0]].shape)} by config.json){_and_more(absent)}. Copy both from the same "
-            "model"
+            f"({_times(model.state_dict()[absent[0]].shape)} by config.json){_and_more(absent)}. Copy both from "
+            "the same model"
         )
     modules = {name for name, _ in model.named_modules()}
     # A file of the encoder alone has names without its prefix.
