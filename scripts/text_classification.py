@@ -199,6 +199,7 @@ def evaluate_and_predict(
     if arguments.do_eval:
         question = measured_on(accelerator, weights, data, "validation", rows)
         if not results.is_measured(accelerator, folder, [results.EVAL_RESULTS], question) or not of_a_run:
+            say(accelerator, f"evaluation: {data.sources['validation']}, {len(rows['validation'])} rows")
             figures = evaluate_splits(arguments, accelerator, model, data, rows, collator)
             results.write_evaluation(accelerator, folder, figures, question)
             start_trackers(accelerator, arguments, recipe)
@@ -208,6 +209,8 @@ def evaluate_and_predict(
         if not results.is_measured(accelerator, folder, files, question) or not of_a_run:
             write_predictions(arguments, accelerator, model, data, rows, collator)
             results.remember(accelerator, folder, files[0], question)
+        else:
+            say(accelerator, f"{folder / files[0]} has these predictions already")
 
 
 if __name__ == "__main__":

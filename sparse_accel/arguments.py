@@ -313,7 +313,13 @@ class TextClassificationArguments(_Model, _Data, _Training, _Evaluation, _Saving
                 f"--{given[0]} and --{given[1]} both name the data: give one of a GLUE task, a dataset, or files."
             )
         if not given and (self.do_train or self.do_eval or self.do_predict):
-            raise UsageError("no data: add --task_name, --dataset_name, or --train_file and --validation_file.")
+            needed = [
+                self.do_train and "--train_file",
+                self.do_eval and "--validation_file",
+                self.do_predict and "--test_file",
+            ]
+            files_needed = " and ".join(name for name in needed if name)
+            raise UsageError(f"no data: add --task_name, --dataset_name, or {files_needed}.")
         if self.dataset_config_name and not self.dataset_name:
             raise UsageError("--dataset_config_name belongs to --dataset_name, which is not given.")
         if self.eval_on_test and self.validation_ratio is not None:

@@ -57,6 +57,10 @@ def check_environment() -> None:
     if numbers.get("RANK", 0) >= several:
         known = f"WORLD_SIZE={several}" if "WORLD_SIZE" in numbers else "WORLD_SIZE, which is not set and counts as 1"
         raise _refusal(f"RANK={numbers['RANK']} is not below {known}", found)
+    if {"WORLD_SIZE", "RANK", "LOCAL_RANK"} <= numbers.keys() and several == 1 and not found.keys() & set(_LAYOUTS):
+        for name in _PLACE:  # one process has nobody to meet, and PyTorch would wait for a main machine that is gone
+            os.environ.pop(name, None)
+        found, numbers = {}, {}
     if "LOCAL_RANK" in numbers or several > 1 or any(name in found for name in _LAYOUTS):
         # On CPUs Accelerate takes 0 for LOCAL_RANK and 29500 for MASTER_PORT where they are not set.
         needed = ["WORLD_SIZE", "RANK", "MASTER_ADDR", *([] if is_asked_for("CPU") else ["LOCAL_RANK", "MASTER_PORT"])]

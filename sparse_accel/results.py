@@ -70,7 +70,7 @@ def claim(
     settings: dict[str, Any],
 ) -> str:
     """As `run_identity.claim_folder`, decided by the main process for all."""
-    folder, resume_from, here = Path(str(arguments.output_dir)), arguments.resume_from_checkpoint, os.getcwd()
+    folder, resume_from = Path(str(arguments.output_dir)), arguments.resume_from_checkpoint
 
     def went_on() -> bool:
         return _went_on_from(folder, str(resume_from))
@@ -95,7 +95,6 @@ def claim(
         return action
 
     answer = by_main_process(accelerator, decide)
-    os.chdir(here)  # by its name, should the main process have moved it aside
     if answer == "show" and isinstance(resume_from, str) and not by_main_process(accelerator, went_on):
         raise UsageError(
             f"--output_dir {folder} holds this very run, finished: nothing is left to resume from {resume_from}. Leave "

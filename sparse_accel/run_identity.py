@@ -152,6 +152,11 @@ def claim_folder(
     this_run = record is not None and record["identity"] == identity
     if not folder.exists() or (folder.is_dir() and not any(_content(folder))):
         action = "start"
+    elif overwrite and record is None and real == Path.cwd():
+        raise UsageError(
+            f"--output_dir {folder} is the folder that you are in, and holds files that are not of a run of this "
+            "script: name a folder in it, such as ./run"
+        )
     elif overwrite and not (restarted and this_run):
         move_aside(folder, "--overwrite_output_dir")
         action = "start"
@@ -181,8 +186,8 @@ def claim_folder(
     else:
         raise UsageError(
             f"--output_dir {folder} holds an unfinished run that differs from this one in "
-            f"{difference(record['identity'], identity)}. Repeat its command to finish it, choose another folder, or "
-            "pass --overwrite_output_dir to have it moved aside"
+            f"{difference(record['identity'], identity)}. Repeat its command to finish it, choose another folder, "
+            "or pass --overwrite_output_dir to have it moved aside"
         )
     real.mkdir(parents=True, exist_ok=True)
     write_record(real, identity, finished=False, **({"trained_with": settings} if settings else {}))
@@ -196,10 +201,11 @@ def _check_settings(folder: Path, record: dict[str, Any], settings: dict[str, An
     before = {key: recorded[key] for key in settings if key in recorded} if isinstance(recorded, dict) else {}
     here = {key: settings[key] for key in before}
     if before != here:
-        state = "finished, and its result is not the one of this command" if record["finished"] else "unfinished"
+        state = "a finished" if record["finished"] else "an unfinished"
         raise UsageError(
-            f"--output_dir {folder} holds this run, {state}: they differ in {difference(before, here)}. Repeat its own "
-            "command, choose another folder, or pass --overwrite_output_dir to train again"
+            f"--output_dir {folder} holds {state} run of this recipe and data, and this command would train another "
+            f"model: they differ in {difference(before, here)}. Repeat the command of that run, choose another folder, "
+            "or pass --overwrite_output_dir to train again"
         )
 
 
@@ -270,8 +276,8 @@ def _shortened(text: str) -> str:
 def move_aside(folder: Path, reason: str) -> Path:
     """Renames a folder to the first free FOLDER.N, says so, and returns its new place.
 
-    Of a link, the folder that it leads to is renamed: the disk that it was meant for stays the same. Where the working
-    folder is moved, this process goes on in the new one of its name.
+    Of a link, the folder that it leads to is renamed: the disk that it was meant for stays the same. Of the working
+    folder, all that is in it is moved: it stays the folder that a shell is in.
 
     Raises:
         UsageError: it cannot be renamed.
@@ -285,7 +291,13 @@ def move_aside(folder: Path, reason: str) -> Path:
     aside = free_name(real)
     as_typed = aside if folder.is_symlink() or folder.name != real.name else folder.with_name(aside.name)
     try:
-        os.rename(real, aside)
+        if real == here:
+            aside.mkdir()
+            for path in sorted(real.iterdir(), key=lambda path: path.name == RUN_FILE):  # the record last
+                if path.name != LOCK_FILE:
+                    os.rename(path, aside / path.name)
+        else:
+            os.rename(real, aside)
     except OSError as error:
         raise UsageError(
             f"--output_dir {folder} cannot be moved aside to {aside} ({error.strerror}); {reason}. Name another folder"
@@ -293,10 +305,6 @@ def move_aside(folder: Path, reason: str) -> Path:
     if aside.is_dir():
         (aside / LOCK_FILE).unlink(missing_ok=True)
     print(f"{folder} was moved aside to {as_typed}: {reason}")
-    if real == here:
-        real.mkdir()
-        os.chdir(real)
-        print(f"a shell that was in it is in {aside} now: cd {real}")
     return as_typed
 
 

@@ -370,7 +370,7 @@ def settings_of(
     settings: dict[str, Any] = {
         "label_names": head.names,
         "problem_type": head.problem_type,
-        "precision": accelerator.mixed_precision,
+        "precision": {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
         **{
             f"config.{name}": value
             for name, value in config.items()

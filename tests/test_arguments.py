@@ -280,7 +280,7 @@ def test_refusal(words: str, message: str) -> None:
         ("--output_dir out --do_train --task_name sst2", "--model_name_or_path is missing"),
         ("stray --do_train", "'stray' is neither a flag nor a .json file"),
         (START, "nothing to do: add --do_train, --do_eval, --do_predict or --one_shot."),
-        (START + "--do_train", "no data: add --task_name, --dataset_name, or --train_file and --validation_file."),
+        (START + "--do_train", "no data: add --task_name, --dataset_name, or --train_file."),
         (
             START + "--do_train --train_file trian.csv",
             "--train_file: there is no file trian.csv. Did you mean 'train.csv'?",

@@ -226,13 +226,21 @@ def test_the_working_folder_as_output(flags: dict[str, Any], tmp_path: Path) -> 
     short = {**flags, "recipe_args": {"num_epochs": 1, "qat_start_epoch": 0.3, "observer_epoch": 0.6}}
     folder = tmp_path / "here"
     folder.mkdir()
+    inode = folder.stat().st_ino
     for seed in (1, 2):
         done = run(**short, seed=seed, output_dir=".", cwd=folder)
         assert done.code == 0, done.all
-    assert f"was moved aside to {tmp_path / 'here.1'}" in done.out and "cd " in done.out
+    assert f"was moved aside to {tmp_path / 'here.1'}" in done.out
+    assert folder.stat().st_ino == inode, "it stays the folder that a shell is in"
+    again = run(**short, seed=2, output_dir=".", cwd=folder)
+    assert again.code == 0 and "nothing is trained again" in again.out
     for name, seed in (("here.1", 1), ("here", 2)):
         assert read_json(tmp_path / name / "arguments.json")["seed"] == seed
         assert (tmp_path / name / "all_results.json").is_file()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    refused = run(**short, output_dir=".", overwrite_output_dir=True, cwd=tmp_path / "mine")
+    assert refused.code == 2 and "is the folder that you are in" in refused.err, refused.all
     (folder / "inside").mkdir()
     refused = run(**short, seed=3, output_dir="..", cwd=folder / "inside")
     assert refused.code == 2 and "runs in it" in refused.err and "seed (2 there, 3 here)" in refused.err

@@ -137,7 +137,7 @@ def test_a_kept_head_means_what_it_meant(
         known_only_by_number = names[0] == "LABEL_0" and way != "one_shot"  # then the data's names are better
         assert labels_in(tmp_path / "out") == (["0", "1", "2"] if known_only_by_number else list(names))
     if data_names == (2, 0, 1) and way != "one_shot":
-        assert "taken by their number" in done.err and "0 as neutral" in done.err
+        assert "matched by position" in done.err and "0 as neutral" in done.err
 
 
 def test_predictions_and_export_of_a_kept_head(tuned: Path, tmp_path: Path) -> None:

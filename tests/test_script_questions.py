@@ -137,7 +137,7 @@ def test_a_model_that_was_changed_is_measured_again(asked: Any, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changed", "parts"),
     [
-        ({"bf16": True}, ("precision (no there, bf16 here)",)),
+        ({"bf16": True}, ("precision (float32 there, bf16 here)",)),
         ({"nan_loss": "skip"}, ("nan_loss (stop there, skip here)",)),
         (
             {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"},
@@ -152,7 +152,7 @@ def test_what_would_have_trained_another_model(
     before = times(tmp_path / "out")
     refused, folder = asked(**changed)
     assert refused.code == 2, refused.all
-    for part in (*parts, "holds this run, finished", "--overwrite_output_dir"):
+    for part in (*parts, "holds a finished run of this recipe and data", "--overwrite_output_dir"):
         assert part in refused.err, refused.err
     assert {**before, ".lock": 0} == {**times(folder), ".lock": 0} and not folder.with_name("out.1").exists()
 
@@ -304,7 +304,11 @@ def test_an_unfinished_run_goes_on_judged_as_it_began(tiny: Tiny, tmp_path: Path
     (tmp_path / "out" / "run.json").write_text(json.dumps(record | {"finished": False}))
     for changed in ({"greater_is_better": False}, {"metric_for_best_model": "loss"}):
         refused = run(**{**flags, **changed})
-        assert refused.code == 2 and f"{next(iter(changed))} (" in refused.err and "unfinished" in refused.err
+        assert (
+            refused.code == 2
+            and f"{next(iter(changed))} (" in refused.err
+            and "an unfinished run of this recipe" in refused.err
+        )
     assert run(**flags).code == 0
 
 

@@ -450,9 +450,9 @@ def test_whole_numbers_for_a_model_of_scores(tmp_path: Path) -> None:
 def test_numbers_that_may_be_counted_from_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unnamed = [f"LABEL_{number}" for number in range(3)]
     load(unnamed, validation_file=write(tmp_path / "dev.csv", rows_of([1, 2, 1])), do_eval=True)
-    assert "taken by their number: 1 as LABEL_1, 2 as LABEL_2" in capsys.readouterr().err
+    assert "matched by position, not by name: 1 as LABEL_1, 2 as LABEL_2" in capsys.readouterr().err
     load(unnamed, validation_file=write(tmp_path / "dev.csv", rows_of([0, 2, 1])), do_eval=True)
-    assert "taken by" not in capsys.readouterr().err
+    assert "by position" not in capsys.readouterr().err
 
 
 def test_a_model_that_does_not_say_its_problem_type(tmp_path: Path) -> None:

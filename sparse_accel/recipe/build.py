@@ -90,7 +90,7 @@ class _Builder:
         for tagged in document.walk(value):
             raise self.error(
                 f"!{tagged.tag} stands under '{key}', but modifiers stand in lists under a key with 'modifiers' in its "
-                f"name: call it '{key}_modifiers'",
+                f"name: call it '{str(key).removesuffix('_modifier')}_modifiers'",
                 tagged.line,
                 key,
             )

@@ -77,7 +77,7 @@ class LabelColumn:
     def _kind_of(self, value: Any, row: int) -> str:
         text = value.strip() if isinstance(value, str) else None
         if value is None or text == "":
-            raise UsageError(f"{self.place(row)}: the label is missing.")
+            raise UsageError(f"{self.place(row)}: the label is missing. Fill it in, or delete this row.")
         if text is not None and text.casefold() in self._missing:
             raise UsageError(
                 f"{self.place(row)}: the label is missing ({shown(value)}). Fill it in, or delete this row."

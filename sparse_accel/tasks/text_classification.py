@@ -111,7 +111,7 @@ def load_text_classification(
     for split, labels in labelled.items():
         splits[split] = splits[split].add_column(LABEL, reader.read(labels), feature=reader.feature)
     if reader.by_position:
-        warn(f"labels of the data are taken by their number: {reader.by_position}")
+        warn(f"labels are matched by position, not by name: {reader.by_position}")
     data = TextClassificationData(
         splits=splits,
         text_columns=text_columns,
