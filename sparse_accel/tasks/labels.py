@@ -339,11 +339,6 @@ def _numbers(names: Sequence[str]) -> list[int] | None:
     return [int(each[1]) for each in found if each] if all(found) else None
 
 
-def are_numbers(names: Sequence[str]) -> bool:
-    """Whether all names of the data are whole numbers."""
-    return all(_WHOLE.fullmatch(name) for name in names)
-
-
 def match_names(data_names: Sequence[str], model_names: Sequence[str], complete: bool = True) -> dict[str, str] | None:
     """The model's name for each label of the data, or None where they do not fit.
 
