@@ -75,6 +75,8 @@ def test_a_column_that_repeats_the_label_is_never_text() -> None:
     assert find_text_columns(table(category=repeated("bad", "good")), ["category"], "label") == ("category",)
     assert find_text_columns(table("tweet", text=repeated("bad", "good")), None, "label") == ("tweet",)
     assert find_text_columns(table("text", text2=repeated("bad", "good")), None, "label") == ("text",)
+    pair = table("text", text_pair=repeated("bad film", "good film"))
+    assert find_text_columns(pair, None, "label") == ("text", "text_pair"), "their names say that they are a pair"
     alone = table(text=repeated("a bad film", "a good film"))  # as people write to try things out
     assert find_text_columns(alone, None, "label") == ("text",)
 

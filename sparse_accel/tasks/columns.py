@@ -66,13 +66,16 @@ def _by_rule(table: Table, label_column: str | None) -> tuple[str, ...]:
         for name in table.column_names
         if name not in (label_column, *table.index_columns) and not _NEVER_TEXT.fullmatch(name) and table.is_text(name)
     ]
+    for usual in USUAL_TEXT_COLUMNS:
+        if len(usual) == 2 and all(name in found for name in usual):
+            return usual  # both names say what they are, whatever is in the columns
     if label_column in table.column_names:
         repeating = [name for name in found if _repeats(table, name, str(label_column))]
         usual_alone = len(found) == 1 and (found[0],) in USUAL_TEXT_COLUMNS
         found = found if usual_alone else [name for name in found if name not in repeating]
     for usual in USUAL_TEXT_COLUMNS:
-        if all(name in found for name in usual):
-            halves = [name for name in found if len(usual) == 1 and _stem(name) == usual[0]]
+        if len(usual) == 1 and usual[0] in found:
+            halves = [name for name in found if _stem(name) == usual[0]]
             if not halves:
                 return usual
             found = [usual[0], *halves]
