@@ -201,7 +201,7 @@ def evaluate_and_predict(
         if not results.is_measured(accelerator, folder, [results.EVAL_RESULTS], question) or not of_a_run:
             say(accelerator, f"evaluation: {data.sources['validation']}, {len(rows['validation'])} rows")
             figures = evaluate_splits(arguments, accelerator, model, data, rows, collator)
-            results.write_evaluation(accelerator, folder, figures, question)
+            results.write_evaluation(accelerator, folder, str(arguments.model_name_or_path), figures, question)
             start_trackers(accelerator, arguments, recipe)
             accelerator.log(tracker_names(figures, "final"))
     if arguments.do_predict:

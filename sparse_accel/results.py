@@ -257,17 +257,23 @@ def write_final(
         by_main_process(accelerator, fill)
 
 
-def write_evaluation(accelerator: Accelerator, folder: Path, figures: dict[str, Any], measured_on: str) -> None:
+def write_evaluation(
+    accelerator: Accelerator, folder: Path, model: str, figures: dict[str, Any], measured_on: str
+) -> None:
     """Writes the figures of an evaluation into a file of their own and into all_results.json, in place of older ones.
 
     Args:
+        model: folder or id of what was measured; `eval_model` names it where the folder is the run of another model.
         measured_on: what `evaluation.measured_on` says; the next same command then has nothing to measure.
     """
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
+        own = Path(model).resolve() == folder.resolve()
+        if not own and run_identity.read_record(folder) is not None:
+            figures = {**figures, "eval_model": model}
         write_json(folder / EVAL_RESULTS, figures)
         write_json(folder / ALL_RESULTS, {**_without_evaluation(folder), **figures})
-        remember(accelerator, folder, EVAL_RESULTS, measured_on)
+        remember(accelerator, folder, EVAL_RESULTS, measured_on if own else f"another model: {model}")
     accelerator.wait_for_everyone()
 
 

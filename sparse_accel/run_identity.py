@@ -139,8 +139,8 @@ def claim_folder(
         identity: what makes this run itself.
         overwrite: whether to move aside what is there.
         restarted: by a scheduler.
-        settings: what an unfinished run may go on with in another way, and yet changes its result: precision, ... A
-            finished run that was trained with others is no answer to this command.
+        settings: what is not part of the identity and yet changes the result. A run of this identity with others is
+            refused; an unfinished one may continue with another precision (`MAY_CHANGE`).
         checkpoint: to start from; one of a run that is moved aside comes along.
 
     Raises:

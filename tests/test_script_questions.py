@@ -264,6 +264,19 @@ def test_figures_of_another_model_do_not_stay(tiny: Tiny, finished: tuple[Any, P
     assert not [name for name in read_json(output / "all_results.json") if name.startswith("eval_")]
 
 
+def test_figures_of_another_model_say_whose_they_are(asked: Any, tiny: Tiny, tmp_path: Path) -> None:
+    """A model is evaluated into the folder of another one's run; the run's own command then shows these figures."""
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "out", other)
+    alone = {"model_name_or_path": other, "validation_file": tiny.validation, "do_eval": True}
+    assert run(**alone, output_dir=tmp_path / "out").code == 0
+    shown, folder = asked(do_eval=None, validation_file=None)
+    assert shown.code == 0 and "eval_model" in shown.out, shown.all
+    assert read_json(folder / "all_results.json")["eval_model"] == str(other)
+    healed, _ = asked()
+    assert healed.code == 0 and "eval_model" not in healed.out + (folder / "eval_results.json").read_text()
+
+
 def test_quantizers_that_are_gone(tiny: Tiny, tmp_path: Path) -> None:
     """The float model would be measured in place of the quantized one."""
     short = {"num_epochs": 1, "qat_start_epoch": 0.3, "observer_epoch": 0.6}

@@ -232,7 +232,9 @@ def test_many_classes_with_a_row_each(
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("word", ["nan", "NaN", "<NA>", "NaT", "NA", "N/A", "None", "null", "?", "-"])
+@pytest.mark.parametrize(
+    "word", ["nan", "NaN", "<NA>", "NaT", "NA", "N/A", "None", "null", "?", "-", "--", ".", "#NULL!"]
+)
 @pytest.mark.parametrize("others", [["1", "0"], ["0.5", "1.25"]])
 def test_a_missing_label_among_numbers(word: str, others: list[str], refused: Callable[..., str]) -> None:
     message = refused([*others, word], suffix=".csv")

@@ -128,7 +128,7 @@ class LabelReader:
         return labels.declared or name_order(_flat(read_labels(labels, self.problem_type)))
 
     def _fits(self, head: Head, declared: bool) -> bool:
-        """Whether training goes on with a fine-tuned head. Not where the data's labels are clearly others.
+        """Whether training keeps a fine-tuned head; it does not where the data's labels are clearly of another task.
 
         Args:
             head: of the model.

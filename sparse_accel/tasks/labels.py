@@ -27,8 +27,8 @@ _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+)([eE][+-]?\d+)?")
 _JOINED = re.compile(r"""['"]\s+['"]""")
 _NUMBERED = re.compile(r"(?:LABEL_)?(\d+)", re.IGNORECASE)
 # What programs write for a missing value. The first never name a class; the others may, unless all else is a number.
-_MISSING = frozenset({"nan", "-nan", "<na>", "nat", "#n/a"})
-_MISSING_AMONG_NUMBERS = _MISSING | {"na", "n/a", "none", "null", "?", "-"}
+_MISSING = frozenset({"nan", "-nan", "<na>", "nat", "#n/a", "#null!"})
+_MISSING_AMONG_NUMBERS = _MISSING | {"na", "n/a", "none", "null", "?", "-", "--", "."}
 
 
 class LabelColumn:
