@@ -200,7 +200,7 @@ def checkpoint_cost(step: Step, tokenizer: Any) -> dict[str, float]:
     size = sum(path.stat().st_size for path in saved.iterdir())
     run.accelerator.wait_for_everyone()
     by_main_process(run.accelerator, lambda: shutil.rmtree(folder))
-    weights = sum(getattr(p, "ds_numel", p.numel()) for p in run.layers_of.parameters())
+    weights = sum(getattr(p, "ds_numel", p.numel()) for p in run.state.model.parameters())
     return {"seconds": statistics.median(seconds), "bytes": size, "bytes_a_weight": size / weights}
 
 

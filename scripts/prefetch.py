@@ -18,7 +18,6 @@ import sys
 from sparse_accel.addresses import GLUE_ID, dataset_address, load_recipe, local_folder, model_address
 from sparse_accel.arguments import TextClassificationArguments, parse_arguments
 from sparse_accel.errors import UsageError, listed, run_main
-from sparse_accel.modifiers.distillation import check_teacher
 
 
 def main() -> None:
@@ -27,8 +26,8 @@ def main() -> None:
         words = words[1:]
     arguments = parse_arguments(TextClassificationArguments, words, description=(__doc__ or "").partition("\n")[0])
     recipe = load_recipe(arguments.recipe, arguments.recipe_args) if arguments.recipe else None
-    if arguments.do_train:
-        check_teacher(recipe, arguments.distill_teacher)
+    if arguments.do_train and recipe is not None:
+        recipe.check_teacher(arguments.distill_teacher)
 
     from huggingface_hub import constants
 

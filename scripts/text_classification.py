@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from sparse_accel.addresses import load_recipe
 from sparse_accel.arguments import TextClassificationArguments, parse_arguments
 from sparse_accel.errors import run_main
-from sparse_accel.modifiers.distillation import check_teacher
 from sparse_accel.recipe import Recipe
 from sparse_accel.tracking import require_trackers
 
@@ -32,8 +31,8 @@ def main() -> None:
     # Arguments and recipe come first: --help and a typo answer at once, before anything heavy is imported or loaded.
     arguments = parse_arguments(TextClassificationArguments, description=(__doc__ or "").partition("\n")[0])
     recipe = load_recipe(arguments.recipe, arguments.recipe_args) if arguments.recipe else None
-    if arguments.do_train:
-        check_teacher(recipe, arguments.distill_teacher)
+    if arguments.do_train and recipe is not None:
+        recipe.check_teacher(arguments.distill_teacher)
     require_trackers(arguments.report_to)
 
     from sparse_accel import results
@@ -44,7 +43,7 @@ def main() -> None:
     from sparse_accel.training_setup import make_accelerator
 
     output_dir = Path(str(arguments.output_dir))
-    accelerator = make_accelerator(arguments)
+    accelerator = make_accelerator(arguments, recipe)
     with trackers_ended(accelerator), results.folders_let_go(), lost_processes_named():
         if arguments.do_train or arguments.one_shot:
             fill_folder = apply_at_once if arguments.one_shot else train_model
@@ -92,6 +91,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
 
     limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
     rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)
+    training_setup.check_teacher_inputs(arguments, run, rows["train"], (tokenizer, teacher_tokenizer))
     collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
     loader, sampler = training_setup.training_loader(arguments, accelerator, rows["train"], collator)
     schedule, overruled = training_setup.steps_of_run(arguments, recipe, sampler.steps)
@@ -195,9 +195,9 @@ def evaluate_and_predict(
     limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
     rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)
     collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
-    model = accelerator.prepare_model(model, evaluation_mode=True)
+    model = model.to(accelerator.device)  # not prepared: measured in float32, as its files hold it
     if arguments.do_eval:
-        question = measured_on(accelerator, weights, data, "validation", rows)
+        question = measured_on(weights, data, "validation", rows)
         if not results.is_measured(accelerator, folder, [results.EVAL_RESULTS], question) or not of_a_run:
             say(accelerator, f"evaluation: {data.sources['validation']}, {len(rows['validation'])} rows")
             figures = evaluate_splits(arguments, accelerator, model, data, rows, collator)
@@ -205,7 +205,7 @@ def evaluate_and_predict(
             start_trackers(accelerator, arguments, recipe)
             accelerator.log(tracker_names(figures, "final"))
     if arguments.do_predict:
-        question, files = measured_on(accelerator, weights, data, "test", rows), prediction_files(rows)
+        question, files = measured_on(weights, data, "test", rows), prediction_files(rows)
         if not results.is_measured(accelerator, folder, files, question) or not of_a_run:
             write_predictions(arguments, accelerator, model, data, rows, collator)
             results.remember(accelerator, folder, files[0], question)

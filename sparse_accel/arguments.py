@@ -257,6 +257,8 @@ class TextClassificationArguments(_Model, _Data, _Training, _Evaluation, _Saving
             lines.append("--test_file is not read without --do_predict or --eval_on_test.")
         if self.train_file and not (self.do_train or self.one_shot or self.validation_ratio):
             lines.append("--train_file is read for its label names only: --do_train is not given.")
+        if (self.fp16 or self.bf16) and not (self.do_train or self.one_shot):
+            lines.append("--fp16 and --bf16 are for training: a model is measured in float32, as its files hold it.")
         if self.eval_on_test and self.load_best_model_at_end:
             lines.append("--eval_on_test chooses the best model on the test rows: its score there is flattered.")
         return lines

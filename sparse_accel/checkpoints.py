@@ -77,15 +77,14 @@ def save_checkpoint(
 
     def write() -> None:
         save_file(training, partial / TRAINING_STATE)
-        state = {key: value.detach().cpu().clone() for key, value in run.state_dict().items()}
-        save_file(state, partial / RECIPE_STATE)
+        save_file({key: value.detach().cpu().clone() for key, value in recipe_state.items()}, partial / RECIPE_STATE)
         history.write(partial / TRAINER_STATE, run.progress)
         seal(partial)
         put_in_place(partial, final)
         if keep is not None:
             delete_old(folder, keep, best=history.best_step)
 
-    training = training_state(accelerator, model, run.optimizer)
+    training, recipe_state = training_state(accelerator, model, run.optimizer), run.state_dict()  # of all processes
     # The loss of a step is that of the weights before its update: it does not show that the update broke them.
     broken = by_main_process(accelerator, lambda: _not_finite(training))
     if broken:
@@ -222,9 +221,7 @@ def check_recipe(checkpoint: Path, run: RecipeRun) -> None:
     with safe_open(checkpoint / RECIPE_STATE, framework="pt") as state:
         found = {":".join(key.split(":")[:2]) for key in state.keys() if ":" in key}  # noqa: SIM118
     if not found <= {f"{number}:{modifier.name}" for number, modifier in enumerate(run.modifiers)}:
-        raise UsageError(
-            f"checkpoint {checkpoint} belongs to a run of another recipe or model: it cannot be resumed here"
-        )
+        raise UsageError(f"checkpoint {checkpoint} {_OF_ANOTHER_RUN}")
 
 
 def load_checkpoint(folder: Path, accelerator: Accelerator, run: RecipeRun, history: History) -> None:
@@ -234,15 +231,13 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, run: RecipeRun, hist
         UsageError: the folder is no checkpoint of this run's recipe, or cannot be read.
     """
     try:
-        state = load_file(folder / RECIPE_STATE)
+        state, training = load_file(folder / RECIPE_STATE), load_file(folder / TRAINING_STATE)
         record = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
-        own = {key: tuple(value.shape) for key, value in run.state_dict().items() if ":initial_sparsity:" not in key}
-        found = {key: tuple(value.shape) for key, value in state.items() if ":initial_sparsity:" not in key}
-        if own != found:
-            raise UsageError(
-                f"checkpoint {folder} belongs to a run of another recipe or model: it cannot be resumed here"
-            )
-        load_training_state(accelerator, run.model, run.optimizer, load_file(folder / TRAINING_STATE))
+        try:
+            run.load_state_dict({key: value.to(accelerator.device) for key, value in state.items()})
+        except ValueError as error:
+            raise UsageError(f"checkpoint {folder} {_OF_ANOTHER_RUN} ({error})") from error
+        load_training_state(accelerator, run.model, run.optimizer, training)
         history.load(record)
     except UsageError:
         raise
@@ -251,7 +246,9 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, run: RecipeRun, hist
             f"checkpoint {folder} cannot be read ({type(error).__name__}: {error}). Delete that folder to go on from "
             "an older checkpoint, or name one with --resume_from_checkpoint"
         ) from error
-    run.load_state_dict({key: value.to(accelerator.device) for key, value in state.items()})
+
+
+_OF_ANOTHER_RUN = "belongs to a run of another recipe or model: it cannot be resumed here"
 
 
 def publish(source: Path, output: Path) -> None:

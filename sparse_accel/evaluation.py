@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from sparse_accel.tasks import TextClassificationData
 
 
-def measured_on(
-    accelerator: Accelerator, weights: str, data: TextClassificationData, purpose: str, rows: dict[str, Any]
-) -> str:
+def measured_on(weights: str, data: TextClassificationData, purpose: str, rows: dict[str, Any]) -> str:
     """Returns a digest of everything that figures or predictions depend on.
 
     Args:
@@ -40,7 +38,7 @@ def measured_on(
     splits = sorted(name for name in rows if name.startswith(purpose))
     parts = {
         "weights": weights,
-        "precision": accelerator.mixed_precision,
+        "precision": "no",  # always float32; older folders tell by this entry
         "labels": [data.problem_type, data.metrics, data.positive, *data.label_names],
         "rows": {split: fingerprint_of_rows(rows[split]) for split in splits},
     }

@@ -27,6 +27,7 @@ class SparseLayer(nn.Module):
 
     weight: Any  # the layer's own parameter
     mask: Tensor | None  # bool, of the weight's shape, True where kept; not persistent
+    bias_mask: Tensor | None  # bool, (out,), True where kept: of outputs that are removed as a whole; not persistent
     input_quantizer: FakeQuantize | None
     weight_quantizer: FakeQuantize | None
     output_quantizer: FakeQuantize | None
@@ -50,6 +51,11 @@ class SparseLayer(nn.Module):
         # A copy's mask counts its changes anew: bits that were made for the original could pass for its own.
         return {name: value for name, value in self.__dict__.items() if name != "_known_bits"}
 
+    def bias_in_use(self) -> Tensor | None:
+        """The effective bias: a masked weight row alone leaves its output the bias, and is not removed."""
+        bias: Tensor | None = cast(Any, self).bias
+        return bias if bias is None or self.bias_mask is None else masked(bias, self.bias_mask)
+
     def weight_in_use(self) -> Tensor:
         weight = self.masked_weight()
         return weight if self.weight_quantizer is None else self.weight_quantizer(weight)
@@ -63,7 +69,7 @@ class SparseLayer(nn.Module):
 
 class SparseLinear(SparseLayer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return self.quantize_output(F.linear(self.quantize_input(x), self.weight_in_use(), self.bias))
+        return self.quantize_output(F.linear(self.quantize_input(x), self.weight_in_use(), self.bias_in_use()))
 
 
 class SparseEmbedding(SparseLayer, nn.Embedding):
@@ -82,12 +88,14 @@ class SparseEmbedding(SparseLayer, nn.Embedding):
 
 class SparseConv1d(SparseLayer, nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
-        return self.quantize_output(self._conv_forward(self.quantize_input(x), self.weight_in_use(), self.bias))
+        found = self._conv_forward(self.quantize_input(x), self.weight_in_use(), self.bias_in_use())
+        return self.quantize_output(found)
 
 
 class SparseConv2d(SparseLayer, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        return self.quantize_output(self._conv_forward(self.quantize_input(x), self.weight_in_use(), self.bias))
+        found = self._conv_forward(self.quantize_input(x), self.weight_in_use(), self.bias_in_use())
+        return self.quantize_output(found)
 
 
 _SPARSE_CLASS: dict[type[nn.Module], type[SparseLayer]] = {
@@ -117,8 +125,21 @@ def make_sparse(module: nn.Module) -> SparseLayer:
     module.__class__ = _SPARSE_CLASS[type(module)]
     layer = cast(SparseLayer, module)
     layer.register_buffer("mask", None, persistent=False)
+    layer.register_buffer("bias_mask", None, persistent=False)
     layer.input_quantizer = layer.weight_quantizer = layer.output_quantizer = None
     return layer
+
+
+def mask_outputs(layer: SparseLayer, kept: Tensor) -> None:
+    """Removes outputs of a Linear or convolution: their weight rows and their biases are masked together.
+
+    Args:
+        kept: bool, (out,); what the layer's mask prunes already stays pruned.
+    """
+    whole = kept.view(-1, *[1] * (layer.weight.ndim - 1)).expand(layer.weight.shape)
+    layer.mask = whole.clone() if layer.mask is None else layer.mask & whole
+    if cast(Any, layer).bias is not None:
+        layer.bias_mask = kept.clone() if layer.bias_mask is None else layer.bias_mask & kept
 
 
 def maskable_layers(model: nn.Module) -> dict[str, list[nn.Module]]:
@@ -152,8 +173,13 @@ def quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the masks by their weight's name."""
-    return {f"{name}.weight": layer.mask for name, layer in sparse_layers(model) if layer.mask is not None}
+    """Returns the masks by the name of the weight, or bias, that they are of."""
+    found = {f"{name}.{kind}": mask for name, layer in sparse_layers(model) for kind, mask in _masks_of(layer)}
+    return {name: mask for name, mask in found.items() if mask is not None}
+
+
+def _masks_of(layer: SparseLayer) -> tuple[tuple[str, Tensor | None], ...]:
+    return ("weight", layer.mask), ("bias", layer.bias_mask)
 
 
 def export_obstacles(model: nn.Module, *, only_enabled: bool) -> dict[str, list[str]]:

@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-
 
 def task_loss(logits: Tensor, labels: Tensor, problem_type: str, label_smoothing: float = 0.0) -> Tensor:
     """Returns (R,) float32: cross-entropy, mean binary cross-entropy over labels, or squared error.
@@ -19,7 +17,7 @@ def task_loss(logits: Tensor, labels: Tensor, problem_type: str, label_smoothing
     Args:
         logits: (R, C).
         labels: (R,) int64 class numbers; (R, C) 0/1 for multi-label; (R,) float for regression.
-        problem_type: one of PROBLEM_TYPES, named as transformers does.
+        problem_type: single_label_classification, multi_label_classification or regression, as transformers has it.
         label_smoothing: share of the target spread over all classes, 0 to 1; single-label classification only.
     """
     logits = logits.float()
@@ -51,10 +49,3 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, prob
     log_student = F.log_softmax(student / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher / temperature, dim=-1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=-1)
-
-
-def mixed_loss(task: Tensor, distillation: Tensor, hardness: float) -> Tensor:
-    """Returns (1 - hardness) * task + hardness * distillation; a loss of share 0 plays no part, were it infinite."""
-    if hardness in (0.0, 1.0):
-        return distillation if hardness else task
-    return (1 - hardness) * task + hardness * distillation

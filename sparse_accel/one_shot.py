@@ -18,7 +18,6 @@ from sparse_accel.command_line import warn
 from sparse_accel.errors import UsageError
 from sparse_accel.history import History
 from sparse_accel.models import default_head, head_of, load_classifier, load_tokenizer, sequence_limit
-from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.report import say, start_table
 from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
@@ -46,7 +45,10 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
         UsageError: the recipe quantizes and there are no training rows to take ranges from.
     """
     has_rows = any((arguments.train_file, arguments.task_name, arguments.dataset_name))
-    if recipe is not None and recipe.select(QuantizationModifier) and not has_rows:
+    run = RecipeRun(recipe, teacher="disable")
+    for modifier in run.modifiers:
+        modifier.check_acts_at_once()
+    if any(modifier.needs_rows for modifier in run.modifiers) and not has_rows:
         raise UsageError("--one_shot: the recipe quantizes, and takes ranges from training rows: add --train_file")
     output_dir = Path(str(arguments.output_dir))
     set_seed(arguments.seed)  # of a new head
@@ -55,7 +57,6 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
             data = load_text_classification(arguments, default_head(arguments))
     model, fresh = load_classifier(arguments)
     tokenizer = load_tokenizer(arguments)
-    run = RecipeRun(recipe, teacher="disable")
     run.attach(model)
     identity: dict[str, Any] = {
         "one_shot": True,

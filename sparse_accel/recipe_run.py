@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.modifiers.base import Modifier
-from sparse_accel.modifiers.distillation import DistillationModifier
+from sparse_accel.errors import UsageError
+from sparse_accel.losses import distillation_loss
+from sparse_accel.modifiers.base import Modifier, no_teacher
+from sparse_accel.modifiers.state import State
 from sparse_accel.progress import Progress
-from sparse_accel.sharding import hand_back
+from sparse_accel.sharding import gives_gradients, hand_back
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from sparse_accel.recipe import Recipe
     from sparse_accel.teacher import Teacher
+
+
+@dataclass
+class _Classification:
+    """The task of a model whose outputs are logits of labels, by its problem type."""
+
+    problem_type: str
+
+    def distance(self, student: Tensor, teacher: Tensor, batch: dict[str, Any], temperature: float) -> Tensor:
+        return distillation_loss(student, teacher, temperature, self.problem_type)
 
 
 class RecipeRun:
@@ -42,13 +56,13 @@ class RecipeRun:
 
     Args:
         recipe: what `load_recipe` returns; None trains plainly.
-        teacher: whom a DistillationModifier follows; "disable" leaves distillation out of the recipe.
+        teacher: whom modifiers that need a teacher follow; "disable" leaves these out of the recipe.
         base_rate: learning rate by progress where no learning-rate modifier has begun; None leaves the optimizer's.
 
     Attributes:
-        progress: the clock; known from `bind` on.
+        modifiers: those that take part.
+        state: what they see of the run; from `attach` on.
         notices: lines for the user on what the recipe asks for and this model has no use for.
-        loss_parts: the loss before and after distillation, as the last micro-batch gave it, detached.
         problem_type: the model's, named as transformers does.
     """
 
@@ -63,17 +77,26 @@ class RecipeRun:
         # Copies: what a modifier learns of model and training is this run's, and the recipe may be run again.
         self.modifiers: Sequence[Modifier] = [replace(modifier) for modifier in recipe.modifiers] if recipe else []
         if teacher == "disable":
-            self.modifiers = [m for m in self.modifiers if not isinstance(m, DistillationModifier)]
+            self.modifiers = [modifier for modifier in self.modifiers if not modifier.needs_teacher]
         self.teacher = None if isinstance(teacher, str) else teacher
         self.base_rate = base_rate
         self.notices: list[str] = [*recipe.warnings, *recipe.notes] if recipe else []
-        self.loss_parts: dict[str, Tensor] = {}
         self.problem_type = "single_label_classification"
 
     @property
     def max_epochs(self) -> int:
         """Epochs that the recipe asks for; 0 when it asks for none."""
         return self.recipe.max_epochs if self.recipe else 0
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether a modifier reads gradients, and must get them unscaled, in steps that count alone."""
+        return any(modifier.needs_gradients for modifier in self.modifiers)
+
+    @property
+    def progress(self) -> Progress:
+        """The clock; known from `bind` on."""
+        return self.state.progress
 
     # --- the seven moments --------------------------------------------------------------------------------------------
 
@@ -83,10 +106,19 @@ class RecipeRun:
         Raises:
             UsageError: the recipe names parts that this model does not have, or needs a teacher that is missing.
         """
-        self.layers_of = model  # the modules stay the same objects when `prepare` wraps them
         self.problem_type = problem_type_of(model)
+        self.state = State(
+            model,
+            self.modifiers,
+            task=_Classification(self.problem_type),
+            teacher=self.teacher,
+            max_epochs=self.max_epochs,
+            notices=self.notices,
+        )
         for modifier in self.modifiers:
-            modifier.attach(model, self)
+            if modifier.needs_teacher and self.teacher is None:
+                raise no_teacher(modifier)
+            modifier.attach(self.state)
 
     def bind(
         self,
@@ -96,13 +128,20 @@ class RecipeRun:
         *,
         steps_per_epoch: int,
     ) -> None:
-        """Takes the prepared model and optimizer. `steps_per_epoch` counts optimizer steps."""
+        """Takes the prepared model and optimizer. `steps_per_epoch` counts optimizer steps.
+
+        Raises:
+            UsageError: a modifier needs what this layout cannot give.
+        """
         self.accelerator = accelerator
         self.model = model
         self.optimizer = optimizer
-        self.progress = Progress(step=0, steps_per_epoch=max(steps_per_epoch, 1))
+        self.state.optimizer = optimizer
+        self.state.gives_gradients = accelerator is None or gives_gradients(accelerator)
+        self.state.progress = Progress(step=0, steps_per_epoch=max(steps_per_epoch, 1))
+        check_gradients(self.modifiers, self.state.gives_gradients)
         for modifier in self.modifiers:
-            modifier.bind(self)
+            modifier.bind(self.state)
 
     def step_begin(self) -> None:
         """Before the first forward of an optimizer step."""
@@ -126,14 +165,28 @@ class RecipeRun:
 
     def loss(self, loss: Tensor, batch: dict[str, Any], outputs: Any) -> Tensor:
         """Takes a micro-batch's task loss, (rows,) or its mean (), and returns the loss to train on, of that shape."""
-        self.loss_parts = {"task_loss": loss.detach()}
-        for modifier in self.modifiers:
-            loss = modifier.loss(loss, batch, outputs)
-        self.loss_parts["loss"] = loss.detach()
-        return loss
+        return self.losses(loss, batch, outputs)["loss"]
+
+    def losses(self, loss: Tensor, batch: dict[str, Any], outputs: Any) -> dict[str, Tensor]:
+        """As `loss`, with the terms that it is the sum of.
+
+        Returns:
+            `loss`, the one to train on; `task_loss`, as it was given; and each term of a modifier under its name. All
+            are of the shape of `loss`; only `loss` carries a gradient.
+        """
+        found = [term for modifier in self.modifiers for term in modifier.loss_terms(batch, outputs).items()]
+        terms = [(math.prod(modifier.task_weight() for modifier in self.modifiers), loss)]
+        parts = {"task_loss": loss.detach()}
+        for name, (weight, value) in sorted(found, key=lambda term: term[0]):  # sums must not depend on epochs
+            value = value.expand_as(loss) if loss.ndim else value.mean()
+            terms.append((weight, value))
+            parts[name] = parts[name] + value.detach() if name in parts else value.detach()
+        weighted = [value if weight == 1 else weight * value for weight, value in terms if weight]
+        parts["loss"] = functools.reduce(torch.add, weighted) if weighted else 0.0 * loss
+        return parts
 
     def grads_ready(self) -> None:
-        """Gradients of all micro-batches are there, unclipped."""
+        """Gradients of all micro-batches are there, unscaled and unclipped, and the step will count."""
         for modifier in self.modifiers:
             modifier.grads_ready()
 
@@ -143,14 +196,14 @@ class RecipeRun:
             for modifier in self.modifiers:
                 modifier.step_skipped()
             return
-        self.progress = self.progress.next()
+        self.state.progress = self.progress.next()
         for modifier in self.modifiers:
             modifier.step_end(self.progress)
 
     def pass_over(self) -> None:
         """Instead of step_end, where a step's rows are given up: the clock moves, and nothing else does."""
         self.step_end(skipped=True)
-        self.progress = self.progress.next()
+        self.state.progress = self.progress.next()
 
     def finish(self) -> None:
         """After the last step: final sparsity reached, ranges frozen."""
@@ -159,7 +212,13 @@ class RecipeRun:
             modifier.finish()
 
     def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
-        """Instead of training: final sparsity, and quantization with ranges from the batches that `forwards` shows."""
+        """Instead of training: final sparsity, and quantization with ranges from the batches that `forwards` shows.
+
+        Raises:
+            UsageError: a modifier acts in training only.
+        """
+        for modifier in self.modifiers:
+            modifier.check_acts_at_once()
         for modifier in self.modifiers:
             modifier.apply_at_once(forwards)
 
@@ -184,19 +243,43 @@ class RecipeRun:
         return figures
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs beside model and optimizer: the step, masks, ranges."""
+        """Everything that a resumed run needs beside model and optimizer: the step, masks, ranges.
+
+        All processes call it: what a modifier keeps may lie on several.
+        """
         state = {"step": torch.tensor(self.progress.step)}
         for number, modifier in enumerate(self.modifiers):
             state.update({f"{number}:{modifier.name}:{key}": value for key, value in modifier.state_dict().items()})
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Puts back what `state_dict` returned, for the same recipe. Call it after `bind`."""
-        self.progress = Progress(step=int(state["step"]), steps_per_epoch=self.progress.steps_per_epoch)
+        """Puts back what `state_dict` returned, for the same recipe. Call it after `bind`.
+
+        Raises:
+            ValueError: it is the state of other modifiers, or of another model.
+        """
+        known = {"step", *(f"{number}:{modifier.name}" for number, modifier in enumerate(self.modifiers))}
+        if unknown := sorted({":".join(key.split(":")[:2]) for key in state} - known):
+            raise ValueError(f"the recipe has no modifier {unknown[0]}")
+        self.state.progress = Progress(step=int(state["step"]), steps_per_epoch=self.progress.steps_per_epoch)
         for number, modifier in enumerate(self.modifiers):
             prefix = f"{number}:{modifier.name}:"
             own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             modifier.load_state_dict(own)
+
+
+def check_gradients(modifiers: Sequence[Modifier], given: bool) -> None:
+    """Raises UsageError where a modifier needs gradients and the layout does not give them.
+
+    Args:
+        given: as `sharding.gives_gradients` says of the layout.
+    """
+    needing = [modifier.name for modifier in modifiers if modifier.needs_gradients]
+    if needing and not given:
+        raise UsageError(
+            f"{needing[0]} needs gradients, and DeepSpeed, which steps inside of the backward pass, does not show "
+            "them: train with accelerate_configs/ddp.yaml or fsdp2.yaml"
+        )
 
 
 def problem_type_of(model: nn.Module) -> str:

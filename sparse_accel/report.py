@@ -108,7 +108,8 @@ def structure(model: nn.Module) -> list[tuple[str, str]]:
     found = quantizers(model)
     kinds = {kind: sum(1 for name in found if name.endswith(kind)) for kind in ("input", "weight", "output")}
     kinds = {kind: sum(1 for name in found if name.endswith(f"{kind}_quantizer")) for kind in kinds}
-    rows = [("masks", f"{len(masks(model))} weights, of {len(prunable_names(model))} prunable (Linear, convolution)")]
+    masked = sum(1 for name in masks(model) if name.endswith(".weight"))
+    rows = [("masks", f"{masked} weights, of {len(prunable_names(model))} prunable (Linear, convolution)")]
     if found:
         words = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
         rows.append(("quantizers", f"{len(found)}, off until their epoch: {words}"))

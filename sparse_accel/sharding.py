@@ -127,6 +127,11 @@ def _block_classes(model: nn.Module) -> list[str]:
     return sorted({type(block).__name__ for blocks in outermost for block in blocks})
 
 
+def gives_gradients(accelerator: Accelerator) -> bool:
+    """Whether gradients can be read and changed between backward and step: DeepSpeed steps inside of the backward."""
+    return accelerator.distributed_type != DistributedType.DEEPSPEED
+
+
 def describe(accelerator: Accelerator) -> str:
     """Returns the layout in words, for the start-up table."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

@@ -5,7 +5,7 @@
         run.calibrate(one forward)                3 learning rate, masks, quantization phase and its first ranges
         for each micro-batch:
             outputs = model(inputs)
-            loss = run.loss(task loss)            4 distillation
+            loss = run.losses(task loss)          4 distillation
             backward(loss)
         run.grads_ready()                         5 gradients complete, unclipped
         clip, optimizer.step()
@@ -206,19 +206,23 @@ def take_step(
             with accelerator.accumulate(model):
                 outputs = model(**inputs_of(batch))
                 losses = task_loss(outputs["logits"], batch["labels"], run.problem_type, label_smoothing)
-                losses = run.loss(losses, batch, outputs)
+                terms = run.losses(losses, batch, outputs)
                 # Every real row of the global batch weighs the same, on whatever process and in whatever micro-batch.
                 # DDP averages over processes and Accelerate over micro-batches, so both are multiplied in here.
                 real = batch["row_id"] >= 0
                 parts = accelerator.num_processes * len(micro_batches)
-                loss = (losses * real).sum() * (parts / rows)
+                loss = (terms["loss"] * real).sum() * (parts / rows)
                 accelerator.backward(loss)
-                measured.append((run.loss_parts, real))
+                measured.append(({name: values.detach() for name, values in terms.items()}, real))
                 good = good and (not give_up_steps or math.isfinite(loss.detach()))
                 if accelerator.sync_gradients:
-                    run.grads_ready()
+                    unscaled = unscale(accelerator, optimizer, run)
+                    if not unscaled or gradients_are_finite(model):
+                        run.grads_ready()
                     if max_grad_norm > 0 or give_up_steps:
-                        norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
+                        # Accelerate's own would unscale, which a scaler does once a step.
+                        clip = torch.nn.utils.clip_grad_norm_ if unscaled else accelerator.clip_grad_norm_
+                        norm = clip(model.parameters(), max_grad_norm or math.inf)
                         if give_up_steps and accelerator.scaler is None:  # a scaler's overflow is its own affair
                             good = good and math.isfinite(norm)
                 if give_up_steps and accelerator.sync_gradients and largest(not good):
@@ -241,6 +245,20 @@ def take_step(
         f"gradients overflow in fp16 at step {run.progress.step}, however small the loss scale: lower --learning_rate, "
         "or train with --bf16"
     )
+
+
+def unscale(accelerator: Accelerator, optimizer: torch.optim.Optimizer, run: RecipeRun) -> bool:
+    """Divides fp16 gradients by the loss scale where a modifier reads them; returns whether it did."""
+    if accelerator.scaler is None or not run.needs_gradients:
+        return False
+    accelerator.unscale_gradients(optimizer)
+    return True
+
+
+def gradients_are_finite(model: nn.Module) -> bool:
+    """Whether all gradients are numbers; where they are not, the fp16 scaler skips the step. Waits for the device."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return math.isfinite(torch.nn.utils.get_total_norm(gradients)) if gradients else True
 
 
 def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,12 +19,11 @@ from sparse_accel.command_line import given, warn
 from sparse_accel.environment import compilation
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.models import head_of, load_teacher, sequence_limit
-from sparse_accel.modifiers.param_groups import ParamGroupModifier
-from sparse_accel.modifiers.quantization import QuantizationModifier
+from sparse_accel.modifiers import Modifier
 from sparse_accel.optimizer import usual_rate
-from sparse_accel.recipe_run import RecipeRun
+from sparse_accel.recipe_run import RecipeRun, check_gradients
 from sparse_accel.run_identity import fingerprint_of_model, fingerprint_of_rows, fingerprint_of_weights
-from sparse_accel.sharding import check_launch, describe, launch_options
+from sparse_accel.sharding import check_launch, describe, gives_gradients, launch_options
 from sparse_accel.tasks import check_metric_name, tokenize
 from sparse_accel.tasks.preprocessing import tokenizer_digest
 from sparse_accel.teacher import Teacher
@@ -37,11 +36,11 @@ if TYPE_CHECKING:
     from sparse_accel.tasks import TextClassificationData
 
 
-def make_accelerator(arguments: TextClassificationArguments) -> Accelerator:
+def make_accelerator(arguments: TextClassificationArguments, recipe: Recipe | None = None) -> Accelerator:
     """Returns the accelerator as flags and launcher ask for it; a flag wins over the launcher's precision.
 
     Raises:
-        UsageError: flags, launcher and environment do not fit together.
+        UsageError: flags, launcher, environment and recipe do not fit together.
     """
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None
     asked = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
@@ -62,6 +61,7 @@ def make_accelerator(arguments: TextClassificationArguments) -> Accelerator:
         dynamo_plugin=_compilation() if arguments.torch_compile else None,
     )
     check_launch(accelerator)
+    check_gradients(recipe.modifiers if recipe else [], gives_gradients(accelerator))
     if (compiled := compilation(accelerator)) and accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
         raise UsageError(
             f"torch.compile with {compiled} under {describe(accelerator)} is not supported: these wrappers take layers "
@@ -154,7 +154,7 @@ def _overruled_flags(arguments: TextClassificationArguments, recipe: Recipe | No
     # --weight_decay acts on the first parameter group alone: biases and norms, the second one, have none.
     for setting, value, groups in (("lr", "learning_rate", (0, 1)), ("weight_decay", "weight_decay", (0,))):
         modifiers = _modifiers_of(recipe, setting)
-        found = {group: [m.span[0] for m in modifiers if m.covers(group)] for group in groups}
+        found = {group: [m.span[0] for m in modifiers if m.covers_group(group)] for group in groups}
         starts = {group: min(epochs) for group, epochs in found.items() if epochs}
         if not starts:
             continue
@@ -176,21 +176,58 @@ def _overruled_flags(arguments: TextClassificationArguments, recipe: Recipe | No
     return lines
 
 
-def _modifiers_of(recipe: Recipe | None, setting: str) -> list[ParamGroupModifier]:
+def _modifiers_of(recipe: Recipe | None, setting: str) -> list[Modifier]:
     """Returns the recipe's modifiers that write one setting of the optimizer: `lr`, `weight_decay`."""
-    return [m for m in (recipe.select(ParamGroupModifier) if recipe else []) if m.setting == setting]
+    return [modifier for modifier in (recipe.modifiers if recipe else []) if modifier.setting == setting]
 
 
 def make_teacher(
     arguments: TextClassificationArguments, recipe: Recipe | None, accelerator: Accelerator, student: nn.Module
 ) -> tuple[Teacher | str | None, Any]:
     """Returns the teacher that the recipe's distillation follows, and its tokenizer; None where there is none."""
-    distils = recipe is not None and any(modifier.name == "DistillationModifier" for modifier in recipe.modifiers)
-    if arguments.distill_teacher in (None, "disable") or not distils:
+    following = [modifier for modifier in (recipe.modifiers if recipe else []) if modifier.needs_teacher]
+    if arguments.distill_teacher in (None, "disable") or not following:
         return arguments.distill_teacher, None
     teacher, tokenizer = load_teacher(arguments, student)
     teacher.model.to(accelerator.device)
     return teacher, tokenizer
+
+
+def check_teacher_inputs(
+    arguments: TextClassificationArguments, run: RecipeRun, dataset: Any, tokenizers: tuple[Any, Any]
+) -> None:
+    """Refuses outputs of the teacher that no table holds, where it cannot read the student's token ids.
+
+    Args:
+        dataset: the training rows as the student reads them.
+        tokenizers: the student's, and the teacher's own or None.
+
+    Raises:
+        UsageError: it would be fed ids of another vocabulary, or more tokens than it takes.
+    """
+    asked = frozenset().union(*(modifier.teacher_outputs for modifier in run.modifiers)) - {"logits"}
+    if run.teacher is None or not asked:
+        return
+    if (limit := _own_limit(arguments, run.teacher, dataset, tokenizers)) is not None:
+        raise UsageError(
+            f"--distill_teacher {arguments.distill_teacher} reads text through its own tokenizer, up to {limit} "
+            f"tokens, and the recipe compares {listed(sorted(asked))}, which needs the same tokens in both models: "
+            "take a teacher with the model's tokenizer and length, add --use_teacher_tokenizer, or distil logits only "
+            "(distill_output_keys: [logits])"
+        )
+
+
+def _own_limit(
+    arguments: TextClassificationArguments, teacher: Teacher, dataset: Any, tokenizers: tuple[Any, Any]
+) -> int | None:
+    """The tokens that a teacher takes that must read texts through its own tokenizer; None for one that need not: it
+    does the same with a text, and takes as many tokens as the longest row has."""
+    tokenizer, own_tokenizer = tokenizers
+    if own_tokenizer is None:
+        return None
+    limit = min(arguments.max_seq_length, sequence_limit(own_tokenizer, teacher.model))
+    too_long = max(len(ids) for ids in dataset["input_ids"]) > limit
+    return limit if too_long or tokenizer_digest(own_tokenizer) != tokenizer_digest(tokenizer) else None
 
 
 def fill_teacher_table(
@@ -210,13 +247,10 @@ def fill_teacher_table(
     """
     tokenizer, own_tokenizer = tokenizers
     words = "its logits on the training rows"
-    if own_tokenizer is not None:
-        limit = min(arguments.max_seq_length, sequence_limit(own_tokenizer, teacher.model))
-        too_long = max(len(ids) for ids in dataset["input_ids"]) > limit
-        if too_long or tokenizer_digest(own_tokenizer) != tokenizer_digest(tokenizer):
-            tokenizer = own_tokenizer
-            words += f", read through its own tokenizer, up to {limit} tokens"
-            dataset = tokenize_rows(arguments, accelerator, data, tokenizer, limit, teacher.model)["train"]
+    if (limit := _own_limit(arguments, teacher, dataset, tokenizers)) is not None:
+        tokenizer = own_tokenizer
+        words += f", read through its own tokenizer, up to {limit} tokens"
+        dataset = tokenize_rows(arguments, accelerator, data, tokenizer, limit, teacher.model)["train"]
     cache = Path(arguments.cache_dir) if arguments.cache_dir else None
     size = arguments.per_device_eval_batch_size
     found = teacher.make_table(accelerator, dataset, tokenizer, batch_size=size, cache=cache)
@@ -377,7 +411,7 @@ def settings_of(
             if isinstance(value, (bool, int, float, str)) and name not in _NOT_OF_THE_MODEL
         },
     }
-    if any(isinstance(modifier, QuantizationModifier) for modifier in run.modifiers):
+    if any(modifier.needs_rows for modifier in run.modifiers):
         settings["pad_to_max_length"] = arguments.pad_to_max_length  # ranges see padding too
     if run.teacher is not None:
         settings["teacher"] = f"{fingerprint_of_model(run.teacher.model)} {run.teacher.order}"

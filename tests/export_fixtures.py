@@ -95,7 +95,8 @@ def quantize(model: nn.Module, **settings: Any) -> nn.Module:
     """Puts quantizers into a model, on and frozen, with ranges from real forwards."""
     modifier = QuantizationModifier(quantize_linear_activations=False, **settings)
     run = RecipeRun()
-    modifier.attach(model, run)
+    run.attach(model)
+    modifier.attach(run.state)
     model.train()
     for quantizer in quantizers(model).values():
         quantizer.enabled = quantizer.observing = True

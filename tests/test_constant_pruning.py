@@ -48,7 +48,7 @@ def test_a_dense_model_is_warned_about_before_training(keys: str, capsys: Captur
     run = attached(make_bert(), keys)
     (line,) = warnings(capsys)
     layers = 6 if "re:" in keys else 14
-    count = sum(weight.numel() for weight in (run.layers_of.get_parameter(name) for name in masks(run.layers_of)))
+    count = sum(weight.numel() for weight in (run.state.model.get_parameter(name) for name in masks(run.state.model)))
     assert f"only 0.0% of the {count:,} weights in the {layers} layers that params names are zero. It keeps" in line
     assert "start from a sparse model, or prune with MagnitudePruningModifier (GMPruningModifier" in line
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparse_accel.batches import Collator
 from sparse_accel.errors import UsageError
-from sparse_accel.losses import distillation_loss, mixed_loss, task_loss
+from sparse_accel.losses import distillation_loss, task_loss
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.teacher import Teacher, label_order
@@ -79,7 +79,8 @@ def test_golden_total_and_gradient_through_the_modifier(case: str, hardness: str
     student, teacher, labels = tensors(case)
     student.requires_grad_()
     run = started(f"hardness: {hardness}, temperature: {temperature}", FixedTeacher(logits=teacher))
-    rows = run.loss(task_loss(student, labels, SINGLE), {}, {"logits": student})
+    terms = run.losses(task_loss(student, labels, SINGLE), {}, {"logits": student})
+    rows = terms["loss"]
     assert rows.shape == (len(student),)
     rows.mean().backward()
     name = f"h{hardness}_T{temperature}"
@@ -87,7 +88,7 @@ def test_golden_total_and_gradient_through_the_modifier(case: str, hardness: str
     expected = torch.tensor(GOLDEN[case]["grad_total"][name])
     assert student.grad is not None
     torch.testing.assert_close(student.grad, expected, rtol=1e-5, atol=1e-7)
-    parts = {key: float(value.mean()) for key, value in run.loss_parts.items()}
+    parts = {key: float(value.detach().mean()) for key, value in terms.items()}
     assert parts["task_loss"] == pytest.approx(GOLDEN[case]["ce"], rel=1e-6)
     assert parts["distillation_loss"] == pytest.approx(GOLDEN[case]["kd"][temperature], rel=1e-6)
     assert parts["loss"] == pytest.approx(GOLDEN[case]["total"][name], rel=1e-6)
@@ -124,7 +125,8 @@ def test_at_hardness_1_the_labels_play_no_part(problem_type: str) -> None:
 
 
 def test_at_hardness_0_the_teacher_plays_no_part() -> None:
-    assert mixed_loss(torch.tensor(2.0), torch.tensor(torch.inf), 0.0) == 2.0
+    run = started("hardness: 0.0", FixedTeacher(logits=torch.full((1, 2), torch.inf)))
+    assert run.loss(torch.tensor(2.0), {}, {"logits": torch.zeros(1, 2)}) == 2.0
 
 
 def test_regression_follows_the_teachers_score() -> None:
@@ -159,8 +161,9 @@ def test_it_begins_and_ends_at_its_epochs() -> None:
     active = []
     for _ in range(3):
         run.step_begin()
-        active.append(not torch.equal(run.loss(task, {}, {"logits": student}), task))
-        assert ("distillation_loss" in run.loss_parts) == active[-1] == (run.phase() == "distilled")
+        terms = run.losses(task, {}, {"logits": student})
+        active.append(not torch.equal(terms["loss"], task))
+        assert ("distillation_loss" in terms) == active[-1] == (run.phase() == "distilled")
         run.step_end()
     assert active == [False, True, False]
 

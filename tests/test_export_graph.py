@@ -180,7 +180,9 @@ def test_output_quantizers_of_linears(tmp_path: Path) -> None:
 
     model = ARCHITECTURES["bert"]()
     modifier = QuantizationModifier(quantize_linear_activations=True)
-    modifier.attach(model, RecipeRun())
+    run = RecipeRun()
+    run.attach(model)
+    modifier.attach(run.state)
     for quantizer in quantizers(model).values():
         quantizer.enabled = quantizer.observing = True
     with torch.no_grad():

@@ -46,15 +46,15 @@ def test_a_loop_of_ones_own_in_plain_pytorch() -> None:
         for batch in loader:
             run.step_begin()
             outputs = model(**batch)
-            loss = run.loss(outputs.loss, batch, outputs)
-            assert loss.shape == ()
-            loss.backward()
+            terms = run.losses(outputs.loss, batch, outputs)
+            assert terms["loss"].shape == ()
+            terms["loss"].backward()
             run.grads_ready()
             optimizer.step()
             optimizer.zero_grad()
             rates.append(run.learning_rate())
             phases.append(run.phase())
-            parts.append({name: float(value) for name, value in run.loss_parts.items()})
+            parts.append({name: float(value) for name, value in terms.items()})
             run.step_end()
     run.finish()
     assert rates == pytest.approx([0.01 * (1 - step / 9) for step in range(9)])
@@ -192,6 +192,6 @@ def test_problem_types_are_those_of_transformers(settings: dict[str, Any], expec
 
 
 def test_a_modifier_that_does_nothing_does_nothing() -> None:
-    modifier, loss = Modifier(), torch.tensor(1.0)
-    assert modifier.loss(loss, {}, {}) is loss and modifier.settled(Progress(0, 1))
+    modifier = Modifier()
+    assert modifier.loss_terms({}, {}) == {} and modifier.task_weight() == 1 and modifier.settled(Progress(0, 1))
     assert modifier.state_dict() == {} and modifier.metrics() == {} and modifier.phase() == "" and not modifier.events()

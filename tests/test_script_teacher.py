@@ -152,6 +152,29 @@ def test_a_teacher_with_another_vocabulary(tiny: Tiny, tmp_path: Path, cache: Pa
     assert "its own tokenizer" not in flat(shared.out)
 
 
+def test_outputs_without_a_table_need_the_same_tokens(tiny: Tiny, tmp_path: Path) -> None:
+    """The teacher was fed the student's ids, which its own vocabulary reads as other words: refused, not trained."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "modifiers:\n  - !EpochRangeModifier {end_epoch: 1}\n"
+        "  - !DistillationModifier {distill_output_keys: [logits, hidden_states]}"
+    )
+    shape = {"sparse": False, "head": True}
+    others = {
+        "vocabulary": make_model(tmp_path / "vocabulary", vocabulary=WORDS[::-1], **shape),
+        "length": make_model(tmp_path / "length", max_position_embeddings=12, **shape),
+    }
+    for other in others.values():
+        refused = student(tiny, tmp_path / "out", other, recipe=recipe, recipe_args=None)
+        assert refused.code == 2, refused.all
+        assert "reads text through its own tokenizer" in refused.err and "compares hidden_states" in refused.err
+        assert not (tmp_path / "out").exists()
+    # One and the same output, named twice, is in the table.
+    recipe.write_text(recipe.read_text().replace("hidden_states", "logits"))
+    done = student(tiny, tmp_path / "twice", others["vocabulary"], recipe=recipe, recipe_args=None)
+    assert done.code == 0 and "read through its own tokenizer" in flat(done.out), done.all
+
+
 def test_a_model_that_teaches_itself(tiny: Tiny, tmp_path: Path) -> None:
     """A frozen copy of the model as it starts: at first there is nothing to learn from it."""
     done = student(tiny, tmp_path / "out", "self")

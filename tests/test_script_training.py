@@ -21,9 +21,9 @@ from script_fixtures import (
     weights,
     write_csv,
 )
-from transformers import get_scheduler
+from transformers import AutoTokenizer, get_scheduler
 
-from sparse_accel import training_setup
+from sparse_accel import load, training_setup
 from sparse_accel.arguments import TextClassificationArguments, parse_arguments
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
@@ -105,7 +105,19 @@ def test_bfloat16(steady: dict[str, Any], reference: Path, tmp_path: Path) -> No
     losses = trace(tmp_path / "out", "train/loss")
     assert losses[1] == pytest.approx(trace(reference, "train/loss")[1], abs=0.02)
     assert losses[21] < losses[1]
-    assert read_json(tmp_path / "out" / "all_results.json")["quantized_linears"] == 14
+    results = read_json(tmp_path / "out" / "all_results.json")
+    assert results["quantized_linears"] == 14
+    # What is reported of the files is measured as they are delivered: float32, quantizers on.
+    model, rows = load(tmp_path / "out"), sentences(60, seed=2)
+    batch = AutoTokenizer.from_pretrained(tmp_path / "out")(
+        [row["text"] for row in rows], padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = model(**batch).logits
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor([row["label"] for row in rows]))
+    assert results["eval_loss"] == pytest.approx(float(loss), rel=1e-5)
+    in_training = trace(tmp_path / "out", "eval_loss")[21]
+    assert results["eval_loss"] != pytest.approx(in_training, rel=1e-5)  # that one was in bfloat16
 
 
 @pytest.mark.slow

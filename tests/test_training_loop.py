@@ -64,9 +64,9 @@ def test_every_epoch_shows_every_row_once_in_another_order() -> None:
     seen: list[list[int]] = []
 
     class Spy(Modifier):
-        def loss(self, loss: torch.Tensor, batch: dict[str, Any], outputs: Any) -> torch.Tensor:
+        def loss_terms(self, batch: dict[str, Any], outputs: Any) -> dict[str, Any]:
             seen.append(batch["row_id"].tolist())
-            return loss
+            return {}
 
     session = start(RANGE)
     session.run.modifiers = [Spy()]
@@ -82,10 +82,10 @@ def test_hooks_come_in_their_order() -> None:
         def step_begin(self, progress: Any) -> None:
             calls.append(f"begin {progress.step}")
 
-        def loss(self, loss: torch.Tensor, batch: dict[str, Any], outputs: Any) -> torch.Tensor:
-            assert loss.shape == batch["labels"].shape and outputs["logits"].shape == (len(loss), 2)
+        def loss_terms(self, batch: dict[str, Any], outputs: Any) -> dict[str, Any]:
+            assert outputs["logits"].shape == (len(batch["labels"]), 2)
             calls.append("loss")
-            return loss
+            return {}
 
         def grads_ready(self) -> None:
             norm = float(session.model.get_parameter("classifier.weight").grad.norm())

@@ -7,17 +7,18 @@ arithmetic lives in modules beside this package (masks, fake_quantize, losses); 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sparse_accel.errors import UsageError, listed
 from sparse_accel.progress import ROUNDING
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
+    from sparse_accel.modifiers.state import State
     from sparse_accel.progress import Progress
-    from sparse_accel.recipe_run import RecipeRun
 
 
 class FieldError(ValueError):
@@ -30,6 +31,15 @@ class FieldError(ValueError):
         super().__init__(message)
         self.key = key
         self.other = other
+
+
+def no_teacher(modifier: Modifier) -> UsageError:
+    """The error for a modifier that follows a teacher in a run without one."""
+    return UsageError(
+        f"the recipe distils ({modifier.name}) and there is no teacher: pass --distill_teacher PATH (a folder or Hub "
+        "id of a trained model), --distill_teacher self, or --distill_teacher disable to leave distillation out. In "
+        "Python: RecipeRun(recipe, teacher=sparse_accel.Teacher(model)), or teacher='disable'"
+    )
 
 
 def spans_overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
@@ -67,6 +77,24 @@ class Modifier:
         "update_frequency": "nothing is updated between start_epoch and end_epoch",
     }
 
+    # What a modifier needs of its run, or sets in it. Nothing outside of this package asks for a modifier's class.
+
+    # True: it follows a teacher; a run without one leaves it out, or is refused.
+    needs_teacher: ClassVar[bool] = False
+
+    # True: what it does depends on rows that the model is shown, padding included; --one_shot then needs some.
+    needs_rows: ClassVar[bool] = False
+
+    # True: its `grads_ready` reads gradients: it gets them unscaled, and only in steps that count. A layout that cannot
+    # give them (State.gives_gradients) is refused.
+    needs_gradients: ClassVar[bool] = False
+
+    # The key of the optimizer's parameter groups that it writes: lr, weight_decay; empty: none.
+    setting: ClassVar[str] = ""
+
+    # True: --one_shot can apply it; `apply_at_once` does, or there is nothing to do but in training.
+    acts_at_once: ClassVar[bool] = False
+
     # True: at most one of this kind stands at a recipe's top level, or in one of its stages.
     single: ClassVar[bool] = False
 
@@ -80,6 +108,15 @@ class Modifier:
     @property
     def name(self) -> str:
         return type(self).__name__
+
+    def covers_group(self, group: int) -> bool:
+        """Whether it writes `setting` of this parameter group of the optimizer, counted from 0."""
+        return False
+
+    @property
+    def teacher_outputs(self) -> frozenset[str]:
+        """The outputs of the teacher that a modifier which follows one compares."""
+        return frozenset()
 
     @property
     def span(self) -> tuple[float, float]:
@@ -102,11 +139,11 @@ class Modifier:
 
     # --- the seven moments, in the order in which training meets them -----------------------------------------------
 
-    def attach(self, model: torch.nn.Module, run: RecipeRun) -> None:
+    def attach(self, state: State) -> None:
         """Before `accelerator.prepare`: the only place where structure may change."""
 
-    def bind(self, run: RecipeRun) -> None:
-        """After `prepare`: whatever needs the wrapped model, the optimizer or the device."""
+    def bind(self, state: State) -> None:
+        """After `prepare`: whatever needs the optimizer, the device, or the layout."""
 
     def step_begin(self, progress: Progress) -> None:
         """Before the first forward of an optimizer step."""
@@ -118,13 +155,23 @@ class Modifier:
             forward: runs all rows of the step under way through the model, without gradients.
         """
 
-    def loss(self, loss: torch.Tensor, batch: dict[str, Any], outputs: Any) -> torch.Tensor:
-        """Each micro-batch: takes the loss so far, one value a row (rows,) or their mean (), returns the loss to go on
-        with, of the same shape."""
-        return loss
+    def loss_terms(self, batch: dict[str, Any], outputs: Any) -> Mapping[str, tuple[float, Tensor]]:
+        """Each micro-batch: the terms that this modifier adds to the loss, as {name: (weight, value)}.
+
+        The loss is the sum of weight * value over the terms of all modifiers and the task's own, whose weight is the
+        product of all `task_weight`. A term whose weight is 0 plays no part, were it infinite.
+
+        Returns:
+            values of shape (rows,), or () for one that is not of rows; each is logged under its name.
+        """
+        return {}
+
+    def task_weight(self) -> float:
+        """The fraction of the task's own loss that stays, in the step under way."""
+        return 1.0
 
     def grads_ready(self) -> None:
-        """Gradients are complete and not yet clipped."""
+        """Gradients are complete and not yet clipped. See `needs_gradients`."""
 
     def step_end(self, progress: Progress) -> None:
         """After an optimizer step that was not skipped; `progress` counts it already."""
@@ -140,7 +187,19 @@ class Modifier:
 
         Args:
             forwards: each step of the iterator that it returns is one forward over a batch of training rows.
+
+        Raises:
+            UsageError: it has an effect in training only.
         """
+        self.check_acts_at_once()
+
+    def check_acts_at_once(self) -> None:
+        """Raises UsageError where `apply_at_once` cannot do what the modifier is for."""
+        if not self.acts_at_once:
+            raise UsageError(
+                f"--one_shot: {self.name} acts in training only: train with it (--do_train), or take it out of the "
+                "recipe"
+            )
 
     def settled(self, progress: Progress) -> bool:
         """True once this modifier will change the model's structure no more (sparsity final, ranges frozen)."""
@@ -148,12 +207,18 @@ class Modifier:
 
     # --- state and report ---------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Tensors that a resumed run needs beyond `progress`; empty for pure functions of the clock."""
         return {}
 
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Puts back what `state_dict` returned. Called after `bind`, with the run's clock put back already."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Puts back what `state_dict` returned. Called after `bind`, with the run's clock put back already.
+
+        Raises:
+            ValueError: it is the state of another modifier, or of another model.
+        """
+        if state:
+            raise ValueError(f"{self.name} keeps no state, and found {listed(state)}")
 
     def phase(self) -> str:
         """A word for the progress bar on what the modifier is doing; empty when there is nothing to say."""

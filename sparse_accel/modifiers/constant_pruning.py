@@ -14,8 +14,8 @@ from sparse_accel.modifiers.pruning import PruningModifier, short
 if TYPE_CHECKING:
     import torch
 
+    from sparse_accel.modifiers.state import State
     from sparse_accel.progress import Progress
-    from sparse_accel.recipe_run import RecipeRun
 
 # Below this fraction of zeros a model is not a sparse one.
 SPARSE = 0.05
@@ -29,6 +29,7 @@ class ConstantPruningModifier(PruningModifier):
     to keep, a warning says so: at `attach` for a modifier that acts from the start, else when the zeros are taken.
     """
 
+    acts_at_once: ClassVar[bool] = True
     without_effect: ClassVar[dict[str, str]] = {
         "update_frequency": "the mask is taken once and enforced in every forward",
     }
@@ -44,9 +45,9 @@ class ConstantPruningModifier(PruningModifier):
             events.append((self.end_epoch, "pruned weights may grow again"))
         return events
 
-    def attach(self, model: torch.nn.Module, run: RecipeRun) -> None:
-        self._attach_layers(model, self.params)
-        self._check_alone(run)
+    def attach(self, state: State) -> None:
+        self._attach_layers(state.model, self.params)
+        self._check_alone(state)
         if self.start_epoch <= 0:
             self._warn_where_dense({name: _zeros(self._full_weight(name)) for name in self._layers})
 

@@ -11,15 +11,8 @@ from sparse_accel.modifiers.base import FieldError, Modifier
 if TYPE_CHECKING:
     import torch
 
+    from sparse_accel.modifiers.state import State
     from sparse_accel.progress import Progress
-    from sparse_accel.recipe import Recipe
-    from sparse_accel.recipe_run import RecipeRun
-
-_NO_TEACHER = (
-    "the recipe distils (DistillationModifier) and there is no teacher: pass --distill_teacher PATH (a folder or Hub "
-    "id of a trained model), --distill_teacher self, or --distill_teacher disable to leave distillation out. In "
-    "Python: RecipeRun(recipe, teacher=sparse_accel.Teacher(model)), or teacher='disable'"
-)
 
 
 @dataclass(kw_only=True)
@@ -33,6 +26,7 @@ class DistillationModifier(Modifier):
     distill_output_keys: list[str] = field(default_factory=lambda: ["logits"])
     """Outputs of the model to compare; an empty list stands for logits."""
 
+    needs_teacher: ClassVar[bool] = True
     one_at_a_time: ClassVar[bool] = True
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"distill_output_keys": (None,), "teacher_input_keys": (None, [])}
     known_later: ClassVar[dict[str, str]] = {"teacher_input_keys": "the teacher is given all inputs of the student"}
@@ -56,50 +50,35 @@ class DistillationModifier(Modifier):
             events.append((self.end_epoch, "teacher no longer followed"))
         return events
 
-    def attach(self, model: torch.nn.Module, run: RecipeRun) -> None:
-        if run.teacher is None:
-            raise UsageError(_NO_TEACHER)
-
-    def bind(self, run: RecipeRun) -> None:
-        self._run = run
+    def attach(self, state: State) -> None:
+        assert state.teacher is not None  # the engine refuses a run without one
+        self._teacher, self._task = state.teacher, state.task
 
     def step_begin(self, progress: Progress) -> None:
         ended = self.end_epoch != -1 and progress.reached(self.end_epoch)
         self._active = progress.reached(self.start_epoch) and not ended
 
-    def loss(self, loss: torch.Tensor, batch: dict[str, Any], outputs: Any) -> torch.Tensor:
-        from sparse_accel.losses import distillation_loss, mixed_loss
+    def task_weight(self) -> float:
+        return 1 - self.hardness if self._active else 1.0
+
+    def loss_terms(self, batch: dict[str, Any], outputs: Any) -> dict[str, tuple[float, torch.Tensor]]:
+        import torch
 
         if not self._active:
-            return loss
-        assert self._run.teacher is not None
-        teacher = self._run.teacher.outputs(batch, self.distill_output_keys)
-        rows = sum(
-            distillation_loss(_output(outputs, key), teacher[key], self.temperature, self._run.problem_type)
+            return {}
+        teacher = self._teacher.outputs(batch, self.distill_output_keys)
+        distances = [
+            self._task.distance(_output(outputs, key), teacher[key], batch, self.temperature)
             for key in self.distill_output_keys
-        ) / len(self.distill_output_keys)
-        distillation = rows if loss.ndim else rows.mean()  # type: ignore[union-attr]
-        self._run.loss_parts["distillation_loss"] = distillation.detach()  # type: ignore[union-attr]
-        return mixed_loss(loss, distillation, self.hardness)  # type: ignore[arg-type]
+        ]
+        return {"distillation_loss": (self.hardness, torch.stack(distances).sum(dim=0) / len(distances))}
+
+    @property
+    def teacher_outputs(self) -> frozenset[str]:
+        return frozenset(self.distill_output_keys)
 
     def phase(self) -> str:
         return "distilled" if self._active else ""
-
-
-def check_teacher(recipe: Recipe | None, teacher: str | None) -> None:
-    """Raises UsageError where a recipe distils without a teacher, or there is a teacher and no recipe that distils.
-
-    Args:
-        teacher: what --distill_teacher says; None when it is left out.
-    """
-    distils = recipe is not None and bool(recipe.select(DistillationModifier))
-    if distils and teacher is None:
-        raise UsageError(_NO_TEACHER)
-    if not distils and teacher not in (None, "disable"):
-        raise UsageError(
-            "--distill_teacher does nothing: the recipe has no DistillationModifier. Add one to the recipe, or leave "
-            "the flag out"
-        )
 
 
 def _output(outputs: Any, key: str) -> torch.Tensor:

@@ -18,6 +18,7 @@ class EpochRangeModifier(Modifier):
     """Epoch at which training ends; above 0."""
 
     single: ClassVar[bool] = True
+    acts_at_once: ClassVar[bool] = True  # there is nothing to apply without training
 
     def __post_init__(self) -> None:
         super().__post_init__()

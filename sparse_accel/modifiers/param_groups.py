@@ -11,8 +11,8 @@ from sparse_accel.modifiers.base import FieldError, Modifier
 from sparse_accel.progress import ROUNDING
 
 if TYPE_CHECKING:
+    from sparse_accel.modifiers.state import State
     from sparse_accel.progress import Progress
-    from sparse_accel.recipe_run import RecipeRun
 
 
 @dataclass(kw_only=True)
@@ -22,8 +22,7 @@ class ParamGroupModifier(Modifier):
     param_groups: list[int] | None = None
     """Indices of the optimizer's parameter groups, from 0; left out: all of them."""
 
-    setting: ClassVar[str]
-    """The key of a parameter group that is written."""
+    acts_at_once: ClassVar[bool] = True  # there is nothing to apply without training
     precedence: ClassVar[int] = 0
     """Among modifiers that start together, the one with the highest governs."""
 
@@ -36,7 +35,7 @@ class ParamGroupModifier(Modifier):
         """The setting at a step at or after the modifier's start."""
         raise NotImplementedError
 
-    def covers(self, group: int) -> bool:
+    def covers_group(self, group: int) -> bool:
         return self.param_groups is None or group in self.param_groups
 
     def check_beside(self, others: Sequence[Modifier]) -> None:
@@ -66,13 +65,14 @@ class ParamGroupModifier(Modifier):
         """The groups in words, for the timeline; empty for all."""
         return "" if self.param_groups is None else f" (parameter groups {', '.join(map(str, self.param_groups))})"
 
-    def bind(self, run: RecipeRun) -> None:
-        count = len(run.optimizer.param_groups)
+    def bind(self, state: State) -> None:
+        assert state.optimizer is not None
+        count = len(state.optimizer.param_groups)
         if self.param_groups is not None and max(self.param_groups) >= count:
             groups = f"{count} parameter groups, counted from 0"
             raise UsageError(f"{self.name}: param_groups {self.param_groups}: the optimizer has {groups}")
-        self._rivals = [m for m in run.modifiers if isinstance(m, ParamGroupModifier) and m.setting == self.setting]
-        self._optimizer = run.optimizer
+        self._rivals = [m for m in state.modifiers if isinstance(m, ParamGroupModifier) and m.setting == self.setting]
+        self._optimizer = state.optimizer
 
     def step_begin(self, progress: Progress) -> None:
         for index, group in enumerate(self._optimizer.param_groups):
@@ -102,5 +102,5 @@ def governing(modifiers: Iterable[ParamGroupModifier], group: int, progress: Pro
     Of two that start together a schedule comes before a single value; recipes in which neither would are refused when
     they are read. None until the first starts. The order of `modifiers` does not matter.
     """
-    started = [m for m in modifiers if m.covers(group) and progress.reached(m.start_epoch)]
+    started = [m for m in modifiers if m.covers_group(group) and progress.reached(m.start_epoch)]
     return max(started, key=lambda modifier: (round(modifier.span[0], 6), modifier.precedence), default=None)

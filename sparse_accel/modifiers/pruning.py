@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, listed
 from sparse_accel.modifiers.base import FieldError, Modifier, spans_overlap
 from sparse_accel.modifiers.parameter_names import match_parameter_names
 from sparse_accel.progress import ROUNDING
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from sparse_accel.layers import SparseLayer
+    from sparse_accel.modifiers.state import State
     from sparse_accel.progress import Progress
-    from sparse_accel.recipe_run import RecipeRun
 
 FROM_PARAM = "__FROM_PARAM__"
 
@@ -79,9 +79,9 @@ class PruningModifier(Modifier):
             self._layers[name] = layers
         return names
 
-    def _check_alone(self, run: RecipeRun) -> None:
+    def _check_alone(self, state: State) -> None:
         """Raises UsageError where two modifiers would set one weight's mask at the same time."""
-        for other in run.modifiers:
+        for other in state.modifiers:
             if other is self or not isinstance(other, PruningModifier) or not spans_overlap(self.span, other.span):
                 continue
             shared = [name for name in self._layers if name in other._layers]
@@ -136,6 +136,9 @@ class PruningModifier(Modifier):
         return state
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        own = {name: mask.shape for name, mask in PruningModifier.state_dict(self).items()}
+        if {name: mask.shape for name, mask in state.items()} != own:
+            raise ValueError(f"the masks of {self.name} are of other weights: {listed(state, 3)}")
         for name, mask in state.items():
             self._copy_mask(name, mask)
 
@@ -165,6 +168,7 @@ class MagnitudePruningModifier(PruningModifier):
     phased: bool = False
     """The old tool's alternation of pruned and dense phases; only false is supported."""
 
+    acts_at_once: ClassVar[bool] = True
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"score_type": ("magnitude",)}
     known_later: ClassVar[dict[str, str]] = {"score_type": "weights are ranked by magnitude"}
 
@@ -234,15 +238,15 @@ class MagnitudePruningModifier(PruningModifier):
             (self.end_epoch, end),
         ]
 
-    def attach(self, model: torch.nn.Module, run: RecipeRun) -> None:
+    def attach(self, state: State) -> None:
         table = self.final_sparsity if isinstance(self.final_sparsity, dict) else {self.final_sparsity: self.params}
         for sparsity, patterns in table.items():
-            for name in self._attach_layers(model, patterns):
+            for name in self._attach_layers(state.model, patterns):
                 if self._final.setdefault(name, sparsity) != sparsity:
                     raise UsageError(
                         f"{self.name}: final_sparsity names {name} twice, with {self._final[name]} and {sparsity}"
                     )
-        self._check_alone(run)
+        self._check_alone(state)
         self._check_shapes()
 
     def _check_shapes(self) -> None:
@@ -257,8 +261,8 @@ class MagnitudePruningModifier(PruningModifier):
                     f"{self.name}: {name}: {error}. Take another mask_type, or leave it out of params"
                 ) from error
 
-    def bind(self, run: RecipeRun) -> None:
-        self._run = run
+    def bind(self, state: State) -> None:
+        self._state = state
 
     def step_begin(self, progress: Progress) -> None:
         self._progress = progress
@@ -337,7 +341,8 @@ class MagnitudePruningModifier(PruningModifier):
         return state
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        self._progress = self._run.progress.previous() if self._run.progress.step else None
+        clock = self._state.progress
+        self._progress = clock.previous() if clock.step else None
         prefix = "initial_sparsity:"
         self._initial = {n.removeprefix(prefix): float(v) for n, v in state.items() if n.startswith(prefix)}
         super().load_state_dict({name: mask for name, mask in state.items() if not name.startswith(prefix)})

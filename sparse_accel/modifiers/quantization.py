@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sparse_accel.fake_quantize import FakeQuantize
+    from sparse_accel.modifiers.state import State
     from sparse_accel.progress import Progress
-    from sparse_accel.recipe_run import RecipeRun
 
 
 @dataclass(kw_only=True)
@@ -54,6 +54,8 @@ class QuantizationModifier(Modifier):
     tensorrt: bool = False
     """The old tool's layout for TensorRT; only false is supported."""
 
+    needs_rows: ClassVar[bool] = True
+    acts_at_once: ClassVar[bool] = True
     one_at_a_time: ClassVar[bool] = True
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "scheme": (None,),
@@ -119,11 +121,12 @@ class QuantizationModifier(Modifier):
             events.append((self.freeze_epoch, "quantization ranges freeze"))
         return events
 
-    def attach(self, model: torch.nn.Module, run: RecipeRun) -> None:
+    def attach(self, state: State) -> None:
         import torch
 
         from sparse_accel.layers import export_obstacles
 
+        model = state.model
         modules = dict(model.named_modules())
         parts = self.submodules or [""]
         self._check_submodules(model, modules)
@@ -138,7 +141,8 @@ class QuantizationModifier(Modifier):
             warn(f"{self.name}: {listed(names, 3)}: {reason}")
         self._batch_norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
         if self.freeze_bn_stats_epoch is not None and not self._batch_norms:
-            run.notices.append(f"{self.name}: freeze_bn_stats_epoch has nothing to freeze: no batch normalization here")
+            notice = "freeze_bn_stats_epoch has nothing to freeze: no batch normalization here"
+            state.notices.append(f"{self.name}: {notice}")
 
     def _check_submodules(self, model: torch.nn.Module, modules: dict[str, Any]) -> None:
         for part in self.submodules or []:
@@ -178,7 +182,7 @@ class QuantizationModifier(Modifier):
                 quantizer.to(layer.weight.device)
                 self._quantizers.append(quantizer)
 
-    def bind(self, run: RecipeRun) -> None:
+    def bind(self, state: State) -> None:
         from sparse_accel.fake_quantize import RangeTable
 
         self._ranges = RangeTable(self._quantizers)
@@ -236,6 +240,8 @@ class QuantizationModifier(Modifier):
         return {"minimum": self._ranges.minimum, "maximum": self._ranges.maximum, "ready": ready}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        if {name: value.shape for name, value in state.items()} != {n: v.shape for n, v in self.state_dict().items()}:
+            raise ValueError(f"the ranges of {self.name} are of other quantizers")
         self._ranges.load(state["minimum"], state["maximum"], state["ready"].tolist())
         self._switch(enabled=not self._ranges.fresh, observing=False)  # the next step's beginning says whether it does
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import FieldError, Modifier
@@ -13,8 +13,8 @@ from sparse_accel.modifiers.parameter_names import match_parameter_names
 if TYPE_CHECKING:
     import torch
 
+    from sparse_accel.modifiers.state import State
     from sparse_accel.progress import Progress
-    from sparse_accel.recipe_run import RecipeRun
 
 
 @dataclass(kw_only=True)
@@ -37,6 +37,8 @@ class TrainableParamsModifier(Modifier):
     params_strict: bool = True
     """A name or pattern that matches nothing is an error; false: it is passed over."""
 
+    acts_at_once: ClassVar[bool] = True  # there is nothing to apply without training
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.params:
@@ -50,16 +52,16 @@ class TrainableParamsModifier(Modifier):
             events.append((end, f"as before epoch {start:g}: {which}"))
         return events
 
-    def attach(self, model: torch.nn.Module, run: RecipeRun) -> None:
+    def attach(self, state: State) -> None:
         from sparse_accel.layers import prunable_names
 
-        parameters = dict(model.named_parameters())
+        parameters = dict(state.model.named_parameters())
         strict = self.params_strict
-        self._names = set(match_parameter_names(self.params, parameters, prunable_names(model), strict=strict))
+        self._names = set(match_parameter_names(self.params, parameters, prunable_names(state.model), strict=strict))
         self._part_time: list[str] = []
-        self._all = [modifier for modifier in run.modifiers if isinstance(modifier, TrainableParamsModifier)]
+        self._all = [modifier for modifier in state.modifiers if isinstance(modifier, TrainableParamsModifier)]
         if self is self._all[-1]:  # it knows the names of all, and acts for them
-            self._set_requires_grad(parameters, run.max_epochs)
+            self._set_requires_grad(parameters, state.max_epochs)
 
     def _set_requires_grad(self, parameters: dict[str, torch.nn.Parameter], max_epochs: int) -> None:
         spans = [modifier.span for modifier in self._all]
@@ -82,13 +84,13 @@ class TrainableParamsModifier(Modifier):
         last = max(naming, key=lambda modifier: modifier.span[0], default=None)  # of equals, max takes the first
         return self._original[name] if last is None else last.trainable
 
-    def bind(self, run: RecipeRun) -> None:
-        if self._part_time and run.accelerator is not None and run.accelerator.distributed_type == "DEEPSPEED":
+    def bind(self, state: State) -> None:
+        if self._part_time and not state.gives_gradients:
             raise UsageError(
                 f"{self.name}: DeepSpeed cannot freeze a parameter for a part of the training: leave start_epoch and "
                 "end_epoch out, or train without DeepSpeed"
             )
-        self._model = run.layers_of
+        self._model = state.model
 
     def step_begin(self, progress: Progress) -> None:
         self._progress = progress

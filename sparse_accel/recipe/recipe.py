@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sparse_accel.modifiers.base import Modifier
+from sparse_accel.errors import UsageError
+from sparse_accel.modifiers.base import Modifier, no_teacher
 from sparse_accel.progress import ROUNDING
 from sparse_accel.recipe.fields import field_values
 from sparse_accel.recipe.writing import write_recipe
@@ -65,6 +66,21 @@ class Recipe:
     def select(self, kind: type[AnyModifier]) -> list[AnyModifier]:
         """The modifiers of one class, in order of application."""
         return [modifier for modifier in self.modifiers if isinstance(modifier, kind)]
+
+    def check_teacher(self, teacher: str | None) -> None:
+        """Raises UsageError where the recipe distils without a teacher, or there is one and nothing that follows it.
+
+        Args:
+            teacher: what --distill_teacher says; None when it is left out.
+        """
+        following = [modifier for modifier in self.modifiers if modifier.needs_teacher]
+        if following and teacher is None:
+            raise no_teacher(following[0])
+        if not following and teacher not in (None, "disable"):
+            raise UsageError(
+                "--distill_teacher does nothing: the recipe has no DistillationModifier. Add one to the recipe, or "
+                "leave the flag out"
+            )
 
     def timeline(self) -> list[tuple[float, str]]:
         """What happens when: (epoch, event), by epoch."""
