@@ -27,7 +27,8 @@ from typing import Any
 
 from sparse_accel.command_line import expand_paths
 from sparse_accel.commands import ROOT, run_script
-from sparse_accel.errors import UsageError, run_main
+from sparse_accel.errors import UsageError
+from sparse_accel.main import run_main
 from sparse_accel.samples import minilm_folder, write_movie_reviews
 
 RECIPES = ROOT / "sparse_accel" / "zoo" / "recipes"

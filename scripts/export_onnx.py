@@ -11,8 +11,9 @@ from __future__ import annotations
 import importlib.util
 
 from sparse_accel.command_line import parse_arguments
-from sparse_accel.errors import UsageError, run_main
+from sparse_accel.errors import UsageError
 from sparse_accel.export_arguments import ExportArguments
+from sparse_accel.main import run_main
 
 
 def main() -> None:
@@ -21,9 +22,9 @@ def main() -> None:
     if missing:
         raise UsageError(f"export needs {', '.join(missing)}: pip install 'sparse_accel[onnx]'")
 
+    from sparse_accel.console import table
     from sparse_accel.export.deployment import export
     from sparse_accel.export.report import closing_rows
-    from sparse_accel.report import table
 
     report = export(arguments)
     print(table(f"{report['target']}: proven", closing_rows(report)))

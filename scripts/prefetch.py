@@ -17,7 +17,8 @@ import sys
 
 from sparse_accel.addresses import GLUE_ID, dataset_address, load_recipe, local_folder, model_address
 from sparse_accel.arguments import TextClassificationArguments, parse_arguments
-from sparse_accel.errors import UsageError, listed, run_main
+from sparse_accel.errors import UsageError, listed
+from sparse_accel.main import run_main
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from sparse_accel.command_line import expand_paths
 from sparse_accel.commands import ROOT, bfloat16_is_fast, run_script, typed
-from sparse_accel.errors import run_main
+from sparse_accel.main import run_main
 from sparse_accel.samples import minilm_folder, write_movie_reviews
 
 RECIPES = ROOT / "sparse_accel" / "zoo" / "recipes"

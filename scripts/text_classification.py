@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from sparse_accel.addresses import load_recipe
 from sparse_accel.arguments import TextClassificationArguments, parse_arguments
-from sparse_accel.errors import run_main
+from sparse_accel.main import run_main
 from sparse_accel.recipe import Recipe
 from sparse_accel.tracking import require_trackers
 
@@ -36,9 +36,9 @@ def main() -> None:
     require_trackers(arguments.report_to)
 
     from sparse_accel import results
+    from sparse_accel.console import say
     from sparse_accel.liveness import lost_processes_named
     from sparse_accel.one_shot import apply_at_once
-    from sparse_accel.report import say
     from sparse_accel.tracking import trackers_ended
     from sparse_accel.training_setup import make_accelerator
 
@@ -63,12 +63,13 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
 
     from sparse_accel import results, training_setup
     from sparse_accel.checkpoints import load_checkpoint, save_checkpoint
+    from sparse_accel.console import say
     from sparse_accel.evaluation import evaluate_splits
     from sparse_accel.history import History
     from sparse_accel.models import fine_tuned_head, load_classifier, load_tokenizer, sequence_limit
     from sparse_accel.optimizer import make_optimizer
     from sparse_accel.recipe_run import RecipeRun
-    from sparse_accel.report import say, start_table
+    from sparse_accel.report import start_table
     from sparse_accel.sharding import before_prepare, plain_model
     from sparse_accel.sparsity import sparsity_report
     from sparse_accel.tasks import load_text_classification
@@ -178,9 +179,9 @@ def evaluate_and_predict(
     What the folder of a finished run already holds for the same rows, labels and weights is not measured again.
     """
     from sparse_accel import results, training_setup
+    from sparse_accel.console import say
     from sparse_accel.evaluation import evaluate_splits, measured_on, prediction_files, write_predictions
     from sparse_accel.models import head_of, load_tokenizer, load_trained, sequence_limit
-    from sparse_accel.report import say
     from sparse_accel.run_identity import fingerprint_of_model
     from sparse_accel.tasks import load_text_classification
     from sparse_accel.tracking import start_trackers, tracker_names

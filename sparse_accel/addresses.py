@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparse_accel.errors import UsageError, in_order, nearest, rank, shortened
+from sparse_accel.console import rank
+from sparse_accel.errors import UsageError, in_order, nearest, shortened
 from sparse_accel.recipe import Recipe
 from sparse_accel.recipe import load_recipe as _load_recipe
 from sparse_accel.zoo import is_stub, model_source, recipe_path

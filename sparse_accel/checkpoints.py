@@ -12,7 +12,6 @@ All tensors are whole and go by their weights' names, whatever layout wrote them
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,16 +21,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparse_accel.command_line import warn
+from sparse_accel.console import warn
 from sparse_accel.errors import UsageError
+from sparse_accel.files import digest_of, free_name, put_in_place, to_disk, write_json
 from sparse_accel.model_files import save_model
 from sparse_accel.processes import by_main_process
-from sparse_accel.run_identity import free_name, write_text
 from sparse_accel.sharding import load_training_state, training_state
 
 if TYPE_CHECKING:
@@ -119,28 +117,15 @@ def written_or_said(accelerator: Accelerator, partial: Path, what: str) -> Itera
         ) from error
 
 
-def put_in_place(partial: Path, final: Path) -> None:
-    """Renames a whole folder into its place, where an older one of that name may stand."""
-    if final.exists():
-        older = final.with_name(f".{final.name}.older.partial")
-        shutil.rmtree(older, ignore_errors=True)
-        os.rename(final, older)
-        os.rename(partial, final)
-        shutil.rmtree(older)
-    else:
-        os.rename(partial, final)
-    _to_disk(final.parent)
-
-
 def seal(folder: Path) -> None:
     """Writes the checksums of a folder's files, and has the disk hold all of them, before the folder gets its name."""
     sums = {}
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        _to_disk(path)
-        sums[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        to_disk(path)
+        sums[path.name] = {"bytes": path.stat().st_size, "sha256": digest_of(path)}
     write_json(folder / CHECKSUMS, sums)
-    _to_disk(folder / CHECKSUMS)
-    _to_disk(folder)
+    to_disk(folder / CHECKSUMS)
+    to_disk(folder)
 
 
 def damage(checkpoint: Path) -> str:
@@ -154,7 +139,7 @@ def damage(checkpoint: Path) -> str:
             path = checkpoint / name
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != entry["bytes"] or _digest(path) != entry["sha256"]:
+            if path.stat().st_size != entry["bytes"] or digest_of(path) != entry["sha256"]:
                 return f"{name} is not what was written"
     except FileNotFoundError:
         return f"{CHECKSUMS} is missing"
@@ -182,26 +167,6 @@ def newest_whole(folder: Path) -> Path | None:
         os.rename(checkpoint, aside)
         warn(f"{checkpoint} is damaged: {problem}. It was moved to {aside.name}; an older one is used if there is one")
     return None
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while piece := stream.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def _to_disk(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's names, would survive a machine that loses power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # not every file system can do this for folders
-        if path.is_file():
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def delete_old(folder: Path, keep: int, best: int | None) -> None:
@@ -264,12 +229,3 @@ def copy_model(checkpoint: Path, target: Path) -> None:
     for path in checkpoint.iterdir():
         if path.is_file() and path.name not in (TRAINING_STATE, RECIPE_STATE, TRAINER_STATE, CHECKSUMS):
             shutil.copy2(path, target / path.name)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes readable JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, default=_plain) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, torch.Tensor) else str(value)

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sparse_accel.errors import UsageError, listed, nearest, rank, shortened, shown
+from sparse_accel.console import warn
+from sparse_accel.errors import UsageError, listed, nearest, shown
 
 Arguments = TypeVar("Arguments")
 
@@ -58,12 +59,6 @@ def flag(
     metadata = {"help": help, "choices": tuple(choices), "at_least": at_least, "above": above, "below": below}
     metadata |= {"path": path, "old_name": old_name, "default_text": default_text}
     return dataclasses.field(default=default, metadata=metadata)
-
-
-def warn(message: str) -> None:
-    """Prints `warning: message` on stderr, once however many processes the run has."""
-    if rank() == 0:
-        print(f"warning: {shortened(message)}", file=sys.stderr)
 
 
 def parse_arguments(

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from sparse_accel.report import say
-from sparse_accel.run_identity import fingerprint_of_rows, write_text
+from sparse_accel.console import say
+from sparse_accel.files import write_text
+from sparse_accel.fingerprints import fingerprint_of_rows
 from sparse_accel.tasks import compute_metrics
 from sparse_accel.training_loop import predict
 from sparse_accel.training_setup import evaluation_loader

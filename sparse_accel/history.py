@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparse_accel.files import write_text
 from sparse_accel.progress import Progress
-from sparse_accel.run_identity import write_text
 
 
 @dataclass

@@ -14,13 +14,13 @@ import torch
 from accelerate.utils import set_seed
 
 from sparse_accel import results, training_setup
-from sparse_accel.command_line import warn
+from sparse_accel.console import say, warn
 from sparse_accel.errors import UsageError
+from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weights
 from sparse_accel.history import History
 from sparse_accel.models import default_head, head_of, load_classifier, load_tokenizer, sequence_limit
 from sparse_accel.recipe_run import RecipeRun
-from sparse_accel.report import say, start_table
-from sparse_accel.run_identity import fingerprint_of_rows, fingerprint_of_weights
+from sparse_accel.report import start_table
 from sparse_accel.sharding import plain_model
 from sparse_accel.sparsity import sparsity_report
 from sparse_accel.tasks import load_text_classification

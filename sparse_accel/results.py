@@ -24,15 +24,15 @@ from sparse_accel.checkpoints import (
     name_whole_ones,
     newest_whole,
     publish,
-    write_json,
     written_or_said,
 )
-from sparse_accel.command_line import warn
+from sparse_accel.console import print_above_bar, say, warn
 from sparse_accel.errors import UsageError
+from sparse_accel.files import free_name, write_json, write_text
 from sparse_accel.layers import quantized_linears
 from sparse_accel.model_files import load, save_model
 from sparse_accel.processes import by_main_process, largest
-from sparse_accel.report import print_above_bar, results_table, say
+from sparse_accel.report import results_table
 from sparse_accel.sparsity import sparsity_report
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _leave_course(folder: Path, start: Path, asked: str) -> None:
     """Moves checkpoints of a folder that are newer than the one to start from aside, and records the start."""
     for checkpoint in checkpoints_in(folder):
         if checkpoint_step(checkpoint) > checkpoint_step(start):
-            aside = run_identity.free_name(checkpoint.with_name(f"{checkpoint.name}.left"))
+            aside = free_name(checkpoint.with_name(f"{checkpoint.name}.left"))
             os.rename(checkpoint, aside)
             warn(f"{checkpoint} is of the course that --resume_from_checkpoint leaves: it was moved to {aside.name}")
     run_identity.change_record(folder, finished=False, resumed_from=asked)
@@ -243,9 +243,9 @@ def write_final(
         write_json(partial / "train_results.json", figures)
         history.write(partial / TRAINER_STATE, run.progress)
         if run.recipe is not None:
-            run_identity.write_text(partial / "recipe.yaml", run.recipe.resolved())
+            write_text(partial / "recipe.yaml", run.recipe.resolved())
             suffix = Path(run.recipe.source).suffix or ".yaml"
-            run_identity.write_text(partial / f"recipe_as_given{suffix}", run.recipe.text)
+            write_text(partial / f"recipe_as_given{suffix}", run.recipe.text)
         publish(partial, folder)
         write_json(folder / ALL_RESULTS, {**_without_evaluation(folder), **figures})
         run_identity.change_record(folder, measured={})

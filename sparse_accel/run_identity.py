@@ -6,30 +6,25 @@ processes, how batches are split, what is logged and saved, and how many workers
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_accel.errors import UsageError
+from sparse_accel.files import free_name, link_tree, write_text
+from sparse_accel.fingerprints import fingerprint
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 RUN_FILE = "run.json"
 # Settings that an unfinished run may go on with in another way: it may have to, on another machine.
 MAY_CHANGE = ("precision", "nan_loss")
 LOCK_FILE = ".lock"
-
-
-def fingerprint_of_weights(model: nn.Module) -> str:
-    """Returns a digest of all weights, names and shapes included."""
-    return _fingerprint(model.state_dict())
 
 
 def fingerprint_of_model(model: nn.Module) -> str:
@@ -40,32 +35,7 @@ def fingerprint_of_model(model: nn.Module) -> str:
     for name, quantizer in quantizers(model).items():
         if quantizer.enabled and quantizer.ready:
             tensors |= {f"{name}.scale": quantizer.scale, f"{name}.zero_point": quantizer.zero_point}
-    return _fingerprint(tensors)
-
-
-def _fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        content: Any = tensor.detach().cpu().contiguous().flatten().view(_bytes()).numpy()
-        digest.update(content)
-    return digest.hexdigest()[:32]
-
-
-def fingerprint_of_rows(dataset: Any) -> str:
-    """Returns a digest of a tokenized dataset: every token and label, in order."""
-    digest = hashlib.sha256()
-    for name in sorted(dataset.column_names):
-        digest.update(name.encode())
-        for start in range(0, len(dataset), 10_000):
-            digest.update(json.dumps(dataset[start : start + 10_000][name]).encode())
-    return digest.hexdigest()[:32]
-
-
-def _bytes() -> Any:
-    import torch
-
-    return torch.uint8
+    return fingerprint(tensors)
 
 
 # --- the output folder ------------------------------------------------------------------------------------------------
@@ -192,7 +162,7 @@ def claim_folder(
     real.mkdir(parents=True, exist_ok=True)
     write_record(real, identity, finished=False, **({"trained_with": settings} if settings else {}))
     if brought is not None:
-        _link_tree(aside / brought, real / brought)
+        link_tree(aside / brought, real / brought)
     return action
 
 
@@ -207,20 +177,6 @@ def _check_settings(folder: Path, record: dict[str, Any], settings: dict[str, An
             f"model: they differ in {difference(before, here)}. Repeat the command of that run, choose another folder, "
             "or pass --overwrite_output_dir to train again"
         )
-
-
-def _link_tree(source: Path, target: Path) -> None:
-    """Copies a folder without its bytes where the file system can: both have the files, and neither changes them."""
-
-    def link(one: str, other: str) -> None:
-        try:
-            os.link(one, other)
-        except OSError:
-            shutil.copy2(one, other)
-
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.copytree(source, partial, copy_function=link)
-    os.rename(partial, target)
 
 
 def _content(folder: Path) -> Iterator[Path]:
@@ -308,14 +264,6 @@ def move_aside(folder: Path, reason: str) -> Path:
     return as_typed
 
 
-def free_name(path: Path) -> Path:
-    """Returns the first of PATH.1, PATH.2, ... that is not there."""
-    number = 1
-    while (free := path.with_name(f"{path.name}.{number}")).exists():
-        number += 1
-    return free
-
-
 def _delete_partial(folder: Path) -> None:
     """Deletes what a killed run was writing beside the files and folders that it was meant to become."""
     for path in folder.glob(".*.partial"):
@@ -323,10 +271,3 @@ def _delete_partial(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file beside and renames it into place, so that a reader meets the old or the new one, whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_accel.command_line import expanded
 from sparse_accel.errors import UsageError
-from sparse_accel.run_identity import write_text
+from sparse_accel.files import write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

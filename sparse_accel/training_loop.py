@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.console import progress_bar
 from sparse_accel.errors import UsageError
 from sparse_accel.losses import task_loss
 from sparse_accel.processes import largest, reduce_sum
-from sparse_accel.report import progress_bar
 from sparse_accel.sharding import unused_weights_explained
 from sparse_accel.stopping import stop, stop_requests
 

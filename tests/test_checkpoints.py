@@ -29,9 +29,9 @@ from sparse_accel.checkpoints import (
     newest_whole,
     publish,
     save_checkpoint,
-    write_json,
 )
 from sparse_accel.errors import UsageError
+from sparse_accel.files import write_json
 from sparse_accel.history import History
 from sparse_accel.layers import masks
 from sparse_accel.progress import Progress

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sparse_accel.errors import UsageError, nearest, rank, run_main
+from sparse_accel.console import rank
+from sparse_accel.errors import UsageError, nearest
+from sparse_accel.main import run_main
 
 
 def fail() -> None:

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from script_fixtures import ROOT, SCRIPT, environment
 
-from sparse_accel.command_line import warn
-from sparse_accel.errors import UsageError, listed, run_main, shortened, shown
+from sparse_accel.console import table, warn
+from sparse_accel.errors import UsageError, listed, shortened, shown
+from sparse_accel.main import run_main
 from sparse_accel.recipe import load_recipe
-from sparse_accel.report import table
 
 RECIPE = """
 modifiers:

@@ -17,7 +17,8 @@ from script_fixtures import Tiny, assert_same_model, flat, read_json, run, start
 
 from sparse_accel import run_identity, teacher
 from sparse_accel.checkpoints import checkpoints_in
-from sparse_accel.errors import UsageError, run_main
+from sparse_accel.errors import UsageError
+from sparse_accel.main import run_main
 
 pytest_plugins = ["script_fixtures"]
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_tasks_files import refusal
 
 from sparse_accel.errors import UsageError
-from sparse_accel.lfs import lfs_pointer_error
+from sparse_accel.files import lfs_pointer_error
 from sparse_accel.tasks.columns import USUAL_LABEL_COLUMNS, USUAL_TEXT_COLUMNS
 from sparse_accel.tasks.json_rows import USUAL_COLUMNS
 from sparse_accel.tasks.tables import read_table

@@ -13,7 +13,7 @@ from tiny import make_bert, make_rows, make_tokenizer
 from torch import nn
 
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
-from sparse_accel.errors import run_main
+from sparse_accel.main import run_main
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.sharding import launch_options

@@ -15,7 +15,6 @@ import torch
 import transformers
 from torch import nn
 
-from sparse_accel.checkpoints import write_json
 from sparse_accel.errors import UsageError
 from sparse_accel.export import measure, report
 from sparse_accel.export.archive import ARCHIVE, compress
@@ -25,9 +24,10 @@ from sparse_accel.export.opset import check_opset, lower_opset
 from sparse_accel.export.proof import may_overflow, prove
 from sparse_accel.export.texts import find_texts
 from sparse_accel.export.trace import NATIVE_OPSET, trace
+from sparse_accel.files import write_json, write_text
+from sparse_accel.fingerprints import fingerprint_of_weights
 from sparse_accel.layers import quantized_linears, quantizers
 from sparse_accel.models import load_for_export
-from sparse_accel.run_identity import fingerprint_of_weights, write_text
 
 if TYPE_CHECKING:
     from sparse_accel.export_arguments import ExportArguments

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparse_accel.command_line import warn
+from sparse_accel.console import warn
 from sparse_accel.errors import listed
 from sparse_accel.modifiers.parameter_names import ALL_PRUNABLE
 from sparse_accel.modifiers.pruning import PruningModifier, short

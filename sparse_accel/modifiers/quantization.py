@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sparse_accel.command_line import warn
+from sparse_accel.console import warn
 from sparse_accel.errors import UsageError, listed, nearest
 from sparse_accel.modifiers.base import FieldError, Modifier
 from sparse_accel.progress import ROUNDING

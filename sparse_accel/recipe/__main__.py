@@ -12,7 +12,8 @@ import io
 import sys
 
 from sparse_accel.command_line import expanded
-from sparse_accel.errors import run_main, shortened
+from sparse_accel.errors import shortened
+from sparse_accel.main import run_main
 from sparse_accel.recipe import Recipe, load_recipe
 from sparse_accel.zoo import recipe_path
 

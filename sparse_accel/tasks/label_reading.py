@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import List, Value
 
-from sparse_accel.command_line import warn
+from sparse_accel.console import warn
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.tasks.labels import (
     MULTI_LABEL,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparse_accel.errors import UsageError
-from sparse_accel.lfs import lfs_pointer_error
+from sparse_accel.files import lfs_pointer_error
 
 # How files begin that are given the name of a data file by mistake, and what they are.
 _PARQUET = re.compile(rb"PAR1\x15")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from datasets import Dataset
 
-from sparse_accel.command_line import warn
+from sparse_accel.console import warn
 from sparse_accel.errors import UsageError
 from sparse_accel.tasks.columns import check_column, find_label_column, find_text_columns
 from sparse_accel.tasks.glue import GLUE

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from sparse_accel.errors import rank
+from sparse_accel.console import rank
 
 if TYPE_CHECKING:
     import httpx

@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 
 from sparse_accel.errors import UsageError
-from sparse_accel.run_identity import write_text
+from sparse_accel.files import write_text
 from sparse_accel.zoo.stubs import PREFIX, Stub, is_stub, parse_stub
 
 STUB_FILE = "stub.txt"

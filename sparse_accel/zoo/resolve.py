@@ -12,7 +12,8 @@ import functools
 import sys
 from pathlib import Path
 
-from sparse_accel.errors import UsageError, first_line, in_order, nearest, rank
+from sparse_accel.console import rank
+from sparse_accel.errors import UsageError, first_line, in_order, nearest
 from sparse_accel.zoo.client import api_url, ask, fetch
 from sparse_accel.zoo.downloads import DownloadError
 from sparse_accel.zoo.known import RECIPES, nearest_known, on_hub, shipped_names, shipped_recipe

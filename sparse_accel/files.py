@@ -1,0 +1,100 @@
+"""Files and folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file beside and renames it into place, so that a reader meets the old or the new one, whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes readable JSON, whole or not at all. Tensors of one number are that number; other objects their text."""
+    write_text(path, json.dumps(content, indent=2, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def put_in_place(partial: Path, final: Path) -> None:
+    """Renames a whole folder into its place, where an older one of that name may stand."""
+    if final.exists():
+        older = final.with_name(f".{final.name}.older.partial")
+        shutil.rmtree(older, ignore_errors=True)
+        os.rename(final, older)
+        os.rename(partial, final)
+        shutil.rmtree(older)
+    else:
+        os.rename(partial, final)
+    to_disk(final.parent)
+
+
+def to_disk(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, would survive a machine that loses power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # not every file system can do this for folders
+        if path.is_file():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def digest_of(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def free_name(path: Path) -> Path:
+    """Returns the first of PATH.1, PATH.2, ... that is not there."""
+    number = 1
+    while (free := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return free
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Copies a folder without its bytes where the file system can: both have the files, and neither changes them."""
+
+    def link(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:
+            shutil.copy2(one, other)
+
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.copytree(source, partial, copy_function=link)
+    os.rename(partial, target)
+
+
+def lfs_pointer_error(path: Path | str) -> str | None:
+    """Returns what to tell the user when a file is a Git LFS pointer, the short text that a clone holds in place of a
+    large file until `git lfs pull` fetches it; None when it is not one.
+
+    A file that cannot be read gives None too: the code that opens it reports why.
+    """
+    try:
+        with open(path, "rb") as stream:
+            is_pointer = stream.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return None
+    if not is_pointer:
+        return None
+    return f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository to fetch the file."
