@@ -35,7 +35,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sparse_accel.batches import Collator, GlobalBatchSampler
 from sparse_accel.checkpoints import save_checkpoint
-from sparse_accel.command_line import expand_paths
+from sparse_accel.cli.parser import expand_paths
 from sparse_accel.history import History
 from sparse_accel.main import run_main
 from sparse_accel.masks import magnitude_mask

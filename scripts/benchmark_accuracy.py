@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sparse_accel.command_line import expand_paths
+from sparse_accel.cli.parser import expand_paths
 from sparse_accel.commands import ROOT, run_script
 from sparse_accel.errors import UsageError
 from sparse_accel.main import run_main

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import importlib.util
 
-from sparse_accel.command_line import parse_arguments
+from sparse_accel.cli.export import ExportArguments
+from sparse_accel.cli.parser import parse_arguments
 from sparse_accel.errors import UsageError
-from sparse_accel.export_arguments import ExportArguments
 from sparse_accel.main import run_main
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparse_accel.command_line import expand_paths
+from sparse_accel.cli.parser import expand_paths
 from sparse_accel.commands import ROOT, bfloat16_is_fast, run_script, typed
 from sparse_accel.main import run_main
 from sparse_accel.samples import minilm_folder, write_movie_reviews

@@ -49,7 +49,8 @@ def _launch(name: str) -> None:
 
 def _check_command_line() -> None:
     """Ends with a mistake in flags or recipe before the launcher starts, which would add a traceback of its own."""
-    from sparse_accel.arguments import TextClassificationArguments, parse_arguments
+    from sparse_accel.cli.parser import parse_arguments
+    from sparse_accel.cli.text_classification import TextClassificationArguments
     from sparse_accel.errors import UsageError
     from sparse_accel.main import run_main
     from sparse_accel.recipe import load_recipe

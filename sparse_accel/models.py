@@ -24,7 +24,7 @@ from sparse_accel.tasks import Head, taken_by_position
 from sparse_accel.teacher import Teacher, label_order
 
 if TYPE_CHECKING:
-    from sparse_accel.arguments import TextClassificationArguments
+    from sparse_accel.cli.text_classification import TextClassificationArguments
     from sparse_accel.tasks import TextClassificationData
 
 # What transformers raises for a folder or id that is wrong or out of reach.

@@ -29,7 +29,7 @@ from sparse_accel.tracking import sparsity_figures, start_trackers
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from sparse_accel.arguments import TextClassificationArguments
+    from sparse_accel.cli.text_classification import TextClassificationArguments
     from sparse_accel.recipe import Recipe
 
 # Batches of training rows that quantization ranges are taken from.

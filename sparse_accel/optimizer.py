@@ -12,7 +12,7 @@ from transformers import get_scheduler
 from sparse_accel.progress import Progress
 
 if TYPE_CHECKING:
-    from sparse_accel.arguments import TextClassificationArguments
+    from sparse_accel.cli.text_classification import TextClassificationArguments
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -38,7 +38,7 @@ from sparse_accel.sparsity import sparsity_report
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from sparse_accel.arguments import TextClassificationArguments
+    from sparse_accel.cli.text_classification import TextClassificationArguments
     from sparse_accel.history import History
     from sparse_accel.recipe_run import RecipeRun
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
-from sparse_accel.command_line import expanded
+from sparse_accel.cli.parser import expanded
 from sparse_accel.console import progress_bar
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.fingerprints import fingerprint_of_rows

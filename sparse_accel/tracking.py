@@ -21,14 +21,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_accel.command_line import expanded
+from sparse_accel.cli.parser import expanded
 from sparse_accel.errors import UsageError
 from sparse_accel.files import write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from sparse_accel.arguments import TextClassificationArguments
+    from sparse_accel.cli.text_classification import TextClassificationArguments
     from sparse_accel.recipe import Recipe
 
 

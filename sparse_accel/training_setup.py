@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
-from sparse_accel.command_line import given
+from sparse_accel.cli.parser import given
 from sparse_accel.console import warn
 from sparse_accel.environment import compilation
 from sparse_accel.errors import UsageError, listed
@@ -33,7 +33,7 @@ from sparse_accel.tracking import logging_folder
 from sparse_accel.training_loop import Schedule
 
 if TYPE_CHECKING:
-    from sparse_accel.arguments import TextClassificationArguments
+    from sparse_accel.cli.text_classification import TextClassificationArguments
     from sparse_accel.recipe import Recipe
     from sparse_accel.tasks import TextClassificationData
 

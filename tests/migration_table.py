@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sparse_accel.arguments import TextClassificationArguments
-from sparse_accel.export_arguments import ExportArguments
+from sparse_accel.cli.export import ExportArguments
+from sparse_accel.cli.text_classification import TextClassificationArguments
 
 FILE = Path(__file__).resolve().parent.parent / "MIGRATION.md"
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from sparse_accel.arguments import TextClassificationArguments, parse_arguments
+from sparse_accel.cli.parser import parse_arguments
+from sparse_accel.cli.refused import REFUSED
+from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
-from sparse_accel.trainer_flags import REFUSED
 
 START = "--model_name_or_path model --output_dir out "
 TRAIN = START + "--do_train --task_name sst2 "
@@ -350,7 +351,8 @@ def test_every_flag_has_help() -> None:
 def test_help_lists_every_flag_without_heavy_imports() -> None:
     code = (
         "import sys\n"
-        "from sparse_accel.arguments import TextClassificationArguments, parse_arguments\n"
+        "from sparse_accel.cli.parser import parse_arguments\n"
+        "from sparse_accel.cli.text_classification import TextClassificationArguments\n"
         "try:\n"
         "    parse_arguments(TextClassificationArguments, ['--help'])\n"
         "finally:\n"

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from sparse_accel.arguments import TextClassificationArguments, parse_arguments
-from sparse_accel.command_line import expand_paths, expanded, given
+from sparse_accel.cli.export import ExportArguments
+from sparse_accel.cli.parser import expand_paths, expanded, given, parse_arguments
+from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
-from sparse_accel.export_arguments import ExportArguments
 
 SETTINGS: dict[str, Any] = {"model_name_or_path": "model", "output_dir": "out", "do_train": True, "task_name": "sst2"}
 TRAIN = ("--model_name_or_path", "model", "--output_dir", "out", "--do_train", "--task_name", "sst2")

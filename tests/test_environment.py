@@ -20,7 +20,7 @@ from script_fixtures import ROOT, Tiny, environment, run
 from tiny import make_bert
 
 from sparse_accel import launchers, training_setup
-from sparse_accel.arguments import TextClassificationArguments
+from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.environment import check_environment, compilation
 from sparse_accel.errors import UsageError
 from sparse_accel.recipe_run import RecipeRun

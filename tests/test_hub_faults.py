@@ -39,7 +39,7 @@ FAULTS: dict[tuple[str, Fault], tuple[int, str | None]] = {
 LOAD = """
 import json, sys, time
 time.sleep = lambda seconds: None
-from sparse_accel.arguments import TextClassificationArguments
+from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
 from sparse_accel.models import load_classifier, load_tokenizer
 from sparse_accel.tasks.sources import load_tables

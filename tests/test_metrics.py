@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from sparse_accel.arguments import GLUE_TASKS
+from sparse_accel.cli.text_classification import GLUE_TASKS
 from sparse_accel.errors import UsageError
 from sparse_accel.tasks import compute_metrics, metric_names
 from sparse_accel.tasks.glue import GLUE

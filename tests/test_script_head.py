@@ -141,8 +141,8 @@ def test_a_kept_head_means_what_it_meant(
 
 
 def test_predictions_and_export_of_a_kept_head(tuned: Path, tmp_path: Path) -> None:
+    from sparse_accel.cli.export import ExportArguments
     from sparse_accel.export.deployment import export
-    from sparse_accel.export_arguments import ExportArguments
 
     model = turned(tuned, tmp_path / "model", (2, 0, 1), ("Pos", "Neg", "Neu"))
     data = {

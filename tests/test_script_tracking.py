@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from script_fixtures import Tiny, history, make_model, run, trace
 
-from sparse_accel.arguments import TextClassificationArguments
+from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
 from sparse_accel.tracking import start_trackers
 

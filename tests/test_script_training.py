@@ -24,7 +24,8 @@ from script_fixtures import (
 from transformers import AutoTokenizer, get_scheduler
 
 from sparse_accel import load, training_setup
-from sparse_accel.arguments import TextClassificationArguments, parse_arguments
+from sparse_accel.cli.parser import parse_arguments
+from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
 

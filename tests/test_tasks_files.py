@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from sparse_accel.arguments import TextClassificationArguments
+from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
 from sparse_accel.tasks import Head, TextClassificationData, load_text_classification
 

@@ -24,7 +24,7 @@ ROTTEN_TOMATOES = "cornell-movie-review-data/rotten_tomatoes"
 # Arguments of each load as JSON -> what was loaded, or the refusal, as JSON. The environment must stand before imports.
 LOAD = """
 import json, sys
-from sparse_accel.arguments import TextClassificationArguments
+from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
 from sparse_accel.tasks import load_text_classification
 for flags in json.loads(sys.argv[1]):

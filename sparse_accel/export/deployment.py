@@ -30,7 +30,7 @@ from sparse_accel.layers import quantized_linears, quantizers
 from sparse_accel.models import load_for_export
 
 if TYPE_CHECKING:
-    from sparse_accel.export_arguments import ExportArguments
+    from sparse_accel.cli.export import ExportArguments
 
 _DEFAULT_OPSET = {"qdq": NATIVE_OPSET, "integer": 14}
 _LATENCY_TOKENS = 128

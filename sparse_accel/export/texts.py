@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from torch import nn
 
-from sparse_accel.arguments import DATA_SUFFIXES, GLUE_TASKS, TextClassificationArguments
 from sparse_accel.checkpoints import checkpoint_step
+from sparse_accel.cli.text_classification import DATA_SUFFIXES, GLUE_TASKS, TextClassificationArguments
 from sparse_accel.errors import UsageError
 from sparse_accel.models import head_of
 from sparse_accel.results import ARGUMENTS_FILE
@@ -22,7 +22,7 @@ from sparse_accel.tasks.labels import LabelColumn, are_unpublished
 from sparse_accel.tasks.tables import read_table
 
 if TYPE_CHECKING:
-    from sparse_accel.export_arguments import ExportArguments
+    from sparse_accel.cli.export import ExportArguments
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
 # The flags of a training run that say what it was evaluated on.

@@ -11,7 +11,7 @@ import argparse
 import io
 import sys
 
-from sparse_accel.command_line import expanded
+from sparse_accel.cli.parser import expanded
 from sparse_accel.errors import shortened
 from sparse_accel.main import run_main
 from sparse_accel.recipe import Recipe, load_recipe

@@ -11,13 +11,13 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from pyarrow import ArrowInvalid
 
 from sparse_accel.addresses import GLUE_ID, dataset_address, local_folder, out_of_reach
-from sparse_accel.arguments import DATA_SUFFIXES
+from sparse_accel.cli.text_classification import DATA_SUFFIXES
 from sparse_accel.errors import UsageError, first_line, listed
 from sparse_accel.tasks.glue import GLUE
 from sparse_accel.tasks.tables import DatasetTable, Table, concatenated, read_table
 
 if TYPE_CHECKING:
-    from sparse_accel.arguments import TextClassificationArguments
+    from sparse_accel.cli.text_classification import TextClassificationArguments
 
 _DELIMITED = (".csv", ".tsv")
 SPLIT_WORDS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}

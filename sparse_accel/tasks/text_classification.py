@@ -20,7 +20,7 @@ from sparse_accel.tasks.splitting import draw, hold_out
 from sparse_accel.tasks.tables import Table
 
 if TYPE_CHECKING:
-    from sparse_accel.arguments import TextClassificationArguments
+    from sparse_accel.cli.text_classification import TextClassificationArguments
 
 LABEL = "label"
 

@@ -1,6 +1,6 @@
-"""Flags of scripts/text_classification.py: their names, defaults, help and the checks that need no data.
+"""The flags that all training programs share: model, data, training, evaluation, saving, machine; and their checks.
 
-Names and meanings are those of SparseML's command and of the Hugging Face Trainer. Imports nothing heavy.
+Names and meanings are those of SparseML's commands and of the Hugging Face Trainer. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -8,24 +8,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
-from sparse_accel.command_line import check_bounds, expand_paths, flag, parse_arguments
+from sparse_accel.cli.data import Data
+from sparse_accel.cli.parser import check_bounds, expand_paths, flag
+from sparse_accel.cli.refused import REFUSED
 from sparse_accel.errors import UsageError, nearest
-from sparse_accel.trainer_flags import REFUSED
 
-__all__ = ["DATA_SUFFIXES", "GLUE_TASKS", "TextClassificationArguments", "parse_arguments"]
-
-GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
-DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 TRACKERS = ("wandb", "tensorboard")
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 _STRATEGIES = ("no", "steps", "epoch")
 
 
 @dataclass(kw_only=True)
-class _Model:
+class Model:
     """Model and recipe."""
 
     model_name_or_path: str | None = flag(
@@ -60,58 +55,7 @@ class _Model:
 
 
 @dataclass(kw_only=True)
-class _Data:
-    """Data. One of task_name, dataset_name, or files."""
-
-    task_name: str | None = flag(None, "GLUE task", choices=GLUE_TASKS)
-    dataset_name: str | None = flag(
-        None, "Hub id of a dataset, or a local folder: of data files, or one that save_to_disk wrote", path=True
-    )
-    dataset_config_name: str | None = flag(None, "configuration of the Hub dataset, where it has several")
-    train_file: str | None = flag(
-        None, "training rows: a csv, tsv, json, jsonl or parquet file with named columns", path=True
-    )
-    validation_file: str | None = flag(
-        None, "rows that --do_eval measures on; same columns as the training rows", path=True
-    )
-    test_file: str | None = flag(None, "rows that --do_predict labels; needs no label column", path=True)
-    validation_ratio: float | None = flag(
-        None,
-        "share of the training rows held out for evaluation, drawn by --seed, each class in proportion; "
-        "for data without validation rows",
-        above=0,
-        below=1,
-    )
-    eval_on_test: bool = flag(False, "--do_eval measures on the test rows instead of the validation rows")
-    input_column_names: tuple[str, ...] | None = flag(
-        None,
-        "text column, or two for pairs: text | sentence1,sentence2",
-        default_text="found by usual names, else the only one or two columns of text",
-    )
-    label_column_name: str | None = flag(
-        None,
-        "column of labels: whole numbers or words are classes, decimal numbers are regression, lists are multi-label",
-        default_text="label, else labels",
-    )
-    problem_type: str | None = flag(
-        None,
-        "what the labels are",
-        choices=PROBLEM_TYPES,
-        default_text="told from the labels; needed where all are decimal numbers without a fraction, such as 1.0",
-    )
-    max_train_samples: int | None = flag(None, "train on this many rows, drawn by --seed", at_least=1)
-    max_eval_samples: int | None = flag(None, "evaluate on this many rows, drawn by --seed", at_least=1)
-    max_predict_samples: int | None = flag(None, "predict this many rows, the first ones", at_least=1)
-    max_seq_length: int = flag(128, "tokens kept of a row, special tokens included; the rest is cut off", at_least=3)
-    pad_to_max_length: bool = flag(
-        False, "pad every row to max_seq_length, instead of to the longest row of its batch (same results, slower)"
-    )
-    preprocessing_num_workers: int | None = flag(None, "processes that tokenize", at_least=1, default_text="1")
-    overwrite_cache: bool = flag(False, "tokenize again although the result of an earlier run is at hand")
-
-
-@dataclass(kw_only=True)
-class _Training:
+class Training:
     """Training."""
 
     output_dir: str | None = flag(None, "folder for the model, its checkpoints and results; always needed", path=True)
@@ -154,7 +98,7 @@ class _Training:
 
 
 @dataclass(kw_only=True)
-class _Evaluation:
+class Evaluation:
     """Evaluation and prediction."""
 
     do_eval: bool = flag(False, "evaluate the model, at the end and as eval_strategy says")
@@ -184,7 +128,7 @@ class _Evaluation:
 
 
 @dataclass(kw_only=True)
-class _Saving:
+class Saving:
     """Saving and tracking."""
 
     save_strategy: str = flag("steps", "when to write a checkpoint", choices=_STRATEGIES)
@@ -199,7 +143,7 @@ class _Saving:
 
 
 @dataclass(kw_only=True)
-class _Machine:
+class Machine:
     """Precision and speed."""
 
     fp16: bool = flag(False, "half precision with loss scaling, on a GPU; without one, float32")
@@ -213,8 +157,8 @@ class _Machine:
 
 
 @dataclass(kw_only=True)
-class TextClassificationArguments(_Model, _Data, _Training, _Evaluation, _Saving, _Machine):
-    """Arguments of scripts/text_classification.py, checked.
+class TrainingArguments(Model, Data, Training, Evaluation, Saving, Machine):
+    """Arguments of a training program, checked; each task adds its own (see `text_classification`).
 
     After construction `eval_steps` and `model_name_or_path` are set, `metric_for_best_model` has no `eval_` in front,
     `greater_is_better` is a bool, `report_to` lists trackers (none: empty), `resume_from_checkpoint` is a path, True
@@ -228,13 +172,11 @@ class TextClassificationArguments(_Model, _Data, _Training, _Evaluation, _Saving
 
     def __post_init__(self) -> None:
         """Fills in what follows from other flags, then checks."""
-        if self.task_name == "imdb":  # a task of the old command
-            raise UsageError("--task_name imdb is no GLUE task: use --dataset_name imdb.")
         expand_paths(self)
         check_bounds(self)
         self._fill_in()
         self._check_what_is_asked()
-        self._check_data()
+        self.check_data(train=self.do_train, evaluate=self.do_eval, predict=self.do_predict)
         self._check_model()
         self._check_training()
 
@@ -266,13 +208,6 @@ class TextClassificationArguments(_Model, _Data, _Training, _Evaluation, _Saving
     # --- what follows from other flags --------------------------------------------------------------------------------
 
     def _fill_in(self) -> None:
-        if (
-            self.dataset_name in ("glue", "nyu-mll/glue")
-            and self.dataset_config_name in GLUE_TASKS
-            and not self.task_name
-        ):
-            # A GLUE task by its address: with the task's splits and metrics.
-            self.task_name, self.dataset_name, self.dataset_config_name = self.dataset_config_name, None, None
         if self.model_name_or_path is None and not (self.do_train or self.one_shot):
             self.model_name_or_path = self.output_dir
         self.do_eval = self.do_eval or (self.do_train and self.eval_strategy != "no")
@@ -305,58 +240,6 @@ class TextClassificationArguments(_Model, _Data, _Training, _Evaluation, _Saving
             raise UsageError("--one_shot applies the recipe without training: leave out --do_train.")
         if self.eval_on_test and not self.do_eval:
             raise UsageError("--eval_on_test says what --do_eval measures on: add --do_eval.")
-
-    def _check_data(self) -> None:
-        files = {name: getattr(self, name) for name in ("train_file", "validation_file", "test_file")}
-        given = [name for name in ("task_name", "dataset_name") if getattr(self, name)]
-        given += [name for name, file in files.items() if file][:1]
-        if len(given) > 1:
-            raise UsageError(
-                f"--{given[0]} and --{given[1]} both name the data: give one of a GLUE task, a dataset, or files."
-            )
-        if not given and (self.do_train or self.do_eval or self.do_predict):
-            needed = [
-                self.do_train and "--train_file",
-                self.do_eval and "--validation_file",
-                self.do_predict and "--test_file",
-            ]
-            files_needed = " and ".join(name for name in needed if name)
-            raise UsageError(f"no data: add --task_name, --dataset_name, or {files_needed}.")
-        if self.dataset_config_name and not self.dataset_name:
-            raise UsageError("--dataset_config_name belongs to --dataset_name, which is not given.")
-        if self.eval_on_test and self.validation_ratio is not None:
-            raise UsageError("--eval_on_test and --validation_ratio both say what to evaluate on: give one.")
-        if any(files.values()):
-            self._check_files(files)
-
-    def _check_files(self, files: dict[str, str | None]) -> None:
-        for name, file in files.items():
-            if file is None:
-                continue
-            path = Path(file)
-            if path.is_dir():
-                raise UsageError(f"--{name}: {file} is a folder. Name a file in it, or the folder with --dataset_name.")
-            if not path.is_file():
-                folder = path.parent
-                there = [each.name for each in folder.iterdir() if each.is_file()] if folder.is_dir() else []
-                missing = "" if folder.is_dir() else f" (there is no folder {folder} either)"
-                raise UsageError(f"--{name}: there is no file {file}{missing}.{nearest(path.name, there)}")
-            if path.suffix.lower() not in DATA_SUFFIXES:
-                raise UsageError(f"--{name}: {file} must end in one of {', '.join(DATA_SUFFIXES)}.")
-        if self.do_train and not files["train_file"]:
-            raise UsageError("--do_train needs --train_file.")
-        if self.validation_ratio is not None and files["validation_file"]:
-            raise UsageError("--validation_file and --validation_ratio both say what to evaluate on: give one.")
-        if self.validation_ratio is not None and not files["train_file"]:
-            raise UsageError("--validation_ratio holds rows out of --train_file, which is not given.")
-        if self.do_eval and not (self.eval_on_test or files["validation_file"] or self.validation_ratio is not None):
-            raise UsageError(
-                "evaluation (--do_eval, --eval_strategy) has no rows: add --validation_file FILE, or "
-                "--validation_ratio 0.1 to hold out a tenth of the training rows, or --eval_on_test --test_file FILE."
-            )
-        for name in ("eval_on_test", "do_predict"):
-            if getattr(self, name) and not files["test_file"]:
-                raise UsageError(f"--{name} needs --test_file.")
 
     def _check_model(self) -> None:
         if self.recipe is None:

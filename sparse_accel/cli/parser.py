@@ -21,7 +21,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from sparse_accel.console import warn
 from sparse_accel.errors import UsageError, listed, nearest, shown
@@ -375,11 +375,20 @@ def _help_parser(cls: type, prog: str | None, description: str) -> argparse.Argu
         description=description,
         formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=34, width=118),
     )
-    for group in cls.__bases__ if dataclasses.is_dataclass(cls.__bases__[0]) else (cls,):
+    for group in _groups(cls):
         section = parser.add_argument_group((group.__doc__ or "").strip().rstrip("."))
-        for field in dataclasses.fields(group):
+        for field in dataclasses.fields(cast(Any, group)):
             section.add_argument(f"--{field.name}", **_help_of(cls, field))
     return parser
+
+
+def _groups(cls: type) -> list[type]:
+    """The groups of flags of a dataclass: the bases without bases of their own, each in the form of the subclass that
+    adds flags of a task to it."""
+    with_flags = [kind for kind in cls.__mro__ if dataclasses.is_dataclass(kind)]
+    basic = [kind for kind in with_flags if not any(dataclasses.is_dataclass(base) for base in kind.__bases__)]
+    groups = [kind for kind in with_flags if sum(issubclass(kind, base) for base in basic) == 1]
+    return [next(kind for kind in groups if issubclass(kind, base)) for base in basic]
 
 
 def _help_of(cls: type, field: dataclasses.Field[Any]) -> dict[str, Any]:

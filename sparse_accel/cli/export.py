@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparse_accel.command_line import check_bounds, expand_paths, flag
+from sparse_accel.cli.parser import check_bounds, expand_paths, flag
 from sparse_accel.errors import UsageError
 
 FORMATS = ("qdq", "integer")

@@ -1,0 +1,1 @@
+"""Words typed on the command line -> checked flags. Imports nothing heavy."""

@@ -1,0 +1,108 @@
+"""Which rows a program reads: flags that every task has, and their checks. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from sparse_accel.cli.parser import flag
+from sparse_accel.errors import UsageError, nearest
+
+
+@dataclass(kw_only=True)
+class Data:
+    """Data."""
+
+    dataset_name: str | None = flag(
+        None, "Hub id of a dataset, or a local folder: of data files, or one that save_to_disk wrote", path=True
+    )
+    dataset_config_name: str | None = flag(None, "configuration of the Hub dataset, where it has several")
+    train_file: str | None = flag(
+        None, "training rows: a csv, tsv, json, jsonl or parquet file with named columns", path=True
+    )
+    validation_file: str | None = flag(
+        None, "rows that --do_eval measures on; same columns as the training rows", path=True
+    )
+    test_file: str | None = flag(None, "rows that --do_predict labels; needs no label column", path=True)
+    validation_ratio: float | None = flag(
+        None,
+        "share of the training rows held out for evaluation, drawn by --seed, each class in proportion; "
+        "for data without validation rows",
+        above=0,
+        below=1,
+    )
+    eval_on_test: bool = flag(False, "--do_eval measures on the test rows instead of the validation rows")
+    max_train_samples: int | None = flag(None, "train on this many rows, drawn by --seed", at_least=1)
+    max_eval_samples: int | None = flag(None, "evaluate on this many rows, drawn by --seed", at_least=1)
+    max_predict_samples: int | None = flag(None, "predict this many rows, the first ones", at_least=1)
+    max_seq_length: int = flag(128, "tokens kept of a row, special tokens included; the rest is cut off", at_least=3)
+    pad_to_max_length: bool = flag(
+        False, "pad every row to max_seq_length, instead of to the longest row of its batch (same results, slower)"
+    )
+    preprocessing_num_workers: int | None = flag(None, "processes that tokenize", at_least=1, default_text="1")
+    overwrite_cache: bool = flag(False, "tokenize again although the result of an earlier run is at hand")
+
+    # The flags that name data, of which one is given, beside files; and what the names of files end in.
+    sources: ClassVar[tuple[str, ...]] = ("dataset_name",)
+    suffixes: ClassVar[tuple[str, ...]] = ()
+
+    def check_data(self, *, train: bool, evaluate: bool, predict: bool) -> None:
+        """Raises UsageError where it is not clear which rows are read, or files are not there.
+
+        Args:
+            train, evaluate, predict: what is done with the rows.
+        """
+        files = {name: getattr(self, name) for name in ("train_file", "validation_file", "test_file")}
+        given = [name for name in self.sources if getattr(self, name)]
+        given += [name for name, file in files.items() if file][:1]
+        if len(given) > 1:
+            raise UsageError(
+                f"--{given[0]} and --{given[1]} both name the data: give one of {self._sources_in_words()}, or files."
+            )
+        if not given and (train or evaluate or predict):
+            needed = [
+                train and "--train_file",
+                evaluate and "--validation_file",
+                predict and "--test_file",
+            ]
+            files_needed = " and ".join(name for name in needed if name)
+            raise UsageError(f"no data: add {self._sources_in_words()}, or {files_needed}.")
+        if self.dataset_config_name and not self.dataset_name:
+            raise UsageError("--dataset_config_name belongs to --dataset_name, which is not given.")
+        if self.eval_on_test and self.validation_ratio is not None:
+            raise UsageError("--eval_on_test and --validation_ratio both say what to evaluate on: give one.")
+        if any(files.values()):
+            self._check_files(files, train, evaluate, predict)
+
+    def _sources_in_words(self) -> str:
+        return ", ".join(f"--{name}" for name in self.sources)
+
+    def _check_files(self, files: dict[str, str | None], train: bool, evaluate: bool, predict: bool) -> None:
+        for name, file in files.items():
+            if file is None:
+                continue
+            path = Path(file)
+            if path.is_dir():
+                raise UsageError(f"--{name}: {file} is a folder. Name a file in it, or the folder with --dataset_name.")
+            if not path.is_file():
+                folder = path.parent
+                there = [each.name for each in folder.iterdir() if each.is_file()] if folder.is_dir() else []
+                missing = "" if folder.is_dir() else f" (there is no folder {folder} either)"
+                raise UsageError(f"--{name}: there is no file {file}{missing}.{nearest(path.name, there)}")
+            if path.suffix.lower() not in self.suffixes:
+                raise UsageError(f"--{name}: {file} must end in one of {', '.join(self.suffixes)}.")
+        if train and not files["train_file"]:
+            raise UsageError("--do_train needs --train_file.")
+        if self.validation_ratio is not None and files["validation_file"]:
+            raise UsageError("--validation_file and --validation_ratio both say what to evaluate on: give one.")
+        if self.validation_ratio is not None and not files["train_file"]:
+            raise UsageError("--validation_ratio holds rows out of --train_file, which is not given.")
+        if evaluate and not (self.eval_on_test or files["validation_file"] or self.validation_ratio is not None):
+            raise UsageError(
+                "evaluation (--do_eval, --eval_strategy) has no rows: add --validation_file FILE, or "
+                "--validation_ratio 0.1 to hold out a tenth of the training rows, or --eval_on_test --test_file FILE."
+            )
+        for name, asked in (("eval_on_test", self.eval_on_test), ("do_predict", predict)):
+            if asked and not files["test_file"]:
+                raise UsageError(f"--{name} needs --test_file.")

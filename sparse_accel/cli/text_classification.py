@@ -1,0 +1,61 @@
+"""Flags of scripts/text_classification.py. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparse_accel.cli.data import Data
+from sparse_accel.cli.parser import flag
+from sparse_accel.cli.training import TrainingArguments
+from sparse_accel.errors import UsageError
+
+GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
+DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+
+
+@dataclass(kw_only=True)
+class TextData(Data):
+    """Data. One of task_name, dataset_name, or files."""
+
+    sources: ClassVar[tuple[str, ...]] = ("task_name", "dataset_name")
+    suffixes: ClassVar[tuple[str, ...]] = DATA_SUFFIXES
+
+    task_name: str | None = flag(None, "GLUE task", choices=GLUE_TASKS)
+    input_column_names: tuple[str, ...] | None = flag(
+        None,
+        "text column, or two for pairs: text | sentence1,sentence2",
+        default_text="found by usual names, else the only one or two columns of text",
+    )
+    label_column_name: str | None = flag(
+        None,
+        "column of labels: whole numbers or words are classes, decimal numbers are regression, lists are multi-label",
+        default_text="label, else labels",
+    )
+    problem_type: str | None = flag(
+        None,
+        "what the labels are",
+        choices=PROBLEM_TYPES,
+        default_text="told from the labels; needed where all are decimal numbers without a fraction, such as 1.0",
+    )
+
+
+@dataclass(kw_only=True)
+class TextClassificationArguments(TextData, TrainingArguments):
+    """Arguments of scripts/text_classification.py, checked."""
+
+    def __post_init__(self) -> None:
+        if self.task_name == "imdb":  # a task of the old command
+            raise UsageError("--task_name imdb is no GLUE task: use --dataset_name imdb.")
+        super().__post_init__()
+
+    def _fill_in(self) -> None:
+        if (
+            self.dataset_name in ("glue", "nyu-mll/glue")
+            and self.dataset_config_name in GLUE_TASKS
+            and not self.task_name
+        ):
+            # A GLUE task by its address: with the task's splits and metrics.
+            self.task_name, self.dataset_name, self.dataset_config_name = self.dataset_config_name, None, None
+        super()._fill_in()
