@@ -38,7 +38,7 @@ def main() -> None:
 
     from sparse_accel import results
     from sparse_accel.console import say
-    from sparse_accel.liveness import lost_processes_named
+    from sparse_accel.distributed.heartbeat import lost_processes_named
     from sparse_accel.one_shot import apply_at_once
     from sparse_accel.tracking import trackers_ended
     from sparse_accel.training_setup import make_accelerator
@@ -65,13 +65,14 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     from sparse_accel import results, training_setup
     from sparse_accel.checkpoints import load_checkpoint, save_checkpoint
     from sparse_accel.console import say
+    from sparse_accel.distributed.launch import before_prepare
+    from sparse_accel.distributed.weights import plain_model
     from sparse_accel.evaluation import evaluate_splits
     from sparse_accel.history import History
     from sparse_accel.models import fine_tuned_head, load_classifier, load_tokenizer, sequence_limit
     from sparse_accel.optimizer import make_optimizer
     from sparse_accel.recipe_run import RecipeRun
     from sparse_accel.report import start_table
-    from sparse_accel.sharding import before_prepare, plain_model
     from sparse_accel.sparsity import sparsity_report
     from sparse_accel.tasks import load_text_classification
     from sparse_accel.tracking import sparsity_figures, start_trackers, tracker_names

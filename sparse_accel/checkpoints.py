@@ -26,11 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparse_accel.console import warn
+from sparse_accel.distributed.collectives import by_main_process
+from sparse_accel.distributed.optimizer_state import load_training_state, training_state
 from sparse_accel.errors import UsageError
 from sparse_accel.files import digest_of, free_name, put_in_place, to_disk, write_json
 from sparse_accel.model_files import save_model
-from sparse_accel.processes import by_main_process
-from sparse_accel.sharding import load_training_state, training_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

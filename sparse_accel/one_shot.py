@@ -15,13 +15,13 @@ from accelerate.utils import set_seed
 
 from sparse_accel import results, training_setup
 from sparse_accel.console import say, warn
+from sparse_accel.distributed.weights import plain_model
 from sparse_accel.errors import UsageError
 from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weights
 from sparse_accel.history import History
 from sparse_accel.models import default_head, head_of, load_classifier, load_tokenizer, sequence_limit
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.report import start_table
-from sparse_accel.sharding import plain_model
 from sparse_accel.sparsity import sparsity_report
 from sparse_accel.tasks import load_text_classification
 from sparse_accel.tracking import sparsity_figures, start_trackers

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.distributed.launch import gives_gradients
+from sparse_accel.distributed.weights import hand_back
 from sparse_accel.errors import UsageError
-from sparse_accel.losses import distillation_loss
 from sparse_accel.modifiers.base import Modifier, no_teacher
 from sparse_accel.modifiers.state import State
+from sparse_accel.nn.losses import distillation_loss
 from sparse_accel.progress import Progress
-from sparse_accel.sharding import gives_gradients, hand_back
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

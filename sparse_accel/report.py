@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sparse_accel.console import table
-from sparse_accel.environment import compilation
+from sparse_accel.distributed.environment import compilation
+from sparse_accel.distributed.launch import describe
+from sparse_accel.distributed.weights import plain_model
 from sparse_accel.errors import shortened
-from sparse_accel.layers import masks, prunable_names, quantizers
-from sparse_accel.sharding import describe, plain_model
+from sparse_accel.nn.layers import masks, prunable_names, quantizers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

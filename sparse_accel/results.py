@@ -27,11 +27,11 @@ from sparse_accel.checkpoints import (
     written_or_said,
 )
 from sparse_accel.console import print_above_bar, say, warn
+from sparse_accel.distributed.collectives import by_main_process, largest
 from sparse_accel.errors import UsageError
 from sparse_accel.files import free_name, write_json, write_text
-from sparse_accel.layers import quantized_linears
 from sparse_accel.model_files import load, save_model
-from sparse_accel.processes import by_main_process, largest
+from sparse_accel.nn.layers import quantized_linears
 from sparse_accel.report import results_table
 from sparse_accel.sparsity import sparsity_report
 

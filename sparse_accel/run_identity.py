@@ -29,7 +29,7 @@ LOCK_FILE = ".lock"
 
 def fingerprint_of_model(model: nn.Module) -> str:
     """Returns a digest of what a model computes with: its weights, and the ranges of quantizers that are on."""
-    from sparse_accel.layers import quantizers
+    from sparse_accel.nn.layers import quantizers
 
     tensors = dict(model.state_dict())
     for name, quantizer in quantizers(model).items():

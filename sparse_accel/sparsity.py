@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.layers import SparseLayer, prunable_names
-from sparse_accel.sharding import full_weight, hand_back
+from sparse_accel.distributed.weights import full_weight, hand_back
+from sparse_accel.nn.layers import SparseLayer, prunable_names
 
 # A block of an encoder is an entry of a list of blocks, so its weights have a number in their names.
 _IN_A_BLOCK = re.compile(r"\.\d+\.")

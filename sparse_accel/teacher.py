@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.cli.parser import expanded
 from sparse_accel.console import progress_bar
+from sparse_accel.distributed.collectives import by_main_process, reduce_sum
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.fingerprints import fingerprint_of_rows
-from sparse_accel.processes import by_main_process, reduce_sum
 from sparse_accel.run_identity import fingerprint_of_model
 from sparse_accel.tasks import match_names
 

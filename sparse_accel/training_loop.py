@@ -30,11 +30,11 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.console import progress_bar
+from sparse_accel.distributed.collectives import largest, reduce_sum
+from sparse_accel.distributed.launch import unused_weights_explained
+from sparse_accel.distributed.signals import stop, stop_requests
 from sparse_accel.errors import UsageError
-from sparse_accel.losses import task_loss
-from sparse_accel.processes import largest, reduce_sum
-from sparse_accel.sharding import unused_weights_explained
-from sparse_accel.stopping import stop, stop_requests
+from sparse_accel.nn.losses import task_loss
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.cli.parser import given
 from sparse_accel.console import warn
-from sparse_accel.environment import compilation
+from sparse_accel.distributed.environment import compilation
+from sparse_accel.distributed.launch import check_launch, describe, gives_gradients, launch_options
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weights
 from sparse_accel.models import head_of, load_teacher, sequence_limit
@@ -25,7 +26,6 @@ from sparse_accel.modifiers import Modifier
 from sparse_accel.optimizer import usual_rate
 from sparse_accel.recipe_run import RecipeRun, check_gradients
 from sparse_accel.run_identity import fingerprint_of_model
-from sparse_accel.sharding import check_launch, describe, gives_gradients, launch_options
 from sparse_accel.tasks import check_metric_name, tokenize
 from sparse_accel.tasks.preprocessing import tokenizer_digest
 from sparse_accel.teacher import Teacher

@@ -28,9 +28,9 @@ from transformers import (
 )
 
 from sparse_accel.export.texts import Texts
-from sparse_accel.layers import quantizers
 from sparse_accel.model_files import write_quantizers
 from sparse_accel.modifiers.quantization import QuantizationModifier
+from sparse_accel.nn.layers import quantizers
 from sparse_accel.recipe_run import RecipeRun
 
 

@@ -33,7 +33,7 @@ from sparse_accel.checkpoints import (
 from sparse_accel.errors import UsageError
 from sparse_accel.files import write_json
 from sparse_accel.history import History
-from sparse_accel.layers import masks
+from sparse_accel.nn.layers import masks
 from sparse_accel.progress import Progress
 
 RECIPE = """

@@ -10,7 +10,7 @@ import torch
 from tiny import make_bert
 from torch import Tensor
 
-from sparse_accel.fake_quantize import QuantizationFormat, fake_quantize, quantization_parameters
+from sparse_accel.nn.fake_quantize import QuantizationFormat, fake_quantize, quantization_parameters
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.zoo import RECIPES

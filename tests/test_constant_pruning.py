@@ -10,8 +10,8 @@ from loop import Session, start
 from tiny import make_albert, make_bert
 from torch import nn
 
-from sparse_accel.layers import masks, prunable_names
-from sparse_accel.modifiers.constant_pruning import SPARSE, ConstantPruningModifier
+from sparse_accel.modifiers.pruning.constant import SPARSE, ConstantPruningModifier
+from sparse_accel.nn.layers import masks, prunable_names
 from sparse_accel.recipe import RecipeError, load_recipe
 from sparse_accel.recipe_run import RecipeRun
 
@@ -73,7 +73,7 @@ def test_the_limit_is_over_all_weights_together(zeros: int, more: int) -> None:
     said: list[str] = []
     counts = {"a.weight": (zeros, 2000), "b.weight": (more, 1000)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparse_accel.modifiers.constant_pruning.warn", said.append)
+        patch.setattr("sparse_accel.modifiers.pruning.constant.warn", said.append)
         ConstantPruningModifier(params=["re:.*"])._warn_where_dense(counts)
     dense, missing = (zeros + more) / 3000 < SPARSE, zeros == 0
     assert len(said) == (1 if dense or missing else 0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparse_accel.batches import Collator
 from sparse_accel.errors import UsageError
-from sparse_accel.losses import distillation_loss, task_loss
+from sparse_accel.nn.losses import distillation_loss, task_loss
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.teacher import Teacher, label_order

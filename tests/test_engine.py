@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from sparse_accel.checkpoints import save_checkpoint
 from sparse_accel.errors import UsageError
 from sparse_accel.history import History
-from sparse_accel.layers import make_sparse, mask_outputs, masks
 from sparse_accel.modifiers import Modifier
+from sparse_accel.nn.layers import make_sparse, mask_outputs, masks
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun, check_gradients
 from sparse_accel.teacher import Teacher

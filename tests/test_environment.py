@@ -21,7 +21,7 @@ from tiny import make_bert
 
 from sparse_accel import launchers, training_setup
 from sparse_accel.cli.text_classification import TextClassificationArguments
-from sparse_accel.environment import check_environment, compilation
+from sparse_accel.distributed.environment import check_environment, compilation
 from sparse_accel.errors import UsageError
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.report import start_table
@@ -64,7 +64,7 @@ def test_what_launches_and_single_processes_have(variables: dict[str, str], monk
 
 
 def test_a_main_machine_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparse_accel.environment._SECONDS_FOR_A_NAME", 0.0)
+    monkeypatch.setattr("sparse_accel.distributed.environment._SECONDS_FOR_A_NAME", 0.0)
     for name, value in {**LAUNCH, "MASTER_ADDR": "nowhere.invalid"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=r"MASTER_ADDR=nowhere\.invalid is not a machine that can be found"):
@@ -168,7 +168,7 @@ def test_the_script_says_it_before_accelerate_is_asked(
 )
 def test_launchers_pass(launcher: list[str], tmp_path: Path) -> None:
     program = tmp_path / "program.py"
-    program.write_text("from sparse_accel.environment import check_environment\ncheck_environment()\n")
+    program.write_text("from sparse_accel.distributed.environment import check_environment\ncheck_environment()\n")
     command = [sys.executable, "-m", *launcher, str(program)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -25,7 +25,7 @@ from sparse_accel.export.lower import lower
 from sparse_accel.export.opset import check_opset, lower_opset
 from sparse_accel.export.proof import prove
 from sparse_accel.export.trace import trace
-from sparse_accel.layers import quantizers, sparse_layers
+from sparse_accel.nn.layers import quantizers, sparse_layers
 
 FORMS = [("qdq", 18), ("qdq", 13), ("integer", 14)]
 
@@ -155,7 +155,7 @@ def test_reduce_range_gives_activations_seven_bits(tmp_path: Path) -> None:
 
 
 def test_weights_with_a_scale_for_each_row(tmp_path: Path) -> None:
-    from sparse_accel.fake_quantize import FakeQuantize, QuantizationFormat
+    from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationFormat
 
     model = ARCHITECTURES["bert"]()
     vary(model)
@@ -321,7 +321,7 @@ def test_another_models_weights_are_seen(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_exported_is_named() -> None:
-    from sparse_accel.fake_quantize import FakeQuantize, QuantizationFormat
+    from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationFormat
 
     model = ARCHITECTURES["bert"]()
     quantize(model)

@@ -20,8 +20,8 @@ from sparse_accel.errors import UsageError
 from sparse_accel.export.lower import lower
 from sparse_accel.export.proof import prove
 from sparse_accel.export.trace import trace
-from sparse_accel.fake_quantize import FakeQuantize, QuantizationFormat
-from sparse_accel.layers import SparseConv1d, export_obstacles, quantizers
+from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationFormat
+from sparse_accel.nn.layers import SparseConv1d, export_obstacles, quantizers
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
 

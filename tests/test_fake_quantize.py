@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from torch import Tensor, nn
 
-from sparse_accel.fake_quantize import (
+from sparse_accel.nn.fake_quantize import (
     FakeQuantize,
     QuantizationFormat,
     RangeTable,
@@ -21,7 +21,7 @@ from sparse_accel.fake_quantize import (
     moving_average,
     quantization_parameters,
 )
-from sparse_accel.layers import SparseEmbedding, make_sparse
+from sparse_accel.nn.layers import SparseEmbedding, make_sparse
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "fake_quantize.json").read_text())
 INPUTS = [torch.tensor(batch) for batch in GOLDEN["inputs"]]

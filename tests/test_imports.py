@@ -10,7 +10,9 @@ import pytest
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "pandas", "sklearn")
 
 
-@pytest.mark.parametrize("module", ["sparse_accel", "modifiers", "recipe", "cli.text_classification", "tracking", "zoo", "progress"])
+@pytest.mark.parametrize(
+    "module", ["sparse_accel", "modifiers", "recipe", "cli.text_classification", "tracking", "zoo", "progress"]
+)
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     name = module if module == "sparse_accel" else f"sparse_accel.{module}"
     code = f"import sys, {name}; print(*[name for name in {HEAVY} if name in sys.modules])"

@@ -15,10 +15,11 @@ from layouts import launcher
 from script_fixtures import Tiny, start, wait
 from tiny import make_albert, make_bert, make_distilbert, make_roberta
 
-from sparse_accel import liveness
+from sparse_accel.distributed import heartbeat as liveness
+from sparse_accel.distributed.heartbeat import Heartbeat, lost_processes_named
+from sparse_accel.distributed.launch import _block_classes, before_prepare, check_launch
+from sparse_accel.distributed.optimizer_state import load_scaler_state, scaler_state
 from sparse_accel.errors import UsageError
-from sparse_accel.liveness import Heartbeat, lost_processes_named
-from sparse_accel.sharding import _block_classes, before_prepare, check_launch, load_scaler_state, scaler_state
 
 pytest_plugins = ["script_fixtures"]
 
@@ -151,8 +152,8 @@ def test_no_thread_outlives_the_run(fast: None, monkeypatch: pytest.MonkeyPatch)
             time.sleep(0.05)
             return super().add(key, amount)
 
-    monkeypatch.setattr("sparse_accel.processes.open_store", SlowStore)
-    monkeypatch.setattr("sparse_accel.processes.rank_and_size", lambda: (0, 2))
+    monkeypatch.setattr("sparse_accel.distributed.collectives.open_store", SlowStore)
+    monkeypatch.setattr("sparse_accel.distributed.collectives.rank_and_size", lambda: (0, 2))
     with lost_processes_named():
         time.sleep(0.1)
     assert "heartbeat" not in [thread.name for thread in threading.enumerate()]
@@ -207,8 +208,8 @@ def test_whose_count_stands_still_is_gone(fast: None) -> None:
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_failed_operation_names_the_process(fast: None, monkeypatch: pytest.MonkeyPatch, gone: bool) -> None:
     store = Store()
-    monkeypatch.setattr("sparse_accel.processes.open_store", lambda: store)
-    monkeypatch.setattr("sparse_accel.processes.rank_and_size", lambda: (0, 2))
+    monkeypatch.setattr("sparse_accel.distributed.collectives.open_store", lambda: store)
+    monkeypatch.setattr("sparse_accel.distributed.collectives.rank_and_size", lambda: (0, 2))
     monkeypatch.setattr("signal.signal", lambda *_: None)
     stop = threading.Event()
 
@@ -229,7 +230,7 @@ def test_a_failed_operation_names_the_process(fast: None, monkeypatch: pytest.Mo
 
 
 def test_other_errors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparse_accel.processes.open_store", Store)
-    monkeypatch.setattr("sparse_accel.processes.rank_and_size", lambda: (0, 2))
+    monkeypatch.setattr("sparse_accel.distributed.collectives.open_store", Store)
+    monkeypatch.setattr("sparse_accel.distributed.collectives.rank_and_size", lambda: (0, 2))
     with pytest.raises(ValueError, match="of ours"), lost_processes_named():
         raise ValueError("a fault of ours")

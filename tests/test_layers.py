@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tiny import make_albert, make_bert, make_distilbert, make_roberta, make_rows
 from torch import Tensor, nn
 
-from sparse_accel.layers import (
+from sparse_accel.nn.layers import (
     SparseLinear,
     make_sparse,
     maskable_layers,

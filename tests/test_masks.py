@@ -12,16 +12,9 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from sparse_accel.masks import (
-    MaskType,
-    constant_mask,
-    global_magnitude_masks,
-    magnitude_mask,
-    mask_bits,
-    masked,
-    scheduled_sparsity,
-    sparsity_of,
-)
+from sparse_accel.modifiers.pruning.gradual import scheduled_sparsity
+from sparse_accel.nn.cpu_kernels import mask_bits
+from sparse_accel.nn.masks import MaskType, constant_mask, global_magnitude_masks, magnitude_mask, masked, sparsity_of
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "masks.json").read_text())
 WEIGHT, SECOND, TIED = (torch.tensor(GOLDEN[name]) for name in ("w", "w2", "tie"))

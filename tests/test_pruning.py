@@ -11,9 +11,8 @@ from tiny import make_albert, make_bert, make_rows
 from torch import Tensor, nn
 
 from sparse_accel.errors import UsageError
-from sparse_accel.layers import SparseLayer, masks, prunable_names, sparse_layers
-from sparse_accel.masks import scheduled_sparsity
-from sparse_accel.modifiers.pruning import update_due
+from sparse_accel.modifiers.pruning.gradual import scheduled_sparsity, update_due
+from sparse_accel.nn.layers import SparseLayer, masks, prunable_names, sparse_layers
 from sparse_accel.progress import Progress
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun

@@ -12,7 +12,7 @@ from script_fixtures import RECIPE, Outcome, Tiny, history, read_json, run, run_
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import sparse_accel
-from sparse_accel import layers
+from sparse_accel.nn import layers
 from sparse_accel.recipe import load_recipe
 
 pytest_plugins = ["script_fixtures"]

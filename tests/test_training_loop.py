@@ -15,8 +15,8 @@ from torch import nn
 
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.errors import UsageError
-from sparse_accel.losses import task_loss
 from sparse_accel.modifiers.base import Modifier
+from sparse_accel.nn.losses import task_loss
 from sparse_accel.training_loop import Schedule, predict, train
 
 RANGE = "modifiers:\n  - !EpochRangeModifier {end_epoch: 2}"

@@ -14,7 +14,7 @@ from tiny import make_bert, make_rows, make_tokenizer
 
 from sparse_accel.checkpoints import checkpoints_in, load_checkpoint, save_checkpoint
 from sparse_accel.history import History
-from sparse_accel.layers import masks, quantized_linears
+from sparse_accel.nn.layers import masks, quantized_linears
 from sparse_accel.recipe import Recipe, load_recipe
 from sparse_accel.sparsity import sparsity_report
 from sparse_accel.teacher import Teacher

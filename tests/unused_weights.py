@@ -13,10 +13,10 @@ from tiny import make_bert, make_rows, make_tokenizer
 from torch import nn
 
 from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
+from sparse_accel.distributed.launch import launch_options
 from sparse_accel.main import run_main
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
-from sparse_accel.sharding import launch_options
 from sparse_accel.training_loop import Schedule, train
 
 RECIPE = "modifiers:\n  - !EpochRangeModifier {end_epoch: 1}\n  - !QuantizationModifier {submodules: [bert]}"

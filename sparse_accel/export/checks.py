@@ -21,8 +21,8 @@ from torch import nn
 from sparse_accel.errors import UsageError
 from sparse_accel.export.lower import OFFSET, active, plain
 from sparse_accel.export.opset import check_opset
-from sparse_accel.fake_quantize import FakeQuantize
-from sparse_accel.layers import SparseLayer
+from sparse_accel.nn.fake_quantize import FakeQuantize
+from sparse_accel.nn.layers import SparseLayer
 
 # The kernels that onnxruntime multiplies integers with; anything else works on floats.
 INTEGER_KERNELS = (

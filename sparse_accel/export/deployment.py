@@ -26,8 +26,8 @@ from sparse_accel.export.texts import find_texts
 from sparse_accel.export.trace import NATIVE_OPSET, trace
 from sparse_accel.files import write_json, write_text
 from sparse_accel.fingerprints import fingerprint_of_weights
-from sparse_accel.layers import quantized_linears, quantizers
 from sparse_accel.models import load_for_export
+from sparse_accel.nn.layers import quantized_linears, quantizers
 
 if TYPE_CHECKING:
     from sparse_accel.cli.export import ExportArguments

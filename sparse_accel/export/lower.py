@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.export.trace import DOMAIN
-from sparse_accel.fake_quantize import FakeQuantize
-from sparse_accel.layers import export_obstacles
+from sparse_accel.nn.fake_quantize import FakeQuantize
+from sparse_accel.nn.layers import export_obstacles
 
 FORMATS = ("qdq", "integer")
 # How a signed weight is stored: as it is, or moved to unsigned with 128 as its zero.

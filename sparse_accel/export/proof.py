@@ -14,7 +14,7 @@ from sparse_accel.export import measure
 from sparse_accel.export.checks import Check, check_file, check_kernels, check_weights
 from sparse_accel.export.fidelity import Fidelity, check_fidelity, compare
 from sparse_accel.export.texts import Texts
-from sparse_accel.layers import quantizers
+from sparse_accel.nn.layers import quantizers
 from sparse_accel.recipe_run import problem_type_of
 
 _MARKS = {True: "pass", False: "FAIL", None: "not checked"}

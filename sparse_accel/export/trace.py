@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.errors import UsageError
-from sparse_accel.layers import SparseEmbedding, SparseLinear
+from sparse_accel.nn.layers import SparseEmbedding, SparseLinear
 
 # The domain of the placeholders; `lower.py` leaves none of them.
 DOMAIN = "sparse_accel"

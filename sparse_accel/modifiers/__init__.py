@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sparse_accel.modifiers.base import FieldError, Modifier
-from sparse_accel.modifiers.constant_pruning import ConstantPruningModifier
 from sparse_accel.modifiers.distillation import DistillationModifier
 from sparse_accel.modifiers.epoch_range import EpochRangeModifier
 from sparse_accel.modifiers.learning_rate import (
@@ -11,7 +10,8 @@ from sparse_accel.modifiers.learning_rate import (
     LearningRateModifier,
     SetLearningRateModifier,
 )
-from sparse_accel.modifiers.pruning import MagnitudePruningModifier
+from sparse_accel.modifiers.pruning.constant import ConstantPruningModifier
+from sparse_accel.modifiers.pruning.magnitude import MagnitudePruningModifier
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.modifiers.trainable_params import TrainableParamsModifier
 from sparse_accel.modifiers.weight_decay import SetWeightDecayModifier

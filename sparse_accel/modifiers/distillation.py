@@ -1,4 +1,4 @@
-"""Distillation: the student follows a teacher's outputs. The loss is a pure function in `sparse_accel.losses`."""
+"""Distillation: the student follows a teacher's outputs. The loss is a pure function in `sparse_accel.nn.losses`."""
 
 from __future__ import annotations
 

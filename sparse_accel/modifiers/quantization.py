@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from sparse_accel.fake_quantize import FakeQuantize
     from sparse_accel.modifiers.state import State
+    from sparse_accel.nn.fake_quantize import FakeQuantize
     from sparse_accel.progress import Progress
 
 
@@ -124,7 +124,7 @@ class QuantizationModifier(Modifier):
     def attach(self, state: State) -> None:
         import torch
 
-        from sparse_accel.layers import export_obstacles
+        from sparse_accel.nn.layers import export_obstacles
 
         model = state.model
         modules = dict(model.named_modules())
@@ -158,8 +158,8 @@ class QuantizationModifier(Modifier):
         """Puts the quantizers of one layer in place, off. Layers of other kinds are left as they are."""
         from torch import nn
 
-        from sparse_accel.fake_quantize import FakeQuantize, QuantizationFormat
-        from sparse_accel.layers import make_sparse, plain_class_name
+        from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationFormat
+        from sparse_accel.nn.layers import make_sparse, plain_class_name
 
         kind = plain_class_name(module)
         if kind not in ("Linear", "Embedding", "Conv1d", "Conv2d") or kind in self.exclude_module_types:
@@ -183,7 +183,7 @@ class QuantizationModifier(Modifier):
                 self._quantizers.append(quantizer)
 
     def bind(self, state: State) -> None:
-        from sparse_accel.fake_quantize import RangeTable
+        from sparse_accel.nn.fake_quantize import RangeTable
 
         self._ranges = RangeTable(self._quantizers)
 

@@ -53,7 +53,7 @@ class TrainableParamsModifier(Modifier):
         return events
 
     def attach(self, state: State) -> None:
-        from sparse_accel.layers import prunable_names
+        from sparse_accel.nn.layers import prunable_names
 
         parameters = dict(state.model.named_parameters())
         strict = self.params_strict

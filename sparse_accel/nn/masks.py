@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from sparse_accel.nn.cpu_kernels import MaskedOnCpu
 
 MaskType = str | Sequence[int]
 
@@ -98,26 +99,7 @@ def masked(weight: Tensor, mask: Tensor, bits: Tensor | None = None) -> Tensor:
     """
     if bits is None:
         return torch.where(mask, weight, 0.0)
-    return _MaskedOnCpu.apply(weight, bits)
-
-
-def mask_bits(mask: Tensor) -> Tensor:
-    """Returns int32 of the mask's shape: all bits set where the mask is True, none where it is False."""
-    return mask.to(torch.int32).neg_()
-
-
-class _MaskedOnCpu(torch.autograd.Function):
-    """Clears the bits of masked numbers, in the forward and in the backward."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, bits: Tensor) -> Tensor:
-        ctx.save_for_backward(bits)
-        return (weight.view(torch.int32) & bits).view(torch.float32)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (bits,) = ctx.saved_tensors
-        return (gradients[0].contiguous().view(torch.int32) & bits).view(torch.float32), None
+    return MaskedOnCpu.apply(weight, bits)
 
 
 def constant_mask(weight: Tensor) -> Tensor:
@@ -128,18 +110,6 @@ def constant_mask(weight: Tensor) -> Tensor:
 def sparsity_of(weight: Tensor) -> float:
     """Returns the share of exact zeros."""
     return int((weight == 0).sum()) / weight.numel() if weight.numel() else 0.0
-
-
-def scheduled_sparsity(fraction: float, initial: float, final: float, function: str) -> float:
-    """Returns the sparsity at a `fraction` (0 to 1) of the pruning range.
-
-    `cubic` is Zhu & Gupta 2017 (arXiv 1710.01878), eq. 1: fast at first, slow near the end; `inverse_cubic` its mirror.
-    """
-    x = min(max(fraction, 0.0), 1.0)
-    if x == 1.0:
-        return final  # to the last digit: counts are rounded from it
-    shape = {"linear": x, "cubic": 1 - (1 - x) ** 3, "inverse_cubic": 1 - (1 - x) ** (1 / 3)}[function]
-    return initial + shape * (final - initial)
 
 
 def _block_scores(weight: Tensor, block: tuple[int, int]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from sparse_accel.console import warn
 from sparse_accel.errors import listed
 from sparse_accel.modifiers.parameter_names import ALL_PRUNABLE
-from sparse_accel.modifiers.pruning import PruningModifier, short
+from sparse_accel.modifiers.pruning.base import PruningModifier, short
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ class ConstantPruningModifier(PruningModifier):
             self._lift_masks()
 
     def _take_masks(self) -> None:
-        from sparse_accel.masks import constant_mask
+        from sparse_accel.nn.masks import constant_mask
 
         zeros = {}
         for name in self._layers:

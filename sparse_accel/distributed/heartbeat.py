@@ -106,8 +106,8 @@ def lost_processes_named() -> Iterator[None]:
     Raises:
         UsageError: names the processes.
     """
-    from sparse_accel.processes import open_store, rank_and_size
-    from sparse_accel.stopping import REQUESTS
+    from sparse_accel.distributed.collectives import open_store, rank_and_size
+    from sparse_accel.distributed.signals import REQUESTS
 
     store = open_store()
     if store is None:

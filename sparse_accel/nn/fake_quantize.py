@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.nn.cpu_kernels import FakeQuantizeOnCpu
+
 # The scale of a constant tensor would be 0: the smallest that float32 tells apart from 1 stands in.
 _SMALLEST_SCALE = torch.finfo(torch.float32).eps
 
@@ -88,7 +90,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, form: Quantizati
         return _fake_quantize_in_a_graph(x.float(), scale, zero_point, form)
     if form.channel_axis is None:
         if x.device.type == "cpu":
-            return _FakeQuantizeOnCpu.apply(x.float(), scale, zero_point, lowest, highest)
+            return FakeQuantizeOnCpu.apply(x.float(), scale, zero_point, lowest, highest)
         return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, lowest, highest)
     return torch.fake_quantize_per_channel_affine(x.float(), scale, zero_point, form.channel_axis, lowest, highest)
 
@@ -104,24 +106,6 @@ def _fake_quantize_in_a_graph(x: Tensor, scale: Tensor, zero_point: Tensor, form
     value = (integers.clamp(lowest, highest) - zero_point) * scale
     through = torch.where((integers >= lowest) & (integers <= highest), x, 0.0)
     return value + (through - through.detach())  # adds 0, and the gradient
-
-
-class _FakeQuantizeOnCpu(torch.autograd.Function):
-    """What torch.fake_quantize_per_tensor_affine computes, bit for bit, from vectorized operations: a fifth of its time
-    on a CPU, where its kernel works number by number. A GPU has no such gap, and would have to wait for `item()`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest: int) -> Tensor:
-        zero = int(zero_point.item())
-        rounded = (x * (1.0 / scale)).round_()
-        ctx.save_for_backward(rounded)
-        ctx.outside = (lowest - zero - 1, highest - zero + 1)
-        return rounded.clamp(lowest - zero, highest - zero).mul_(scale)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (rounded,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(gradients[0], rounded, *ctx.outside), None, None, None, None
 
 
 # --- the module -------------------------------------------------------------------------------------------------------
@@ -183,7 +167,7 @@ class FakeQuantize(nn.Module):
         torch.minimum(self.seen_minimum, minimum, out=self.seen_minimum)
         torch.maximum(self.seen_maximum, maximum, out=self.seen_maximum)
         if not (self.ready or self.calibrating):
-            from sparse_accel.processes import reduce_extrema
+            from sparse_accel.distributed.collectives import reduce_extrema
 
             self.set_range(*reduce_extrema(minimum, maximum))
 
@@ -246,7 +230,7 @@ class RangeTable:
 
         The first step's extremes are the range; a quantizer that saw nothing keeps its own.
         """
-        from sparse_accel.processes import reduce_extrema
+        from sparse_accel.distributed.collectives import reduce_extrema
 
         minimum, maximum = reduce_extrema(self.seen_minimum, self.seen_maximum)
         seen = minimum <= maximum

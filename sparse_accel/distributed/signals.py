@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sparse_accel.distributed.collectives import largest, rank_and_size, world_size
 from sparse_accel.errors import Stopped
-from sparse_accel.processes import largest, rank_and_size, world_size
 
 REQUESTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 # A launcher passes Ctrl-C on to processes that the terminal has told already: one request, not an impatient one.

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_accel.fake_quantize import FakeQuantize
-from sparse_accel.masks import mask_bits, masked
+from sparse_accel.nn.cpu_kernels import mask_bits
+from sparse_accel.nn.fake_quantize import FakeQuantize
+from sparse_accel.nn.masks import masked
 
 
 class SparseLayer(nn.Module):

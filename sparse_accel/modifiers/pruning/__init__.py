@@ -1,0 +1,1 @@
+"""Pruning: which weights are held at zero, and from when."""
