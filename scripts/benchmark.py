@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sparse_accel.batches import Collator, GlobalBatchSampler
 from sparse_accel.checkpoints import save_checkpoint
 from sparse_accel.cli.parser import expand_paths
+from sparse_accel.data.batches import Collator, GlobalBatchSampler
 from sparse_accel.distributed.collectives import by_main_process, largest
 from sparse_accel.distributed.launch import before_prepare, check_launch, describe, launch_options
 from sparse_accel.history import History

@@ -15,10 +15,10 @@ import os
 import shlex
 import sys
 
-from sparse_accel.addresses import GLUE_ID, dataset_address, load_recipe, local_folder, model_address
 from sparse_accel.cli.parser import parse_arguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError, listed
+from sparse_accel.hub import GLUE_ID, dataset_address, load_recipe, local_folder, model_address
 from sparse_accel.main import run_main
 
 

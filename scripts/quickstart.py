@@ -176,7 +176,7 @@ def ask_for_sentences() -> list[str]:
 def summarize(
     dense: dict[str, Any], sparse: dict[str, Any], start: dict[str, Any], held_out: int, seconds: dict[str, float]
 ) -> dict[str, Any]:
-    from sparse_accel.tasks.metrics import wilson_interval
+    from sparse_accel.tasks.text_classification.metrics import wilson_interval
 
     return {
         "dense_accuracy": dense["eval_accuracy"],

@@ -17,9 +17,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparse_accel.addresses import load_recipe
 from sparse_accel.cli.parser import parse_arguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
+from sparse_accel.hub import load_recipe
 from sparse_accel.main import run_main
 from sparse_accel.recipe import Recipe
 from sparse_accel.tracking import require_trackers

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparse_accel.addresses import load_recipe
     from sparse_accel.export.archive import expand
+    from sparse_accel.hub import load_recipe
     from sparse_accel.model_files import load
     from sparse_accel.recipe_run import RecipeRun
     from sparse_accel.teacher import Teacher

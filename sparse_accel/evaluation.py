@@ -22,8 +22,8 @@ from sparse_accel.training_setup import evaluation_loader
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from sparse_accel.batches import Collator
     from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.data.batches import Collator
     from sparse_accel.tasks import TextClassificationData
 
 

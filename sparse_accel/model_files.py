@@ -18,15 +18,15 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from sparse_accel.addresses import model_address
 from sparse_accel.console import warn
 from sparse_accel.distributed.collectives import by_main_process
 from sparse_accel.distributed.weights import full_state_dict, plain_model
 from sparse_accel.errors import UsageError, listed, shown
 from sparse_accel.files import write_text
+from sparse_accel.hub import model_address
 from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationFormat
 from sparse_accel.nn.layers import make_sparse, masks, quantizers
-from sparse_accel.tasks.labels import REGRESSION, Head, are_unnamed
+from sparse_accel.tasks.label_names import REGRESSION, Head, are_unnamed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

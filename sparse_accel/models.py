@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
-from sparse_accel.addresses import hub_complaint, model_address, out_of_reach
 from sparse_accel.console import warn
 from sparse_accel.errors import UsageError, first_line
 from sparse_accel.files import lfs_pointer_error
+from sparse_accel.hub import hub_complaint, model_address, out_of_reach
 from sparse_accel.model_files import QUANTIZATION_FILE, head_in, load, read_classifier, set_labels
 from sparse_accel.nn.layers import quantized_linears
 from sparse_accel.tasks import Head, taken_by_position

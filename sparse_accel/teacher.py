@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.cli.parser import expanded
 from sparse_accel.console import progress_bar
+from sparse_accel.data.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.distributed.collectives import by_main_process, reduce_sum
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.fingerprints import fingerprint_of_rows

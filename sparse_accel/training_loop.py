@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
-    from sparse_accel.batches import GlobalBatchSampler
+    from sparse_accel.data.batches import GlobalBatchSampler
     from sparse_accel.recipe_run import RecipeRun
 
 # A step that the fp16 scaler skips is tried again at half the loss scale; from 65536 this reaches 1 in 16 tries.

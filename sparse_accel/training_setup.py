@@ -14,9 +14,10 @@ from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.cli.parser import given
 from sparse_accel.console import warn
+from sparse_accel.data.batches import Collator, GlobalBatchSampler, make_loader
+from sparse_accel.data.tokenizing import tokenizer_digest
 from sparse_accel.distributed.environment import compilation
 from sparse_accel.distributed.launch import check_launch, describe, gives_gradients, launch_options
 from sparse_accel.errors import UsageError, listed
@@ -26,8 +27,8 @@ from sparse_accel.modifiers import Modifier
 from sparse_accel.optimizer import usual_rate
 from sparse_accel.recipe_run import RecipeRun, check_gradients
 from sparse_accel.run_identity import fingerprint_of_model
-from sparse_accel.tasks import check_metric_name, tokenize
-from sparse_accel.tasks.preprocessing import tokenizer_digest
+from sparse_accel.tasks import check_metric_name
+from sparse_accel.tasks.text_classification.encoding import tokenize_texts
 from sparse_accel.teacher import Teacher
 from sparse_accel.tracking import logging_folder
 from sparse_accel.training_loop import Schedule
@@ -289,7 +290,7 @@ def tokenize_rows(
         UsageError: the rows hold tokens that the model, which is to read them, has no embedding for.
     """
     with accelerator.main_process_first():
-        found = tokenize(
+        found = tokenize_texts(
             data,
             tokenizer,
             limit,

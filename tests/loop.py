@@ -15,7 +15,7 @@ from datasets import Dataset
 from tiny import make_bert, make_rows, make_tokenizer
 from torch import Tensor, nn
 
-from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
+from sparse_accel.data.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.distributed.launch import launch_options
 from sparse_accel.nn.layers import quantizers
 from sparse_accel.optimizer import parameter_groups

@@ -10,8 +10,8 @@ import pytest
 import torch
 from script_fixtures import Tiny, make_model, run, weights
 
-from sparse_accel.addresses import MODELS, dataset_address, model_address, out_of_reach
 from sparse_accel.errors import UsageError
+from sparse_accel.hub import MODELS, dataset_address, model_address, out_of_reach
 
 pytest_plugins = ["script_fixtures"]
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from tiny import make_rows, make_tokenizer
 
-from sparse_accel.batches import Collator, GlobalBatchSampler, Rows, make_loader, split_rows
+from sparse_accel.data.batches import Collator, GlobalBatchSampler, Rows, make_loader, split_rows
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=300)
 SIZES = st.integers(1, 9)

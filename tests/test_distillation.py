@@ -15,7 +15,7 @@ from datasets import Dataset
 from tiny import make_bert, make_rows, make_tokenizer
 from torch import Tensor, nn
 
-from sparse_accel.batches import Collator
+from sparse_accel.data.batches import Collator
 from sparse_accel.errors import UsageError
 from sparse_accel.nn.losses import distillation_loss, task_loss
 from sparse_accel.recipe import load_recipe

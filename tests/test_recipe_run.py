@@ -10,7 +10,7 @@ from test_pruning import magnitude
 from tiny import make_bert, make_roberta, make_rows, make_tokenizer
 from torch import nn
 
-from sparse_accel.batches import Collator
+from sparse_accel.data.batches import Collator
 from sparse_accel.errors import UsageError
 from sparse_accel.modifiers import Modifier
 from sparse_accel.nn.layers import masks, quantized_linears

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparse_accel.data.columns import find_text_columns
+from sparse_accel.data.reading import Rows
+from sparse_accel.data.tables import FileTable
 from sparse_accel.errors import UsageError
-from sparse_accel.tasks.columns import find_text_columns
-from sparse_accel.tasks.reading import Rows
-from sparse_accel.tasks.tables import FileTable
 
 LABELS = [0, 1, 1, 0, 1, 0, 0, 1]
 

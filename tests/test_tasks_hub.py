@@ -16,8 +16,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from script_fixtures import RECIPE, ROOT, make_model, read_json
 from stand_in_hub import StandInHub
 
-from sparse_accel.addresses import DATASETS, MODELS
-from sparse_accel.tasks.glue import GLUE
+from sparse_accel.hub import DATASETS, MODELS
+from sparse_accel.tasks.text_classification.glue import GLUE
 
 ROTTEN_TOMATOES = "cornell-movie-review-data/rotten_tomatoes"
 

@@ -14,13 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_tasks_files import load, refusal, write
 
+from sparse_accel.data.reading import Rows
+from sparse_accel.data.splitting import draw, hold_out
+from sparse_accel.data.tables import FileTable
+from sparse_accel.data.tokenizing import digest_of_rows
 from sparse_accel.errors import UsageError
 from sparse_accel.tasks import Head, TextClassificationData, compute_metrics, match_names
-from sparse_accel.tasks.label_reading import LabelReader
-from sparse_accel.tasks.labels import LabelColumn, are_indicators, are_unpublished, name_order
-from sparse_accel.tasks.reading import Rows
-from sparse_accel.tasks.splitting import draw, hold_out
-from sparse_accel.tasks.tables import FileTable
+from sparse_accel.tasks.label_names import name_order
+from sparse_accel.tasks.text_classification.label_reading import LabelReader
+from sparse_accel.tasks.text_classification.labels import LabelColumn, are_indicators, are_unpublished
 
 SINGLE, REGRESSION, MULTI = "single_label_classification", "regression", "multi_label_classification"
 
@@ -550,7 +552,11 @@ def test_subset_is_not_the_first_rows_of_data_sorted_by_label(tmp_path: Path) ->
     assert set(data.splits["train"]["label"][:]) == {"neg", "pos"}
     again = load(**flags, max_train_samples=20, max_eval_samples=10)
     other = load(**flags, max_train_samples=20, max_eval_samples=10, seed=7)
-    assert data.digest("train") == again.digest("train") != other.digest("train")
+    assert (
+        digest_of_rows(data.splits["train"])
+        == digest_of_rows(again.splits["train"])
+        != digest_of_rows(other.splits["train"])
+    )
 
 
 def test_label_names_are_those_of_all_rows(tmp_path: Path) -> None:
@@ -567,7 +573,7 @@ def test_validation_ratio(tmp_path: Path) -> None:
     assert data.sources["validation"] == f"{file} (20 rows held out)"
     evaluated = load(["a", "b"], train_file=file, do_eval=True, validation_ratio=0.2)
     assert list(evaluated.splits) == ["validation"]
-    assert evaluated.digest("validation") == data.digest("validation")
+    assert digest_of_rows(evaluated.splits["validation"]) == digest_of_rows(data.splits["validation"])
     tiny = write(tmp_path / "tiny.csv", rows_of(["a", "b"]))
     message = refusal(train_file=tiny, do_train=True, do_eval=True, validation_ratio=0.1)
     assert "leaves 2 to train on and 0 to evaluate on" in message
@@ -581,5 +587,7 @@ def test_eval_on_test_measures_on_the_test_rows(tmp_path: Path) -> None:
 
 
 def test_digest_sees_texts_labels_and_order(of: Callable[..., TextClassificationData]) -> None:
-    digests = [of(labels).digest("train") for labels in (["a", "b"], ["b", "a"], ["a", "c"], ["a", "b"])]
+    digests = [
+        digest_of_rows(of(labels).splits["train"]) for labels in (["a", "b"], ["b", "a"], ["a", "c"], ["a", "b"])
+    ]
     assert digests[0] == digests[3] and len(set(digests)) == 3

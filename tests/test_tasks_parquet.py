@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from test_tasks_files import load, refusal
 from test_tasks_reading import any_texts
 
+from sparse_accel.data.tables import DatasetTable, read_table
 from sparse_accel.errors import UsageError
-from sparse_accel.tasks.tables import DatasetTable, read_table
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,9 @@ from test_tasks_files import load, write
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from sparse_accel.tasks import TextClassificationData, preprocessing, tokenize
+from sparse_accel.data import tokenizing
+from sparse_accel.tasks import TextClassificationData
+from sparse_accel.tasks.text_classification.encoding import tokenize_texts
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d"]
 
@@ -37,7 +39,7 @@ def data(tmp_path: Path) -> TextClassificationData:
 
 
 def test_tokens_and_labels(data: TextClassificationData) -> None:
-    splits = tokenize(data, make_tokenizer(), max_seq_length=6)
+    splits = tokenize_texts(data, make_tokenizer(), max_seq_length=6)
     train = splits["train"]
     assert set(train.column_names) == {"input_ids", "token_type_ids", "attention_mask", "labels"}
     assert train["input_ids"][:] == [[2, 4, 5, 3], [2, 6, 3], [2, 4, 5, 6, 7, 3]]
@@ -47,26 +49,24 @@ def test_tokens_and_labels(data: TextClassificationData) -> None:
 
 
 def test_labels_follow_the_order_of_names(data: TextClassificationData) -> None:
-    tokenize(data, make_tokenizer(), max_seq_length=6)
+    tokenize_texts(data, make_tokenizer(), max_seq_length=6)
     turned = dataclasses.replace(data, label_names=data.label_names[::-1])
-    assert tokenize(turned, make_tokenizer(), max_seq_length=6)["train"]["labels"][:] == [0, 1, 0]
+    assert tokenize_texts(turned, make_tokenizer(), max_seq_length=6)["train"]["labels"][:] == [0, 1, 0]
 
 
 def test_only_the_inputs_that_the_tokenizer_makes(data: TextClassificationData) -> None:
     tokenizer = make_tokenizer(model_input_names=["input_ids", "attention_mask"])
-    assert "token_type_ids" not in tokenize(data, tokenizer, max_seq_length=6)["train"].column_names
+    assert "token_type_ids" not in tokenize_texts(data, tokenizer, max_seq_length=6)["train"].column_names
 
 
-def test_padding_and_the_limit_of_the_model(data: TextClassificationData) -> None:
-    padded = tokenize(data, make_tokenizer(), max_seq_length=6, pad_to_max_length=True)["train"]
-    assert padded["input_ids"][1] == [2, 6, 3, 0, 0, 0] and padded["attention_mask"][1] == [1, 1, 1, 0, 0, 0]
-    assert max(map(len, tokenize(data, make_tokenizer(), max_seq_length=512)["train"]["input_ids"])) == 16
+def test_the_limit_of_the_model(data: TextClassificationData) -> None:
+    assert max(map(len, tokenize_texts(data, make_tokenizer(), max_seq_length=512)["train"]["input_ids"])) == 16
 
 
 def test_pairs_are_one_row_of_two_segments(tmp_path: Path) -> None:
     rows = [{"sentence1": "a", "sentence2": "b c", "label": 0.5}, {"sentence1": "d", "sentence2": "a", "label": 2.25}]
     pairs = load(train_file=write(tmp_path / "train.jsonl", rows), do_train=True, cache_dir=str(tmp_path))
-    train = tokenize(pairs, make_tokenizer(), max_seq_length=16)["train"]
+    train = tokenize_texts(pairs, make_tokenizer(), max_seq_length=16)["train"]
     assert train["input_ids"][0] == [2, 4, 3, 5, 6, 3]
     assert train["labels"][:] == [0.5, 2.25]
 
@@ -74,15 +74,19 @@ def test_pairs_are_one_row_of_two_segments(tmp_path: Path) -> None:
 def test_multi_label_rows_become_indicators(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": ["y", "x"]}, {"text": "b", "label": []}, {"text": "c", "label": ["z"]}]
     multi = load(train_file=write(tmp_path / "train.jsonl", rows), do_train=True, cache_dir=str(tmp_path))
-    assert tokenize(multi, make_tokenizer(), 8)["train"]["labels"][:] == [[1.0, 1.0, 0.0], [0.0] * 3, [0.0, 0.0, 1.0]]
+    assert tokenize_texts(multi, make_tokenizer(), 8)["train"]["labels"][:] == [
+        [1.0, 1.0, 0.0],
+        [0.0] * 3,
+        [0.0, 0.0, 1.0],
+    ]
 
 
 def test_several_processes_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preprocessing, "ROWS_PER_PROCESS", 50)
+    monkeypatch.setattr(tokenizing, "ROWS_PER_PROCESS", 50)
     words = [*WORDS, *(f"w{row}" for row in range(150))]
     rows = [{"text": f"w{row}", "label": row % 2} for row in range(150)]
     many = load(train_file=write(tmp_path / "train.csv", rows), do_train=True, cache_dir=str(tmp_path))
-    train = tokenize(many, make_tokenizer(words), 8, num_workers=3)["train"]
+    train = tokenize_texts(many, make_tokenizer(words), 8, num_workers=3)["train"]
     assert train["input_ids"][:] == [[2, len(WORDS) + row, 3] for row in range(150)]
 
 
@@ -91,22 +95,20 @@ def test_several_processes_keep_the_order(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_tokenized_once(data: TextClassificationData, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = make_tokenizer()
-    first = tokenize(data, tokenizer, max_seq_length=6)["train"]
+    first = tokenize_texts(data, tokenizer, max_seq_length=6)["train"]
 
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("tokenized again")
 
     # The tokenizer has been used in between, and is another object of the same content.
     tokenizer(["a"], truncation=True, max_length=3, padding="max_length")
-    monkeypatch.setattr(preprocessing, "_tokenize_batch", fail)
+    monkeypatch.setattr(tokenizing, "_encode", fail)
     for same in (tokenizer, make_tokenizer()):
-        again: Dataset = tokenize(data, same, max_seq_length=6)["train"]
+        again: Dataset = tokenize_texts(data, same, max_seq_length=6)["train"]
         assert again[:] == first[:]
     with pytest.raises(AssertionError, match="tokenized again"):
-        tokenize(data, tokenizer, max_seq_length=6, overwrite_cache=True)
-    others: list[dict[str, Any]] = [{"max_seq_length": 5}, {"max_seq_length": 6, "pad_to_max_length": True}]
-    for different in others:
-        with pytest.raises(AssertionError, match="tokenized again"):
-            tokenize(data, tokenizer, **different)
+        tokenize_texts(data, tokenizer, max_seq_length=6, overwrite_cache=True)
     with pytest.raises(AssertionError, match="tokenized again"):
-        tokenize(data, make_tokenizer([*WORDS, "e"]), max_seq_length=6)
+        tokenize_texts(data, tokenizer, max_seq_length=5)
+    with pytest.raises(AssertionError, match="tokenized again"):
+        tokenize_texts(data, make_tokenizer([*WORDS, "e"]), max_seq_length=6)

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tasks_files import refusal
 
+from sparse_accel.data.columns import USUAL_LABEL_COLUMNS, USUAL_TEXT_COLUMNS
+from sparse_accel.data.json_rows import USUAL_COLUMNS
+from sparse_accel.data.tables import read_table
 from sparse_accel.errors import UsageError
 from sparse_accel.files import lfs_pointer_error
-from sparse_accel.tasks.columns import USUAL_LABEL_COLUMNS, USUAL_TEXT_COLUMNS
-from sparse_accel.tasks.json_rows import USUAL_COLUMNS
-from sparse_accel.tasks.tables import read_table
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 132735\n"

@@ -13,7 +13,7 @@ from loop import Session, figures_of, make_accelerator, start
 from tiny import make_bert, make_rows, make_tokenizer
 from torch import nn
 
-from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
+from sparse_accel.data.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import Modifier
 from sparse_accel.nn.losses import task_loss

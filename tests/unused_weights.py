@@ -12,7 +12,7 @@ from loop import GLOBAL_BATCH
 from tiny import make_bert, make_rows, make_tokenizer
 from torch import nn
 
-from sparse_accel.batches import Collator, GlobalBatchSampler, make_loader
+from sparse_accel.data.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.distributed.launch import launch_options
 from sparse_accel.main import run_main
 from sparse_accel.recipe import load_recipe

@@ -33,6 +33,9 @@ class Data:
         below=1,
     )
     eval_on_test: bool = flag(False, "--do_eval measures on the test rows instead of the validation rows")
+    cache_dir: str | None = flag(
+        None, "folder for downloaded models and prepared data", default_text="the Hugging Face cache", path=True
+    )
     max_train_samples: int | None = flag(None, "train on this many rows, drawn by --seed", at_least=1)
     max_eval_samples: int | None = flag(None, "evaluate on this many rows, drawn by --seed", at_least=1)
     max_predict_samples: int | None = flag(None, "predict this many rows, the first ones", at_least=1)

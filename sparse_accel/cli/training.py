@@ -49,9 +49,6 @@ class Model:
     )
     use_teacher_tokenizer: bool = flag(False, "tokenize with the teacher's tokenizer instead of the model's")
     model_revision: str = flag("main", "branch, tag or commit of a Hub model")
-    cache_dir: str | None = flag(
-        None, "folder for downloaded models and prepared data", default_text="the Hugging Face cache", path=True
-    )
 
 
 @dataclass(kw_only=True)

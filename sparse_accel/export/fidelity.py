@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparse_accel.batches import Collator, GlobalBatchSampler, Rows
+from sparse_accel.data.batches import Collator, GlobalBatchSampler, Rows
 from sparse_accel.export.checks import Check
 from sparse_accel.export.texts import Texts
 from sparse_accel.tasks import compute_metrics

@@ -13,13 +13,14 @@ from torch import nn
 
 from sparse_accel.checkpoints import checkpoint_step
 from sparse_accel.cli.text_classification import DATA_SUFFIXES, GLUE_TASKS, TextClassificationArguments
+from sparse_accel.data.columns import find_label_column
+from sparse_accel.data.tables import read_table
 from sparse_accel.errors import UsageError
 from sparse_accel.models import head_of
 from sparse_accel.results import ARGUMENTS_FILE
-from sparse_accel.tasks import load_text_classification, tokenize
-from sparse_accel.tasks.columns import find_label_column
-from sparse_accel.tasks.labels import LabelColumn, are_unpublished
-from sparse_accel.tasks.tables import read_table
+from sparse_accel.tasks import load_text_classification
+from sparse_accel.tasks.text_classification.encoding import tokenize_texts
+from sparse_accel.tasks.text_classification.labels import LabelColumn, are_unpublished
 
 if TYPE_CHECKING:
     from sparse_accel.cli.export import ExportArguments
@@ -129,7 +130,7 @@ def _load(folder: Path, model: nn.Module, tokenizer: Any, length: int, flags: di
     data = load_text_classification(arguments, head_of(model))
     disable_progress_bars()
     try:
-        rows = tokenize(data, tokenizer, min(length, arguments.max_seq_length))[split]
+        rows = tokenize_texts(data, tokenizer, min(length, arguments.max_seq_length))[split]
     finally:
         enable_progress_bars()
     return Texts(data.sources[split], rows, data.metrics, data.positive)

@@ -1,9 +1,8 @@
 """Data and metrics of a task: rows with label names, their tokens, and the figures a model is judged by."""
 
-from sparse_accel.tasks.labels import Head, match_names, taken_by_position
-from sparse_accel.tasks.metrics import check_metric_name, compute_metrics, metric_names
-from sparse_accel.tasks.preprocessing import tokenize
-from sparse_accel.tasks.text_classification import TextClassificationData, load_text_classification
+from sparse_accel.tasks.label_names import Head, match_names, taken_by_position
+from sparse_accel.tasks.text_classification.data import TextClassificationData, load_text_classification
+from sparse_accel.tasks.text_classification.metrics import check_metric_name, compute_metrics, metric_names
 
 __all__ = [
     "Head",
@@ -14,5 +13,4 @@ __all__ = [
     "match_names",
     "metric_names",
     "taken_by_position",
-    "tokenize",
 ]

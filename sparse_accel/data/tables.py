@@ -22,10 +22,10 @@ import pyarrow.parquet
 from datasets import ClassLabel, Dataset, LargeList, List, concatenate_datasets
 from pyarrow import types
 
+from sparse_accel.data.delimited import read_delimited
+from sparse_accel.data.json_rows import read_json
+from sparse_accel.data.reading import Rows, check_signature, read_text
 from sparse_accel.errors import UsageError, first_line, listed, shown
-from sparse_accel.tasks.delimited import read_delimited
-from sparse_accel.tasks.json_rows import read_json
-from sparse_accel.tasks.reading import Rows, check_signature, read_text
 
 # Names that pandas gives to row names without one, when it writes Parquet and when it reads CSV.
 _ROW_NAMES = re.compile(r"__index_level_\d+__|Unnamed: \d+(\.\d+)*")

@@ -15,7 +15,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from sparse_accel.errors import UsageError, nearest
-from sparse_accel.tasks.labels import MULTI_LABEL, REGRESSION
+from sparse_accel.tasks.label_names import MULTI_LABEL, REGRESSION
 
 _GLUE_METRICS = {
     "cola": ("matthews_correlation",),

@@ -8,21 +8,23 @@ from datasets import List, Value
 
 from sparse_accel.console import warn
 from sparse_accel.errors import UsageError, listed
-from sparse_accel.tasks.labels import (
+from sparse_accel.tasks.label_names import (
     MULTI_LABEL,
     REGRESSION,
     SINGLE_LABEL,
     Head,
-    LabelColumn,
-    are_indicators,
     are_unnamed,
-    check_known,
-    find_problem_type,
     fold_names,
     match_names,
     name_order,
-    read_labels,
     taken_by_position,
+)
+from sparse_accel.tasks.text_classification.labels import (
+    LabelColumn,
+    are_indicators,
+    check_known,
+    find_problem_type,
+    read_labels,
 )
 
 # With more different labels than these, and than half the rows, the column is probably not one of classes.

@@ -6,8 +6,8 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from sparse_accel.data.tables import Table
 from sparse_accel.errors import UsageError, listed, nearest
-from sparse_accel.tasks.tables import Table
 
 USUAL_TEXT_COLUMNS = (
     ("sentence1", "sentence2"),

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparse_accel.data.sources import load_hub
+from sparse_accel.data.tables import DatasetTable, Table
+from sparse_accel.hub import GLUE_ID
+
 
 @dataclass(frozen=True)
 class GlueTask:
@@ -44,3 +48,17 @@ GLUE: dict[str, GlueTask] = {
     "stsb": GlueTask(_PAIR, problem_type="regression"),
     "wnli": GlueTask(_PAIR),
 }
+
+
+def load_glue(name: str, cache_dir: str | None) -> dict[str, Table]:
+    """The splits of a task by our names, MNLI's validation_mismatched and test_mismatched too.
+
+    Raises:
+        UsageError: it cannot be reached or read.
+    """
+    splits = load_hub(f"--task_name {name}", GLUE_ID, name, cache_dir)
+    return {
+        ours: DatasetTable(f"{GLUE_ID} {name}, split '{theirs}'", splits[theirs])
+        for ours, theirs in GLUE[name].splits
+        if theirs in splits
+    }

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from sparse_accel.data.reading import Rows
 from sparse_accel.errors import UsageError, listed, shown
-from sparse_accel.tasks.reading import Rows
 
 # A row's number or date as pandas writes it for a key, and the names that pandas gives to an index without one.
 _ROW_NUMBER = re.compile(r"-?\d+(\.\d+)?")

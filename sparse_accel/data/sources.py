@@ -1,4 +1,4 @@
-"""Where rows come from: a GLUE task, a dataset of the Hub, a local folder, or files."""
+"""Where rows come from: a dataset of the Hub, a local folder, or files."""
 
 from __future__ import annotations
 
@@ -10,44 +10,41 @@ from datasets import DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from pyarrow import ArrowInvalid
 
-from sparse_accel.addresses import GLUE_ID, dataset_address, local_folder, out_of_reach
-from sparse_accel.cli.text_classification import DATA_SUFFIXES
+from sparse_accel.data.tables import DatasetTable, Table, concatenated, read_table
 from sparse_accel.errors import UsageError, first_line, listed
-from sparse_accel.tasks.glue import GLUE
-from sparse_accel.tasks.tables import DatasetTable, Table, concatenated, read_table
+from sparse_accel.hub import dataset_address, local_folder, out_of_reach
 
 if TYPE_CHECKING:
-    from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.cli.data import Data
 
 _DELIMITED = (".csv", ".tsv")
 SPLIT_WORDS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
-def load_tables(arguments: TextClassificationArguments) -> dict[str, Table]:
-    """All splits at hand, by our names: train, validation, test, and MNLI's validation_mismatched, test_mismatched.
+def load_tables(arguments: Data) -> dict[str, Table]:
+    """All splits of a dataset, or of files, by our names: train, validation, test.
+
+    Args:
+        arguments: which; and, by their `suffixes`, which kinds of files.
 
     Raises:
         UsageError: the data cannot be found, reached or read; the message says what was tried, and the ways out.
     """
-    if arguments.task_name:
-        splits = _load_hub(f"--task_name {arguments.task_name}", GLUE_ID, arguments.task_name, arguments.cache_dir)
-        return {
-            ours: DatasetTable(f"{GLUE_ID} {arguments.task_name}, split '{theirs}'", splits[theirs])
-            for ours, theirs in GLUE[arguments.task_name].splits
-            if theirs in splits
-        }
     if arguments.dataset_name:
-        return _load_dataset(arguments.dataset_name, arguments.dataset_config_name, arguments.cache_dir)
+        return _load_dataset(arguments)
     files = {"train": arguments.train_file, "validation": arguments.validation_file, "test": arguments.test_file}
     return {split: read_table(file) for split, file in files.items() if file}
 
 
-def _load_dataset(name: str, config: str | None, cache_dir: str | None) -> dict[str, Table]:
+def _load_dataset(arguments: Data) -> dict[str, Table]:
+    name = str(arguments.dataset_name)
     folder = local_folder(name)
     if folder is not None:
-        return _load_folder(folder, config, cache_dir)
+        return _load_folder(folder, arguments)
     hub_id = dataset_address(name)
-    return _our_splits(hub_id, _load_hub(f"--dataset_name {name}", hub_id, config, cache_dir))
+    return _our_splits(
+        hub_id, load_hub(f"--dataset_name {name}", hub_id, arguments.dataset_config_name, arguments.cache_dir)
+    )
 
 
 def _our_splits(name: str, splits: DatasetDict) -> dict[str, Table]:
@@ -64,7 +61,7 @@ def _our_splits(name: str, splits: DatasetDict) -> dict[str, Table]:
 # --- local folders ----------------------------------------------------------------------------------------------------
 
 
-def _load_folder(folder: Path, config: str | None, cache_dir: str | None) -> dict[str, Table]:
+def _load_folder(folder: Path, arguments: Data) -> dict[str, Table]:
     """A folder that save_to_disk wrote, or one of data files whose names say train, validation or test."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         try:
@@ -72,7 +69,7 @@ def _load_folder(folder: Path, config: str | None, cache_dir: str | None) -> dic
         except Exception as error:
             raise UsageError(f"--dataset_name: {folder} cannot be read as a saved dataset: {error}") from error
         return _our_splits(str(folder), saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved))
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in DATA_SUFFIXES)
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in arguments.suffixes)
     found: dict[str, list[Path]] = {}
     for file in files:
         if split := _split_of(file.stem):
@@ -89,7 +86,7 @@ def _load_folder(folder: Path, config: str | None, cache_dir: str | None) -> dic
             "and --test_file."
         )
     if not found or (any(len(several) > 1 for several in found.values()) and not any(ours.values())):
-        return _load_folder_as_repository(folder, config, cache_dir)
+        return _load_folder_as_repository(folder, arguments)
     return {split: concatenated([read_table(str(file)) for file in several]) for split, several in found.items()}
 
 
@@ -112,24 +109,26 @@ def _check_numbered(folder: Path, split: str, files: list[Path]) -> None:
         )
 
 
-def _load_folder_as_repository(folder: Path, config: str | None, cache_dir: str | None) -> dict[str, Table]:
+def _load_folder_as_repository(folder: Path, arguments: Data) -> dict[str, Table]:
     """Several files to a split, subfolders, or a README that lists them: `datasets` knows these layouts."""
     try:
-        return _our_splits(str(folder), load_dataset(str(folder), config, cache_dir=cache_dir))
+        return _our_splits(
+            str(folder), load_dataset(str(folder), arguments.dataset_config_name, cache_dir=arguments.cache_dir)
+        )
     except UsageError:
         raise
     except Exception as error:
         there = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
         raise UsageError(
             f"--dataset_name: no rows found in {folder} ({first_line(error)}). It holds: {there}. Wanted are files "
-            f"named train, validation or test that end in {', '.join(DATA_SUFFIXES)}, or a folder of save_to_disk."
+            f"named train, validation or test that end in {', '.join(arguments.suffixes)}, or a folder of save_to_disk."
         ) from error
 
 
 # --- the Hub ----------------------------------------------------------------------------------------------------------
 
 
-def _load_hub(typed: str, name: str, config: str | None, cache_dir: str | None) -> DatasetDict:
+def load_hub(typed: str, name: str, config: str | None, cache_dir: str | None) -> DatasetDict:
     """All splits of a Hub dataset, from the local cache where the Hub is out of reach."""
     what = f"{name} ({config})" if config else name
     try:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from sparse_accel.data.reading import Rows
 from sparse_accel.errors import UsageError, shown
-from sparse_accel.tasks.reading import Rows
 
 
 class _Row(NamedTuple):

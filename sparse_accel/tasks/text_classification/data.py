@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from datasets import Dataset
 
 from sparse_accel.console import warn
+from sparse_accel.data.columns import check_column, find_label_column, find_text_columns
+from sparse_accel.data.sources import load_tables
+from sparse_accel.data.splitting import draw, hold_out
+from sparse_accel.data.tables import Table
 from sparse_accel.errors import UsageError
-from sparse_accel.tasks.columns import check_column, find_label_column, find_text_columns
-from sparse_accel.tasks.glue import GLUE
-from sparse_accel.tasks.label_reading import LabelReader
-from sparse_accel.tasks.labels import SINGLE_LABEL, Head, LabelColumn, are_unpublished
-from sparse_accel.tasks.sources import load_tables
-from sparse_accel.tasks.splitting import draw, hold_out
-from sparse_accel.tasks.tables import Table
+from sparse_accel.tasks.label_names import SINGLE_LABEL, Head
+from sparse_accel.tasks.text_classification.glue import GLUE, load_glue
+from sparse_accel.tasks.text_classification.label_reading import LabelReader
+from sparse_accel.tasks.text_classification.labels import LabelColumn, are_unpublished
 
 if TYPE_CHECKING:
     from sparse_accel.cli.text_classification import TextClassificationArguments
@@ -65,15 +65,6 @@ class TextClassificationData:
         """Whether the rows of the split are labelled."""
         return LABEL in self.splits[split].column_names
 
-    def digest(self, split: str) -> str:
-        """A SHA-256 of the rows, texts and labels in order: the same data gives the same digest on any machine."""
-        result = hashlib.sha256()
-        dataset = self.splits[split].with_format(None)
-        columns = [*self.text_columns, *([LABEL] if self.has_labels(split) else [])]
-        for batch in dataset.select_columns(columns).iter(batch_size=1000):
-            result.update(repr([batch[column] for column in columns]).encode())
-        return result.hexdigest()
-
 
 def load_text_classification(
     arguments: TextClassificationArguments, head: Head | None = None
@@ -90,7 +81,7 @@ def load_text_classification(
         UsageError: data that is not there or not as asked: with file, row, line and column; or labels of data and
             model that do not match.
     """
-    found = load_tables(arguments)
+    found = load_glue(arguments.task_name, arguments.cache_dir) if arguments.task_name else load_tables(arguments)
     tables = _needed_splits(arguments, found)
     label_column = _label_column(arguments, tables)
     task = GLUE[arguments.task_name] if arguments.task_name else None
