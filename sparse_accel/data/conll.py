@@ -1,0 +1,192 @@
+"""Sentences of CoNLL files: a word and its tags in a line, an empty line after each sentence.
+
+The formats of the shared tasks (https://aclanthology.org/W03-0419, https://aclanthology.org/W17-4418) and what tagging
+tools write: tokens in the first column, tags in one of the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from sparse_accel.data.reading import check_signature, read_text
+from sparse_accel.errors import UsageError, first_line, shown
+
+# Suffixes that such files have.
+SUFFIXES = (".conll", ".txt", ".tsv", ".iob")
+
+# Only these separate: a no-break space, which str.split and str.strip take for a blank, may be in a word, or be one.
+_BLANKS = " \t"
+_RUN_OF_BLANKS = re.compile("[ \t]+")
+_COMMENT = re.compile("#[ \t]")
+# CoNLL-U numbers words, and has lines for what is written as one word (1-2) and for what is not written (1.1).
+_NO_WORD_NUMBER = re.compile(r"\d+[-.]\d+")
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """The sentences of a file, in its order.
+
+    Attributes:
+        file: its name.
+        tokens: words of each sentence, one or more.
+        tags: of the same lengths; None where the file has one column only: sentences to predict.
+        lines: line of each sentence's first token, from 1. A sentence is in lines without gaps.
+    """
+
+    file: str
+    tokens: list[list[str]]
+    tags: list[list[str]] | None
+    lines: list[int]
+
+    def place(self, sentence: int, token: int) -> str:
+        """Where a token is, both counted from 0, for messages."""
+        return _place(self.file, self.lines[sentence] + token)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Lines without an empty one among them, and the number of the first."""
+
+    line: int
+    rows: list[str]
+
+    @property
+    def comments(self) -> int:
+        """How many of its first lines may be comments; a token '#' looks like one."""
+        return next((row for row, text in enumerate(self.rows) if not _COMMENT.match(text)), len(self.rows))
+
+
+def read_conll(file: str, column: int | None = None) -> Sentences:
+    r"""Reads a file of sentences.
+
+    Lines end with \n or \r\n, or with \r in a file without any \n. A line of blanks and tabs is an empty one, and lines
+    that begin with -DOCSTART- (documents of CoNLL-2003) are like empty ones. Columns are separated by tabs if each line
+    has one (a word may then have blanks in it), else by runs of blanks and tabs. Quotes are characters. Lines before
+    a sentence's first word that begin with "# " are comments, as in CoNLL-U, where they have another number of columns
+    than words have: "#" with a tag is a word.
+
+    Args:
+        file: its name.
+        column: of the tags, from 1; None or -1: the last one.
+
+    Raises:
+        UsageError: the file cannot be read, or is not what its name says; no sentence; a line with another number of
+            columns than the first one; a word or tag is empty; no such column; the first column numbers the words.
+    """
+    try:
+        check_signature(file)
+        blocks = list(_blocks(read_text(file)))
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {first_line(error)}") from None
+    words = [text for block in blocks for text in block.rows[block.comments :]]
+    words = words or [text for block in blocks for text in block.rows]
+    if not words:
+        raise UsageError(f"{file} has no sentence: a word and its tag are expected in each line.")
+    by_tabs = all("\t" in text for text in words)
+    split = _split_at_tabs if by_tabs else _split_at_blanks
+    sentences = list(_without_comments(blocks, split, width=len(split(words[0]))))
+    width = len(split(sentences[0].rows[0]))
+    tag_column = _tag_column(file, column, width, sentences[0].line)
+    tokens, tags, lines = [], [], []
+    for block in sentences:
+        rows = [split(text) for text in block.rows]
+        for line, row in enumerate(rows, block.line):
+            if len(row) != width:
+                raise _ragged(file, line, sentences, by_tabs, (len(row), width))
+            _check_filled(_place(file, line), row, tag_column)
+        tokens.append([row[0] for row in rows])
+        tags.append([row[tag_column] for row in rows])
+        lines.append(block.line)
+    if width > 2:
+        _check_not_numbers(file, tokens)
+    return Sentences(file, tokens, tags if width > 1 else None, lines)
+
+
+def _place(file: str, line: int) -> str:
+    return f"{file}, line {line}"
+
+
+def _blocks(text: str) -> Iterator[_Block]:
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
+    begin = 1
+    rows: list[str] = []
+    for line, row in enumerate([*text.split("\n"), ""], 1):
+        row = row.rstrip("\r")
+        if row.strip(_BLANKS) and not row.startswith("-DOCSTART-"):
+            rows.append(row)
+            continue
+        if rows:
+            yield _Block(begin, rows)
+        begin, rows = line + 1, []
+
+
+def _split_at_tabs(text: str) -> list[str]:
+    # A blank before or after a tag would make another tag of it.
+    return [field.strip(" ") for field in text.split("\t")]
+
+
+def _split_at_blanks(text: str) -> list[str]:
+    return _RUN_OF_BLANKS.split(text.strip(_BLANKS))
+
+
+def _without_comments(blocks: list[_Block], split: Callable[[str], list[str]], width: int) -> Iterator[_Block]:
+    """The blocks that have words, without the comments before them."""
+    for block in blocks:
+        rows = block.rows[: block.comments]
+        skipped = next((row for row, text in enumerate(rows) if len(split(text)) == width), len(rows))
+        if skipped < len(block.rows):
+            yield _Block(block.line + skipped, block.rows[skipped:])
+
+
+def _tag_column(file: str, column: int | None, width: int, line: int) -> int:
+    """Where the tags are in a row, from 0; in a file without tags, where the tokens are."""
+    if column in (None, -1):
+        return width - 1
+    if column == 1:
+        raise UsageError(f"{file}: column 1 holds the words. Columns are counted from 1; tags are in another one.")
+    if not 1 < column <= width:
+        raise UsageError(
+            f"{file}: there is no column {column} to take tags from. Columns are counted from 1, and line {line} has "
+            f"{width}."
+        )
+    return column - 1
+
+
+def _ragged(file: str, line: int, sentences: list[_Block], by_tabs: bool, columns: tuple[int, int]) -> UsageError:
+    """What is wrong with a line that has another number of columns than the first one, and what may be the cause."""
+    rows = {number: text for block in sentences for number, text in enumerate(block.rows, block.line)}
+    hint = ""
+    if not by_tabs and any("\t" in text for text in rows.values()):
+        without = next(number for number, text in rows.items() if "\t" not in text)
+        hint = f" Line {without} has no tab, so columns are separated by blanks as well."
+    return UsageError(
+        f"{_place(file, line)}: {shown(rows[line])} has {columns[0]} columns, and line {sentences[0].line} has "
+        f"{columns[1]}. Each line holds a word and its tags, separated by {'tabs' if by_tabs else 'blanks'}, and an "
+        f"empty line ends a sentence.{hint}"
+    )
+
+
+def _check_filled(place: str, row: list[str], tag_column: int) -> None:
+    if not row[0]:
+        raise UsageError(f"{place}: the word is empty (its tag is {shown(row[tag_column])}). Delete this line.")
+    if not row[tag_column]:
+        raise UsageError(
+            f"{place}: the tag of {shown(row[0])} is empty. Fill it in (O where it is in no entity); a file to predict "
+            "has words only."
+        )
+
+
+def _check_not_numbers(file: str, tokens: list[list[str]]) -> None:
+    """Refuses CoNLL-U and its like, whose numbers of words would else be taken for the words."""
+    counted = [[token for token in sentence if not _NO_WORD_NUMBER.fullmatch(token)] for sentence in tokens]
+    if max(map(len, counted)) > 1 and any(
+        all(sentence == [str(start + word) for word in range(len(sentence))] for sentence in counted)
+        for start in (0, 1)
+    ):
+        raise UsageError(
+            f"{file}: the first column numbers the words of each sentence. It must hold the words themselves: delete "
+            "the columns before them (cut -f 2-)."
+        )
