@@ -33,19 +33,19 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sparse_accel.checkpoints import save_checkpoint
 from sparse_accel.cli.parser import expand_paths
 from sparse_accel.data.batches import Collator, GlobalBatchSampler
 from sparse_accel.distributed.collectives import by_main_process, largest
 from sparse_accel.distributed.launch import before_prepare, check_launch, describe, launch_options
-from sparse_accel.history import History
 from sparse_accel.main import run_main
+from sparse_accel.models.sparsity import is_encoder_linear
+from sparse_accel.models.teacher import Teacher
 from sparse_accel.nn.masks import magnitude_mask
 from sparse_accel.optimizer import parameter_groups
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
-from sparse_accel.sparsity import is_encoder_linear
-from sparse_accel.teacher import Teacher
+from sparse_accel.run_folder.checkpoints import save_checkpoint
+from sparse_accel.run_folder.trainer_state import History
 from sparse_accel.training_loop import Averages, take_step
 
 RECIPE = Path(__file__).resolve().parent.parent / "sparse_accel" / "zoo" / "recipes" / "sst2_pruned90_quant.yaml"

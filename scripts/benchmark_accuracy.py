@@ -144,8 +144,8 @@ def one_shot_start(model: Path, target: Path) -> Path:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
+    from sparse_accel.models.sparsity import is_encoder_linear
     from sparse_accel.nn.masks import magnitude_mask
-    from sparse_accel.sparsity import is_encoder_linear
 
     network = AutoModel.from_pretrained(model)
     with torch.no_grad():

@@ -18,8 +18,9 @@ import sys
 from sparse_accel.cli.parser import parse_arguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError, listed
-from sparse_accel.hub import GLUE_ID, dataset_address, load_recipe, local_folder, model_address
+from sparse_accel.hub import GLUE_ID, dataset_address, local_folder, model_address
 from sparse_accel.main import run_main
+from sparse_accel.recipe import load_recipe
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
 
     from huggingface_hub import constants
 
-    from sparse_accel.models import (
+    from sparse_accel.models.loading import (
         default_head,
         fine_tuned_head,
         head_of,

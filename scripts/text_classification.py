@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 
 from sparse_accel.cli.parser import parse_arguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
-from sparse_accel.hub import load_recipe
 from sparse_accel.main import run_main
-from sparse_accel.recipe import Recipe
+from sparse_accel.recipe import Recipe, load_recipe
 from sparse_accel.tracking import require_trackers
 
 if TYPE_CHECKING:
@@ -36,16 +35,16 @@ def main() -> None:
         recipe.check_teacher(arguments.distill_teacher)
     require_trackers(arguments.report_to)
 
-    from sparse_accel import results
     from sparse_accel.console import say
     from sparse_accel.distributed.heartbeat import lost_processes_named
     from sparse_accel.one_shot import apply_at_once
+    from sparse_accel.run_folder import ownership, results
     from sparse_accel.tracking import trackers_ended
     from sparse_accel.training_setup import make_accelerator
 
     output_dir = Path(str(arguments.output_dir))
     accelerator = make_accelerator(arguments, recipe)
-    with trackers_ended(accelerator), results.folders_let_go(), lost_processes_named():
+    with trackers_ended(accelerator), ownership.folders_let_go(), lost_processes_named():
         if arguments.do_train or arguments.one_shot:
             fill_folder = apply_at_once if arguments.one_shot else train_model
             if not fill_folder(arguments, recipe, accelerator):
@@ -62,18 +61,19 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     """Trains and fills the output folder. Returns False where the folder holds this very run's finished results."""
     from accelerate.utils import set_seed
 
-    from sparse_accel import results, training_setup
-    from sparse_accel.checkpoints import load_checkpoint, save_checkpoint
+    from sparse_accel import training_setup
     from sparse_accel.console import say
     from sparse_accel.distributed.launch import before_prepare
     from sparse_accel.distributed.weights import plain_model
     from sparse_accel.evaluation import evaluate_splits
-    from sparse_accel.history import History
-    from sparse_accel.models import fine_tuned_head, load_classifier, load_tokenizer, sequence_limit
+    from sparse_accel.models.loading import fine_tuned_head, load_classifier, load_tokenizer, sequence_limit
+    from sparse_accel.models.sparsity import sparsity_report
     from sparse_accel.optimizer import make_optimizer
     from sparse_accel.recipe_run import RecipeRun
     from sparse_accel.report import start_table
-    from sparse_accel.sparsity import sparsity_report
+    from sparse_accel.run_folder import ownership, results, resume
+    from sparse_accel.run_folder.checkpoints import load_checkpoint, save_checkpoint
+    from sparse_accel.run_folder.trainer_state import History
     from sparse_accel.tasks import load_text_classification
     from sparse_accel.tracking import sparsity_figures, start_trackers, tracker_names
     from sparse_accel.training_loop import train
@@ -103,7 +103,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     identity = training_setup.identity_of(arguments, run, model, rows["train"], sampler, schedule)
     output_dir = Path(str(arguments.output_dir))
     settings = training_setup.settings_of(arguments, accelerator, run, model, rows, schedule)
-    if results.claim(accelerator, arguments, run, identity, settings) == "show":
+    if ownership.claim(accelerator, arguments, run, identity, settings) == "show":
         return False
     results.record_arguments(accelerator, output_dir, arguments)
     start_trackers(accelerator, arguments, recipe)
@@ -118,7 +118,7 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     run.bind(accelerator, model, optimizer, steps_per_epoch=sampler.steps)
     history = History(f"eval_{arguments.metric_for_best_model}", bool(arguments.greater_is_better))
-    checkpoint = results.checkpoint_to_resume(arguments, accelerator, output_dir)
+    checkpoint = resume.checkpoint_to_resume(arguments, accelerator, output_dir)
     if checkpoint is not None:
         load_checkpoint(checkpoint, accelerator, run, history)
     about = training_setup.describe_run(arguments, run, data, fresh, limit, sampler, schedule)
@@ -180,11 +180,12 @@ def evaluate_and_predict(
 
     What the folder of a finished run already holds for the same rows, labels and weights is not measured again.
     """
-    from sparse_accel import results, training_setup
+    from sparse_accel import training_setup
     from sparse_accel.console import say
     from sparse_accel.evaluation import evaluate_splits, measured_on, prediction_files, write_predictions
-    from sparse_accel.models import head_of, load_tokenizer, load_trained, sequence_limit
-    from sparse_accel.run_identity import fingerprint_of_model
+    from sparse_accel.models.files import fingerprint_of_model
+    from sparse_accel.models.loading import head_of, load_tokenizer, load_trained, sequence_limit
+    from sparse_accel.run_folder import results
     from sparse_accel.tasks import load_text_classification
     from sparse_accel.tracking import start_trackers, tracker_names
 

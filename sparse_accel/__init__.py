@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparse_accel.export.archive import expand
-    from sparse_accel.hub import load_recipe
-    from sparse_accel.model_files import load
+    from sparse_accel.models.files import load
+    from sparse_accel.models.teacher import Teacher
+    from sparse_accel.recipe import load_recipe
     from sparse_accel.recipe_run import RecipeRun
-    from sparse_accel.teacher import Teacher
 
 __all__ = ["RecipeRun", "Teacher", "expand", "load", "load_recipe"]
 __version__ = "0.1.0"
 
 _HOME = {
     "RecipeRun": "recipe_run",
-    "Teacher": "teacher",
+    "Teacher": "models.teacher",
     "expand": "export.archive",
-    "load": "model_files",
-    "load_recipe": "addresses",
+    "load": "models.files",
+    "load_recipe": "recipe",
 }
 
 

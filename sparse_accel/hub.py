@@ -11,13 +11,10 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from sparse_accel.console import rank
 from sparse_accel.errors import UsageError, in_order, nearest, shortened
-from sparse_accel.recipe import Recipe
-from sparse_accel.recipe import load_recipe as _load_recipe
-from sparse_accel.zoo import is_stub, model_source, recipe_path
+from sparse_accel.zoo import is_stub, model_source
 
 GLUE_ID = "nyu-mll/glue"
 DATASETS = {
@@ -124,15 +121,6 @@ def dataset_address(name: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"--dataset_name: there is no folder {name}.{_beside(name)}")
     return _full_id("--dataset_name", name, DATASETS)
-
-
-def load_recipe(source: str | Path, recipe_args: str | dict[str, Any] | None = None) -> Recipe:
-    """Reads a recipe from its file, its text, or a `zoo:` stub; see `sparse_accel.recipe.load_recipe`.
-
-    Raises:
-        UsageError: it is not found, cannot be read or cannot be meant.
-    """
-    return _load_recipe(source, recipe_args, recipe_path)
 
 
 def _full_id(flag: str, name: str, moved: Mapping[str, str]) -> str:

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import set_seed
 
-from sparse_accel import results, training_setup
+from sparse_accel import training_setup
 from sparse_accel.console import say, warn
 from sparse_accel.distributed.weights import plain_model
 from sparse_accel.errors import UsageError
 from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weights
-from sparse_accel.history import History
-from sparse_accel.models import default_head, head_of, load_classifier, load_tokenizer, sequence_limit
+from sparse_accel.models.loading import default_head, head_of, load_classifier, load_tokenizer, sequence_limit
+from sparse_accel.models.sparsity import sparsity_report
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.report import start_table
-from sparse_accel.sparsity import sparsity_report
+from sparse_accel.run_folder import ownership, results
+from sparse_accel.run_folder.trainer_state import History
 from sparse_accel.tasks import load_text_classification
 from sparse_accel.tracking import sparsity_figures, start_trackers
 
@@ -81,7 +82,7 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
         about.append(("columns", training_setup.describe_columns(data)))
         about.append(("ranges", f"from up to {CALIBRATION_BATCHES} batches of the training rows"))
     settings = training_setup.settings_of(arguments, accelerator, run, model, {})
-    if results.claim(accelerator, arguments, run, identity, settings) == "show":
+    if ownership.claim(accelerator, arguments, run, identity, settings) == "show":
         return False
     results.record_arguments(accelerator, output_dir, arguments)
     start_trackers(accelerator, arguments, recipe)

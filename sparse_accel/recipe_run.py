@@ -22,8 +22,8 @@ from sparse_accel.progress import Progress
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from sparse_accel.models.teacher import Teacher
     from sparse_accel.recipe import Recipe
-    from sparse_accel.teacher import Teacher
 
 
 @dataclass

@@ -22,14 +22,14 @@ from sparse_accel.distributed.environment import compilation
 from sparse_accel.distributed.launch import check_launch, describe, gives_gradients, launch_options
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weights
-from sparse_accel.models import head_of, load_teacher, sequence_limit
+from sparse_accel.models.files import fingerprint_of_model
+from sparse_accel.models.loading import head_of, load_teacher, sequence_limit
+from sparse_accel.models.teacher import Teacher
 from sparse_accel.modifiers import Modifier
 from sparse_accel.optimizer import usual_rate
 from sparse_accel.recipe_run import RecipeRun, check_gradients
-from sparse_accel.run_identity import fingerprint_of_model
 from sparse_accel.tasks import check_metric_name
 from sparse_accel.tasks.text_classification.encoding import tokenize_texts
-from sparse_accel.teacher import Teacher
 from sparse_accel.tracking import logging_folder
 from sparse_accel.training_loop import Schedule
 

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from sparse_accel.export.texts import Texts
-from sparse_accel.model_files import write_quantizers
+from sparse_accel.models.files import write_quantizers
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.nn.layers import quantizers
 from sparse_accel.recipe_run import RecipeRun

@@ -15,7 +15,11 @@ from safetensors.torch import load_file
 from tiny import make_bert, make_tokenizer
 from transformers import AutoModelForSequenceClassification
 
-from sparse_accel.checkpoints import (
+from sparse_accel.errors import UsageError
+from sparse_accel.files import write_json
+from sparse_accel.nn.layers import masks
+from sparse_accel.progress import Progress
+from sparse_accel.run_folder.checkpoints import (
     CHECKSUMS,
     RECIPE_STATE,
     TRAINER_STATE,
@@ -30,11 +34,7 @@ from sparse_accel.checkpoints import (
     publish,
     save_checkpoint,
 )
-from sparse_accel.errors import UsageError
-from sparse_accel.files import write_json
-from sparse_accel.history import History
-from sparse_accel.nn.layers import masks
-from sparse_accel.progress import Progress
+from sparse_accel.run_folder.trainer_state import History
 
 RECIPE = """
 modifiers:

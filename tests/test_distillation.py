@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from sparse_accel.data.batches import Collator
 from sparse_accel.errors import UsageError
+from sparse_accel.models.teacher import Teacher, label_order
 from sparse_accel.nn.losses import distillation_loss, task_loss
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
-from sparse_accel.teacher import Teacher, label_order
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "distillation.json").read_text())
 SINGLE, MULTI, SCORE = "single_label_classification", "multi_label_classification", "regression"

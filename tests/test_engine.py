@@ -16,14 +16,14 @@ from loop import Session, start
 from tiny import make_bert
 from torch import Tensor, nn
 
-from sparse_accel.checkpoints import save_checkpoint
 from sparse_accel.errors import UsageError
-from sparse_accel.history import History
+from sparse_accel.models.teacher import Teacher
 from sparse_accel.modifiers import Modifier
 from sparse_accel.nn.layers import make_sparse, mask_outputs, masks
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun, check_gradients
-from sparse_accel.teacher import Teacher
+from sparse_accel.run_folder.checkpoints import save_checkpoint
+from sparse_accel.run_folder.trainer_state import History
 
 RANGE = "modifiers:\n  - !EpochRangeModifier {end_epoch: 2}"
 
@@ -232,7 +232,7 @@ def test_the_state_of_another_recipe_is_judged_by_the_modifiers() -> None:
 def test_every_process_takes_part_in_the_state_of_a_checkpoint(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A modifier whose state lies on several processes talks to them in `state_dict`: on the main process alone, the
     others' next operation would answer it."""
-    from sparse_accel import checkpoints
+    from sparse_accel.run_folder import checkpoints
 
     session = start(RANGE)
     calls: list[str] = []

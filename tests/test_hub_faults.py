@@ -41,7 +41,7 @@ import json, sys, time
 time.sleep = lambda seconds: None
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
-from sparse_accel.models import load_classifier, load_tokenizer
+from sparse_accel.models.loading import load_classifier, load_tokenizer
 from sparse_accel.data.sources import load_tables
 for name in sys.argv[1:]:
     flags = {"do_predict": True, "output_dir": "out", "model_name_or_path": name}

@@ -12,7 +12,7 @@ import transformers
 from script_fixtures import BAD, GOOD, PLAIN, WORDS, Tiny, flat, make_model, run, write_csv
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
 
-from sparse_accel.models import sequence_limit
+from sparse_accel.models.loading import sequence_limit
 
 pytest_plugins = ["script_fixtures"]
 

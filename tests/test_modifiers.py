@@ -9,9 +9,9 @@ import pytest
 from loop import ROWS, Session, assert_same, figures_of, make_accelerator, start
 from tiny import make_bert, make_rows, make_tokenizer
 
+from sparse_accel.models.teacher import Teacher
 from sparse_accel.modifiers import REGISTRY
 from sparse_accel.recipe import Recipe, load_recipe
-from sparse_accel.teacher import Teacher
 
 EPOCHS, STEPS = 2, 3
 RESUMED_AT = (1, 3, 5, 6)  # inside an epoch, between two, and after the last step

@@ -11,12 +11,12 @@ from tiny import make_albert, make_bert, make_rows
 from torch import Tensor, nn
 
 from sparse_accel.errors import UsageError
+from sparse_accel.models.sparsity import sparsity_report
 from sparse_accel.modifiers.pruning.gradual import scheduled_sparsity, update_due
 from sparse_accel.nn.layers import SparseLayer, masks, prunable_names, sparse_layers
 from sparse_accel.progress import Progress
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
-from sparse_accel.sparsity import sparsity_report
 
 BLOCKS = "params: ['re:bert.encoder.*weight']"  # LayerNorm's weights are no matrices: the pattern is refused
 LINEARS = "params: ['re:bert.encoder.*(query|key|value|dense).weight']"

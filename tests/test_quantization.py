@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 import sparse_accel
 from sparse_accel.errors import UsageError
-from sparse_accel.model_files import QUANTIZATION_FILE, save_model
+from sparse_accel.models.files import QUANTIZATION_FILE, save_model
 from sparse_accel.nn.fake_quantize import FakeQuantize
 from sparse_accel.nn.layers import SparseLinear, quantized_linears, quantizers
 from sparse_accel.recipe import load_recipe

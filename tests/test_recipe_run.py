@@ -12,12 +12,12 @@ from torch import nn
 
 from sparse_accel.data.batches import Collator
 from sparse_accel.errors import UsageError
+from sparse_accel.models.teacher import Teacher
 from sparse_accel.modifiers import Modifier
 from sparse_accel.nn.layers import masks, quantized_linears
 from sparse_accel.progress import Progress
 from sparse_accel.recipe import RecipeError, load_recipe
 from sparse_accel.recipe_run import RecipeRun, problem_type_of
-from sparse_accel.teacher import Teacher
 
 RECIPE = """
 modifiers:

@@ -13,7 +13,8 @@ from tiny import make_bert, make_rows
 from sparse_accel.errors import UsageError
 from sparse_accel.files import write_text
 from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weights
-from sparse_accel.run_identity import RUN_FILE, claim_folder, difference, move_aside, read_record, write_record
+from sparse_accel.run_folder.ownership import claim_folder, move_aside
+from sparse_accel.run_folder.record import RUN_FILE, difference, read_record, write_record
 
 IDENTITY: dict[str, Any] = {"model": "a", "seed": 42, "recipe": "modifiers:\n  - !A {x: 1}\n", "teacher": None}
 OTHER = {**IDENTITY, "seed": 43}

@@ -15,10 +15,12 @@ import torch
 from safetensors import SafetensorError
 from script_fixtures import Tiny, assert_same_model, flat, read_json, run, start, wait
 
-from sparse_accel import run_identity, teacher
-from sparse_accel.checkpoints import checkpoints_in
 from sparse_accel.errors import UsageError
 from sparse_accel.main import run_main
+from sparse_accel.models import teacher
+from sparse_accel.run_folder import ownership
+from sparse_accel.run_folder.checkpoints import checkpoints_in
+from sparse_accel.run_folder.record import change_record
 
 pytest_plugins = ["script_fixtures"]
 
@@ -88,8 +90,8 @@ def test_two_runs_in_one_folder(
 ) -> None:
     output = unfinish(whole, tmp_path / "out", 3, 6)
     (output / ".checkpoint-9.partial").mkdir()  # what the other one is writing
-    monkeypatch.setattr(run_identity.lock_folder, "__defaults__", (0.1,))
-    lock = run_identity.lock_folder(output)
+    monkeypatch.setattr(ownership.lock_folder, "__defaults__", (0.1,))
+    lock = ownership.lock_folder(output)
     refused = run(**flags, output_dir=output)
     assert refused.code == 2 and "another process is training there" in refused.err, refused.all
     assert (output / ".checkpoint-9.partial").is_dir() and names(output) == ["checkpoint-3", "checkpoint-6"]
@@ -167,9 +169,9 @@ def test_a_folder_in_which_nothing_was_trained_is_free(flags: dict[str, Any], tm
     output = tmp_path / "out"
     failed = run(**flags, output_dir=output, resume_from_checkpoint=True)
     assert failed.code == 2 and "holds no checkpoint" in failed.err, failed.all
-    assert run_identity.claim_folder(output, {"one": "run"}, overwrite=False) == "start"
+    assert ownership.claim_folder(output, {"one": "run"}, overwrite=False) == "start"
     (output / "arguments.json").write_text("{}")  # it ended there
-    assert run_identity.claim_folder(output, {"another": "run"}, overwrite=False) == "start"
+    assert ownership.claim_folder(output, {"another": "run"}, overwrite=False) == "start"
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["a named checkpoint", "the newest"])
@@ -275,8 +277,8 @@ def test_an_output_that_is_no_folder(flags: dict[str, Any], tmp_path: Path) -> N
 def test_a_folder_that_cannot_be_moved(flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a disk is mounted, say."""
     output = tmp_path / "out"
-    run_identity.claim_folder(output, {"another": "run"}, overwrite=False)
-    run_identity.change_record(output, finished=True)
+    ownership.claim_folder(output, {"another": "run"}, overwrite=False)
+    change_record(output, finished=True)
     monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EBUSY, "Device or resource busy")))
     refused = run(**flags, output_dir=output)
     assert refused.code == 2 and "cannot be moved aside" in refused.err and "resource busy" in refused.err
@@ -315,8 +317,8 @@ def test_another_error_of_the_system_is_a_fault_of_ours() -> None:
 def test_a_run_that_was_killed_before_it_was_recorded(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".run.json.17.partial").write_text("{")
-    (tmp_path / "out" / run_identity.LOCK_FILE).touch()
-    assert run_identity.claim_folder(tmp_path / "out", {"model": "x"}, overwrite=False) == "start"
+    (tmp_path / "out" / ownership.LOCK_FILE).touch()
+    assert ownership.claim_folder(tmp_path / "out", {"model": "x"}, overwrite=False) == "start"
 
 
 def test_logits_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

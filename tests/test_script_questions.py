@@ -16,8 +16,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from script_fixtures import Outcome, Tiny, assert_same_model, read_json, run, sentences, write_csv
 
-from sparse_accel import results
-from sparse_accel.run_identity import claim_folder
+from sparse_accel.run_folder import results
+from sparse_accel.run_folder.ownership import claim_folder
 
 pytest_plugins = ["script_fixtures"]
 

@@ -32,7 +32,7 @@ from script_fixtures import (
     words,
 )
 
-from sparse_accel.checkpoints import checkpoints_in, damage
+from sparse_accel.run_folder.checkpoints import checkpoints_in, damage
 
 pytest_plugins = ["script_fixtures"]
 

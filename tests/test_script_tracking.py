@@ -266,7 +266,7 @@ def test_a_run_that_fails_is_ended_and_marked(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr("sparse_accel.checkpoints.save_checkpoint", broken)
+    monkeypatch.setattr("sparse_accel.run_folder.checkpoints.save_checkpoint", broken)
     with pytest.raises(RuntimeError, match="the disk is full"):
         run(**flags, output_dir=tmp_path / "out", report_to="all")
     _, found, code = wandb_run(tmp_path / "out" / "tracking")

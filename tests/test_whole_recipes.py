@@ -12,12 +12,12 @@ from loop import ROWS, Session, assert_same, figures_of, make_accelerator, start
 from test_pruning import Watch
 from tiny import make_bert, make_rows, make_tokenizer
 
-from sparse_accel.checkpoints import checkpoints_in, load_checkpoint, save_checkpoint
-from sparse_accel.history import History
+from sparse_accel.models.sparsity import sparsity_report
+from sparse_accel.models.teacher import Teacher
 from sparse_accel.nn.layers import masks, quantized_linears
 from sparse_accel.recipe import Recipe, load_recipe
-from sparse_accel.sparsity import sparsity_report
-from sparse_accel.teacher import Teacher
+from sparse_accel.run_folder.checkpoints import checkpoints_in, load_checkpoint, save_checkpoint
+from sparse_accel.run_folder.trainer_state import History
 from sparse_accel.zoo import recipe_path
 
 TUTORIAL = "zoo:nlp/sentiment_analysis/obert-base/pytorch/huggingface/sst2/pruned90_quant-none"

@@ -26,7 +26,7 @@ from sparse_accel.export.texts import find_texts
 from sparse_accel.export.trace import NATIVE_OPSET, trace
 from sparse_accel.files import write_json, write_text
 from sparse_accel.fingerprints import fingerprint_of_weights
-from sparse_accel.models import load_for_export
+from sparse_accel.models.loading import load_for_export
 from sparse_accel.nn.layers import quantized_linears, quantizers
 
 if TYPE_CHECKING:

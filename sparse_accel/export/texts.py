@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from torch import nn
 
-from sparse_accel.checkpoints import checkpoint_step
 from sparse_accel.cli.text_classification import DATA_SUFFIXES, GLUE_TASKS, TextClassificationArguments
 from sparse_accel.data.columns import find_label_column
 from sparse_accel.data.tables import read_table
 from sparse_accel.errors import UsageError
-from sparse_accel.models import head_of
-from sparse_accel.results import ARGUMENTS_FILE
+from sparse_accel.models.loading import head_of
+from sparse_accel.run_folder.checkpoints import checkpoint_step
+from sparse_accel.run_folder.results import ARGUMENTS_FILE
 from sparse_accel.tasks import load_text_classification
 from sparse_accel.tasks.text_classification.encoding import tokenize_texts
 from sparse_accel.tasks.text_classification.labels import LabelColumn, are_unpublished

@@ -12,6 +12,7 @@ from sparse_accel.recipe.document import parse, read_source
 from sparse_accel.recipe.errors import RecipeError
 from sparse_accel.recipe.overrides import parse_recipe_args
 from sparse_accel.recipe.recipe import Recipe
+from sparse_accel.zoo import recipe_path
 
 __all__ = ["Recipe", "RecipeError", "load_recipe"]
 
@@ -19,7 +20,7 @@ __all__ = ["Recipe", "RecipeError", "load_recipe"]
 def load_recipe(
     source: str | Path,
     recipe_args: str | dict[str, Any] | None = None,
-    resolve_stub: Callable[[str], Path] | None = None,
+    resolve_stub: Callable[[str], Path] = recipe_path,
 ) -> Recipe:
     """Reads a recipe, evaluates it and builds its modifiers.
 
@@ -27,10 +28,11 @@ def load_recipe(
         source: path of a .yaml, .yml or .md file; a text with a newline in it; or a `zoo:` stub.
         recipe_args: values that replace variables of the recipe before it is evaluated: a JSON object, `a=1,b:2`, or
             a dict.
-        resolve_stub: returns the path of the recipe that a `zoo:` stub names; None refuses stubs.
+        resolve_stub: returns the path of the recipe that a `zoo:` stub names.
 
     Raises:
         RecipeError: the recipe cannot be read or cannot be meant; the message names file, line and key.
+        UsageError: a stub leads nowhere.
     """
     arguments = parse_recipe_args(recipe_args)
     text, name = read_source(source, resolve_stub)

@@ -30,13 +30,13 @@ from sparse_accel.distributed.collectives import by_main_process
 from sparse_accel.distributed.optimizer_state import load_training_state, training_state
 from sparse_accel.errors import UsageError
 from sparse_accel.files import digest_of, free_name, put_in_place, to_disk, write_json
-from sparse_accel.model_files import save_model
+from sparse_accel.models.files import save_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from sparse_accel.history import History
     from sparse_accel.recipe_run import RecipeRun
+    from sparse_accel.run_folder.trainer_state import History
 
 TRAINING_STATE = "training_state.safetensors"
 RECIPE_STATE = "recipe_state.safetensors"

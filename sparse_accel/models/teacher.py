@@ -25,7 +25,7 @@ from sparse_accel.data.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.distributed.collectives import by_main_process, reduce_sum
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.fingerprints import fingerprint_of_rows
-from sparse_accel.run_identity import fingerprint_of_model
+from sparse_accel.models.files import fingerprint_of_model
 from sparse_accel.tasks import match_names
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from sparse_accel.distributed.collectives import by_main_process
 from sparse_accel.distributed.weights import full_state_dict, plain_model
 from sparse_accel.errors import UsageError, listed, shown
 from sparse_accel.files import write_text
+from sparse_accel.fingerprints import fingerprint
 from sparse_accel.hub import model_address
 from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationFormat
 from sparse_accel.nn.layers import make_sparse, masks, quantizers
@@ -30,6 +31,7 @@ from sparse_accel.tasks.label_names import REGRESSION, Head, are_unnamed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import nn
 
 # Else transformers asks a service of the Hub, in a thread of its own, to convert weights of the older format.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
@@ -345,3 +347,14 @@ def _quantizer(path: Path, name: str, entry: dict[str, Any]) -> FakeQuantize:
 
 def _tensor(values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
+
+
+def fingerprint_of_model(model: nn.Module) -> str:
+    """Returns a digest of what a model computes with: its weights, and the ranges of quantizers that are on."""
+    from sparse_accel.nn.layers import quantizers
+
+    tensors = dict(model.state_dict())
+    for name, quantizer in quantizers(model).items():
+        if quantizer.enabled and quantizer.ready:
+            tensors |= {f"{name}.scale": quantizer.scale, f"{name}.zero_point": quantizer.zero_point}
+    return fingerprint(tensors)

@@ -18,10 +18,10 @@ from sparse_accel.console import warn
 from sparse_accel.errors import UsageError, first_line
 from sparse_accel.files import lfs_pointer_error
 from sparse_accel.hub import hub_complaint, model_address, out_of_reach
-from sparse_accel.model_files import QUANTIZATION_FILE, head_in, load, read_classifier, set_labels
+from sparse_accel.models.files import QUANTIZATION_FILE, head_in, load, read_classifier, set_labels
+from sparse_accel.models.teacher import Teacher, label_order
 from sparse_accel.nn.layers import quantized_linears
 from sparse_accel.tasks import Head, taken_by_position
-from sparse_accel.teacher import Teacher, label_order
 
 if TYPE_CHECKING:
     from sparse_accel.cli.text_classification import TextClassificationArguments

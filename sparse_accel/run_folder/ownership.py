@@ -1,41 +1,95 @@
-"""What makes a run the run it is, and what becomes of an output folder that already holds one.
-
-The identity is model, data, resolved recipe, teacher, seed, global batch and lengths. How the work is laid out over
-processes, how batches are split, what is logged and saved, and how many workers read data are not part of it.
-"""
+"""The output folder of a run: claimed at the start, filled at the end, shown when it is asked for again."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
-from itertools import zip_longest
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparse_accel.distributed.collectives import by_main_process, largest
 from sparse_accel.errors import UsageError
-from sparse_accel.files import free_name, link_tree, write_text
-from sparse_accel.fingerprints import fingerprint
+from sparse_accel.files import free_name, link_tree
+from sparse_accel.run_folder.checkpoints import (
+    name_whole_ones,
+)
+from sparse_accel.run_folder.record import RUN_FILE, change_record, difference, read_record, write_record
+from sparse_accel.run_folder.resume import _named_start, _went_on_from
 
 if TYPE_CHECKING:
-    from torch import nn
+    from accelerate import Accelerator
 
-RUN_FILE = "run.json"
+    from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.recipe_run import RecipeRun
+
+
+_locks: list[Any] = []
+
+
+@contextmanager
+def folders_let_go() -> Iterator[None]:
+    """At its end, other processes may claim what was claimed inside of the block."""
+    try:
+        yield
+    finally:
+        while _locks:
+            if (lock := _locks.pop()) is not None:
+                Path(lock.lock_file).unlink(missing_ok=True)  # first: then nobody else has it
+                lock.release()
+
+
+def claim(
+    accelerator: Accelerator,
+    arguments: TextClassificationArguments,
+    run: RecipeRun,
+    identity: dict[str, Any],
+    settings: dict[str, Any],
+) -> str:
+    """As `claim_folder`, decided by the main process for all."""
+    folder, resume_from = Path(str(arguments.output_dir)), arguments.resume_from_checkpoint
+
+    def went_on() -> bool:
+        return _went_on_from(folder, str(resume_from))
+
+    def decide() -> str:
+        if not folder.is_file():
+            _locks.append(lock_folder(folder))
+            name_whole_ones(folder)
+        restarted = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+        record = read_record(folder)
+        finished = record is not None and record["finished"] and record["identity"] == identity
+        action = claim_folder(
+            folder,
+            identity,
+            overwrite=arguments.overwrite_output_dir,
+            restarted=restarted,
+            settings=settings,
+            checkpoint=None if finished else _named_start(folder, resume_from, run),  # before anything is moved
+        )
+        if not (folder / LOCK_FILE).exists():  # what was there was moved aside, its lock with it
+            _locks.append(lock_folder(folder))
+        return action
+
+    answer = by_main_process(accelerator, decide)
+    if answer == "show" and isinstance(resume_from, str) and not by_main_process(accelerator, went_on):
+        raise UsageError(
+            f"--output_dir {folder} holds this very run, finished: nothing is left to resume from {resume_from}. Leave "
+            "out --resume_from_checkpoint to see its results, or name another --output_dir to train from there"
+        )
+    blind = largest(0 if folder.is_dir() else accelerator.process_index + 1)  # one of another machine
+    if blind:
+        raise UsageError(
+            f"--output_dir {folder} was made by the main process and is not to be seen from process {blind - 1}: with "
+            "several machines it must lie on a file system that they share"
+        )
+    return str(answer)
+
+
 # Settings that an unfinished run may go on with in another way: it may have to, on another machine.
 MAY_CHANGE = ("precision", "nan_loss")
 LOCK_FILE = ".lock"
-
-
-def fingerprint_of_model(model: nn.Module) -> str:
-    """Returns a digest of what a model computes with: its weights, and the ranges of quantizers that are on."""
-    from sparse_accel.nn.layers import quantizers
-
-    tensors = dict(model.state_dict())
-    for name, quantizer in quantizers(model).items():
-        if quantizer.enabled and quantizer.ready:
-            tensors |= {f"{name}.scale": quantizer.scale, f"{name}.zero_point": quantizer.zero_point}
-    return fingerprint(tensors)
 
 
 # --- the output folder ------------------------------------------------------------------------------------------------
@@ -183,50 +237,6 @@ def _content(folder: Path) -> Iterator[Path]:
     """What a folder holds, but for its lock and what a killed process was writing."""
     own = {path for path in folder.glob(".*.partial")} | {folder / LOCK_FILE}
     return (path for path in folder.iterdir() if path not in own)
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    try:
-        record: Any = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and {"identity", "finished"} <= record.keys() else None
-
-
-def write_record(folder: Path, identity: dict[str, Any], *, finished: bool, **others: Any) -> None:
-    """Writes a run's record: its identity, whether it is finished, and what `change_record` may add."""
-    record = {"finished": finished, "identity": identity, **others}
-    write_text(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
-
-
-def change_record(folder: Path, **entries: Any) -> None:
-    """Sets entries of the record of a folder's run, where there is one:
-
-    finished: whether its result is complete. resumed_from: the checkpoint that was named to start from. trained_with:
-    its settings. measured: what its figures and predictions were measured on, by the name of their file.
-    """
-    record = read_record(folder)
-    if record is not None and record != {**record, **entries}:
-        write_text(folder / RUN_FILE, json.dumps({**record, **entries}, indent=2) + "\n")
-
-
-def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Returns the entries in which two identities differ, in words: of a recipe, its first line that differs."""
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    return "; ".join(f"{key} ({_in_words(old.get(key), new.get(key))})" for key in keys)
-
-
-def _in_words(old: Any, new: Any) -> str:
-    if isinstance(old, str) and isinstance(new, str) and "\n" in old + new:
-        pairs = zip_longest(old.splitlines(), new.splitlines(), fillvalue="nothing")
-        old, new = next((pair for pair in pairs if pair[0] != pair[1]), (old, new))
-    old, new = ("none" if value is None else _shortened(str(value).strip()) for value in (old, new))
-    return f"{old} there, {new} here"
-
-
-def _shortened(text: str) -> str:
-    first = text.partition("\n")[0]
-    return first if len(first) <= 60 else first[:57] + "..."
 
 
 def move_aside(folder: Path, reason: str) -> Path:

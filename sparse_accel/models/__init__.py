@@ -1,0 +1,1 @@
+"""A model as folder or id: loaded, saved, taught, measured."""
