@@ -41,12 +41,12 @@ from sparse_accel.main import run_main
 from sparse_accel.models.sparsity import is_encoder_linear
 from sparse_accel.models.teacher import Teacher
 from sparse_accel.nn.masks import magnitude_mask
-from sparse_accel.optimizer import parameter_groups
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.run_folder.checkpoints import save_checkpoint
 from sparse_accel.run_folder.trainer_state import History
-from sparse_accel.training_loop import Averages, take_step
+from sparse_accel.training.loop import Averages, take_step
+from sparse_accel.training.optimizer import parameter_groups
 
 RECIPE = Path(__file__).resolve().parent.parent / "sparse_accel" / "zoo" / "recipes" / "sst2_pruned90_quant.yaml"
 BATCH_SIZE = 32

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from sparse_accel.cli.parser import expand_paths
-from sparse_accel.commands import ROOT, run_script
+from sparse_accel.demo.commands import ROOT, run_script
+from sparse_accel.demo.samples import minilm_folder, write_movie_reviews
 from sparse_accel.errors import UsageError
 from sparse_accel.main import run_main
-from sparse_accel.samples import minilm_folder, write_movie_reviews
 
 RECIPES = ROOT / "sparse_accel" / "zoo" / "recipes"
 TRANSFER = {

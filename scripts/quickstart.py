@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from sparse_accel.cli.parser import expand_paths
-from sparse_accel.commands import ROOT, bfloat16_is_fast, run_script, typed
+from sparse_accel.demo.commands import ROOT, bfloat16_is_fast, run_script, typed
+from sparse_accel.demo.samples import minilm_folder, write_movie_reviews
 from sparse_accel.main import run_main
-from sparse_accel.samples import minilm_folder, write_movie_reviews
 
 RECIPES = ROOT / "sparse_accel" / "zoo" / "recipes"
 SEED = 0
@@ -176,7 +176,7 @@ def ask_for_sentences() -> list[str]:
 def summarize(
     dense: dict[str, Any], sparse: dict[str, Any], start: dict[str, Any], held_out: int, seconds: dict[str, float]
 ) -> dict[str, Any]:
-    from sparse_accel.tasks.text_classification.metrics import wilson_interval
+    from sparse_accel.demo.wilson_interval import wilson_interval
 
     return {
         "dense_accuracy": dense["eval_accuracy"],

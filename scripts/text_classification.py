@@ -21,7 +21,7 @@ from sparse_accel.cli.parser import parse_arguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.main import run_main
 from sparse_accel.recipe import Recipe, load_recipe
-from sparse_accel.tracking import require_trackers
+from sparse_accel.training.tracking import require_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,10 +37,10 @@ def main() -> None:
 
     from sparse_accel.console import say
     from sparse_accel.distributed.heartbeat import lost_processes_named
-    from sparse_accel.one_shot import apply_at_once
     from sparse_accel.run_folder import ownership, results
-    from sparse_accel.tracking import trackers_ended
-    from sparse_accel.training_setup import make_accelerator
+    from sparse_accel.training.one_shot import apply_at_once
+    from sparse_accel.training.setup import make_accelerator
+    from sparse_accel.training.tracking import trackers_ended
 
     output_dir = Path(str(arguments.output_dir))
     accelerator = make_accelerator(arguments, recipe)
@@ -61,48 +61,52 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     """Trains and fills the output folder. Returns False where the folder holds this very run's finished results."""
     from accelerate.utils import set_seed
 
-    from sparse_accel import training_setup
     from sparse_accel.console import say
     from sparse_accel.distributed.launch import before_prepare
     from sparse_accel.distributed.weights import plain_model
-    from sparse_accel.evaluation import evaluate_splits
     from sparse_accel.models.loading import fine_tuned_head, load_classifier, load_tokenizer, sequence_limit
     from sparse_accel.models.sparsity import sparsity_report
-    from sparse_accel.optimizer import make_optimizer
     from sparse_accel.recipe_run import RecipeRun
-    from sparse_accel.report import start_table
     from sparse_accel.run_folder import ownership, results, resume
     from sparse_accel.run_folder.checkpoints import load_checkpoint, save_checkpoint
     from sparse_accel.run_folder.trainer_state import History
     from sparse_accel.tasks import load_text_classification
-    from sparse_accel.tracking import sparsity_figures, start_trackers, tracker_names
-    from sparse_accel.training_loop import train
+    from sparse_accel.training.distillation import check_teacher_inputs, fill_teacher_table, make_teacher
+    from sparse_accel.training.evaluation import evaluate_splits
+    from sparse_accel.training.identity import identity_of, settings_of
+    from sparse_accel.training.loaders import make_collator, tokenize_rows, training_loader
+    from sparse_accel.training.loop import train
+    from sparse_accel.training.optimizer import make_optimizer
+    from sparse_accel.training.schedule import base_rate, steps_of_run
+    from sparse_accel.training.setup import check_flags_of_task
+    from sparse_accel.training.start_table import describe_run, start_table
+    from sparse_accel.training.tracking import sparsity_figures, start_trackers, tracker_names
 
     # --- data, model, recipe ----------------------------------------------------------------------------------------
 
     with accelerator.main_process_first():
         data = load_text_classification(arguments, fine_tuned_head(arguments))
-    training_setup.check_flags_of_task(arguments, data)
+    check_flags_of_task(arguments, data)
     set_seed(arguments.seed)  # of a new head
     model, fresh = load_classifier(arguments, data)
     tokenizer = load_tokenizer(arguments)
-    teacher, teacher_tokenizer = training_setup.make_teacher(arguments, recipe, accelerator, model)
+    teacher, teacher_tokenizer = make_teacher(arguments, recipe, accelerator, model)
     run = RecipeRun(recipe, teacher=teacher)
     run.attach(model)  # masks and quantizers are in place, off
 
     # --- batches, output folder -------------------------------------------------------------------------------------
 
     limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
-    rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)
-    training_setup.check_teacher_inputs(arguments, run, rows["train"], (tokenizer, teacher_tokenizer))
-    collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
-    loader, sampler = training_setup.training_loader(arguments, accelerator, rows["train"], collator)
-    schedule, overruled = training_setup.steps_of_run(arguments, recipe, sampler.steps)
-    run.base_rate = training_setup.base_rate(arguments, recipe, schedule.total_steps)
+    rows = tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)
+    check_teacher_inputs(arguments, run, rows["train"], (tokenizer, teacher_tokenizer))
+    collator = make_collator(arguments, accelerator, tokenizer, limit)
+    loader, sampler = training_loader(arguments, accelerator, rows["train"], collator)
+    schedule, overruled = steps_of_run(arguments, recipe, sampler.steps)
+    run.base_rate = base_rate(arguments, recipe, schedule.total_steps)
     run.notices += overruled
-    identity = training_setup.identity_of(arguments, run, model, rows["train"], sampler, schedule)
+    identity = identity_of(arguments, run, model, rows["train"], sampler, schedule)
     output_dir = Path(str(arguments.output_dir))
-    settings = training_setup.settings_of(arguments, accelerator, run, model, rows, schedule)
+    settings = settings_of(arguments, accelerator, run, model, rows, schedule)
     if ownership.claim(accelerator, arguments, run, identity, settings) == "show":
         return False
     results.record_arguments(accelerator, output_dir, arguments)
@@ -121,10 +125,10 @@ def train_model(arguments: TextClassificationArguments, recipe: Recipe | None, a
     checkpoint = resume.checkpoint_to_resume(arguments, accelerator, output_dir)
     if checkpoint is not None:
         load_checkpoint(checkpoint, accelerator, run, history)
-    about = training_setup.describe_run(arguments, run, data, fresh, limit, sampler, schedule)
+    about = describe_run(arguments, run, data, fresh, limit, sampler, schedule)
     if run.teacher is not None:
         tokenizers = (tokenizer, teacher_tokenizer)
-        words = training_setup.fill_teacher_table(arguments, accelerator, run.teacher, data, rows["train"], tokenizers)
+        words = fill_teacher_table(arguments, accelerator, run.teacher, data, rows["train"], tokenizers)
         about += [("teacher", f"{arguments.distill_teacher}: {words}")]
     say(accelerator, start_table(accelerator, run, [*about, ("output", str(output_dir))]))
 
@@ -180,14 +184,15 @@ def evaluate_and_predict(
 
     What the folder of a finished run already holds for the same rows, labels and weights is not measured again.
     """
-    from sparse_accel import training_setup
     from sparse_accel.console import say
-    from sparse_accel.evaluation import evaluate_splits, measured_on, prediction_files, write_predictions
     from sparse_accel.models.files import fingerprint_of_model
     from sparse_accel.models.loading import head_of, load_tokenizer, load_trained, sequence_limit
     from sparse_accel.run_folder import results
     from sparse_accel.tasks import load_text_classification
-    from sparse_accel.tracking import start_trackers, tracker_names
+    from sparse_accel.training.evaluation import evaluate_splits, measured_on, prediction_files, write_predictions
+    from sparse_accel.training.loaders import make_collator, tokenize_rows
+    from sparse_accel.training.start_table import describe_columns
+    from sparse_accel.training.tracking import start_trackers, tracker_names
 
     model, folder = load_trained(arguments), Path(str(arguments.output_dir))
     tokenizer, weights = load_tokenizer(arguments), fingerprint_of_model(model)
@@ -195,10 +200,10 @@ def evaluate_and_predict(
         data = load_text_classification(arguments, head_of(model))
     of_a_run = arguments.do_train or arguments.one_shot
     if not of_a_run:
-        say(accelerator, f"columns: {training_setup.describe_columns(data)}")
+        say(accelerator, f"columns: {describe_columns(data)}")
     limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
-    rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)
-    collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
+    rows = tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)
+    collator = make_collator(arguments, accelerator, tokenizer, limit)
     model = model.to(accelerator.device)  # not prepared: measured in float32, as its files hold it
     if arguments.do_eval:
         question = measured_on(weights, data, "validation", rows)

@@ -19,11 +19,13 @@ from sparse_accel.data.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.distributed.launch import launch_options
 from sparse_accel.models.teacher import Teacher
 from sparse_accel.nn.layers import quantizers
-from sparse_accel.optimizer import parameter_groups
 from sparse_accel.progress import Progress
 from sparse_accel.recipe import Recipe, load_recipe
 from sparse_accel.recipe_run import RecipeRun
-from sparse_accel.training_loop import Schedule, predict, train
+from sparse_accel.training.evaluation import predict
+from sparse_accel.training.loop import train
+from sparse_accel.training.optimizer import parameter_groups
+from sparse_accel.training.schedule import Schedule
 
 GLOBAL_BATCH = 8
 ROWS = 21  # three steps an epoch, the last one of 5 rows

@@ -11,7 +11,7 @@ import pytest
 from migration_table import EXPORT, FILE, OWN, TRAINER, table
 from script_fixtures import Tiny, environment, words
 
-from sparse_accel import launchers
+from sparse_accel import entry_points as launchers
 
 pytest_plugins = ["script_fixtures"]
 

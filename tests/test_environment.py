@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from script_fixtures import ROOT, Tiny, environment, run
 from tiny import make_bert
 
-from sparse_accel import launchers, training_setup
+from sparse_accel import entry_points as launchers
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.distributed.environment import check_environment, compilation
 from sparse_accel.errors import UsageError
 from sparse_accel.recipe_run import RecipeRun
-from sparse_accel.report import start_table
+from sparse_accel.training import setup
+from sparse_accel.training.start_table import start_table
 
 pytest_plugins = ["script_fixtures"]
 
@@ -240,7 +241,7 @@ def test_compilation_is_refused_however_it_was_asked_for(
     arguments = TextClassificationArguments(
         model_name_or_path="model", output_dir="out", do_train=True, task_name="sst2", **flags
     )
-    monkeypatch.setattr(training_setup, "Accelerator", lambda **_: compiled("INDUCTOR"))
-    monkeypatch.setattr(training_setup, "check_launch", lambda _: None)
+    monkeypatch.setattr(setup, "Accelerator", lambda **_: compiled("INDUCTOR"))
+    monkeypatch.setattr(setup, "check_launch", lambda _: None)
     with pytest.raises(UsageError, match=rf"torch.compile with inductor \({asked}\) under DeepSpeed ZeRO-2, 2 proc"):
-        training_setup.make_accelerator(arguments)
+        setup.make_accelerator(arguments)

@@ -11,7 +11,7 @@ HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "pandas", "
 
 
 @pytest.mark.parametrize(
-    "module", ["sparse_accel", "modifiers", "recipe", "cli.text_classification", "tracking", "zoo", "progress"]
+    "module", ["sparse_accel", "modifiers", "recipe", "cli.text_classification", "training.tracking", "zoo", "progress"]
 )
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     name = module if module == "sparse_accel" else f"sparse_accel.{module}"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sparse_accel import commands
+from sparse_accel.demo import commands
+from sparse_accel.demo.samples import minilm_folder, write_movie_reviews
+from sparse_accel.demo.wilson_interval import wilson_interval
 from sparse_accel.errors import UsageError
-from sparse_accel.samples import minilm_folder, write_movie_reviews
-from sparse_accel.tasks.text_classification.metrics import wilson_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 

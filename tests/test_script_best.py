@@ -28,7 +28,7 @@ def scored(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
             score = next(scores)
             return {"eval_accuracy": score, "eval_f1_macro": score, "eval_loss": 1 - score}
 
-        monkeypatch.setattr("sparse_accel.evaluation.evaluate_splits", figures)
+        monkeypatch.setattr("sparse_accel.training.evaluation.evaluate_splits", figures)
         flags = tiny.flags(recipe_args=RECIPE_ARGS, output_dir=tmp_path / "out", load_best_model_at_end=True)
         done = run(**{**flags, **others})
         assert done.code == 0, done.all

@@ -16,7 +16,7 @@ from script_fixtures import Tiny, history, make_model, run, trace
 
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
-from sparse_accel.tracking import start_trackers
+from sparse_accel.training.tracking import start_trackers
 
 pytest_plugins = ["script_fixtures"]
 

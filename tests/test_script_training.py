@@ -23,11 +23,12 @@ from script_fixtures import (
 )
 from transformers import AutoTokenizer, get_scheduler
 
-from sparse_accel import load, training_setup
+from sparse_accel import load
 from sparse_accel.cli.parser import parse_arguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
+from sparse_accel.training import schedule
 
 pytest_plugins = ["script_fixtures"]
 
@@ -173,7 +174,7 @@ def overruled(words: str, *modifiers: str) -> list[str]:
     recipe = load_recipe("modifiers:\n" + "".join(f"  - {line}\n" for line in lines))
     flags = f"--model_name_or_path m --output_dir o --do_train --task_name sst2 {words}"
     arguments = parse_arguments(TextClassificationArguments, flags.split())
-    return training_setup.steps_of_run(arguments, recipe, 10)[1]
+    return schedule.steps_of_run(arguments, recipe, 10)[1]
 
 
 def set_rate(start: float, groups: str = "") -> str:
@@ -242,7 +243,7 @@ def test_the_notices_are_what_happens(start: float) -> None:
     arguments = parse_arguments(TextClassificationArguments, words.split())
     recipe = load_recipe(f"modifiers:\n  - !EpochRangeModifier {{end_epoch: 3}}\n  - {set_rate(start)}\n")
     model = torch.nn.Linear(2, 2)
-    run_of_recipe = RecipeRun(recipe, base_rate=training_setup.base_rate(arguments, recipe, 30))
+    run_of_recipe = RecipeRun(recipe, base_rate=schedule.base_rate(arguments, recipe, 30))
     run_of_recipe.attach(model)
     run_of_recipe.bind(None, model, torch.optim.SGD(model.parameters(), lr=1.0), steps_per_epoch=10)
     rates = []

@@ -17,7 +17,9 @@ from sparse_accel.data.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import Modifier
 from sparse_accel.nn.losses import task_loss
-from sparse_accel.training_loop import Schedule, predict, train
+from sparse_accel.training.evaluation import predict
+from sparse_accel.training.loop import train
+from sparse_accel.training.schedule import Schedule
 
 RANGE = "modifiers:\n  - !EpochRangeModifier {end_epoch: 2}"
 STEPS = 3

@@ -17,7 +17,8 @@ from sparse_accel.distributed.launch import launch_options
 from sparse_accel.main import run_main
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
-from sparse_accel.training_loop import Schedule, train
+from sparse_accel.training.loop import train
+from sparse_accel.training.schedule import Schedule
 
 RECIPE = "modifiers:\n  - !EpochRangeModifier {end_epoch: 1}\n  - !QuantizationModifier {submodules: [bert]}"
 

@@ -12,20 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from sparse_accel.console import print_above_bar, say, warn
+from sparse_accel.console import print_above_bar, say, table, warn
 from sparse_accel.distributed.collectives import by_main_process
 from sparse_accel.files import write_json, write_text
 from sparse_accel.models.files import load, save_model
 from sparse_accel.models.sparsity import sparsity_report
 from sparse_accel.nn.layers import quantized_linears
-from sparse_accel.report import results_table
-from sparse_accel.run_folder.checkpoints import (
-    TRAINER_STATE,
-    copy_model,
-    damage,
-    publish,
-    written_or_said,
-)
+from sparse_accel.run_folder.checkpoints import TRAINER_STATE, copy_model, damage, publish, written_or_said
 from sparse_accel.run_folder.record import change_record, read_record
 
 if TYPE_CHECKING:
@@ -209,3 +202,9 @@ def read_results(folder: Path) -> dict[str, Any]:
 def _without_evaluation(folder: Path) -> dict[str, Any]:
     """all_results.json without the figures of an evaluation: of other rows, or of another model."""
     return {name: value for name, value in read_results(folder).items() if not name.startswith("eval_")}
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """Returns the figures of a finished run."""
+    rows = [(name, f"{value:.4f}" if isinstance(value, float) else value) for name, value in sorted(results.items())]
+    return table("results", [row for row in rows if row[1] is not None and not isinstance(row[1], (dict, list))])

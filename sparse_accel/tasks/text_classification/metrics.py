@@ -5,7 +5,6 @@ GLUE's are the official ones (https://arxiv.org/abs/1804.07461); where a task ha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -111,10 +110,3 @@ def _regression(predictions: NDArray[Any], labels: NDArray[Any]) -> dict[str, fl
         "pearson": pearsonr(predictions, labels).statistic if varied else 0.0,
         "spearmanr": spearmanr(predictions, labels).statistic if varied else 0.0,
     }
-
-
-def wilson_interval(share: float, rows: int, z: float = 1.96) -> tuple[float, float]:
-    """Returns the 95% interval of a share that was seen in `rows` independent rows (Wilson, 1927)."""
-    centre = share + z * z / (2 * rows)
-    spread = z * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    return (centre - spread) / (1 + z * z / rows), (centre + spread) / (1 + z * z / rows)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import get_scheduler
-
-from sparse_accel.progress import Progress
 
 if TYPE_CHECKING:
     from sparse_accel.cli.text_classification import TextClassificationArguments
@@ -29,23 +25,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
         {"params": with_decay, "weight_decay": weight_decay},
         {"params": without, "weight_decay": 0.0},
     ]
-
-
-def usual_rate(name: str, peak: float, warmup_steps: int, total_steps: int) -> Callable[[Progress], float]:
-    """Returns the learning rate of a transformers schedule as a pure function of progress.
-
-    Args:
-        name: linear, cosine, constant, constant_with_warmup.
-        peak: the rate after warmup.
-        warmup_steps, total_steps: optimizer steps.
-    """
-    if name == "constant":
-        return lambda progress: peak
-    # The library's own shapes; its scheduler object, which counts calls, is not used: the clock is ours.
-    stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = get_scheduler(name, stand_in, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
-    shape = scheduler.lr_lambdas[0]
-    return lambda progress: peak * float(shape(progress.step))
 
 
 def make_optimizer(model: nn.Module, arguments: TextClassificationArguments) -> torch.optim.AdamW:

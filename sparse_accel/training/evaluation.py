@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from sparse_accel.console import say
+from sparse_accel.console import progress_bar, say
+from sparse_accel.distributed.collectives import reduce_sum
 from sparse_accel.files import write_text
 from sparse_accel.fingerprints import fingerprint_of_rows
+from sparse_accel.nn.losses import task_loss
 from sparse_accel.tasks import compute_metrics
-from sparse_accel.training_loop import predict
-from sparse_accel.training_setup import evaluation_loader
+from sparse_accel.tasks.text_classification.predictions import prediction_table
+from sparse_accel.training.loaders import evaluation_loader
+from sparse_accel.training.loop import inputs_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.utils.data import DataLoader
 
     from sparse_accel.cli.text_classification import TextClassificationArguments
     from sparse_accel.data.batches import Collator
@@ -93,25 +96,31 @@ def write_predictions(
         say(accelerator, f"{len(dataset)} predictions: {path}")
 
 
-def prediction_table(logits: np.ndarray, label_names: list[str], problem_type: str) -> str:
-    """Returns predictions as CSV. Regression: one `score`. Multi-label: the labels at or above 0.5, joined by `;`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if problem_type == "regression":
-        writer.writerow(["row", "score"])
-        writer.writerows([row, f"{value:.6f}"] for row, value in enumerate(logits[:, 0]))
-        return text.getvalue()
-    writer.writerow(["row", "label", *(f"probability_{name}" for name in label_names)])
-    several = problem_type == "multi_label_classification"
-    shares = 1 / (1 + np.exp(-logits)) if several else _softmax(logits)
-    for row, share in enumerate(shares):
-        chosen = [name for name, value in zip(label_names, share, strict=True) if value >= 0.5]
-        label = ";".join(chosen) if several else label_names[int(share.argmax())]
-        writer.writerow([row, label, *(f"{value:.6f}" for value in share)])
-    return text.getvalue()
+@torch.no_grad()
+def predict(
+    accelerator: Accelerator, model: nn.Module, loader: DataLoader[dict[str, Tensor]], rows: int, problem_type: str
+) -> tuple[np.ndarray, float | None]:
+    """Returns logits (rows, labels) float32 in the order of the rows, and the mean task loss where there are labels.
 
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
-    return shares
+    Args:
+        loader: each row once (fillers aside), prepared by `accelerator`; fillers are dropped here.
+    """
+    model.eval()
+    table: Tensor | None = None
+    total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
+    labelled = False
+    with progress_bar(accelerator, len(loader), "evaluate", "batches", leave=False) as bar:
+        for batch in loader:
+            outputs = model(**inputs_of(batch))
+            logits = outputs["logits"].float()
+            real = batch["row_id"] >= 0
+            if table is None:
+                table = torch.zeros(rows, logits.shape[1], device=logits.device)
+            table[batch["row_id"][real]] = logits[real]
+            if "labels" in batch:
+                labelled = True
+                total += (task_loss(logits, batch["labels"], problem_type) * real).sum().double()
+            bar.update()
+    assert table is not None
+    loss = float(reduce_sum(total)) / rows if labelled else None
+    return reduce_sum(table).cpu().numpy(), loss

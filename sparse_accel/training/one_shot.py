@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import set_seed
 
-from sparse_accel import training_setup
 from sparse_accel.console import say, warn
 from sparse_accel.distributed.weights import plain_model
 from sparse_accel.errors import UsageError
@@ -21,11 +20,13 @@ from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weight
 from sparse_accel.models.loading import default_head, head_of, load_classifier, load_tokenizer, sequence_limit
 from sparse_accel.models.sparsity import sparsity_report
 from sparse_accel.recipe_run import RecipeRun
-from sparse_accel.report import start_table
 from sparse_accel.run_folder import ownership, results
 from sparse_accel.run_folder.trainer_state import History
 from sparse_accel.tasks import load_text_classification
-from sparse_accel.tracking import sparsity_figures, start_trackers
+from sparse_accel.training.identity import settings_of
+from sparse_accel.training.loaders import make_collator, tokenize_rows, training_loader
+from sparse_accel.training.start_table import describe_columns, describe_head, start_table
+from sparse_accel.training.tracking import sparsity_figures, start_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,21 +68,21 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
     about = [("model", f"{arguments.model_name_or_path}, changed at once, without training")]
     if fresh:
         warn(f"{arguments.model_name_or_path} has no fine-tuned head: what its outputs say is random, before and after")
-        about.append(("head", training_setup.describe_head(head_of(model).names, fresh)))
+        about.append(("head", describe_head(head_of(model).names, fresh)))
     if has_rows:
         if "train" not in data.splits:
             raise UsageError(
                 "--one_shot takes ranges from training rows, and the data has none: name some with --train_file"
             )
         limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
-        rows = training_setup.tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)["train"]
-        collator = training_setup.make_collator(arguments, accelerator, tokenizer, limit)
-        loader, sampler = training_setup.training_loader(arguments, accelerator, rows, collator)
+        rows = tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)["train"]
+        collator = make_collator(arguments, accelerator, tokenizer, limit)
+        loader, sampler = training_loader(arguments, accelerator, rows, collator)
         identity["data"] = fingerprint_of_rows(rows)
         identity |= {"seed": arguments.seed, "global_batch_size": sampler.global_batch_size}
-        about.append(("columns", training_setup.describe_columns(data)))
+        about.append(("columns", describe_columns(data)))
         about.append(("ranges", f"from up to {CALIBRATION_BATCHES} batches of the training rows"))
-    settings = training_setup.settings_of(arguments, accelerator, run, model, {})
+    settings = settings_of(arguments, accelerator, run, model, {})
     if ownership.claim(accelerator, arguments, run, identity, settings) == "show":
         return False
     results.record_arguments(accelerator, output_dir, arguments)

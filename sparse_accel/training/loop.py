@@ -35,14 +35,15 @@ from sparse_accel.distributed.launch import unused_weights_explained
 from sparse_accel.distributed.signals import stop, stop_requests
 from sparse_accel.errors import UsageError
 from sparse_accel.nn.losses import task_loss
+from sparse_accel.training.schedule import Schedule
 
 if TYPE_CHECKING:
-    import numpy as np
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
     from sparse_accel.data.batches import GlobalBatchSampler
     from sparse_accel.recipe_run import RecipeRun
+
 
 # A step that the fp16 scaler skips is tried again at half the loss scale; from 65536 this reaches 1 in 16 tries.
 _MOST_SKIPS_IN_A_ROW = 30
@@ -50,19 +51,6 @@ _MOST_SKIPS_IN_A_ROW = 30
 _MOST_GIVEN_UP_IN_A_ROW = 30
 # The progress bar's loss is the mean since the last log, read this often: reading it waits for a GPU.
 _STEPS_BETWEEN_SHOWN_LOSSES = 20
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When things happen, in optimizer steps; 0 stands for never."""
-
-    total_steps: int
-    log_every: int = 0
-    evaluate_every: int = 0
-    save_every: int = 0
-
-    def due(self, every: int, step: int) -> bool:
-        return every > 0 and (step % every == 0 or step == self.total_steps)
 
 
 @dataclass
@@ -297,33 +285,3 @@ def _check_finite(loss: float, step: int) -> None:
             f"the loss is {loss} at step {step}: the last checkpoint is kept. Lower --learning_rate (or "
             "the recipe's init_lr), or train with --bf16 or float32 instead of --fp16"
         )
-
-
-@torch.no_grad()
-def predict(
-    accelerator: Accelerator, model: nn.Module, loader: DataLoader[dict[str, Tensor]], rows: int, problem_type: str
-) -> tuple[np.ndarray, float | None]:
-    """Returns logits (rows, labels) float32 in the order of the rows, and the mean task loss where there are labels.
-
-    Args:
-        loader: each row once (fillers aside), prepared by `accelerator`; fillers are dropped here.
-    """
-    model.eval()
-    table: Tensor | None = None
-    total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
-    labelled = False
-    with progress_bar(accelerator, len(loader), "evaluate", "batches", leave=False) as bar:
-        for batch in loader:
-            outputs = model(**inputs_of(batch))
-            logits = outputs["logits"].float()
-            real = batch["row_id"] >= 0
-            if table is None:
-                table = torch.zeros(rows, logits.shape[1], device=logits.device)
-            table[batch["row_id"][real]] = logits[real]
-            if "labels" in batch:
-                labelled = True
-                total += (task_loss(logits, batch["labels"], problem_type) * real).sum().double()
-            bar.update()
-    assert table is not None
-    loss = float(reduce_sum(total)) / rows if labelled else None
-    return reduce_sum(table).cpu().numpy(), loss

@@ -1,21 +1,69 @@
-"""What a run prints: the table at the start with everything that was decided, and the results at the end."""
+"""The table at the start, with everything that was decided."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from accelerate import Accelerator
+from torch import nn
+
 from sparse_accel.console import table
+from sparse_accel.data.batches import GlobalBatchSampler
 from sparse_accel.distributed.environment import compilation
 from sparse_accel.distributed.launch import describe
 from sparse_accel.distributed.weights import plain_model
-from sparse_accel.errors import shortened
+from sparse_accel.errors import listed, shortened
 from sparse_accel.nn.layers import masks, prunable_names, quantizers
+from sparse_accel.recipe_run import RecipeRun
+from sparse_accel.training.schedule import Schedule
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from torch import nn
-
+    from sparse_accel.cli.text_classification import TextClassificationArguments
     from sparse_accel.recipe_run import RecipeRun
+    from sparse_accel.tasks import TextClassificationData
+
+
+def describe_run(
+    arguments: TextClassificationArguments,
+    run: RecipeRun,
+    data: TextClassificationData,
+    fresh: list[str],
+    limit: int,
+    sampler: GlobalBatchSampler,
+    schedule: Schedule,
+) -> list[tuple[str, str]]:
+    """Returns rows of the start-up table: what is trained, on what, for how long."""
+    padded = f"padded to {limit}" if arguments.pad_to_max_length else "batches padded to their longest"
+    resumed = f", going on from step {run.progress.step}" if run.progress.step else ""
+    splits = ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items())
+    return [
+        ("model", str(arguments.model_name_or_path)),
+        ("head", describe_head(data.label_names, fresh)),
+        ("data", f"{splits}; {data.problem_type.replace('_', ' ')}: {listed(data.label_names)}"),
+        ("columns", describe_columns(data)),
+        ("lengths", f"up to {limit} tokens; {padded}"),
+        ("global batch", f"{sampler.global_batch_size} rows: micro-batches of {sampler.micro_batch_size}"),
+        ("steps", f"{schedule.total_steps}, {sampler.steps} an epoch{resumed}"),
+    ]
+
+
+def describe_head(names: list[str], fresh: list[str]) -> str:
+    """Returns in words where the model's outputs come from.
+
+    Args:
+        names: labels in the order of the outputs.
+        fresh: weights that are newly initialized.
+    """
+    if fresh:
+        return f"newly initialized ({len(fresh)} weights)"
+    return f"the model's own, its outputs: {listed(names)}"
+
+
+def describe_columns(data: TextClassificationData) -> str:
+    """Returns in words which columns are read."""
+    pair = ", a pair" if len(data.text_columns) == 2 else ""
+    labels = f"; labels: {data.label_column}" if data.label_column else ""
+    return f"text: {', '.join(data.text_columns)}{pair}{labels}"
 
 
 def timeline(run: RecipeRun) -> str:
@@ -53,9 +101,3 @@ def start_table(accelerator: Accelerator, run: RecipeRun, rows: list[tuple[str, 
     notices = [("note", shortened(notice)) for notice in run.notices]
     recipe = [("recipe", timeline(run))]
     return table("run", layout + rows + recipe + structure(plain_model(accelerator, run.model)) + notices)
-
-
-def results_table(results: dict[str, Any]) -> str:
-    """Returns the figures of a finished run."""
-    rows = [(name, f"{value:.4f}" if isinstance(value, float) else value) for name, value in sorted(results.items())]
-    return table("results", [row for row in rows if row[1] is not None and not isinstance(row[1], (dict, list))])

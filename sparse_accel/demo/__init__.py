@@ -1,0 +1,1 @@
+"""What quickstart and benchmarks need; the library never imports it."""

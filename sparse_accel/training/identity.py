@@ -1,0 +1,87 @@
+"""What makes a run itself, and what changes its result without being part of that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from accelerate import Accelerator
+from torch import nn
+
+from sparse_accel.data.batches import GlobalBatchSampler
+from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weights
+from sparse_accel.models.files import fingerprint_of_model
+from sparse_accel.models.loading import head_of
+from sparse_accel.recipe_run import RecipeRun
+from sparse_accel.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from sparse_accel.cli.text_classification import TextClassificationArguments
+
+
+def identity_of(
+    arguments: TextClassificationArguments,
+    run: RecipeRun,
+    model: nn.Module,
+    dataset: Any,
+    sampler: GlobalBatchSampler,
+    schedule: Schedule,
+) -> dict[str, Any]:
+    """Returns what makes this run itself: another value of any of these is another run."""
+    flags: tuple[str, ...] = ("seed", "learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps")
+    flags += ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "max_seq_length")
+    flags += ("label_smoothing_factor",)
+    return {
+        "model": fingerprint_of_weights(model),
+        "data": fingerprint_of_rows(dataset),
+        "recipe": run.recipe.resolved() if run.recipe else None,
+        "teacher": fingerprint_of_weights(run.teacher.model) if run.teacher else None,
+        "global_batch_size": sampler.global_batch_size,
+        "total_steps": schedule.total_steps,
+        **{flag: getattr(arguments, flag) for flag in flags},
+    }
+
+
+# Entries of a model's configuration that change nothing that it computes, or are told apart elsewhere.
+_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "problem_type", "initializer_range", "use_cache")
+
+
+def settings_of(
+    arguments: TextClassificationArguments,
+    accelerator: Accelerator,
+    run: RecipeRun,
+    model: nn.Module,
+    rows: dict[str, Any],
+    schedule: Schedule | None = None,
+) -> dict[str, Any]:
+    """Returns what is not part of a run's identity and yet changes its result: a finished run with others is another
+    result. An unfinished one may go on in another precision, and in nothing else.
+
+    Args:
+        rows: tokenized splits.
+        schedule: of a run that trains; None for --one_shot.
+    """
+    head, config = head_of(model), cast(Any, model).config.to_dict()
+    settings: dict[str, Any] = {
+        "label_names": head.names,
+        "problem_type": head.problem_type,
+        "precision": {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        **{
+            f"config.{name}": value
+            for name, value in config.items()
+            if isinstance(value, (bool, int, float, str)) and name not in _NOT_OF_THE_MODEL
+        },
+    }
+    if any(modifier.needs_rows for modifier in run.modifiers):
+        settings["pad_to_max_length"] = arguments.pad_to_max_length  # ranges see padding too
+    if run.teacher is not None:
+        settings["teacher"] = f"{fingerprint_of_model(run.teacher.model)} {run.teacher.order}"
+    if schedule is not None:
+        settings["nan_loss"] = arguments.nan_loss
+        settings["load_best_model_at_end"] = arguments.load_best_model_at_end
+    if schedule is not None and arguments.load_best_model_at_end:  # then the evaluations choose the result
+        judged = ("metric_for_best_model", "greater_is_better", "best_model_after_epoch")
+        settings |= {name: getattr(arguments, name) for name in judged}
+        validation = [fingerprint_of_rows(rows[split]) for split in sorted(rows) if split.startswith("validation")]
+        settings |= {"steps_between_evaluations": schedule.evaluate_every, "validation_rows": " ".join(validation)}
+        settings["steps_between_checkpoints"] = schedule.save_every
+    return settings

@@ -1,0 +1,81 @@
+"""The accelerator of a run, and what flags, launcher and data cannot mean together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
+
+from sparse_accel.console import warn
+from sparse_accel.distributed.environment import compilation
+from sparse_accel.distributed.launch import check_launch, describe, gives_gradients, launch_options
+from sparse_accel.errors import UsageError
+from sparse_accel.recipe_run import check_gradients
+from sparse_accel.tasks import check_metric_name
+from sparse_accel.training.tracking import logging_folder
+
+if TYPE_CHECKING:
+    from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.recipe import Recipe
+    from sparse_accel.tasks import TextClassificationData
+
+
+def make_accelerator(arguments: TextClassificationArguments, recipe: Recipe | None = None) -> Accelerator:
+    """Returns the accelerator as flags and launcher ask for it; a flag wins over the launcher's precision.
+
+    Raises:
+        UsageError: flags, launcher, environment and recipe do not fit together.
+    """
+    precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None
+    asked = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
+    if asked == "fp16" and not torch.cuda.is_available():
+        what = "--fp16" if precision else "fp16 (ACCELERATE_MIXED_PRECISION)"
+        warn(f"{what} needs a GPU and there is none here: training in float32")
+        precision = "no"
+    transformers.utils.logging.disable_progress_bar()  # one bar is enough: ours
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        # The sampler makes every step of whole micro-batches, the last one of an epoch too.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=arguments.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        log_with=list(arguments.report_to) or None,
+        project_dir=logging_folder(Path(str(arguments.output_dir))),
+        kwargs_handlers=launch_options(find_unused_parameters=arguments.ddp_find_unused_parameters),
+        dynamo_plugin=_compilation() if arguments.torch_compile else None,
+    )
+    check_launch(accelerator)
+    check_gradients(recipe.modifiers if recipe else [], gives_gradients(accelerator))
+    if (compiled := compilation(accelerator)) and accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
+        raise UsageError(
+            f"torch.compile with {compiled} under {describe(accelerator)} is not supported: these wrappers take layers "
+            "apart while they run, which breaks the graph at each. Leave it out, or launch with "
+            "accelerate_configs/ddp.yaml"
+        )
+    if arguments.nan_loss == "skip" and accelerator.distributed_type == "DEEPSPEED":
+        raise UsageError("--nan_loss skip: DeepSpeed steps before the loss can be looked at. Leave the flag out")
+    return accelerator
+
+
+def _compilation() -> TorchDynamoPlugin:
+    """Compiles for batches of any shape: they differ in length, and the last one in rows."""
+    # A graph each for training and evaluation, before quantization, in its first step, with moving and frozen ranges;
+    # beyond the default of 8, PyTorch would go on without compiling.
+    torch._dynamo.config.recompile_limit = 64
+    return TorchDynamoPlugin(backend="inductor", dynamic=True)
+
+
+def check_flags_of_task(arguments: TextClassificationArguments, data: TextClassificationData) -> None:
+    """Raises UsageError for flags that this kind of labels has no use for."""
+    if arguments.load_best_model_at_end:
+        check_metric_name(arguments.metric_for_best_model, data.metrics, data.problem_type)
+    if arguments.label_smoothing_factor and data.problem_type != "single_label_classification":
+        kind = data.problem_type.replace("_", " ")
+        raise UsageError(f"--label_smoothing_factor spreads a row's one label; this is {kind}: leave it out")
+    if arguments.distill_teacher == "self" and not data.keeps_head:
+        warn("--distill_teacher self: the model has no head for these labels yet, so as a teacher it is random")
