@@ -38,8 +38,8 @@ from sparse_accel.data.batches import Collator, GlobalBatchSampler
 from sparse_accel.distributed.collectives import by_main_process, largest
 from sparse_accel.distributed.launch import before_prepare, check_launch, describe, launch_options
 from sparse_accel.main import run_main
-from sparse_accel.models.sparsity import is_encoder_linear
 from sparse_accel.models.teacher import Teacher
+from sparse_accel.nn.layers import is_encoder_linear
 from sparse_accel.nn.masks import magnitude_mask
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun

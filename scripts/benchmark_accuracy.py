@@ -144,7 +144,7 @@ def one_shot_start(model: Path, target: Path) -> Path:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from sparse_accel.models.sparsity import is_encoder_linear
+    from sparse_accel.nn.layers import is_encoder_linear
     from sparse_accel.nn.masks import magnitude_mask
 
     network = AutoModel.from_pretrained(model)

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparse_accel.distributed.weights import full_weight, hand_back
-from sparse_accel.nn.layers import SparseLayer, prunable_names
-
-# A block of an encoder is an entry of a list of blocks, so its weights have a number in their names.
-_IN_A_BLOCK = re.compile(r"\.\d+\.")
-
-
-def is_encoder_linear(name: str, module: nn.Module) -> bool:
-    """True for the Linear weights of the encoder's blocks; embeddings, pooler and classifier are counted apart."""
-    return isinstance(module, nn.Linear) and bool(_IN_A_BLOCK.search(f".{name}."))
+from sparse_accel.nn.layers import SparseLayer, is_encoder_linear, prunable_names
 
 
 @torch.no_grad()

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from sparse_accel.modifiers.base import Modifier
-
 
 class Teacher(Protocol):
     """A frozen model whose outputs a student can follow."""
@@ -38,7 +36,7 @@ class State:
 
     Attributes:
         model: the plain model; its modules stay the same objects when `accelerator.prepare` wraps it.
-        modifiers: all of the run, in order of application.
+        modifiers: all of the run, in order of application; a modifier looks for those of its own family.
         task: what the outputs mean.
         teacher: None where there is none.
         max_epochs: epochs that the recipe asks for; 0 when it names none.
@@ -50,7 +48,7 @@ class State:
     """
 
     model: nn.Module
-    modifiers: Sequence[Modifier]
+    modifiers: Sequence[object]
     task: Task
     teacher: Teacher | None = None
     max_epochs: int = 0

@@ -11,6 +11,7 @@ the masked one, so a pruned weight gets no gradient, and a mask needs no code in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -224,3 +225,12 @@ def quantized_linears(model: nn.Module) -> tuple[int, int]:
 def _is_on(module: Any, which: str) -> bool:
     quantizer = getattr(module, which, None)
     return quantizer is not None and quantizer.enabled
+
+
+# A block of an encoder is an entry of a list of blocks, so its weights have a number in their names.
+_IN_A_BLOCK = re.compile(r"\.\d+\.")
+
+
+def is_encoder_linear(name: str, module: nn.Module) -> bool:
+    """True for the Linear weights of the encoder's blocks; embeddings, pooler and classifier are counted apart."""
+    return isinstance(module, nn.Linear) and bool(_IN_A_BLOCK.search(f".{name}."))

@@ -96,7 +96,7 @@ class ConstantPruningModifier(PruningModifier):
 
     def _should_be_sparse(self, name: str) -> bool:
         """False for a head or pooler that only __ALL_PRUNABLE__ names: a new one is always dense."""
-        from sparse_accel.models.sparsity import is_encoder_linear
+        from sparse_accel.nn.layers import is_encoder_linear
 
         if self.params not in (ALL_PRUNABLE, [ALL_PRUNABLE]):
             return True
