@@ -1,10 +1,9 @@
-"""Figures of token classification: against counts by hand, and against seqeval where it is installed."""
+"""Figures of token classification: against counts by hand, and against seqeval."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -109,7 +108,7 @@ def test_the_scheme_does_not_change_what_is_found(pair: tuple[Sentences, Sentenc
 @settings(max_examples=200)
 @given(data=st.data())
 def test_seqeval_counts_the_same(letters: str, data: st.DataObject) -> None:
-    seqeval: Any = pytest.importorskip("seqeval.metrics")
+    from seqeval import metrics as seqeval
     from seqeval.metrics.sequence_labeling import get_entities
 
     true, predicted = data.draw(pairs_of(letters))

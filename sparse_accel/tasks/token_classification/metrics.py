@@ -1,20 +1,23 @@
-"""The figures that token classification is judged by, from the tags of words; counted here, offline.
+"""The figures that token classification is judged by, from the tags of words; by nervaluate and scikit-learn, offline.
 
-Entities are counted as conlleval (https://aclanthology.org/W00-0726) and seqeval in its default mode count them: one is
-found when its type, its first word and its last word are right.
+Entities are counted as conlleval (https://aclanthology.org/W00-0726) counts them: one is found when its type, its first
+word and its last word are right. nervaluate calls that strict, as SemEval-2013 did.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
+from nervaluate import Evaluator
 from sklearn.metrics import accuracy_score, f1_score
 
-from sparse_accel.tasks.token_classification.tags import PLAIN, Tags, spans
+from sparse_accel.tasks.token_classification.tags import OUTSIDE, PLAIN, Tags, spans
 
 # What seqeval calls the type of tags without one: B, I, O.
 _UNTYPED = "_"
+_NOTHING = SimpleNamespace(precision=0.0, recall=0.0, f1=0.0)
 
 
 def metric_names(scheme: str) -> tuple[str, ...]:
@@ -43,10 +46,8 @@ def entity_metrics(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str)
     if scheme == PLAIN:
         figures["f1_macro"] = float(f1_score(true_tags, predicted_tags, average="macro", zero_division=0))
     else:
-        counts = _counts(true, predicted, scheme)
-        right, found, there = (sum(each[place] for each in counts.values()) for place in range(3))
-        figures |= {"precision": _share(right, found), "recall": _share(right, there)}
-        figures["f1"] = _share(2 * right, found + there)
+        found = _evaluate(true, predicted, scheme)["overall"]["strict"]
+        figures |= {"precision": found.precision, "recall": found.recall, "f1": found.f1}
     return {name: figures[name] for name in metric_names(scheme)}
 
 
@@ -60,8 +61,8 @@ def f1_by_type(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str) -> 
         names = sorted({*true_tags, *predicted_tags})
         figures = f1_score(true_tags, predicted_tags, labels=names, average=None, zero_division=0)
         return dict(zip(names, map(float, figures), strict=True))
-    counts = _counts(true, predicted, scheme)
-    return {type_ or _UNTYPED: _share(2 * counts[type_][0], sum(counts[type_][1:])) for type_ in sorted(counts)}
+    by_type = _evaluate(true, predicted, scheme)["entities"]
+    return {type_: by_type[type_]["strict"].f1 for type_ in sorted(by_type)}
 
 
 def _flat(true: Sequence[Tags], predicted: Sequence[Tags]) -> tuple[list[str], list[str]]:
@@ -74,13 +75,18 @@ def _flat(true: Sequence[Tags], predicted: Sequence[Tags]) -> tuple[list[str], l
     return flat
 
 
-def _counts(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str) -> dict[str, tuple[int, int, int]]:
-    """For each type: how many entities were found and are right, were found, and are there."""
-    there = {(sentence, *span) for sentence, tags in enumerate(true) for span in spans(tags, scheme)}
-    found = {(sentence, *span) for sentence, tags in enumerate(predicted) for span in spans(tags, scheme)}
-    right, of_found, of_there = (Counter(type_ for _, type_, _, _ in each) for each in (there & found, found, there))
-    return {type_: (right[type_], of_found[type_], of_there[type_]) for type_ in of_found | of_there}
+def _evaluate(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str) -> dict[str, Any]:
+    """What nervaluate finds in the same entities as tags of IOB2, which it reads."""
+    both = [[_as_iob2(tags, scheme) for tags in side] for side in (true, predicted)]
+    types = sorted({tag[2:] for side in both for tags in side for tag in tags} - {""})
+    if not types:
+        return {"overall": {"strict": _NOTHING}, "entities": {}}
+    found: dict[str, Any] = Evaluator(*both, tags=types, loader="list").evaluate()
+    return found
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
+def _as_iob2(tags: Tags, scheme: str) -> list[str]:
+    result = [OUTSIDE] * len(tags)
+    for type_, begin, end in spans(tags, scheme):
+        result[begin:end] = [f"{'I' if word > begin else 'B'}-{type_ or _UNTYPED}" for word in range(begin, end)]
+    return result
