@@ -56,10 +56,6 @@ class HubModel:
     hub_id: str
     about: str = SAME_AUTHORS
 
-    @property
-    def is_stand_in(self) -> bool:
-        return self.about.startswith(_STAND_IN)
-
 
 _TRANSFER = ("transfer-text_classification", "transfer_text_classification")
 _SST2_STANDS_IN = _STAND_IN + "the recipe for SST-2, the place to start from on another task"

@@ -7,8 +7,8 @@
             recipe/       recipe.md, recipe_NAME.md, ...; older ones lie beside it
             model.md
 
-A folder may also lie under the stub's own long name. Folders that this package downloads say in `stub.txt` whose they
-are, since an id alone does not.
+A folder may also lie under the stub's own long name. Where a folder has a `stub.txt`, the stubs in it, one a line, say
+whose it is, whatever its name: a folder that an id names is found by that alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 
 
 def models_path() -> Path:
-    """The folder of the mirror, which is also the cache of downloads.
+    """The folder of the mirror, which is only read.
 
     Raises:
         UsageError: SPARSEZOO_MODELS_PATH is in the home of a user who has none.
@@ -47,12 +47,16 @@ def find_in_mirror(stub: Stub) -> Path | None:
     if stub.short_name:
         places += [root / stub.short_name, *sorted(root.glob(f"*/{stub.short_name}"))]
     places += [file.parent for file in sorted([*root.glob(f"*/{STUB_FILE}"), *root.glob(f"*/*/{STUB_FILE}")])]
-    return next((place for place in places if place.is_dir() and _is_of(place, stub)), None)
+    for place in places:
+        if place.is_dir() and (is_known_as(place, stub) or not (place / STUB_FILE).is_file()):
+            return place
+    return None
 
 
-def _is_of(folder: Path, stub: Stub) -> bool:
+def is_known_as(folder: Path, stub: Stub) -> bool:
+    """True where a folder says that it is a stub's."""
     record = folder / STUB_FILE
-    return not record.is_file() or any(stub.names_the_same_as(each) for each in _stubs_in(record))
+    return record.is_file() and any(stub.names_the_same_as(each) for each in _stubs_in(record))
 
 
 def _stubs_in(record: Path) -> list[Stub]:
@@ -66,17 +70,9 @@ def _stubs_in(record: Path) -> list[Stub]:
     return found
 
 
-def is_known_as(folder: Path, stub: Stub) -> bool:
-    """True where a folder says that it is a stub's."""
-    return (folder / STUB_FILE).is_file() and _is_of(folder, stub)
-
-
 def remember_stub(folder: Path, stub: Stub) -> None:
-    """Writes into a folder whose it is; one that several stubs lead to lists them all."""
-    record = folder / STUB_FILE
-    names = [each.name for each in _stubs_in(record)] if record.is_file() else []
-    if stub.name not in names:
-        write_text(record, "".join(f"{PREFIX}{name}\n" for name in [*names, stub.name]))
+    """Writes into a folder whose it is, and no other stub's any more."""
+    write_text(folder / STUB_FILE, f"{PREFIX}{stub.name}\n")
 
 
 def model_in(folder: Path) -> Path | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sparse_accel.errors import UsageError
 from sparse_accel.zoo.mirror import choose_recipe, is_known_as, model_in, recipe_name, recipes_in, remember_stub
-from sparse_accel.zoo.resolve import model_source, recipe_path
+from sparse_accel.zoo.resolve import model_source, recipe_path, refuse_api_url
 from sparse_accel.zoo.stubs import is_stub, parse_stub
 
 
@@ -31,22 +31,23 @@ class File:
 
 
 class Model:
-    """A model of SparseZoo, by its stub or a folder in SparseZoo's layout. Files are fetched when they are asked for.
+    """A model of SparseZoo, by its stub or a folder in SparseZoo's layout. A file is looked for when it is asked for.
 
     Args:
         source: a `zoo:` stub, or a folder.
         download_path: a folder to copy what is asked for into, with `stub.txt`, which says whose it is; left out, it
-            stays in the mirror or the package.
+            stays in the mirror, the package, or the Hub's cache.
 
     Raises:
-        UsageError: no stub and no folder; later, when a file is asked for, that it was not found, or that
-            download_path holds the weights of another model.
+        UsageError: no stub and no folder, or a stub while SPARSEZOO_API_URL is set; later, when a file is asked for,
+            that it was not found, or that download_path holds the weights of another model.
     """
 
     def __init__(self, source: str, download_path: str | os.PathLike[str] | None = None) -> None:
         self.source = str(source)
         self.download_path = Path(download_path).expanduser() if download_path is not None else None
         if is_stub(self.source):
+            refuse_api_url(self.source)
             parse_stub(self.source)
         elif not Path(self.source).is_dir():
             raise UsageError(f"{source} is neither a zoo: stub nor a folder")

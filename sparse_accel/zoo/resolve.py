@@ -1,21 +1,20 @@
 """From a `zoo:` stub to a folder, a recipe's file, or a Hub id: the places that are tried, in order, and what is said.
 
 1. a local mirror in SparseZoo's layout (`SPARSEZOO_MODELS_PATH`, default its cache, ~/.cache/sparsezoo)
-2. the recipes that ship with this package (for a recipe)
-3. the Hugging Face Hub, where the weights of some stubs live today (for a model)
-4. SparseZoo's API, where `SPARSEZOO_API_URL` says one is; what it gives is kept in the mirror
+2. for a recipe: those that ship with this package; for a model: the Hugging Face Hub, where some weights live today
+
+SparseZoo's own service was ended in June 2025, and no server is asked in its place.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from pathlib import Path
 
 from sparse_accel.console import rank
 from sparse_accel.errors import UsageError, first_line, in_order, nearest
-from sparse_accel.zoo.client import api_url, ask, fetch
-from sparse_accel.zoo.downloads import DownloadError
 from sparse_accel.zoo.known import RECIPES, nearest_known, on_hub, shipped_names, shipped_recipe
 from sparse_accel.zoo.mirror import (
     WEIGHTS,
@@ -28,14 +27,32 @@ from sparse_accel.zoo.mirror import (
 )
 from sparse_accel.zoo.stubs import Stub, parse_stub
 
-_MIRROR, _SHIPPED, _HUB, _API = "local mirror", "recipes of this package", "Hugging Face Hub", "SparseZoo's API"
+_MIRROR, _SHIPPED, _HUB = "local mirror", "recipes of this package", "Hugging Face Hub"
+
+
+def refuse_api_url(text: str) -> None:
+    """Stops who counts on a server for stubs: to leave it out in silence could give another model or recipe.
+
+    Args:
+        text: the stub, for the message.
+
+    Raises:
+        UsageError: SPARSEZOO_API_URL is set.
+    """
+    if os.environ.get("SPARSEZOO_API_URL"):
+        raise UsageError(
+            f"{text}: SPARSEZOO_API_URL is set, but SparseZoo's service was ended in June 2025, and no server is asked "
+            "any more: unset SPARSEZOO_API_URL. What works instead: set SPARSEZOO_MODELS_PATH to a mirror folder that "
+            "has the model or recipe; name a model by an id of the Hugging Face Hub; or take a recipe that ships with "
+            f"this package, in {RECIPES}"
+        )
 
 
 class _Steps:
     """What was tried for a stub, and how it went."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, stub: Stub) -> None:
+        self.stub = stub
         self.tried: list[tuple[str, str]] = []
 
     def add(self, place: str, outcome: str) -> None:
@@ -45,20 +62,21 @@ class _Steps:
         """Adds the last step and prints them all, once for all processes."""
         self.add(place, outcome)
         if rank() == 0:
-            print(f"{self.text}\n{in_order(self.tried)}", file=sys.stderr)
+            print(f"{self.stub.text}\n{in_order(self.tried)}", file=sys.stderr)
 
-    def failed(self, stub: Stub, *, recipe: bool) -> UsageError:
+    def failed(self, *, recipe: bool) -> UsageError:
         what = "recipe" if recipe else "model"
         ways = (
             "save the recipe as a file and pass its path; set SPARSEZOO_MODELS_PATH to a mirror that has it; or take "
             "another recipe: for a classification task, that of SST-2 is a start, changed by --recipe_args"
             if recipe
-            else "pass a local folder; set SPARSEZOO_MODELS_PATH or SPARSEZOO_API_URL to a mirror that has it, or "
-            "HF_ENDPOINT to one of the Hub; or pass another id, of the Hugging Face Hub"
+            else "pass a local folder; set SPARSEZOO_MODELS_PATH to a mirror that has it, or HF_ENDPOINT to one of "
+            "the Hub; or pass another id, of the Hugging Face Hub"
         )
+        meant = nearest_known(self.stub, recipe=recipe)
         return UsageError(
-            f"{self.text}: no {what} was found for this stub.{nearest_known(stub, recipe=recipe)} Tried, in order:\n"
-            f"{in_order(self.tried)}\nThree ways out: {ways}"
+            f"{self.stub.text}: no {what} was found for this stub.{meant} SparseZoo's service was ended in June 2025. "
+            f"Tried, in order:\n{in_order(self.tried)}\nThree ways out: {ways}"
         )
 
 
@@ -70,9 +88,11 @@ def recipe_path(text: str) -> Path:
     """Returns the file of the recipe that a stub names, and says on stderr where it was found.
 
     Raises:
-        UsageError: no stub, or none of the places has it; the message lists them.
+        UsageError: no stub, or none of the places has it; the message lists them. Or SPARSEZOO_API_URL is set.
     """
-    stub, steps = parse_stub(text), _Steps(text)
+    refuse_api_url(text)
+    stub = parse_stub(text)
+    steps = _Steps(stub)
     folder = find_in_mirror(stub)
     if folder is None:
         steps.add(_MIRROR, f"{models_path()} has nothing of that name")
@@ -89,15 +109,7 @@ def recipe_path(text: str) -> Path:
     names = shipped_names(stub)
     known = f"it is called {' or '.join(names)} there.{nearest(stub.recipe, names)}" if names else "not among them"
     steps.add(_SHIPPED, known)
-
-    folder = _from_api(stub, steps, "recipe")
-    if folder is not None:
-        file = choose_recipe(recipes_in(folder), stub.recipe)
-        if file is not None:
-            steps.found(_API, f"{file}{_default_of_several(stub, recipes_in(folder))}")
-            return file
-        steps.add(_API, _no_recipe(stub, folder))
-    raise steps.failed(stub, recipe=True)
+    raise steps.failed(recipe=True)
 
 
 def _default_of_several(stub: Stub, files: list[Path]) -> str:
@@ -126,9 +138,11 @@ def model_source(text: str, cache_dir: str | None = None) -> str:
         cache_dir: the Hub's cache, if it is not the usual one.
 
     Raises:
-        UsageError: no stub, or none of the places has it; the message lists them.
+        UsageError: no stub, or none of the places has it; the message lists them. Or SPARSEZOO_API_URL is set.
     """
-    stub, steps = parse_stub(text), _Steps(text)
+    refuse_api_url(text)
+    stub = parse_stub(text)
+    steps = _Steps(stub)
     mirrored = find_in_mirror(stub)
     folder = model_in(mirrored) if mirrored else None
     if folder is not None:
@@ -144,15 +158,7 @@ def model_source(text: str, cache_dir: str | None = None) -> str:
         return entry.hub_id
     else:
         steps.add(_HUB, f"{entry.hub_id}: {problem}")
-
-    mirrored = _from_api(stub, steps, "training")
-    folder = model_in(mirrored) if mirrored else None
-    if folder is not None:
-        steps.found(_API, str(folder))
-        return str(folder)
-    if mirrored is not None:
-        steps.add(_API, f"{mirrored} has no weights that can be read")
-    raise steps.failed(stub, recipe=False)
+    raise steps.failed(recipe=False)
 
 
 def _missing_on_hub(hub_id: str, cache_dir: str | None) -> str | None:
@@ -173,23 +179,3 @@ def _missing_on_hub(hub_id: str, cache_dir: str | None) -> str | None:
     except Exception as error:  # the library raises its own, the HTTP client's, and the system's
         return first_line(error)
     return problem
-
-
-# --- the API ----------------------------------------------------------------------------------------------------------
-
-
-def _from_api(stub: Stub, steps: _Steps, kind: str) -> Path | None:
-    """Downloads what the API has of a stub and returns its folder; None, and a step, where it does not."""
-    url = api_url()
-    if url is None:
-        steps.add(_API, "SPARSEZOO_API_URL is not set, and the service itself was ended in June 2025")
-        return None
-    try:
-        remote = ask(stub, url)
-        if remote is None:
-            steps.add(_API, f"{url} knows no such model")
-            return None
-        return fetch(stub, remote, kind)
-    except (DownloadError, OSError) as error:
-        steps.add(_API, str(error))
-        return None
