@@ -45,7 +45,7 @@ from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.run_folder.checkpoints import save_checkpoint
 from sparse_accel.run_folder.trainer_state import History
-from sparse_accel.training.loop import Averages, take_step
+from sparse_accel.training.loop import Averages, GlobalBatch, StepOptions, train_step
 from sparse_accel.training.optimizer import parameter_groups
 
 RECIPE = Path(__file__).resolve().parent.parent / "sparse_accel" / "zoo" / "recipes" / "sst2_pruned90_quant.yaml"
@@ -159,23 +159,13 @@ def recipe_step(
     before_prepare(accelerator, model, BATCH_SIZE, 1.0)
     model, optimizer = accelerator.prepare(model, optimizer)
     run.bind(accelerator, model, optimizer, steps_per_epoch=1_000_000)  # every step lies in the first epoch
-    averages = Averages()
+    averages, options = Averages(), StepOptions(seed=0)
     model.train()
 
     def step(batch: Batch) -> None:
         rows = len(batch["labels"]) * accelerator.num_processes
-        take_step(
-            accelerator,
-            model,
-            optimizer,
-            [batch],
-            run,
-            averages,
-            rows=rows,
-            seed=0,
-            label_smoothing=0.0,
-            max_grad_norm=1.0,
-        )
+        whole = GlobalBatch([batch], rows, rows)
+        averages.add(train_step(accelerator, model, optimizer, run, whole, options), whole)
         largest(0)  # the loop's question whether any process was asked to stop
 
     step.run = run  # type: ignore[attr-defined]

@@ -1,8 +1,10 @@
 """Fetches all that a training command line needs, on a machine with a network, so that it then runs without one.
 
     python scripts/prefetch.py --task_name sst2 --model_name_or_path MODEL --recipe RECIPE --distill_teacher TEACHER ...
+    python scripts/prefetch.py token_classification --dataset_name wnut_17 ...
 
-Takes the words that follow scripts/text_classification.py, all of them, and loads recipe, data, model, tokenizer and
+Takes the words that follow scripts/text_classification.py, or, after that word, scripts/token_classification.py: all of
+them. It loads recipe, data, model, tokenizer and
 teacher as that script would: what would fail there fails here. Nothing is trained, and no output folder is written.
 Then what came from the Hub is compared with the Hub's own digests of it, which nothing does while training.
 On a cluster: type it on the login node; the compute nodes see the same cache (HF_HOME, SPARSEZOO_MODELS_PATH), and run
@@ -14,9 +16,12 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from typing import Any
 
 from sparse_accel.cli.parser import parse_arguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
+from sparse_accel.cli.token_classification import TokenClassificationArguments
+from sparse_accel.cli.training import TrainingArguments
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.hub import GLUE_ID, dataset_address, local_folder, model_address
 from sparse_accel.main import run_main
@@ -25,9 +30,12 @@ from sparse_accel.recipe import load_recipe
 
 def main() -> None:
     words = sys.argv[1:]
-    if words and "text_classification" in words[0]:  # the command's own name, pasted with the rest
+    kind: type[TrainingArguments] = TextClassificationArguments
+    if words and not words[0].startswith("-") and not words[0].endswith(".json"):  # the command's own name, pasted
+        if "token_classification" in words[0]:
+            kind = TokenClassificationArguments
         words = words[1:]
-    arguments = parse_arguments(TextClassificationArguments, words, description=(__doc__ or "").partition("\n")[0])
+    arguments = parse_arguments(kind, words, description=(__doc__ or "").partition("\n")[0])
     recipe = load_recipe(arguments.recipe, arguments.recipe_args) if arguments.recipe else None
     if arguments.do_train and recipe is not None:
         recipe.check_teacher(arguments.distill_teacher)
@@ -37,28 +45,30 @@ def main() -> None:
     from sparse_accel.models.loading import (
         default_head,
         fine_tuned_head,
-        head_of,
-        load_classifier,
+        load_model,
         load_teacher,
         load_tokenizer,
         load_trained,
     )
-    from sparse_accel.tasks import load_text_classification
+    from sparse_accel.tasks import TASKS
+    from sparse_accel.tasks.label_names import head_in
     from sparse_accel.zoo.mirror import models_path
 
+    task_kind = next(task for task in TASKS.values() if task.arguments is kind)
     if arguments.do_train or arguments.one_shot:
-        head = default_head(arguments) if arguments.one_shot else fine_tuned_head(arguments)
-        data = load_text_classification(arguments, head)
-        model, _ = load_classifier(arguments, None if arguments.one_shot else data)
+        head = default_head(arguments) if arguments.one_shot else fine_tuned_head(arguments, task_kind)
+        task = task_kind.load(arguments, head)
+        model, _ = load_model(arguments, task_kind if arguments.one_shot else task)
     else:  # a trained model, which knows its labels
-        model = load_trained(arguments)
-        data = load_text_classification(arguments, head_of(model))
-    load_tokenizer(arguments)
+        model = load_trained(arguments, task_kind)
+        config: Any = model.config
+        task = task_kind.load(arguments, head_in(config, "config.json"))
+    load_tokenizer(arguments, task_kind)
     if arguments.distill_teacher not in (None, "disable", "self"):
-        load_teacher(arguments, model)
-    for hub_id, kind, revision in hub_repositories(arguments):
-        check_digests(hub_id, kind, revision, arguments.cache_dir)
-    rows = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
+        load_teacher(arguments, model, task)
+    for hub_id, repository, revision in hub_repositories(arguments):
+        check_digests(hub_id, repository, revision, arguments.cache_dir)
+    rows = ", ".join(f"{len(split)} {name}" for name, split in task.data.splits.items())
     print(f"All is there: {rows} rows, model and tokenizer{'' if recipe is None else ', recipe'}.")
     print("The same words after scripts/text_classification.py now need no network. Where it runs, set:")
     places = {"HF_HOME": constants.HF_HOME, "SPARSEZOO_MODELS_PATH": models_path()}
@@ -66,7 +76,7 @@ def main() -> None:
     print("  HF_HUB_OFFLINE=1", *(f"{name}={shlex.quote(str(value))}" for name, value in places.items()))
 
 
-def hub_repositories(arguments: TextClassificationArguments) -> list[tuple[str, str, str | None]]:
+def hub_repositories(arguments: TrainingArguments) -> list[tuple[str, str, str | None]]:
     """Id, kind (`model` or `dataset`) and revision of each repository of the Hub that the flags name."""
     found = []
     for flag in ("model_name_or_path", "config_name", "tokenizer_name", "distill_teacher"):
@@ -76,7 +86,7 @@ def hub_repositories(arguments: TextClassificationArguments) -> list[tuple[str, 
         address = model_address(f"--{flag}", name, arguments.cache_dir)
         if local_folder(address) is None:
             found.append((address, "model", None if flag == "distill_teacher" else arguments.model_revision))
-    if arguments.task_name:
+    if "task_name" in arguments.sources and vars(arguments)["task_name"]:
         found.append((GLUE_ID, "dataset", None))
     elif arguments.dataset_name and local_folder(arguments.dataset_name) is None:
         found.append((dataset_address(arguments.dataset_name), "dataset", None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,6 @@ from sparse_accel.distributed.weights import hand_back
 from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import Modifier, no_teacher
 from sparse_accel.modifiers.state import State
-from sparse_accel.nn.losses import distillation_loss
 from sparse_accel.progress import Progress
 
 if TYPE_CHECKING:
@@ -24,16 +23,7 @@ if TYPE_CHECKING:
 
     from sparse_accel.models.teacher import Teacher
     from sparse_accel.recipe import Recipe
-
-
-@dataclass
-class _Classification:
-    """The task of a model whose outputs are logits of labels, by its problem type."""
-
-    problem_type: str
-
-    def distance(self, student: Tensor, teacher: Tensor, batch: dict[str, Any], temperature: float) -> Tensor:
-        return distillation_loss(student, teacher, temperature, self.problem_type)
+    from sparse_accel.tasks import Task
 
 
 class RecipeRun:
@@ -57,6 +47,7 @@ class RecipeRun:
 
     Args:
         recipe: what `load_recipe` returns; None trains plainly.
+        task: what the model's outputs mean; None: what the model itself says.
         teacher: whom modifiers that need a teacher follow; "disable" leaves these out of the recipe.
         base_rate: learning rate by progress where no learning-rate modifier has begun; None leaves the optimizer's.
 
@@ -64,17 +55,18 @@ class RecipeRun:
         modifiers: those that take part.
         state: what they see of the run; from `attach` on.
         notices: lines for the user on what the recipe asks for and this model has no use for.
-        problem_type: the model's, named as transformers does.
+        task: what the model's outputs mean; from `attach` on.
     """
 
     def __init__(
         self,
         recipe: Recipe | None = None,
         *,
+        task: Task | None = None,
         teacher: Teacher | str | None = None,
         base_rate: Callable[[Progress], float] | None = None,
     ) -> None:
-        self.recipe = recipe
+        self.recipe, self._task = recipe, task
         # Copies: what a modifier learns of model and training is this run's, and the recipe may be run again.
         self.modifiers: Sequence[Modifier] = [replace(modifier) for modifier in recipe.modifiers] if recipe else []
         if teacher == "disable":
@@ -82,7 +74,6 @@ class RecipeRun:
         self.teacher = None if isinstance(teacher, str) else teacher
         self.base_rate = base_rate
         self.notices: list[str] = [*recipe.warnings, *recipe.notes] if recipe else []
-        self.problem_type = "single_label_classification"
 
     @property
     def max_epochs(self) -> int:
@@ -107,11 +98,13 @@ class RecipeRun:
         Raises:
             UsageError: the recipe names parts that this model does not have, or needs a teacher that is missing.
         """
-        self.problem_type = problem_type_of(model)
+        from sparse_accel.tasks import task_of  # datasets and the metrics' libraries come with it
+
+        self.task = task_of(model) if self._task is None else self._task
         self.state = State(
             model,
             self.modifiers,
-            task=_Classification(self.problem_type),
+            task=self.task,
             teacher=self.teacher,
             max_epochs=self.max_epochs,
             notices=self.notices,
@@ -179,7 +172,7 @@ class RecipeRun:
         terms = [(math.prod(modifier.task_weight() for modifier in self.modifiers), loss)]
         parts = {"task_loss": loss.detach()}
         for name, (weight, value) in sorted(found, key=lambda term: term[0]):  # sums must not depend on epochs
-            value = value.expand_as(loss) if loss.ndim else value.mean()
+            value = value.expand_as(loss) if loss.ndim else self.task.mean(value, batch) if value.ndim else value
             terms.append((weight, value))
             parts[name] = parts[name] + value.detach() if name in parts else value.detach()
         weighted = [value if weight == 1 else weight * value for weight, value in terms if weight]
@@ -281,12 +274,3 @@ def check_gradients(modifiers: Sequence[Modifier], given: bool) -> None:
             f"{needing[0]} needs gradients, and DeepSpeed, which steps inside of the backward pass, does not show "
             "them: train with accelerate_configs/ddp.yaml or fsdp2.yaml"
         )
-
-
-def problem_type_of(model: nn.Module) -> str:
-    """Returns the model's problem type as transformers decides it: one label means regression."""
-    config = getattr(model, "config", None)
-    named = getattr(config, "problem_type", None)
-    if named:
-        return str(named)
-    return "regression" if getattr(config, "num_labels", 2) == 1 else "single_label_classification"

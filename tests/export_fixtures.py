@@ -32,6 +32,8 @@ from sparse_accel.models.files import write_quantizers
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.nn.layers import quantizers
 from sparse_accel.recipe_run import RecipeRun
+from sparse_accel.tasks import TextClassification
+from sparse_accel.tasks.label_names import Head
 
 
 def make_sparse_bert() -> nn.Module:
@@ -122,7 +124,8 @@ def encoded(model: nn.Module, rows: list[str]) -> dict[str, torch.Tensor]:
 def texts(count: int = 40) -> Texts:
     """Sentences of 3 to 14 words, with labels."""
     rows, labels = make_texts(count, seed=9)
-    return Texts("made here", Dataset.from_dict({**make_tokenizer()(rows), "labels": labels}))
+    task = TextClassification.of_sentences(Head(["0", "1"]), rows)
+    return Texts("made here", Dataset.from_dict({**make_tokenizer()(rows), "labels": labels}), task, "test")
 
 
 def write_folder(folder: Path, model: nn.Module) -> Path:

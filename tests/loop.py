@@ -23,7 +23,7 @@ from sparse_accel.progress import Progress
 from sparse_accel.recipe import Recipe, load_recipe
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.training.evaluation import predict
-from sparse_accel.training.loop import train
+from sparse_accel.training.loop import StepOptions, train_step, training_steps
 from sparse_accel.training.optimizer import parameter_groups
 from sparse_accel.training.schedule import Schedule
 
@@ -71,9 +71,8 @@ class Session:
         def save() -> None:
             self.snapshots[self.run.progress.step] = self.state()
 
-        settings: dict[str, Any] = {"seed": 7, "log": log, "evaluate": lambda: None, "save": save, **options}
         schedule = Schedule(self.total_steps, log_every=1, save_every=int(keep_snapshots), evaluate_every=1)
-        train(self.accelerator, self.model, self.optimizer, self.loader, self.sampler, self.run, schedule, **settings)
+        run_loop(self, schedule, log=log, save=save, **{"seed": 7, **options})
         return self
 
     def state(self) -> dict[str, Any]:
@@ -93,8 +92,34 @@ class Session:
         rows = make_rows(9, seed=5)
         sampler = GlobalBatchSampler([len(ids) for ids in rows["input_ids"]], GLOBAL_BATCH, 1, seed=None)
         loader = self.accelerator.prepare_data_loader(make_loader(rows, sampler, Collator(make_tokenizer())))
-        logits, _ = predict(self.accelerator, self.model, loader, 9, self.run.problem_type)
+        logits, _ = predict(self.accelerator, self.model, loader, self.run.task, rows)
         return torch.from_numpy(logits)
+
+
+def run_loop(
+    session: Session,
+    schedule: Schedule,
+    *,
+    log: Callable[[dict[str, float]], None] = lambda _: None,
+    evaluate: Callable[[], None] = lambda: None,
+    save: Callable[[], None] = lambda: None,
+    **options: Any,
+) -> None:
+    """The loop of scripts/text_classification.py, with what is due as functions. Options are those of a step."""
+    step_options = StepOptions(**{"seed": 7, **options})
+    session.model.train()
+    with training_steps(session.accelerator, session.run, session.loader, session.sampler, schedule) as steps:
+        for step, batch in steps:
+            accelerator, model, optimizer = session.accelerator, session.model, session.optimizer
+            steps.add(train_step(accelerator, model, optimizer, session.run, batch, step_options), batch)
+            if step == schedule.total_steps:
+                session.run.finish()
+            if steps.log_due(step):
+                log(steps.figures())
+            if steps.evaluate_due(step):
+                evaluate()
+            if steps.save_due(step):
+                save()
 
 
 def make_accelerator(accumulation: int = 1) -> Accelerator:

@@ -113,6 +113,7 @@ def test_the_loss_is_the_sum_of_its_terms_in_any_order(modifiers: list[Adds]) ->
     for order in (modifiers, modifiers[::-1]):
         run = RecipeRun()
         run.modifiers = order
+        run.attach(nn.Linear(1, 1))
         terms = run.losses(task, {}, outputs)
         torch.testing.assert_close(terms["loss"], expected, rtol=1e-5, atol=1e-4)
         assert all(value.shape == (3,) for value in terms.values())

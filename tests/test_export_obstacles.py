@@ -150,6 +150,6 @@ def test_with_its_convolution_quantized_it_is_refused() -> None:
 
 
 def test_the_warning_needs_no_onnx() -> None:
-    code = "import sys, sparse_accel.layers, sparse_accel.modifiers.quantization; print('onnx' in sys.modules)"
+    code = "import sys, sparse_accel.nn.layers, sparse_accel.modifiers.quantization; print('onnx' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert found.stdout.split() == ["False"]

@@ -16,9 +16,8 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from sparse_accel.cli.text_classification import GLUE_TASKS
 from sparse_accel.errors import UsageError
-from sparse_accel.tasks import compute_metrics, metric_names
 from sparse_accel.tasks.text_classification.glue import GLUE
-from sparse_accel.tasks.text_classification.metrics import check_metric_name
+from sparse_accel.tasks.text_classification.metrics import check_metric_name, compute_metrics, metric_names
 
 SINGLE, REGRESSION, MULTI = "single_label_classification", "regression", "multi_label_classification"
 

@@ -17,7 +17,7 @@ from script_fixtures import Tiny, make_model, read_json, run
 
 import sparse_accel
 from sparse_accel.errors import UsageError
-from sparse_accel.models.files import head_in
+from sparse_accel.tasks.label_names import head_in
 
 pytest_plugins = ["script_fixtures"]
 

@@ -17,7 +17,8 @@ from sparse_accel.modifiers import Modifier
 from sparse_accel.nn.layers import masks, quantized_linears
 from sparse_accel.progress import Progress
 from sparse_accel.recipe import RecipeError, load_recipe
-from sparse_accel.recipe_run import RecipeRun, problem_type_of
+from sparse_accel.recipe_run import RecipeRun
+from sparse_accel.tasks import TextClassification, task_of
 
 RECIPE = """
 modifiers:
@@ -187,8 +188,9 @@ def test_clock() -> None:
     ],
 )
 def test_problem_types_are_those_of_transformers(settings: dict[str, Any], expected: str) -> None:
-    assert problem_type_of(make_bert(**settings)) == expected
-    assert problem_type_of(nn.Linear(1, 1)) == "single_label_classification"
+    for model, problem_type in ((make_bert(**settings), expected), (nn.Linear(1, 1), "single_label_classification")):
+        task = task_of(model)
+        assert isinstance(task, TextClassification) and task.problem_type == problem_type
 
 
 def test_a_modifier_that_does_nothing_does_nothing() -> None:

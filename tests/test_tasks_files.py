@@ -15,7 +15,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.data.tokenizing import digest_of_rows
 from sparse_accel.errors import UsageError
-from sparse_accel.tasks import Head, TextClassificationData, load_text_classification
+from sparse_accel.tasks.label_names import Head
+from sparse_accel.tasks.text_classification.data import TextClassificationData, load_text_classification
 
 TEXTS = ["a fine film", 'says "no", twice', "two\nlines", "NA", "1984", "naïve 🙂"]
 LABELS = ["pos", "neg", "pos", "neg", "None", "pos"]

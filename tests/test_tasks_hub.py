@@ -26,7 +26,7 @@ LOAD = """
 import json, sys
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
-from sparse_accel.tasks import load_text_classification
+from sparse_accel.tasks.text_classification.data import load_text_classification
 for flags in json.loads(sys.argv[1]):
     try:
         arguments = TextClassificationArguments(model_name_or_path="model", output_dir="out", **flags)

@@ -19,10 +19,11 @@ from sparse_accel.data.splitting import draw, hold_out
 from sparse_accel.data.tables import FileTable
 from sparse_accel.data.tokenizing import digest_of_rows
 from sparse_accel.errors import UsageError
-from sparse_accel.tasks import Head, TextClassificationData, compute_metrics, match_names
-from sparse_accel.tasks.label_names import name_order
+from sparse_accel.tasks.label_names import Head, match_names, name_order
+from sparse_accel.tasks.text_classification.data import TextClassificationData
 from sparse_accel.tasks.text_classification.label_reading import LabelReader
 from sparse_accel.tasks.text_classification.labels import LabelColumn, are_indicators, are_unpublished
+from sparse_accel.tasks.text_classification.metrics import compute_metrics
 
 SINGLE, REGRESSION, MULTI = "single_label_classification", "regression", "multi_label_classification"
 

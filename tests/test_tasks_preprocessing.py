@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from sparse_accel.data import tokenizing
-from sparse_accel.tasks import TextClassificationData
+from sparse_accel.tasks.text_classification.data import TextClassificationData
 from sparse_accel.tasks.text_classification.encoding import tokenize_texts
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from loop import Session, figures_of, make_accelerator, start
+from loop import run_loop as loop
 from tiny import make_bert, make_rows, make_tokenizer
 from torch import nn
 
@@ -17,8 +18,8 @@ from sparse_accel.data.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import Modifier
 from sparse_accel.nn.losses import task_loss
+from sparse_accel.tasks import task_of
 from sparse_accel.training.evaluation import predict
-from sparse_accel.training.loop import train
 from sparse_accel.training.schedule import Schedule
 
 RANGE = "modifiers:\n  - !EpochRangeModifier {end_epoch: 2}"
@@ -33,16 +34,7 @@ def run_loop(session: Session, schedule: Schedule, **options: Any) -> list[str]:
         return lambda *_: calls.append(f"{name} {session.run.progress.step}")
 
     settings: dict[str, Any] = {"seed": 0, "log": called("log"), "evaluate": called("evaluate"), "save": called("save")}
-    train(
-        session.accelerator,
-        session.model,
-        session.optimizer,
-        session.loader,
-        session.sampler,
-        session.run,
-        schedule,
-        **{**settings, **options},
-    )
+    loop(session, schedule, **{**settings, **options})
     return calls
 
 
@@ -110,8 +102,8 @@ def test_evaluation_leaves_the_model_in_training_mode() -> None:
     session = start(RANGE)
     modes: list[bool] = []
     session.model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
-    run_loop(session, Schedule(3, evaluate_every=1), evaluate=lambda: session.model.eval())
-    assert modes == [True] * 3
+    run_loop(session, Schedule(3, evaluate_every=1), evaluate=lambda: session.outputs())
+    assert modes == [True, False, False] * 3  # nine rows in two batches are evaluated
 
 
 # --- averages ---------------------------------------------------------------------------------------------------------
@@ -281,7 +273,7 @@ def test_predictions_come_in_the_order_of_rows_without_fillers(splits: int, labe
     sampler = GlobalBatchSampler([len(ids) for ids in rows["input_ids"]], 3, splits, seed=None)
     rows = rows if labelled else rows.remove_columns("labels")
     loader = accelerator.prepare_data_loader(make_loader(rows, sampler, Collator(make_tokenizer())))
-    logits, loss = predict(accelerator, model.train(), loader, 13, "single_label_classification")
+    logits, loss = predict(accelerator, model.train(), loader, task_of(model), rows)
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-6)
     mean = float(task_loss(expected, labels, "single_label_classification").mean())
     assert loss == (pytest.approx(mean, abs=1e-6) if labelled else None)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_accel.tasks.token_classification.tags import IGNORED, align, inside_labels, split_points
+from sparse_accel.nn.losses import IGNORED
+from sparse_accel.tasks.token_classification.tags import align, inside_labels, split_points
 
 
 def test_inside_labels() -> None:

@@ -17,7 +17,7 @@ from sparse_accel.distributed.launch import launch_options
 from sparse_accel.main import run_main
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
-from sparse_accel.training.loop import train
+from sparse_accel.training.loop import StepOptions, train_step, training_steps
 from sparse_accel.training.schedule import Schedule
 
 RECIPE = "modifiers:\n  - !EpochRangeModifier {end_epoch: 1}\n  - !QuantizationModifier {submodules: [bert]}"
@@ -51,11 +51,9 @@ def main() -> None:
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     run.bind(accelerator, model, optimizer, steps_per_epoch=sampler.steps)
 
-    def nothing(*_: Any) -> None:
-        pass
-
-    settings: dict[str, Any] = {"seed": 0, "log": nothing, "evaluate": nothing, "save": nothing}
-    train(accelerator, model, optimizer, loader, sampler, run, Schedule(3), **settings)
+    with training_steps(accelerator, run, loader, sampler, Schedule(3)) as steps:
+        for _, batch in steps:
+            steps.add(train_step(accelerator, model, optimizer, run, batch, StepOptions(seed=0)), batch)
     print(f"trained {run.progress.step} steps")
 
 

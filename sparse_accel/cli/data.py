@@ -46,9 +46,11 @@ class Data:
     preprocessing_num_workers: int | None = flag(None, "processes that tokenize", at_least=1, default_text="1")
     overwrite_cache: bool = flag(False, "tokenize again although the result of an earlier run is at hand")
 
-    # The flags that name data, of which one is given, beside files; and what the names of files end in.
+    # The flags that name data, of which one is given, beside files; what the names of files end in; and which of these
+    # are read by rules of this project, never by `datasets`, which would guess types.
     sources: ClassVar[tuple[str, ...]] = ("dataset_name",)
     suffixes: ClassVar[tuple[str, ...]] = ()
+    read_here: ClassVar[tuple[str, ...]] = ()
 
     def check_data(self, *, train: bool, evaluate: bool, predict: bool) -> None:
         """Raises UsageError where it is not clear which rows are read, or files are not there.

@@ -10,8 +10,15 @@ from sparse_accel.cli.parser import check_bounds, expand_paths, flag
 from sparse_accel.errors import UsageError
 
 FORMATS = ("qdq", "integer")
-_TASKS = ("text_classification", "text-classification", "sentiment_analysis", "sentiment-analysis", "glue")
-_LATER = ("token_classification", "question_answering", "masked_language_modeling")
+# SparseML's names of tasks, and ours.
+_TASKS = {
+    "text_classification": "text_classification",
+    "sentiment_analysis": "text_classification",
+    "glue": "text_classification",
+    "token_classification": "token_classification",
+    "ner": "token_classification",
+}
+_LATER = ("question_answering", "masked_language_modeling")
 
 
 @dataclass(kw_only=True)
@@ -31,7 +38,11 @@ class ExportArguments:
     model_path: str | None = flag(
         None, "output folder or checkpoint of a training run, or any Hugging Face classifier", path=True
     )
-    task: str | None = flag(None, "what the model's head does: text_classification", default_text="text_classification")
+    task: str | None = flag(
+        None,
+        "what the model's head does: text_classification, token_classification",
+        default_text="text_classification",
+    )
     output_dir: str | None = flag(
         None, "folder to write", default_text="`deployment`, beside the model's folder", path=True
     )
@@ -73,8 +84,15 @@ class ExportArguments:
         for name in ("input_column_names", "label_column_name"):
             if getattr(self, name) and not self.data:
                 raise UsageError(f"--{name} names a column of --data, which is not given.")
-        task = self.task or _TASKS[0]
-        if task.replace("-", "_") in _LATER:
-            raise UsageError(f"--task {task} is known, not supported yet: this exports text_classification.")
-        if task not in _TASKS:
-            raise UsageError(f"--task does not know '{task}'. It takes: text_classification.")
+        known = ", ".join(dict.fromkeys(_TASKS.values()))
+        name = (self.task or "text_classification").replace("-", "_")
+        if name in _LATER:
+            raise UsageError(f"--task {self.task} is known, not supported yet: this exports {known}.")
+        if name not in _TASKS:
+            raise UsageError(f"--task does not know '{self.task}'. It takes: {known}.")
+        self._task_name = _TASKS[name]
+
+    @property
+    def task_name(self) -> str:
+        """The task by our own name."""
+        return self._task_name

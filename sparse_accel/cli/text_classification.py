@@ -21,6 +21,7 @@ class TextData(Data):
 
     sources: ClassVar[tuple[str, ...]] = ("task_name", "dataset_name")
     suffixes: ClassVar[tuple[str, ...]] = DATA_SUFFIXES
+    read_here: ClassVar[tuple[str, ...]] = (".csv", ".tsv")
 
     task_name: str | None = flag(None, "GLUE task", choices=GLUE_TASKS)
     input_column_names: tuple[str, ...] | None = flag(

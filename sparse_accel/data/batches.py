@@ -7,7 +7,7 @@ A global batch that is too short for the split is filled up with repeated rows t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +18,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 # Rows are shuffled, cut into pools of this many global batches, and sorted by length inside each pool: batches of like
 # lengths, in random order. As transformers' length-grouped sampler has it.
 _BATCHES_PER_POOL = 50
+# Columns of a batch that are not for the model: what it should say, and which rows and words these are.
+_NOT_INPUTS = ("labels", "row_id", "words")
+
+
+def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the model takes of a batch."""
+    return {name: value for name, value in batch.items() if name not in _NOT_INPUTS}
 
 
 class Rows(Dataset[dict[str, Any]]):
@@ -49,6 +56,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         micro_batch_size: rows of a micro-batch.
         splits: micro-batches of a global batch: world size x gradient accumulation steps.
         seed: with the epoch it decides the order; None keeps the rows sorted by length, longest first (evaluation).
+        weights: what each row counts in the loss, (rows,); None: 1 each.
 
     It has no `batch_size` on purpose: Accelerate would take its batches apart to make them even.
 
@@ -56,8 +64,16 @@ class GlobalBatchSampler(Sampler[list[int]]):
     it has seen.
     """
 
-    def __init__(self, lengths: Sequence[int], micro_batch_size: int, splits: int, seed: int | None) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        micro_batch_size: int,
+        splits: int,
+        seed: int | None,
+        weights: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
         self.lengths = np.asarray(lengths)
+        self.weights = np.ones(len(self.lengths), dtype=np.int64) if weights is None else np.asarray(weights)
         self.micro_batch_size = micro_batch_size
         self.splits = splits
         self.seed = seed
@@ -76,6 +92,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
     def rows_in_step(self, step: int) -> int:
         """Real rows in global batch `step` of an epoch."""
         return min(self.global_batch_size, len(self.lengths) - step * self.global_batch_size)
+
+    def weights_of_steps(self) -> list[int]:
+        """What the rows of each global batch of this epoch weigh together, at least 1; (steps,)."""
+        weights, size = self.weights[self.order()], self.global_batch_size
+        return [max(int(weights[start : start + size].sum()), 1) for start in range(0, len(weights), size)]
 
     def __len__(self) -> int:
         """Micro-batches in a whole pass, wherever the next one starts."""
@@ -120,26 +141,41 @@ class Collator:
         tokenizer: pads ids, masks and token types on its own side and with its own ids.
         length: pad every batch to this many tokens instead.
         multiple: pad to a multiple of this many tokens: 8 suits tensor cores.
+        token_columns: columns beside the model's inputs that have one value a token, and what these are padded with.
     """
 
-    def __init__(self, tokenizer: Any, length: int | None = None, multiple: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        length: int | None = None,
+        multiple: int | None = None,
+        token_columns: Mapping[str, int] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.length = length
         self.multiple = multiple
+        self.token_columns = dict(token_columns or {})
         tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True  # tokenized once, long before padding
 
     def __call__(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
         """Returns input_ids and masks (rows, tokens) int64, labels (rows, ...), row_id (rows,) int64."""
-        inputs = {name: column for name, column in columns.items() if name not in ("labels", "row_id")}
+        inputs = inputs_of(columns)
         padding = "max_length" if self.length else "longest"
         batch = self.tokenizer.pad(
             inputs, padding=padding, max_length=self.length, pad_to_multiple_of=self.multiple, return_tensors="pt"
         )
         tensors: dict[str, Tensor] = dict(batch)
-        for name in ("labels", "row_id"):
-            if name in columns:
-                tensors[name] = torch.tensor(columns[name])
+        width = tensors["input_ids"].shape[1]
+        for name in sorted(columns.keys() - inputs.keys()):
+            column = columns[name]
+            if name in self.token_columns:
+                column = [self._padded(values, self.token_columns[name], width) for values in column]
+            tensors[name] = torch.tensor(column)
         return tensors
+
+    def _padded(self, values: list[int], filler: int, width: int) -> list[int]:
+        padding = [filler] * (width - len(values))
+        return values + padding if self.tokenizer.padding_side == "right" else padding + values
 
 
 def make_loader(

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from sparse_accel.data.reading import check_signature, read_text
+from sparse_accel.data.reading import Rows, check_signature, read_text
+from sparse_accel.data.tables import FileTable
 from sparse_accel.errors import UsageError, first_line, shown
 
 # Suffixes that such files have.
@@ -43,6 +45,21 @@ class Sentences:
     def place(self, sentence: int, token: int) -> str:
         """Where a token is, both counted from 0, for messages."""
         return _place(self.file, self.lines[sentence] + token)
+
+
+class ConllTable(FileTable):
+    """Such a file as a table of lists: columns `tokens`, and `tags` where it has any."""
+
+    def __init__(self, sentences: Sentences) -> None:
+        columns: dict[str, list[Any]] = {"tokens": sentences.tokens}
+        if sentences.tags is not None:
+            columns["tags"] = sentences.tags
+        super().__init__(sentences.file, Rows(columns, sentences.lines), typed=True)
+        self._sentences = sentences
+
+    def entry(self, row: int, column: str, number: int) -> str:
+        """File and line of a token, both counted from 0."""
+        return self._sentences.place(row, number)
 
 
 @dataclass(frozen=True)

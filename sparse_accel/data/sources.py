@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,30 +18,31 @@ from sparse_accel.hub import dataset_address, local_folder, out_of_reach
 if TYPE_CHECKING:
     from sparse_accel.cli.data import Data
 
-_DELIMITED = (".csv", ".tsv")
+Reader = Callable[[str], Table]
 SPLIT_WORDS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
-def load_tables(arguments: Data) -> dict[str, Table]:
+def load_tables(arguments: Data, read: Reader = read_table) -> dict[str, Table]:
     """All splits of a dataset, or of files, by our names: train, validation, test.
 
     Args:
         arguments: which; and, by their `suffixes`, which kinds of files.
+        read: reads one file.
 
     Raises:
         UsageError: the data cannot be found, reached or read; the message says what was tried, and the ways out.
     """
     if arguments.dataset_name:
-        return _load_dataset(arguments)
+        return _load_dataset(arguments, read)
     files = {"train": arguments.train_file, "validation": arguments.validation_file, "test": arguments.test_file}
-    return {split: read_table(file) for split, file in files.items() if file}
+    return {split: read(file) for split, file in files.items() if file}
 
 
-def _load_dataset(arguments: Data) -> dict[str, Table]:
+def _load_dataset(arguments: Data, read: Reader) -> dict[str, Table]:
     name = str(arguments.dataset_name)
     folder = local_folder(name)
     if folder is not None:
-        return _load_folder(folder, arguments)
+        return _load_folder(folder, arguments, read)
     hub_id = dataset_address(name)
     return _our_splits(
         hub_id, load_hub(f"--dataset_name {name}", hub_id, arguments.dataset_config_name, arguments.cache_dir)
@@ -61,7 +63,7 @@ def _our_splits(name: str, splits: DatasetDict) -> dict[str, Table]:
 # --- local folders ----------------------------------------------------------------------------------------------------
 
 
-def _load_folder(folder: Path, arguments: Data) -> dict[str, Table]:
+def _load_folder(folder: Path, arguments: Data, read: Reader) -> dict[str, Table]:
     """A folder that save_to_disk wrote, or one of data files whose names say train, validation or test."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         try:
@@ -75,19 +77,23 @@ def _load_folder(folder: Path, arguments: Data) -> dict[str, Table]:
         if split := _split_of(file.stem):
             found.setdefault(split, []).append(file)
     # `datasets` would read CSV and TSV by guessing types and quotes: these are always read here.
-    ours = {split: any(file.suffix.lower() in _DELIMITED for file in several) for split, several in found.items()}
+    ours = {
+        split: any(file.suffix.lower() in arguments.read_here for file in several) for split, several in found.items()
+    }
     for split, several in found.items():
         if len(several) > 1 and ours[split]:
             _check_numbered(folder, split, several)
-    if not found and (inside := sorted(file for file in folder.rglob("*") if file.suffix.lower() in _DELIMITED)):
+    if not found and (
+        inside := sorted(file for file in folder.rglob("*") if file.suffix.lower() in arguments.read_here)
+    ):
         raise UsageError(
-            f"--dataset_name: no file in {folder} itself is named train, validation or test. CSV and TSV files in it: "
+            f"--dataset_name: no file in {folder} itself is named train, validation or test. Files in it: "
             f"{listed(file.relative_to(folder) for file in inside)}. Name them with --train_file, --validation_file "
             "and --test_file."
         )
     if not found or (any(len(several) > 1 for several in found.values()) and not any(ours.values())):
         return _load_folder_as_repository(folder, arguments)
-    return {split: concatenated([read_table(str(file)) for file in several]) for split, several in found.items()}
+    return {split: concatenated([read(str(file)) for file in several]) for split, several in found.items()}
 
 
 def _split_of(stem: str) -> str:

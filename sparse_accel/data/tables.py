@@ -71,6 +71,10 @@ class Table(ABC):
         """Names of the classes, in their order, where the source declares them."""
         return None
 
+    def entry(self, row: int, column: str, number: int) -> str:
+        """Where an entry of a row's list is, both counted from 0, for messages."""
+        return f"{self.place(row, column)}, entry {number + 1}"
+
     def place(self, row: int, column: str = "") -> str:
         """Where a row is, counted from 0, for messages."""
         return f"{self.name}, row {row + 1}" + (f", column '{column}'" if column else "")
@@ -308,6 +312,14 @@ class PartedTable(Table):
     def texts(self, columns: tuple[str, ...]) -> Dataset:
         """A dataset of these columns of text."""
         return concatenate_datasets([part.texts(columns) for part in self._parts])
+
+    def entry(self, row: int, column: str, number: int) -> str:
+        """Where an entry of a row's list is, in the part that the row is in."""
+        for part in self._parts:
+            if row < len(part):
+                return part.entry(row, column, number)
+            row -= len(part)
+        return self.name
 
     def place(self, row: int, column: str = "") -> str:
         """File, row and line, of the part that the row is in."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sparse_accel.errors import UsageError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 # More threads than this do not help with batches of a few dozen sentences.
 _MOST_THREADS = 8
 # A training step allocates gradients and activations anew. Where glibc keeps that memory instead of giving it back to

@@ -28,6 +28,7 @@ from sparse_accel.files import write_json, write_text
 from sparse_accel.fingerprints import fingerprint_of_weights
 from sparse_accel.models.loading import load_for_export
 from sparse_accel.nn.layers import quantized_linears, quantizers
+from sparse_accel.tasks import TASKS
 
 if TYPE_CHECKING:
     from sparse_accel.cli.export import ExportArguments
@@ -50,7 +51,7 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
     opset = arguments.opset or _DEFAULT_OPSET[arguments.format]
     if opset > onnx.defs.onnx_opset_version():
         raise UsageError(f"--opset {opset}: the installed onnx knows opsets up to {onnx.defs.onnx_opset_version()}")
-    model, tokenizer, limit = load_for_export(str(arguments.model_path))
+    model, tokenizer, limit = load_for_export(str(arguments.model_path), TASKS[arguments.task_name])
     length = arguments.sequence_length or min(limit, arguments.max_seq_length)
     if length > limit:
         raise UsageError(f"--sequence_length {length}: this model takes up to {limit} tokens")
@@ -96,6 +97,7 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
             "quantized_linears": quantized_linears(model)[0],
             "linears": quantized_linears(model)[1],
             **proof.to_dict(),
+            "task": arguments.task_name,
             "texts": {"source": texts.source, "rows": len(texts.rows), "labels": texts.has_labels},
             "notes": [line for line in (note, *failed) if line],
             "files": file_sizes(in_float, exported, partial / ARCHIVE),

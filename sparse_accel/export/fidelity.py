@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparse_accel.data.batches import Collator, GlobalBatchSampler, Rows
+from sparse_accel.data.batches import Collator, GlobalBatchSampler, Rows, inputs_of
 from sparse_accel.export.checks import Check
 from sparse_accel.export.texts import Texts
-from sparse_accel.tasks import compute_metrics
+from sparse_accel.tasks.base import starts_of, unit_numbers
 
 _BATCH_ROWS = 32
 # Quantization rounds; a value that lies on the edge of two integers may fall either way, and a sentence on the edge of
@@ -28,7 +28,7 @@ class Fidelity:
     """How far the file's logits lie from the model's.
 
     Attributes:
-        rows: sentences compared.
+        rows: answers compared: one a sentence, or one a word.
         agreement: share of decisions that are the same: the label, or each label of several; None for a score.
         mean_difference, max_difference: of logits, absolute.
         spread: standard deviation of the model's logits, which the differences are measured by.
@@ -44,35 +44,38 @@ class Fidelity:
     onnxruntime: dict[str, float] | None
 
 
-def compare(model: nn.Module, session: Any, tokenizer: Any, texts: Texts, problem_type: str) -> Fidelity:
+def compare(model: nn.Module, session: Any, tokenizer: Any, texts: Texts) -> Fidelity:
     """Runs both on every sentence, in batches of like lengths.
 
     Args:
-        model: the classifier with its quantizers on.
+        model: with its quantizers on.
         session: an onnxruntime.InferenceSession of the file.
         texts: tokenized sentences, with labels or without.
     """
-    logits: list[np.ndarray] = [np.zeros((0, 0))] * 2
-    names = [entry.name for entry in session.get_inputs()]
+    task = texts.task
+    counts = task.unit_counts(texts.rows)
+    starts, names = starts_of(counts), [entry.name for entry in session.get_inputs()]
+    tables: list[np.ndarray] = []
     fixed = session.get_inputs()[0].shape[1]
-    collator = Collator(tokenizer, length=fixed if isinstance(fixed, int) else None)
+    collator = Collator(tokenizer, fixed if isinstance(fixed, int) else None, token_columns=task.token_columns)
     lengths = [len(ids) for ids in texts.rows["input_ids"]]
-    for number, batch in enumerate(_batches(texts.rows, lengths, collator)):
-        rows = batch.pop("row_id").numpy()
-        batch.pop("labels", None)
+    for batch in _batches(texts.rows, lengths, collator):
+        inputs, units = inputs_of(batch), task.units(batch)
         with torch.no_grad():
-            ours = model(**batch)["logits"].float().numpy()
-        theirs = session.run(["logits"], {name: batch[name].numpy() for name in names})[0]
-        if number == 0:
-            logits = [np.zeros((len(lengths), ours.shape[1]), dtype=np.float32) for _ in range(2)]
-        logits[0][rows], logits[1][rows] = ours, theirs
-    return _figures(logits[0], logits[1], texts, problem_type)
+            ours = model(**inputs)["logits"].float().numpy()
+        theirs = session.run(["logits"], {name: inputs[name].numpy() for name in names})[0]
+        if not tables:
+            tables = [np.zeros((int(counts.sum()), ours.shape[-1]), dtype=np.float32) for _ in range(2)]
+        places = unit_numbers(units, batch["row_id"], starts).numpy()
+        for table, logits in zip(tables, (ours, theirs), strict=True):
+            table[places] = logits[units.numpy()]
+    return _figures(tables[0], tables[1], texts)
 
 
 def check_fidelity(found: Fidelity, texts: Texts, quantized: bool) -> list[Check]:
     """Turns figures into checks: same decisions, near logits; same accuracy where there are labels."""
     checks: list[Check] = []
-    where = f"{found.rows} sentences of {texts.source}"
+    where = f"{found.rows} {texts.task.unit} of {texts.source}"
     if found.agreement is not None:
         allowed = max(math.floor(MOST_DIFFERENT * found.rows), 1 if quantized else 0)
         different = round((1 - found.agreement) * found.rows)
@@ -90,17 +93,27 @@ def check_fidelity(found: Fidelity, texts: Texts, quantized: bool) -> list[Check
     else:
         pairs, theirs = found.pytorch, found.onnxruntime
         words = [f"{name} {value:.4f} in PyTorch, {theirs[name]:.4f} in onnxruntime" for name, value in pairs.items()]
-        near = all(abs(value - theirs[name]) <= _allowed_gap(name, found.rows) for name, value in pairs.items())
+        support = texts.task.support(texts.rows, texts.split)
+        near = all(
+            abs(value - theirs[name]) <= _allowed_gap(name, found.rows, support) for name, value in pairs.items()
+        )
         checks.append(Check("accuracy", near, f"{'; '.join(words)} ({where})"))
     return checks
 
 
-def _allowed_gap(metric: str, rows: int) -> float:
+def _allowed_gap(metric: str, rows: int, support: int) -> float:
     """How far a metric of the file may lie from the model's: an accuracy by the decisions that may differ; others by
-    more, since a few decisions move them further; errors of a score have its unit: the logits check judges them."""
+    more, since a few decisions move them further; errors of a score have its unit: the logits check judges them.
+
+    Args:
+        rows: decisions.
+        support: how many of them other figures than an accuracy rest on.
+    """
     if metric in ("mse", "mae"):
         return math.inf
-    return max(MOST_DIFFERENT, 1 / rows) * (1 if metric.endswith("accuracy") else 4) + 1e-9
+    if metric.endswith("accuracy"):
+        return max(MOST_DIFFERENT, 1 / rows) + 1e-9
+    return max(MOST_DIFFERENT, 1 / support) * 4 + 1e-9
 
 
 def _batches(rows: Any, lengths: list[int], collator: Collator) -> Iterator[dict[str, torch.Tensor]]:
@@ -109,19 +122,14 @@ def _batches(rows: Any, lengths: list[int], collator: Collator) -> Iterator[dict
         yield collator(dataset.__getitems__(numbers))
 
 
-def _figures(ours: np.ndarray, theirs: np.ndarray, texts: Texts, problem_type: str) -> Fidelity:
+def _figures(ours: np.ndarray, theirs: np.ndarray, texts: Texts) -> Fidelity:
+    decided = [texts.task.decisions(logits) for logits in (ours, theirs)]
     agreement: float | None = None
-    if problem_type == "multi_label_classification":
-        agreement = float(((ours >= 0) == (theirs >= 0)).all(axis=1).mean())
-    elif problem_type == "single_label_classification":
-        agreement = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
+    if decided[0] is not None and decided[1] is not None:
+        agreement = float((decided[0] == decided[1]).all(axis=1).mean())
     metrics: list[dict[str, float] | None] = [None, None]
     if texts.has_labels:
-        labels = np.asarray(texts.rows["labels"])
-        metrics = [
-            dict(compute_metrics(texts.metrics, problem_type, logits, labels, texts.positive))
-            for logits in (ours, theirs)
-        ]
+        metrics = [dict(texts.task.figures(logits, texts.rows, texts.split)) for logits in (ours, theirs)]
     difference = np.abs(ours - theirs)
     return Fidelity(
         rows=len(ours),

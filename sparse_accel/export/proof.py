@@ -15,7 +15,6 @@ from sparse_accel.export.checks import Check, check_file, check_kernels, check_w
 from sparse_accel.export.fidelity import Fidelity, check_fidelity, compare
 from sparse_accel.export.texts import Texts
 from sparse_accel.nn.layers import quantizers
-from sparse_accel.recipe_run import problem_type_of
 
 _MARKS = {True: "pass", False: "FAIL", None: "not checked"}
 
@@ -66,7 +65,7 @@ def prove(path: Path, model: nn.Module, tokenizer: Any, texts: Texts, form: str,
             failed = Check("onnxruntime", False, f"does not load the file: {reason}")
             return Proof([first, values, zeros, failed], layers)
         kernels, counted = check_kernels(optimized, path, model)
-    found = compare(model, session, tokenizer, texts, problem_type_of(model))
+    found = compare(model, session, tokenizer, texts)
     checks = [first, values, zeros, kernels, *check_fidelity(found, texts, quantized=bool(quantizers(model)))]
     return Proof(checks, layers, counted, found)
 

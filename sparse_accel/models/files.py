@@ -1,6 +1,6 @@
 """The files of a trained model: a plain Hugging Face folder, with what quantization adds beside it.
 
-`AutoModelForSequenceClassification.from_pretrained(folder)` reads the float sparse model; `load(folder)` here reads the
+`from_pretrained(folder)` of transformers' AutoModelFor... reads the float sparse model; `load(folder)` here reads the
 model as it was trained, quantizers on. Their accuracies differ.
 """
 
@@ -17,21 +17,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from sparse_accel.console import warn
 from sparse_accel.distributed.collectives import by_main_process
 from sparse_accel.distributed.weights import full_state_dict, plain_model
-from sparse_accel.errors import UsageError, listed, shown
+from sparse_accel.errors import UsageError, listed
 from sparse_accel.files import write_text
 from sparse_accel.fingerprints import fingerprint
 from sparse_accel.hub import model_address
 from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationFormat
 from sparse_accel.nn.layers import make_sparse, masks, quantizers
-from sparse_accel.tasks.label_names import REGRESSION, Head, are_unnamed
+from sparse_accel.tasks import Task, TextClassification, task_class
+from sparse_accel.tasks.label_names import head_in, set_labels
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
+
 
 # Else transformers asks a service of the Hub, in a thread of its own, to convert weights of the older format.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
@@ -88,7 +91,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def load(folder: str | Path, **options: Any) -> nn.Module:
-    """Returns the sequence classifier of an output folder as it was trained, in eval mode, quantizers on.
+    """Returns the model of an output folder as it was trained, in eval mode, quantizers on; the head is the task's.
 
     Args:
         folder: written by `scripts/text_classification.py`; any Hugging Face folder or id, or `zoo:` stub, gives its
@@ -101,7 +104,8 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     """
     folder = model_address("sparse_accel.load", str(folder), options.get("cache_dir"))
     try:
-        model, _ = read_classifier(folder, keeps_head=True, may_be_new=False, **options)
+        task = _task_in(folder, options)
+        model, _ = read_model(folder, task, keeps_head=True, may_be_new=False, **options)
     except UsageError as error:
         raise UsageError(f"{folder}: {error}") from error
     set_labels(model.config, head_in(model.config, folder).names)
@@ -111,65 +115,23 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     return model.eval()
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------
-
-
-def head_in(config: Any, place: str) -> Head:
-    """Returns the labels that a configuration names, in the order of the outputs, and its problem type.
-
-    `id2label` decides: it is what outputs are called by. `label2id` may lack, or be a stale LABEL_0, LABEL_1, ...
-
-    Args:
-        config: of a transformers model.
-        place: where it comes from, for messages.
-
-    Raises:
-        UsageError: outputs are not numbered from 0, two have one name, or `label2id` says something else.
-    """
-    id2label, label2id = dict(config.id2label), dict(getattr(config, "label2id", None) or {})
-    if sorted(id2label) != list(range(len(id2label))):
-        raise UsageError(f"{place}: id2label of config.json must number the outputs from 0; it has {listed(id2label)}")
-    names = [str(id2label[number]) for number in sorted(id2label)]
-    problem_type = getattr(config, "problem_type", None)
-    if problem_type == REGRESSION and len(names) != 1:
-        raise UsageError(
-            f"{place}: a regression gives one score, and config.json has {len(names)} outputs: not supported"
-        )
-    if are_unnamed(names) and not are_unnamed(list(label2id)):  # named in one direction only
-        ordered = sorted(label2id, key=lambda name: str(label2id[name]))
-        if [str(label2id[name]) for name in ordered] == sorted(str(number) for number in id2label):
-            names = [
-                next(name for name in ordered if str(label2id[name]) == str(number)) for number in sorted(id2label)
-            ]
-    if twins := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"{place}: id2label of config.json calls two outputs {shown(twins[0])}: give them two names")
-    numbers = {name.casefold(): number for number, name in enumerate(names)}
-    for name, number in label2id.items():
-        known = numbers.get(str(name).casefold())
-        if known is not None and len(numbers) == len(names) and str(number) != str(known):
-            raise UsageError(
-                f"{place}: config.json contradicts itself: id2label calls output {known} {shown(name)}, and label2id "
-                f"says that {shown(name)} is output {number}. Correct the wrong one, or delete label2id"
-            )
-    return Head(names, problem_type)
-
-
-def set_labels(config: Any, names: list[str]) -> None:
-    """Names the outputs of a configuration, both ways."""
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: number for number, name in enumerate(names)}
-
-
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def read_classifier(
-    address: str, *, config: Any = None, keeps_head: bool, may_be_new: bool, **source: Any
+def _task_in(folder: str, options: Mapping[str, Any]) -> type[Task]:
+    """The task that a folder's model is for; one whose config.json names no head classifies texts."""
+    source = {name: options[name] for name in ("revision", "cache_dir") if name in options}
+    return task_class(options.get("config") or AutoConfig.from_pretrained(folder, **source)) or TextClassification
+
+
+def read_model(
+    address: str, task: type[Task], *, config: Any = None, keeps_head: bool, may_be_new: bool, **source: Any
 ) -> tuple[Any, list[str]]:
-    """Returns a sequence classifier, float32, and the names of weights that are newly initialized: of its head.
+    """Returns a model with a task's head, float32, and the names of weights that are newly initialized: of its head.
 
     Args:
         address: folder or Hub id.
+        task: whose head it has.
         config: of the model; None: the one that is there.
         keeps_head: whether the head that is there is wanted; otherwise its output layer is a new one.
         may_be_new: whether a head may be missing: for training.
@@ -178,15 +140,14 @@ def read_classifier(
     Raises:
         UsageError: config.json and weights do not fit together; the message names a tensor, with both its shapes.
     """
-    from transformers import AutoModelForSequenceClassification
-
+    auto_class: Any = getattr(transformers, f"AutoModel{task.architecture}")
     options: dict[str, Any] = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **source}
     if config is not None:
         options["config"] = config
 
     def read(**more: Any) -> tuple[Any, dict[str, Any]]:
         with quiet_transformers():  # its report on missing weights
-            found: tuple[Any, dict[str, Any]] = AutoModelForSequenceClassification.from_pretrained(
+            found: tuple[Any, dict[str, Any]] = auto_class.from_pretrained(
                 address, output_loading_info=True, **options, **more
             )
         return found
@@ -201,7 +162,7 @@ def read_classifier(
             )
         renamed, info = read(key_mapping={_OF_SPARSEML.pattern: r".\1"})
         # A model of its own: the renamed one would be saved under the names that it was read from.
-        model = AutoModelForSequenceClassification.from_config(renamed.config, dtype=torch.float32)
+        model = auto_class.from_config(renamed.config, dtype=torch.float32)
         model.load_state_dict(renamed.state_dict())
         warn(
             f"{address} was saved by SparseML after quantization-aware training: its weights are taken, not its ranges"

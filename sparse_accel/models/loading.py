@@ -18,37 +18,41 @@ from sparse_accel.console import warn
 from sparse_accel.errors import UsageError, first_line
 from sparse_accel.files import lfs_pointer_error
 from sparse_accel.hub import hub_complaint, model_address, out_of_reach
-from sparse_accel.models.files import QUANTIZATION_FILE, head_in, load, read_classifier, set_labels
+from sparse_accel.models.files import QUANTIZATION_FILE, load, read_model
 from sparse_accel.models.teacher import Teacher, label_order
 from sparse_accel.nn.layers import quantized_linears
-from sparse_accel.tasks import Head, taken_by_position
+from sparse_accel.tasks import Task
+from sparse_accel.tasks.label_names import Head, head_in, set_labels, taken_by_position
 
 if TYPE_CHECKING:
-    from sparse_accel.cli.text_classification import TextClassificationArguments
-    from sparse_accel.tasks import TextClassificationData
+    from sparse_accel.cli.training import TrainingArguments
 
 # What transformers raises for a folder or id that is wrong or out of reach.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError)
 
 
-def fine_tuned_head(arguments: TextClassificationArguments) -> Head | None:
+def fine_tuned_head(arguments: TrainingArguments, task: type[Task]) -> Head | None:
     """Returns the head of the model that a run starts from; None for a model without one, or where --new_head asks.
 
     Its config.json tells, or, where that says nothing of a head, its weights.
+
+    Args:
+        arguments: which model.
+        task: whose head it is.
 
     Raises:
         UsageError: its config.json cannot be read, or contradicts itself.
     """
     config = _own_config(arguments)
-    if arguments.new_head or _is_classifier(config) is False:
+    if arguments.new_head or _has_head(config, task) is False:
         return None
     head = head_in(config, f"--model_name_or_path {arguments.model_name_or_path}")
-    if _is_classifier(config) is None and load_classifier(arguments)[1]:
+    if _has_head(config, task) is None and load_model(arguments, task)[1]:
         return None
     return head
 
 
-def default_head(arguments: TextClassificationArguments) -> Head:
+def default_head(arguments: TrainingArguments) -> Head:
     """Returns the head that the model has or, without a fine-tuned one, would get by its config.json.
 
     Raises:
@@ -57,7 +61,7 @@ def default_head(arguments: TextClassificationArguments) -> Head:
     return head_in(_own_config(arguments), f"--model_name_or_path {arguments.model_name_or_path}")
 
 
-def _own_config(arguments: TextClassificationArguments) -> Any:
+def _own_config(arguments: TrainingArguments) -> Any:
     """The model's own configuration, which names its outputs; --config_name's where it has none."""
     try:
         return _read_config(arguments, "--model_name_or_path", str(arguments.model_name_or_path))
@@ -67,7 +71,7 @@ def _own_config(arguments: TextClassificationArguments) -> Any:
         return _read_config(arguments, "--config_name", arguments.config_name)
 
 
-def _read_config(arguments: TextClassificationArguments, flag: str, name: str) -> Any:
+def _read_config(arguments: TrainingArguments, flag: str, name: str) -> Any:
     address = model_address(flag, name, arguments.cache_dir)
     _check_pointers(flag, name, address)
     try:
@@ -76,72 +80,60 @@ def _read_config(arguments: TextClassificationArguments, flag: str, name: str) -
         raise _unreadable(flag, name, address, error) from error
 
 
-def _is_classifier(config: Any) -> bool | None:
-    """Whether a configuration is of a model that classifies texts; None where it names no head, or only an encoder."""
+def _has_head(config: Any, task: type[Task]) -> bool | None:
+    """Whether a configuration is of a model with a task's head; None where it names no head, or only an encoder."""
     kinds = [kind for kind in getattr(config, "architectures", None) or [] if "For" in kind]
-    return any(kind.endswith("ForSequenceClassification") for kind in kinds) if kinds else None
+    return any(kind.endswith(task.architecture) for kind in kinds) if kinds else None
 
 
-def load_classifier(
-    arguments: TextClassificationArguments, data: TextClassificationData | None = None
-) -> tuple[Any, list[str]]:
-    """Returns a sequence classifier, float32, and the names of its weights that are newly initialized.
+def load_model(arguments: TrainingArguments, task: Task | type[Task]) -> tuple[Any, list[str]]:
+    """Returns a model with the task's head, float32, and the names of its weights that are newly initialized.
 
     Args:
         arguments: which model.
-        data: says the labels, and whether the model's own head is kept; otherwise its head is a new one, as is the one
-            that a language model lacks. None: labels and head are the model's own.
+        task: says the labels, and whether the model's own head is kept; otherwise its head is a new one, as is the one
+            that a language model lacks. A class: labels and head are the model's own.
 
     Raises:
         UsageError: nothing can be read there, or config.json and weights do not fit together: only a head may be new.
     """
     flag, name = "--model_name_or_path", str(arguments.model_name_or_path)
     config, address = _own_config(arguments), model_address(flag, name, arguments.cache_dir)
-    names = head_in(config, f"{flag} {name}").names if data is None else data.label_names
-    keeps_head = data.keeps_head if data is not None else _is_classifier(config) is not False
+    kind = task if isinstance(task, type) else type(task)
+    own_head = head_in(config, f"{flag} {name}")
+    keeps_head = task.data.keeps_head if isinstance(task, Task) else _has_head(config, kind) is not False
     if arguments.config_name:
         config = _read_config(arguments, "--config_name", arguments.config_name)
-    set_labels(config, names)
-    if data is not None:
-        config.problem_type = data.problem_type
+    if isinstance(task, Task):
+        task.configure(config)
+    else:
+        set_labels(config, own_head.names)
     _check_pointers(flag, name, address)
     source: dict[str, Any] = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
     try:
-        return read_classifier(address, config=config, keeps_head=keeps_head, may_be_new=True, **source)
+        return read_model(address, kind, config=config, keeps_head=keeps_head, may_be_new=True, **source)
     except UsageError as error:
         raise UsageError(f"{flag} {name}: {error}") from error
     except _LOADING_ERRORS as error:
         raise _unreadable(flag, name, address, error) from error
 
 
-def load_trained(arguments: TextClassificationArguments) -> nn.Module:
+def load_trained(arguments: TrainingArguments, task: type[Task]) -> nn.Module:
     """Returns the model of an output folder as it was trained, quantizers on, for evaluation and prediction."""
-    name = arguments.model_name_or_path
-    assert name is not None
-    return _load_named("--model_name_or_path", name, revision=arguments.model_revision, cache_dir=arguments.cache_dir)
+    name = str(arguments.model_name_or_path)
+    source = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
+    return _load_named("--model_name_or_path", name, task, **source)
 
 
-def load_for_export(name: str) -> tuple[nn.Module, Any, int]:
-    """Returns a trained classifier with its quantizers on, its tokenizer, and the most tokens that both take.
+def load_for_export(name: str, task: type[Task]) -> tuple[nn.Module, Any, int]:
+    """Returns a trained model with its quantizers on, its tokenizer, and the most tokens that both take.
 
     Raises:
         UsageError: nothing can be read there, the model has another head, or its quantizers are not all there.
     """
     flag = "--model_path"
-    address = model_address(flag, name)
-    _check_pointers(flag, name, address)
-    try:
-        config = AutoConfig.from_pretrained(address)
-    except _LOADING_ERRORS as error:
-        raise _unreadable(flag, name, address, error) from error
-    architectures = getattr(config, "architectures", None) or []
-    if _is_classifier(config) is False:
-        raise UsageError(
-            f"{flag} {name} holds a {architectures[0]}, which does not classify texts: --task text_classification "
-            "needs a model for sequence classification"
-        )
-    model = _load_named(flag, name)
-    tokenizer = _tokenizer(flag, name)
+    model = _load_named(flag, name, task)
+    tokenizer = _tokenizer(flag, name, task)
     return model, tokenizer, sequence_limit(tokenizer, model)
 
 
@@ -170,11 +162,16 @@ def _check_quantizers(flag: str, name: str, address: str, model: nn.Module) -> N
     )
 
 
-def _load_named(flag: str, name: str, **source: Any) -> nn.Module:
-    """`model_files.load`, with errors that name the flag that the model was asked for by."""
+def _load_named(flag: str, name: str, task: type[Task], **source: Any) -> nn.Module:
+    """`files.load`, with errors that name the flag that the model was asked for by."""
     address = model_address(flag, name, source.get("cache_dir"))
     _check_pointers(flag, name, address)
     try:
+        config = AutoConfig.from_pretrained(address, **source)
+        if _has_head(config, task) is False:
+            raise UsageError(
+                f"{name} holds a {config.architectures[0]}, and --task {task.name} needs a model{task.architecture}"
+            )
         model = load(address, **source)
     except UsageError as error:
         raise UsageError(f"{flag}: {error}") from error
@@ -189,7 +186,7 @@ def head_of(model: nn.Module) -> Head:
     return head_in(cast(Any, model).config, "config.json")
 
 
-def load_tokenizer(arguments: TextClassificationArguments) -> Any:
+def load_tokenizer(arguments: TrainingArguments, task: type[Task]) -> Any:
     """Returns the tokenizer: --tokenizer_name's, the teacher's with --use_teacher_tokenizer, else the model's."""
     source = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
     own = str(arguments.model_name_or_path)
@@ -198,10 +195,10 @@ def load_tokenizer(arguments: TextClassificationArguments) -> Any:
     elif arguments.tokenizer_name:
         flag, name = "--tokenizer_name", arguments.tokenizer_name
     else:
-        return _tokenizer("--model_name_or_path", own, **source)
-    tokenizer = _tokenizer(flag, name, **source)
+        return _tokenizer("--model_name_or_path", own, task, **source)
+    tokenizer = _tokenizer(flag, name, task, **source)
     with contextlib.suppress(UsageError):  # the model may have no tokenizer of its own
-        _warn_of_other_pieces(f"{flag} {name}", tokenizer, _tokenizer("--model_name_or_path", own, **source))
+        _warn_of_other_pieces(f"{flag} {name}", tokenizer, _tokenizer("--model_name_or_path", own, task, **source))
     return tokenizer
 
 
@@ -217,13 +214,13 @@ def _warn_of_other_pieces(what: str, tokenizer: Any, own: Any) -> None:
         )
 
 
-def _tokenizer(flag: str, name: str, **source: Any) -> Any:
+def _tokenizer(flag: str, name: str, task: type[Task], **source: Any) -> Any:
     """Returns the tokenizer of a folder or id, with errors that name the flag that it was asked for by."""
     address = model_address(flag, name, source.get("cache_dir"))
     _check_pointers(flag, name, address)
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(address, **source)
+        tokenizer = AutoTokenizer.from_pretrained(address, **source, **task.tokenizer_options(address, **source))
     except _LOADING_ERRORS as error:
         raise _unreadable(f"{flag} (its tokenizer)", name, address, error) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
@@ -247,7 +244,7 @@ def sequence_limit(tokenizer: Any, model: nn.Module) -> int:
     return min(limits)
 
 
-def load_teacher(arguments: TextClassificationArguments, student: nn.Module) -> tuple[Teacher, Any]:
+def load_teacher(arguments: TrainingArguments, student: nn.Module, task: Task) -> tuple[Teacher, Any]:
     """Returns the teacher and its own tokenizer (None for `self`, a frozen copy of the student as it starts).
 
     Raises:
@@ -256,16 +253,18 @@ def load_teacher(arguments: TextClassificationArguments, student: nn.Module) -> 
     name = arguments.distill_teacher
     assert name is not None
     if name == "self":
-        return Teacher(copy.deepcopy(student)), None
-    model = _load_named("--distill_teacher", name, cache_dir=arguments.cache_dir)
-    tokenizer = _tokenizer("--distill_teacher", name, cache_dir=arguments.cache_dir)
+        if not task.data.keeps_head:
+            warn("--distill_teacher self: the model has no head for these labels yet, so as a teacher it is random")
+        return Teacher(copy.deepcopy(student), task=task), None
+    model = _load_named("--distill_teacher", name, type(task), cache_dir=arguments.cache_dir)
+    tokenizer = _tokenizer("--distill_teacher", name, type(task), cache_dir=arguments.cache_dir)
     own, other = head_of(student).names, head_of(model).names
     order = label_order(own, other)
     if by_place := taken_by_position(dict(zip(own, (other[column] for column in order), strict=True))):
         warn(
             f"--distill_teacher {name}: its labels have other names than the data's, and are taken in order: {by_place}"
         )
-    return Teacher(model, order), tokenizer
+    return Teacher(model, order, task=task), tokenizer
 
 
 def _check_pointers(flag: str, name: str, address: str) -> None:

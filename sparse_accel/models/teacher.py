@@ -21,12 +21,14 @@ from torch import Tensor, nn
 
 from sparse_accel.cli.parser import expanded
 from sparse_accel.console import progress_bar
-from sparse_accel.data.batches import Collator, GlobalBatchSampler, make_loader
+from sparse_accel.data.batches import Collator, GlobalBatchSampler, inputs_of, make_loader
 from sparse_accel.distributed.collectives import by_main_process, reduce_sum
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.fingerprints import fingerprint_of_rows
 from sparse_accel.models.files import fingerprint_of_model
-from sparse_accel.tasks import match_names
+from sparse_accel.tasks import Task, task_of
+from sparse_accel.tasks.base import starts_of, unit_numbers
+from sparse_accel.tasks.label_names import match_names
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -41,26 +43,41 @@ class Teacher:
     """A frozen model in eval mode, and the table of its logits.
 
     Args:
-        model: a classifier with as many outputs as the student has; it is not passed to `accelerator.prepare`.
+        model: with as many outputs as the student has; it is not passed to `accelerator.prepare`.
         order: the teacher's output column for each of the student's labels, (labels,), from `label_order`; None where
             they agree.
+        task: of both; None: the model's.
+
+    Attributes:
+        table: logits (U, C) float32, in the student's label order, of all rows, or of all their labelled tokens.
     """
 
-    def __init__(self, model: nn.Module, order: list[int] | None = None) -> None:
+    def __init__(self, model: nn.Module, order: list[int] | None = None, task: Task | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
         self.order = None if order is None or order == list(range(len(order))) else order
-        self.table: Tensor | None = None  # (rows, labels) float32, in the student's label order
+        self.task = task_of(model) if task is None else task
+        self.table: Tensor | None = None
+        self._starts = torch.zeros(0, dtype=torch.int64)  # (rows,): the number of entries before each row's
 
     def outputs(self, batch: dict[str, Any], keys: list[str]) -> dict[str, Tensor]:
         """Returns the outputs named by `keys` for the rows of a batch, without gradient.
 
         Args:
-            batch: with `row_id` (rows,) where the table is to be used; fillers (-1) get any row's, and weigh nothing.
+            batch: with `row_id` (rows,) where the table is to be used; fillers (-1) and tokens without a label get any
+                values, and weigh nothing.
         """
         if self.table is not None and "row_id" in batch and set(keys) == {"logits"}:
-            return {"logits": self.table[batch["row_id"]]}
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "row_id")}
-        return self.forward(inputs, keys)
+            return {"logits": self._look_up(batch)}
+        return self.forward(inputs_of(batch), keys)
+
+    def _look_up(self, batch: dict[str, Tensor]) -> Tensor:
+        assert self.table is not None
+        places = self.task.labelled(batch)
+        if places.ndim == 1:
+            return self.table[batch["row_id"]]
+        logits = self.table.new_zeros(*places.shape, self.table.shape[1])
+        logits[places] = self.table[unit_numbers(places, batch["row_id"], self._starts)]
+        return logits
 
     @torch.no_grad()
     def forward(self, inputs: dict[str, Any], keys: list[str]) -> dict[str, Tensor]:
@@ -71,7 +88,7 @@ class Teacher:
             raise UsageError(f"the teacher has no output '{missing[0]}', only {', '.join(found)}")
         outputs = {key: found[key] for key in keys}
         if self.order is not None and "logits" in outputs:
-            outputs["logits"] = outputs["logits"][:, self.order]
+            outputs["logits"] = outputs["logits"][..., self.order]
         return outputs
 
     def make_table(
@@ -83,19 +100,22 @@ class Teacher:
         and precision.
 
         Args:
-            dataset: tokenized rows; row i of the table is row i.
+            dataset: tokenized rows; row i of the table, or its labelled tokens, are those of row i.
             tokenizer: pads them.
             batch_size: rows a process and forward.
         """
         precision = accelerator.mixed_precision
         parts = [fingerprint_of_model(self.model), fingerprint_of_rows(dataset), repr(self.order), precision]
-        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+        key = hashlib.sha256("\n".join([self.task.name, *parts]).encode()).hexdigest()[:32]
         path = (cache or default_cache()) / "teacher_logits" / f"{key}.safetensors"
+        weights = self.task.row_weights(dataset)
+        self._starts = starts_of(weights).to(accelerator.device)
+        entries = int(weights.sum())
         # The main process looks, for machines have caches of their own: what it finds, or does not, holds for all.
-        kept = self._read(path, len(dataset)) if accelerator.is_main_process else None
+        kept = self._read(path, entries) if accelerator.is_main_process else None
         shape = by_main_process(accelerator, lambda: None if kept is None else tuple(kept.shape))
         if shape is None:
-            self.table = self._compute(accelerator, dataset, tokenizer, batch_size)
+            self.table = self._compute(accelerator, dataset, tokenizer, batch_size, entries)
             if accelerator.is_main_process:
                 _write(path, self.table)
         else:
@@ -104,30 +124,29 @@ class Teacher:
         accelerator.wait_for_everyone()
         return shape is not None
 
-    def _read(self, path: Path, rows: int) -> Tensor | None:
+    def _read(self, path: Path, entries: int) -> Tensor | None:
         try:
             table = load_file(path)["logits"]
         except Exception:  # absent, or torn by a full disk: it is made anew
             return None
-        return table if len(table) == rows else None
+        return table if len(table) == entries else None
 
     @torch.no_grad()
-    def _compute(self, accelerator: Accelerator, dataset: Any, tokenizer: Any, batch_size: int) -> Tensor:
+    def _compute(self, accelerator: Accelerator, dataset: Any, tokenizer: Any, batch_size: int, entries: int) -> Tensor:
         lengths = [len(ids) for ids in dataset["input_ids"]]
         sampler = GlobalBatchSampler(lengths, batch_size, accelerator.num_processes, seed=None)
-        inputs = dataset.remove_columns([name for name in dataset.column_names if name == "labels"])
-        loader = accelerator.prepare_data_loader(make_loader(inputs, sampler, Collator(tokenizer)))
+        collator = Collator(tokenizer, token_columns=self.task.token_columns)
+        loader = accelerator.prepare_data_loader(make_loader(dataset, sampler, collator))
         table: Tensor | None = None
         with progress_bar(accelerator, len(dataset), "teacher", "rows") as bar:
             for batch in loader:
-                row_id = batch.pop("row_id")
+                places = self.task.labelled(batch)
                 with accelerator.autocast():
-                    logits = self.forward(batch, ["logits"])["logits"].float()
+                    logits = self.forward(inputs_of(batch), ["logits"])["logits"].float()
                 if table is None:
-                    table = torch.zeros(len(dataset), logits.shape[1], device=accelerator.device)
-                real = row_id >= 0
-                table[row_id[real]] = logits[real]
-                bar.update(int(real.sum()) * accelerator.num_processes)
+                    table = torch.zeros(entries, logits.shape[-1], device=accelerator.device)
+                table[unit_numbers(places, batch["row_id"], self._starts)] = logits[places]
+                bar.update(int((batch["row_id"] >= 0).sum()) * accelerator.num_processes)
         assert table is not None
         return reduce_sum(table)  # each row was computed by one process and is 0 on the others
 
@@ -148,7 +167,7 @@ def _write(path: Path, table: Tensor) -> None:
 def label_order(student: Sequence[str], teacher: Sequence[str]) -> list[int]:
     """Returns, for each of the student's labels in order, the teacher's output column of the same name.
 
-    Names are matched as labels of data are (`tasks.match_names`): labels that nobody named are taken in order.
+    Names are matched as labels of data are (`match_names`): labels that nobody named are taken in order.
 
     Args:
         student, teacher: their labels in the order of their outputs.

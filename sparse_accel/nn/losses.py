@@ -1,7 +1,7 @@
 """Task and distillation losses, one value a row: pure functions of logits.
 
 Rows are kept apart so that a batch can be weighted by its real rows, over processes and micro-batches too.
-Shapes: R rows, C classes (1 for regression).
+Shapes: R rows, T tokens, C classes (1 for regression).
 """
 
 from __future__ import annotations
@@ -49,3 +49,41 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, prob
     log_student = F.log_softmax(student / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher / temperature, dim=-1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=-1)
+
+
+# --- losses of tokens: the mean over the labelled ones of each row ----------------------------------------------------
+
+# The label of tokens that count in no loss and no figure, as torch.nn.CrossEntropyLoss has it.
+IGNORED = -100
+
+
+def token_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Returns (R,) float32: the mean cross-entropy over each row's labelled tokens, 0 where it has none.
+
+    Args:
+        logits: (R, T, C).
+        labels: (R, T) int64 class numbers; IGNORED for a token without a label.
+        label_smoothing: fraction of the target spread over all classes, 0 to 1.
+    """
+    each = F.cross_entropy(
+        logits.float().transpose(1, 2), labels, reduction="none", ignore_index=IGNORED, label_smoothing=label_smoothing
+    )
+    return _mean_of_tokens(each, labels != IGNORED)
+
+
+def token_distillation_loss(student: Tensor, teacher: Tensor, labelled: Tensor, temperature: float) -> Tensor:
+    """Returns (R,) float32: `distillation_loss` of one label, averaged over each row's labelled tokens.
+
+    Padding and pieces without a label do not count: results would depend on how rows are put into batches.
+
+    Args:
+        student, teacher: (R, T, C) logits; the teacher's carry no gradient.
+        labelled: (R, T) bool.
+        temperature: > 0.
+    """
+    each = distillation_loss(student, teacher, temperature, "single_label_classification")
+    return _mean_of_tokens(each.masked_fill(~labelled, 0.0), labelled)
+
+
+def _mean_of_tokens(each: Tensor, counted: Tensor) -> Tensor:
+    return each.sum(dim=1) / counted.sum(dim=1).clamp(min=1)

@@ -88,7 +88,7 @@ class _Loader(Reader, Scanner, Parser, Composer, CoreSchema):
         CoreSchema.__init__(self)
 
 
-def read_source(source: str | Path, resolve_stub: Callable[[str], Path] | None) -> tuple[str, str]:
+def read_source(source: str | Path, resolve_stub: Callable[[str], Path]) -> tuple[str, str]:
     """Returns the recipe's text as given and its name for messages: its path, or `<text>`.
 
     Raises RecipeError for anything that is not a readable text file with a recipe's ending.
@@ -96,8 +96,6 @@ def read_source(source: str | Path, resolve_stub: Callable[[str], Path] | None) 
     if isinstance(source, str) and "\n" in source:
         return source, "<text>"
     if isinstance(source, str) and source.startswith("zoo:"):
-        if resolve_stub is None:
-            raise RecipeError(f"{source}: a zoo: stub cannot be looked up here; pass the path of the recipe's file")
         source = resolve_stub(source)
     if not str(source).strip():
         raise RecipeError("no recipe is named: pass the path of its file")

@@ -58,11 +58,6 @@ class Recipe:
         """Epochs that the recipe asks for: its largest start or end, rounded up; 0 when it names none."""
         return max((math.ceil(max(m.start_epoch, m.end_epoch, 0) - ROUNDING) for m in self.modifiers), default=0)
 
-    @property
-    def variables(self) -> dict[str, Any]:
-        """The top-level variables, evaluated."""
-        return {key: value for key, value in self.content.items() if not is_group(key, value) and not is_stage(value)}
-
     def select(self, kind: type[AnyModifier]) -> list[AnyModifier]:
         """The modifiers of one class, in order of application."""
         return [modifier for modifier in self.modifiers if isinstance(modifier, kind)]

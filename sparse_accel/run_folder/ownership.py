@@ -21,7 +21,7 @@ from sparse_accel.run_folder.resume import _named_start, _went_on_from
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.cli.training import TrainingArguments
     from sparse_accel.recipe_run import RecipeRun
 
 
@@ -42,7 +42,7 @@ def folders_let_go() -> Iterator[None]:
 
 def claim(
     accelerator: Accelerator,
-    arguments: TextClassificationArguments,
+    arguments: TrainingArguments,
     run: RecipeRun,
     identity: dict[str, Any],
     settings: dict[str, Any],

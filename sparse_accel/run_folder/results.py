@@ -24,7 +24,7 @@ from sparse_accel.run_folder.record import change_record, read_record
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.cli.training import TrainingArguments
     from sparse_accel.recipe_run import RecipeRun
     from sparse_accel.run_folder.trainer_state import History
 
@@ -34,7 +34,7 @@ EVAL_RESULTS = "eval_results.json"
 ARGUMENTS_FILE = "arguments.json"
 
 
-def record_arguments(accelerator: Accelerator, folder: Path, arguments: TextClassificationArguments) -> None:
+def record_arguments(accelerator: Accelerator, folder: Path, arguments: TrainingArguments) -> None:
     """Writes the run's flags as a file of settings, data files by their whole paths: what the run can be repeated from,
     and where the export looks for its validation data."""
     if not accelerator.is_main_process:

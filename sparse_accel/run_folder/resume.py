@@ -15,6 +15,7 @@ from sparse_accel.run_folder.checkpoints import (
     checkpoint_step,
     checkpoints_in,
     damage,
+    load_checkpoint,
     newest_whole,
 )
 from sparse_accel.run_folder.record import change_record, difference, read_record
@@ -22,11 +23,19 @@ from sparse_accel.run_folder.record import change_record, difference, read_recor
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.cli.training import TrainingArguments
     from sparse_accel.recipe_run import RecipeRun
+    from sparse_accel.run_folder.trainer_state import History
 
 
-def checkpoint_to_resume(arguments: TextClassificationArguments, accelerator: Accelerator, folder: Path) -> Path | None:
+def resume_run(arguments: TrainingArguments, accelerator: Accelerator, run: RecipeRun, history: History) -> None:
+    """Puts model, optimizer, recipe and history back to where the run is to go on, after `run.bind`; else nothing."""
+    checkpoint = checkpoint_to_resume(arguments, accelerator, Path(str(arguments.output_dir)))
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, accelerator, run, history)
+
+
+def checkpoint_to_resume(arguments: TrainingArguments, accelerator: Accelerator, folder: Path) -> Path | None:
     """Returns the checkpoint to go on from: the one that was named, else the newest whole one in the folder, if any.
 
     A named one counts at the run's first start from there; the same command again goes on from what that start saved.

@@ -1,16 +1,30 @@
-"""Data and metrics of a task: rows with label names, their tokens, and the figures a model is judged by."""
+"""The tasks that a model can be trained for, by name. A new one is a folder here and a line in TASKS."""
 
-from sparse_accel.tasks.label_names import Head, match_names, taken_by_position
-from sparse_accel.tasks.text_classification.data import TextClassificationData, load_text_classification
-from sparse_accel.tasks.text_classification.metrics import check_metric_name, compute_metrics, metric_names
+from __future__ import annotations
 
-__all__ = [
-    "Head",
-    "TextClassificationData",
-    "check_metric_name",
-    "compute_metrics",
-    "load_text_classification",
-    "match_names",
-    "metric_names",
-    "taken_by_position",
-]
+from typing import Any
+
+from sparse_accel.tasks.base import Task
+from sparse_accel.tasks.label_names import Head, head_in
+from sparse_accel.tasks.text_classification.task import TextClassification
+from sparse_accel.tasks.token_classification.task import TokenClassification
+
+__all__ = ["TASKS", "Task", "TextClassification", "TokenClassification", "task_class", "task_of"]
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (TextClassification, TokenClassification)}
+
+
+def task_class(config: Any) -> type[Task] | None:
+    """Returns the task that a configuration's head is for; None for another head, or none."""
+    names = getattr(config, "architectures", None) or []
+    return next((task for task in TASKS.values() if any(name.endswith(task.architecture) for name in names)), None)
+
+
+def task_of(model: Any) -> Task:
+    """Returns the task of a model by its class and configuration, without rows. One without either classifies texts."""
+    config = getattr(model, "config", None)
+    kinds = (task for task in TASKS.values() if type(model).__name__.endswith(task.architecture))
+    kind = next(kinds, None) or task_class(config) or TextClassification
+    if not hasattr(config, "id2label"):
+        return kind(Head(["0", "1"], getattr(config, "problem_type", None)))
+    return kind(head_in(config, "config.json"))

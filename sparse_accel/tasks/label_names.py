@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, listed, shown
 
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
@@ -122,3 +123,52 @@ def taken_by_position(matched: dict[str, str]) -> str:
     if by_name or (unnamed and 0 in (_numbers(list(matched)) or [])):
         return ""
     return ", ".join(f"{name} as {other}" for name, other in matched.items())
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def head_in(config: Any, place: str) -> Head:
+    """Returns the labels that a configuration names, in the order of the outputs, and its problem type.
+
+    `id2label` decides: it is what outputs are called by. `label2id` may lack, or be a stale LABEL_0, LABEL_1, ...
+
+    Args:
+        config: of a transformers model.
+        place: where it comes from, for messages.
+
+    Raises:
+        UsageError: outputs are not numbered from 0, two have one name, or `label2id` says something else.
+    """
+    id2label, label2id = dict(config.id2label), dict(getattr(config, "label2id", None) or {})
+    if sorted(id2label) != list(range(len(id2label))):
+        raise UsageError(f"{place}: id2label of config.json must number the outputs from 0; it has {listed(id2label)}")
+    names = [str(id2label[number]) for number in sorted(id2label)]
+    problem_type = getattr(config, "problem_type", None)
+    if problem_type == REGRESSION and len(names) != 1:
+        raise UsageError(
+            f"{place}: a regression gives one score, and config.json has {len(names)} outputs: not supported"
+        )
+    if are_unnamed(names) and not are_unnamed(list(label2id)):  # named in one direction only
+        ordered = sorted(label2id, key=lambda name: str(label2id[name]))
+        if [str(label2id[name]) for name in ordered] == sorted(str(number) for number in id2label):
+            names = [
+                next(name for name in ordered if str(label2id[name]) == str(number)) for number in sorted(id2label)
+            ]
+    if twins := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"{place}: id2label of config.json calls two outputs {shown(twins[0])}: give them two names")
+    numbers = {name.casefold(): number for number, name in enumerate(names)}
+    for name, number in label2id.items():
+        known = numbers.get(str(name).casefold())
+        if known is not None and len(numbers) == len(names) and str(number) != str(known):
+            raise UsageError(
+                f"{place}: config.json contradicts itself: id2label calls output {known} {shown(name)}, and label2id "
+                f"says that {shown(name)} is output {number}. Correct the wrong one, or delete label2id"
+            )
+    return Head(names, problem_type)
+
+
+def set_labels(config: Any, names: list[str]) -> None:
+    """Names the outputs of a configuration, both ways."""
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""Figures and predictions of a model on the splits of a data set."""
+"""Figures and predictions of a model on the splits of its task."""
 
 from __future__ import annotations
 
@@ -12,64 +12,96 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.console import progress_bar, say
+from sparse_accel.data.batches import inputs_of
 from sparse_accel.distributed.collectives import reduce_sum
 from sparse_accel.files import write_text
 from sparse_accel.fingerprints import fingerprint_of_rows
-from sparse_accel.nn.losses import task_loss
-from sparse_accel.tasks import compute_metrics
-from sparse_accel.tasks.text_classification.predictions import prediction_table
-from sparse_accel.training.loaders import evaluation_loader
-from sparse_accel.training.loop import inputs_of
+from sparse_accel.models.files import fingerprint_of_model
+from sparse_accel.models.loading import load_tokenizer, load_trained
+from sparse_accel.run_folder import results
+from sparse_accel.tasks.base import starts_of, unit_numbers
+from sparse_accel.tasks.label_names import head_in
+from sparse_accel.training.loaders import TokenizedRows, evaluation_loader, tokenize_rows
+from sparse_accel.training.tracking import start_trackers, tracker_names
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from datasets import Dataset
     from torch.utils.data import DataLoader
 
-    from sparse_accel.cli.text_classification import TextClassificationArguments
-    from sparse_accel.data.batches import Collator
-    from sparse_accel.tasks import TextClassificationData
+    from sparse_accel.cli.training import TrainingArguments
+    from sparse_accel.recipe import Recipe
+    from sparse_accel.tasks import Task
 
 
-def measured_on(weights: str, data: TextClassificationData, purpose: str, rows: dict[str, Any]) -> str:
+def evaluate_and_predict(
+    arguments: TrainingArguments, recipe: Recipe | None, accelerator: Accelerator, kind: type[Task]
+) -> None:
+    """Measures a trained model as its files hold it, in float32 and quantizers on, and writes what it predicts.
+
+    What the folder of a finished run already holds for the same rows, labels and weights is not measured again.
+    """
+    model, folder = load_trained(arguments, kind), Path(str(arguments.output_dir))
+    tokenizer, weights = load_tokenizer(arguments, kind), fingerprint_of_model(model)
+    config: Any = model.config
+    with accelerator.main_process_first():
+        task = kind.load(arguments, head_in(config, "config.json"))
+    of_a_run = arguments.do_train or arguments.one_shot
+    if not of_a_run:
+        say(accelerator, f"columns: {task.describe_columns()}")
+    rows = tokenize_rows(arguments, accelerator, task, tokenizer, model)
+    model = model.to(accelerator.device)  # not prepared: no precision but that of its files
+    if arguments.do_eval:
+        question = measured_on(weights, task, "validation", rows)
+        if not results.is_measured(accelerator, folder, [results.EVAL_RESULTS], question) or not of_a_run:
+            count = len(task.data.splits["validation"])
+            say(accelerator, f"evaluation: {task.data.sources['validation']}, {count} rows")
+            figures = evaluate_splits(arguments, accelerator, model, task, rows)
+            results.write_evaluation(accelerator, folder, str(arguments.model_name_or_path), figures, question)
+            start_trackers(accelerator, arguments, recipe)
+            accelerator.log(tracker_names(figures, "final"))
+    if arguments.do_predict:
+        question, files = measured_on(weights, task, "test", rows), prediction_files(rows)
+        if not results.is_measured(accelerator, folder, files, question) or not of_a_run:
+            write_predictions(arguments, accelerator, model, task, rows)
+            results.remember(accelerator, folder, files[0], question)
+        else:
+            say(accelerator, f"{folder / files[0]} has these predictions already")
+
+
+def measured_on(weights: str, task: Task, purpose: str, rows: TokenizedRows) -> str:
     """Returns a digest of everything that figures or predictions depend on.
 
     Args:
         weights: the model's, by `fingerprint_of_model`.
-        data: its label names, metrics and problem type count.
         purpose: `validation`: figures; `test`: predictions.
-        rows: the tokenized splits, by name.
     """
-    splits = sorted(name for name in rows if name.startswith(purpose))
+    splits = sorted(name for name in rows.splits if name.startswith(purpose))
     parts = {
         "weights": weights,
         "precision": "no",  # always float32; older folders tell by this entry
-        "labels": [data.problem_type, data.metrics, data.positive, *data.label_names],
-        "rows": {split: fingerprint_of_rows(rows[split]) for split in splits},
+        "labels": [*task.judged_by(), *task.head.names],
+        "rows": {split: fingerprint_of_rows(rows.splits[split]) for split in splits},
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def prediction_files(rows: dict[str, Any]) -> list[str]:
+def prediction_files(rows: TokenizedRows) -> list[str]:
     """Returns the names of the files that predictions are written to: one for each test split."""
-    return [f"{split}_predictions.csv" for split in rows if split.startswith("test")]
+    return [f"{split}_predictions.csv" for split in rows.splits if split.startswith("test")]
 
 
 def evaluate_splits(
-    arguments: TextClassificationArguments,
-    accelerator: Accelerator,
-    model: nn.Module,
-    data: TextClassificationData,
-    rows: dict[str, Any],
-    collator: Collator,
+    arguments: TrainingArguments, accelerator: Accelerator, model: nn.Module, task: Task, rows: TokenizedRows
 ) -> dict[str, float]:
-    """Returns eval_loss (the task loss) and the task's metrics on the validation rows; MNLI's second set as well."""
+    """Returns eval_loss (the task loss) and the task's figures on the validation rows; MNLI's second set as well."""
     figures: dict[str, float] = {}
-    for split in [name for name in rows if name.startswith("validation")]:
+    for split in [name for name in rows.splits if name.startswith("validation")]:
         suffix = split.removeprefix("validation").replace("_mismatched", "_mm")
-        loader = evaluation_loader(arguments, accelerator, rows[split], collator)
-        logits, loss = predict(accelerator, model, loader, len(rows[split]), data.problem_type)
-        labels = np.asarray(rows[split]["labels"])
-        found = compute_metrics(data.metrics, data.problem_type, logits, labels, data.positive)
+        dataset = rows.splits[split]
+        loader = evaluation_loader(arguments, accelerator, dataset, rows.collator)
+        logits, loss = predict(accelerator, model, loader, task, dataset)
+        found = task.figures(logits, dataset, split)
         if loss is not None:
             found["loss"] = loss
         figures.update({f"eval_{name}{suffix}": float(value) for name, value in found.items()})
@@ -77,50 +109,53 @@ def evaluate_splits(
 
 
 def write_predictions(
-    arguments: TextClassificationArguments,
-    accelerator: Accelerator,
-    model: nn.Module,
-    data: TextClassificationData,
-    rows: dict[str, Any],
-    collator: Collator,
+    arguments: TrainingArguments, accelerator: Accelerator, model: nn.Module, task: Task, rows: TokenizedRows
 ) -> None:
-    """Writes test_predictions.csv, one a test split: row, predicted label by name, probability of each label."""
-    for split in [name for name in rows if name.startswith("test")]:
-        dataset = rows[split].remove_columns([name for name in rows[split].column_names if name == "labels"])
-        loader = evaluation_loader(arguments, accelerator, dataset, collator)
-        logits, _ = predict(accelerator, model, loader, len(dataset), data.problem_type)
+    """Writes test_predictions.csv, one a test split; the task says its columns."""
+    for split in [name for name in rows.splits if name.startswith("test")]:
+        dataset = rows.splits[split]
+        dataset = dataset.remove_columns([name for name in dataset.column_names if name == "labels"])
+        loader = evaluation_loader(arguments, accelerator, dataset, rows.collator)
+        logits, _ = predict(accelerator, model, loader, task, dataset)
         path = Path(str(arguments.output_dir)) / f"{split}_predictions.csv"
         if accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, prediction_table(logits, data.label_names, data.problem_type))
-        say(accelerator, f"{len(dataset)} predictions: {path}")
+            write_text(path, task.predictions(logits, dataset, split))
+        say(accelerator, f"{len(task.data.splits[split])} predictions: {path}")
 
 
 @torch.no_grad()
 def predict(
-    accelerator: Accelerator, model: nn.Module, loader: DataLoader[dict[str, Tensor]], rows: int, problem_type: str
+    accelerator: Accelerator,
+    model: nn.Module,
+    loader: DataLoader[dict[str, Tensor]],
+    task: Task,
+    dataset: Dataset,
 ) -> tuple[np.ndarray, float | None]:
-    """Returns logits (rows, labels) float32 in the order of the rows, and the mean task loss where there are labels.
+    """Returns the logits of all units (units, outputs) float32, in the order of the rows, and the mean task loss where
+    there are labels. The model is left in the mode that it was in.
 
     Args:
-        loader: each row once (fillers aside), prepared by `accelerator`; fillers are dropped here.
+        loader: each row of `dataset` once (fillers aside), prepared by `accelerator`; fillers are dropped here.
     """
+    training = model.training
     model.eval()
+    counts = task.unit_counts(dataset)
+    starts = starts_of(counts).to(accelerator.device)
     table: Tensor | None = None
     total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
-    labelled = False
+    labelled = "labels" in dataset.column_names
     with progress_bar(accelerator, len(loader), "evaluate", "batches", leave=False) as bar:
         for batch in loader:
             outputs = model(**inputs_of(batch))
-            logits = outputs["logits"].float()
-            real = batch["row_id"] >= 0
+            logits, units = outputs["logits"].float(), task.units(batch)
             if table is None:
-                table = torch.zeros(rows, logits.shape[1], device=logits.device)
-            table[batch["row_id"][real]] = logits[real]
-            if "labels" in batch:
-                labelled = True
-                total += (task_loss(logits, batch["labels"], problem_type) * real).sum().double()
+                table = torch.zeros(int(counts.sum()), logits.shape[-1], device=logits.device)
+            table[unit_numbers(units, batch["row_id"], starts)] = logits[units]
+            if labelled:
+                total += (task.loss(outputs, batch) * task.weights(batch)).sum().double()
             bar.update()
+    model.train(training)
     assert table is not None
-    loss = float(reduce_sum(total)) / rows if labelled else None
+    loss = float(reduce_sum(total)) / max(int(task.row_weights(dataset).sum()), 1) if labelled else None
     return reduce_sum(table).cpu().numpy(), loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import Accelerator
@@ -12,17 +13,47 @@ from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weight
 from sparse_accel.models.files import fingerprint_of_model
 from sparse_accel.models.loading import head_of
 from sparse_accel.recipe_run import RecipeRun
+from sparse_accel.run_folder.ownership import claim
+from sparse_accel.run_folder.results import record_arguments
+from sparse_accel.training.loaders import TokenizedRows
 from sparse_accel.training.schedule import Schedule
+from sparse_accel.training.tracking import start_trackers
 
 if TYPE_CHECKING:
-    from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.cli.training import TrainingArguments
+
+
+def take_folder(
+    arguments: TrainingArguments,
+    accelerator: Accelerator,
+    run: RecipeRun,
+    model: nn.Module,
+    rows: TokenizedRows,
+    sampler: GlobalBatchSampler,
+    schedule: Schedule,
+) -> bool:
+    """Takes the output folder for this run, and opens its trackers.
+
+    Returns:
+        False where the folder holds this very run, finished.
+
+    Raises:
+        UsageError: the folder is another run's, or cannot be made.
+    """
+    identity = identity_of(arguments, run, model, rows, sampler, schedule)
+    settings = settings_of(arguments, accelerator, run, model, rows.splits, schedule)
+    if claim(accelerator, arguments, run, identity, settings) == "show":
+        return False
+    record_arguments(accelerator, Path(str(arguments.output_dir)), arguments)
+    start_trackers(accelerator, arguments, run.recipe)
+    return True
 
 
 def identity_of(
-    arguments: TextClassificationArguments,
+    arguments: TrainingArguments,
     run: RecipeRun,
     model: nn.Module,
-    dataset: Any,
+    rows: TokenizedRows,
     sampler: GlobalBatchSampler,
     schedule: Schedule,
 ) -> dict[str, Any]:
@@ -32,7 +63,7 @@ def identity_of(
     flags += ("label_smoothing_factor",)
     return {
         "model": fingerprint_of_weights(model),
-        "data": fingerprint_of_rows(dataset),
+        "data": fingerprint_of_rows(rows.splits["train"]),
         "recipe": run.recipe.resolved() if run.recipe else None,
         "teacher": fingerprint_of_weights(run.teacher.model) if run.teacher else None,
         "global_batch_size": sampler.global_batch_size,
@@ -46,7 +77,7 @@ _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "problem_type", "i
 
 
 def settings_of(
-    arguments: TextClassificationArguments,
+    arguments: TrainingArguments,
     accelerator: Accelerator,
     run: RecipeRun,
     model: nn.Module,

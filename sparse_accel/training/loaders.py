@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import Accelerator
@@ -10,64 +11,46 @@ from torch.utils.data import DataLoader
 
 from sparse_accel.data.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.errors import UsageError
-from sparse_accel.tasks.text_classification.encoding import tokenize_texts
+from sparse_accel.models.loading import sequence_limit
 
 if TYPE_CHECKING:
-    from sparse_accel.cli.text_classification import TextClassificationArguments
-    from sparse_accel.tasks import TextClassificationData
+    from datasets import Dataset
+
+    from sparse_accel.cli.training import TrainingArguments
+    from sparse_accel.tasks import Task
 
 
-def make_collator(
-    arguments: TextClassificationArguments, accelerator: Accelerator, tokenizer: Any, limit: int
-) -> Collator:
-    """Returns the collator: batches padded to their longest row, or all to the sequence length."""
-    on_tensor_cores = accelerator.device.type == "cuda" and accelerator.mixed_precision != "no"
-    length = limit if arguments.pad_to_max_length else None
-    return Collator(tokenizer, length=length, multiple=8 if on_tensor_cores else None)
+@dataclass(frozen=True)
+class TokenizedRows:
+    """The rows of a run as a model takes them.
 
+    Attributes:
+        splits: by name; columns are the model's inputs and the task's own.
+        tokenizer: that made them.
+        limit: most tokens of a row.
+        collator: makes batches of them.
+    """
 
-def training_loader(
-    arguments: TextClassificationArguments, accelerator: Accelerator, dataset: Any, collator: Collator
-) -> tuple[DataLoader[Any], GlobalBatchSampler]:
-    """Returns the loader of the training rows, not yet prepared, and its sampler."""
-    splits = accelerator.num_processes * accelerator.gradient_accumulation_steps
-    lengths = [len(ids) for ids in dataset["input_ids"]]
-    sampler = GlobalBatchSampler(lengths, arguments.per_device_train_batch_size, splits, seed=arguments.seed)
-    workers, pin = arguments.dataloader_num_workers, accelerator.device.type == "cuda"
-    return make_loader(dataset, sampler, collator, workers=workers, pin_memory=pin), sampler
-
-
-def evaluation_loader(
-    arguments: TextClassificationArguments, accelerator: Accelerator, dataset: Any, collator: Collator
-) -> DataLoader[Any]:
-    """Returns a prepared loader that shows each row once, in batches of like lengths."""
-    lengths = [len(ids) for ids in dataset["input_ids"]]
-    sampler = GlobalBatchSampler(lengths, arguments.per_device_eval_batch_size, accelerator.num_processes, seed=None)
-    loader = make_loader(dataset, sampler, collator, workers=arguments.dataloader_num_workers)
-    return accelerator.prepare_data_loader(loader)
+    splits: dict[str, Dataset]
+    tokenizer: Any
+    limit: int
+    collator: Collator
 
 
 def tokenize_rows(
-    arguments: TextClassificationArguments,
-    accelerator: Accelerator,
-    data: TextClassificationData,
-    tokenizer: Any,
-    limit: int,
-    model: nn.Module,
-) -> dict[str, Any]:
-    """Returns all splits tokenized; one process does the work, the others find it in the cache.
+    arguments: TrainingArguments, accelerator: Accelerator, task: Task, tokenizer: Any, model: nn.Module
+) -> TokenizedRows:
+    """Returns all splits tokenized for a model; one process does the work, the others find it in the cache.
+
+    Batches are padded to their longest row, or all to the sequence length.
 
     Raises:
         UsageError: the rows hold tokens that the model, which is to read them, has no embedding for.
     """
+    limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
+    options = {"num_workers": arguments.preprocessing_num_workers, "overwrite_cache": arguments.overwrite_cache}
     with accelerator.main_process_first():
-        found = tokenize_texts(
-            data,
-            tokenizer,
-            limit,
-            num_workers=arguments.preprocessing_num_workers,
-            overwrite_cache=arguments.overwrite_cache,
-        )
+        found = task.tokenize(tokenizer, limit, **options)
     known = cast(Any, model).get_input_embeddings().num_embeddings
     for split, dataset in found.items():
         largest = max((max(ids, default=0) for ids in dataset["input_ids"]), default=0)
@@ -78,4 +61,28 @@ def tokenize_rows(
                 f"the model knows {known} tokens. Leave out --tokenizer_name and --use_teacher_tokenizer, or name the "
                 "tokenizer that the model was trained with"
             )
-    return found
+    on_tensor_cores = accelerator.device.type == "cuda" and accelerator.mixed_precision != "no"
+    length, multiple = limit if arguments.pad_to_max_length else None, 8 if on_tensor_cores else None
+    return TokenizedRows(found, tokenizer, limit, Collator(tokenizer, length, multiple, task.token_columns))
+
+
+def training_loader(
+    arguments: TrainingArguments, accelerator: Accelerator, task: Task, rows: TokenizedRows
+) -> tuple[DataLoader[Any], GlobalBatchSampler]:
+    """Returns the loader of the training rows, not yet prepared, and its sampler."""
+    dataset, splits = rows.splits["train"], accelerator.num_processes * accelerator.gradient_accumulation_steps
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    weights = task.row_weights(dataset) if "labels" in dataset.column_names else None  # --one_shot needs no labels
+    sampler = GlobalBatchSampler(lengths, arguments.per_device_train_batch_size, splits, arguments.seed, weights)
+    workers, pin = arguments.dataloader_num_workers, accelerator.device.type == "cuda"
+    return make_loader(dataset, sampler, rows.collator, workers=workers, pin_memory=pin), sampler
+
+
+def evaluation_loader(
+    arguments: TrainingArguments, accelerator: Accelerator, dataset: Dataset, collator: Collator
+) -> DataLoader[Any]:
+    """Returns a prepared loader that shows each row once, in batches of like lengths."""
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    sampler = GlobalBatchSampler(lengths, arguments.per_device_eval_batch_size, accelerator.num_processes, seed=None)
+    loader = make_loader(dataset, sampler, collator, workers=arguments.dataloader_num_workers)
+    return accelerator.prepare_data_loader(loader)

@@ -14,31 +14,34 @@ import torch
 from accelerate.utils import set_seed
 
 from sparse_accel.console import say, warn
+from sparse_accel.data.batches import inputs_of
 from sparse_accel.distributed.weights import plain_model
 from sparse_accel.errors import UsageError
 from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weights
-from sparse_accel.models.loading import default_head, head_of, load_classifier, load_tokenizer, sequence_limit
+from sparse_accel.models.loading import default_head, head_of, load_model, load_tokenizer
 from sparse_accel.models.sparsity import sparsity_report
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.run_folder import ownership, results
 from sparse_accel.run_folder.trainer_state import History
-from sparse_accel.tasks import load_text_classification
 from sparse_accel.training.identity import settings_of
-from sparse_accel.training.loaders import make_collator, tokenize_rows, training_loader
-from sparse_accel.training.start_table import describe_columns, describe_head, start_table
+from sparse_accel.training.loaders import tokenize_rows, training_loader
+from sparse_accel.training.start_table import describe_head, start_table
 from sparse_accel.training.tracking import sparsity_figures, start_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.cli.training import TrainingArguments
     from sparse_accel.recipe import Recipe
+    from sparse_accel.tasks import Task
 
 # Batches of training rows that quantization ranges are taken from.
 CALIBRATION_BATCHES = 32
 
 
-def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None, accelerator: Accelerator) -> bool:
+def apply_at_once(
+    arguments: TrainingArguments, recipe: Recipe | None, accelerator: Accelerator, kind: type[Task]
+) -> bool:
     """Applies the recipe to the model and fills the output folder. Returns False where it holds this very result.
 
     Labels and head are the model's own: rows that ranges are taken from need no labels.
@@ -46,7 +49,7 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
     Raises:
         UsageError: the recipe quantizes and there are no training rows to take ranges from.
     """
-    has_rows = any((arguments.train_file, arguments.task_name, arguments.dataset_name))
+    has_rows = any((arguments.train_file, *(getattr(arguments, name) for name in arguments.sources)))
     run = RecipeRun(recipe, teacher="disable")
     for modifier in run.modifiers:
         modifier.check_acts_at_once()
@@ -56,9 +59,9 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
     set_seed(arguments.seed)  # of a new head
     if has_rows:
         with accelerator.main_process_first():
-            data = load_text_classification(arguments, default_head(arguments))
-    model, fresh = load_classifier(arguments)
-    tokenizer = load_tokenizer(arguments)
+            task = kind.load(arguments, default_head(arguments))
+    model, fresh = load_model(arguments, kind)
+    tokenizer = load_tokenizer(arguments, kind)
     run.attach(model)
     identity: dict[str, Any] = {
         "one_shot": True,
@@ -70,17 +73,15 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
         warn(f"{arguments.model_name_or_path} has no fine-tuned head: what its outputs say is random, before and after")
         about.append(("head", describe_head(head_of(model).names, fresh)))
     if has_rows:
-        if "train" not in data.splits:
+        if "train" not in task.data.splits:
             raise UsageError(
                 "--one_shot takes ranges from training rows, and the data has none: name some with --train_file"
             )
-        limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
-        rows = tokenize_rows(arguments, accelerator, data, tokenizer, limit, model)["train"]
-        collator = make_collator(arguments, accelerator, tokenizer, limit)
-        loader, sampler = training_loader(arguments, accelerator, rows, collator)
-        identity["data"] = fingerprint_of_rows(rows)
+        rows = tokenize_rows(arguments, accelerator, task, tokenizer, model)
+        loader, sampler = training_loader(arguments, accelerator, task, rows)
+        identity["data"] = fingerprint_of_rows(rows.splits["train"])
         identity |= {"seed": arguments.seed, "global_batch_size": sampler.global_batch_size}
-        about.append(("columns", describe_columns(data)))
+        about.append(("columns", task.describe_columns()))
         about.append(("ranges", f"from up to {CALIBRATION_BATCHES} batches of the training rows"))
     settings = settings_of(arguments, accelerator, run, model, {})
     if ownership.claim(accelerator, arguments, run, identity, settings) == "show":
@@ -96,7 +97,7 @@ def apply_at_once(arguments: TextClassificationArguments, recipe: Recipe | None,
     @torch.no_grad()
     def forwards() -> Iterator[None]:
         for batch in islice(accelerator.prepare_data_loader(loader), CALIBRATION_BATCHES):
-            model(**{name: value for name, value in batch.items() if name not in ("labels", "row_id")})
+            model(**inputs_of(batch))
             yield
 
     model.eval()

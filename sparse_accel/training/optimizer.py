@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.cli.training import TrainingArguments
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -27,7 +27,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     ]
 
 
-def make_optimizer(model: nn.Module, arguments: TextClassificationArguments) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.AdamW:
     """Returns AdamW with the two groups; fused: one kernel updates a group."""
     groups = parameter_groups(model, arguments.weight_decay)
     betas = (arguments.adam_beta1, arguments.adam_beta2)

@@ -16,7 +16,7 @@ from sparse_accel.modifiers import Modifier
 from sparse_accel.progress import Progress
 
 if TYPE_CHECKING:
-    from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.cli.training import TrainingArguments
     from sparse_accel.recipe import Recipe
 
 
@@ -34,7 +34,7 @@ class Schedule:
 
 
 def steps_of_run(
-    arguments: TextClassificationArguments, recipe: Recipe | None, steps_per_epoch: int
+    arguments: TrainingArguments, recipe: Recipe | None, steps_per_epoch: int
 ) -> tuple[Schedule, list[str]]:
     """Returns when things happen, in optimizer steps, and lines on flags that the recipe overrules."""
     notices = _overruled_flags(arguments, recipe)
@@ -59,7 +59,7 @@ def steps_of_run(
     return Schedule(total, arguments.logging_steps, evaluate_every, save_every), notices
 
 
-def _overruled_flags(arguments: TextClassificationArguments, recipe: Recipe | None) -> list[str]:
+def _overruled_flags(arguments: TrainingArguments, recipe: Recipe | None) -> list[str]:
     """Returns a line for each flag that was given and that the recipe's learning rate or weight decay replaces."""
     lines = []
     # --weight_decay acts on the first parameter group alone: biases and norms, the second one, have none.
@@ -92,7 +92,7 @@ def _modifiers_of(recipe: Recipe | None, setting: str) -> list[Modifier]:
     return [modifier for modifier in (recipe.modifiers if recipe else []) if modifier.setting == setting]
 
 
-def base_rate(arguments: TextClassificationArguments, recipe: Recipe | None, total_steps: int) -> Any:
+def base_rate(arguments: TrainingArguments, recipe: Recipe | None, total_steps: int) -> Any:
     """Returns the learning rate by progress, as the flags say; constant where the recipe has modifiers for it."""
     if _modifiers_of(recipe, "lr"):
         return lambda progress: arguments.learning_rate

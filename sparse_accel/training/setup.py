@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -13,19 +15,19 @@ from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
 from sparse_accel.console import warn
 from sparse_accel.distributed.environment import compilation
+from sparse_accel.distributed.heartbeat import lost_processes_named
 from sparse_accel.distributed.launch import check_launch, describe, gives_gradients, launch_options
 from sparse_accel.errors import UsageError
 from sparse_accel.recipe_run import check_gradients
-from sparse_accel.tasks import check_metric_name
-from sparse_accel.training.tracking import logging_folder
+from sparse_accel.run_folder.ownership import folders_let_go
+from sparse_accel.training.tracking import logging_folder, trackers_ended
 
 if TYPE_CHECKING:
-    from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.cli.training import TrainingArguments
     from sparse_accel.recipe import Recipe
-    from sparse_accel.tasks import TextClassificationData
 
 
-def make_accelerator(arguments: TextClassificationArguments, recipe: Recipe | None = None) -> Accelerator:
+def make_accelerator(arguments: TrainingArguments, recipe: Recipe | None = None) -> Accelerator:
     """Returns the accelerator as flags and launcher ask for it; a flag wins over the launcher's precision.
 
     Raises:
@@ -70,12 +72,15 @@ def _compilation() -> TorchDynamoPlugin:
     return TorchDynamoPlugin(backend="inductor", dynamic=True)
 
 
-def check_flags_of_task(arguments: TextClassificationArguments, data: TextClassificationData) -> None:
-    """Raises UsageError for flags that this kind of labels has no use for."""
-    if arguments.load_best_model_at_end:
-        check_metric_name(arguments.metric_for_best_model, data.metrics, data.problem_type)
-    if arguments.label_smoothing_factor and data.problem_type != "single_label_classification":
-        kind = data.problem_type.replace("_", " ")
-        raise UsageError(f"--label_smoothing_factor spreads a row's one label; this is {kind}: leave it out")
-    if arguments.distill_teacher == "self" and not data.keeps_head:
-        warn("--distill_teacher self: the model has no head for these labels yet, so as a teacher it is random")
+def recompute_activations(model: Any) -> None:
+    """Has activations recomputed in the backward pass instead of kept, as --gradient_checkpointing asks."""
+    # The newer name first; the older one warns.
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+
+
+@contextmanager
+def ended_well(accelerator: Accelerator) -> Iterator[None]:
+    """Whatever happens inside the block: trackers' runs end, output folders are let go, and where a process of several
+    is gone, the error says which."""
+    with trackers_ended(accelerator), folders_let_go(), lost_processes_named():
+        yield

@@ -18,30 +18,35 @@ from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.training.schedule import Schedule
 
 if TYPE_CHECKING:
-    from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.cli.training import TrainingArguments
     from sparse_accel.recipe_run import RecipeRun
-    from sparse_accel.tasks import TextClassificationData
+    from sparse_accel.training.loaders import TokenizedRows
 
 
 def describe_run(
-    arguments: TextClassificationArguments,
+    arguments: TrainingArguments,
     run: RecipeRun,
-    data: TextClassificationData,
     fresh: list[str],
-    limit: int,
+    rows: TokenizedRows,
     sampler: GlobalBatchSampler,
     schedule: Schedule,
 ) -> list[tuple[str, str]]:
-    """Returns rows of the start-up table: what is trained, on what, for how long."""
-    padded = f"padded to {limit}" if arguments.pad_to_max_length else "batches padded to their longest"
+    """Returns rows of the start-up table: what is trained, on what, for how long.
+
+    Args:
+        fresh: weights that are newly initialized.
+    """
+    padded = f"padded to {rows.limit}" if arguments.pad_to_max_length else "batches padded to their longest"
     resumed = f", going on from step {run.progress.step}" if run.progress.step else ""
-    splits = ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items())
+    counts = {split: (len(found), len(rows.splits[split])) for split, found in run.task.data.splits.items()}
+    splits = ", ".join(f"{count} {split}" for split, (count, _) in counts.items())
+    parts = ", ".join(f"{count} {split} in {parts} parts" for split, (count, parts) in counts.items() if parts > count)
     return [
         ("model", str(arguments.model_name_or_path)),
-        ("head", describe_head(data.label_names, fresh)),
-        ("data", f"{splits}; {data.problem_type.replace('_', ' ')}: {listed(data.label_names)}"),
-        ("columns", describe_columns(data)),
-        ("lengths", f"up to {limit} tokens; {padded}"),
+        ("head", describe_head(run.task.head.names, fresh)),
+        ("data", f"{splits}; {run.task.describe_labels()}"),
+        ("columns", run.task.describe_columns()),
+        ("lengths", f"up to {rows.limit} tokens; {padded}" + (f"; longer rows are split: {parts}" if parts else "")),
         ("global batch", f"{sampler.global_batch_size} rows: micro-batches of {sampler.micro_batch_size}"),
         ("steps", f"{schedule.total_steps}, {sampler.steps} an epoch{resumed}"),
     ]
@@ -57,13 +62,6 @@ def describe_head(names: list[str], fresh: list[str]) -> str:
     if fresh:
         return f"newly initialized ({len(fresh)} weights)"
     return f"the model's own, its outputs: {listed(names)}"
-
-
-def describe_columns(data: TextClassificationData) -> str:
-    """Returns in words which columns are read."""
-    pair = ", a pair" if len(data.text_columns) == 2 else ""
-    labels = f"; labels: {data.label_column}" if data.label_column else ""
-    return f"text: {', '.join(data.text_columns)}{pair}{labels}"
 
 
 def timeline(run: RecipeRun) -> str:

@@ -28,7 +28,7 @@ from sparse_accel.files import write_text
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.cli.training import TrainingArguments
     from sparse_accel.recipe import Recipe
 
 
@@ -60,7 +60,7 @@ def trackers_ended(accelerator: Accelerator) -> Iterator[None]:
         accelerator.end_training()
 
 
-def start_trackers(accelerator: Accelerator, arguments: TextClassificationArguments, recipe: Recipe | None) -> None:
+def start_trackers(accelerator: Accelerator, arguments: TrainingArguments, recipe: Recipe | None) -> None:
     """Opens the runs of --report_to, once, with all flags and the resolved recipe as their configuration.
 
     Their files go into OUTPUT_DIR/tracking (W&B's into WANDB_DIR where that is set), so call it when the output folder

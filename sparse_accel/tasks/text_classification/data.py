@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from datasets import Dataset
 
 from sparse_accel.console import warn
 from sparse_accel.data.columns import check_column, find_label_column, find_text_columns
 from sparse_accel.data.sources import load_tables
-from sparse_accel.data.splitting import draw, hold_out
 from sparse_accel.data.tables import Table
 from sparse_accel.errors import UsageError
+from sparse_accel.tasks.base import TaskData
 from sparse_accel.tasks.label_names import SINGLE_LABEL, Head
+from sparse_accel.tasks.splits import draw_rows, needed_splits, needs_no_labels
 from sparse_accel.tasks.text_classification.glue import GLUE, load_glue
 from sparse_accel.tasks.text_classification.label_reading import LabelReader
 from sparse_accel.tasks.text_classification.labels import LabelColumn, are_unpublished
@@ -25,35 +23,23 @@ if TYPE_CHECKING:
 LABEL = "label"
 
 
-@dataclass(frozen=True)
-class TextClassificationData:
-    """Rows and labels, before a tokenizer or a model is known.
+@dataclass(frozen=True, kw_only=True)
+class TextClassificationData(TaskData):
+    """Rows of texts. Columns of a split: the text columns, and `label` (a name; a float; a list of names) unless the
+    rows have none. The position of a row in its split is the row's id.
 
     Attributes:
-        splits: train, validation, test, and MNLI's validation_mismatched and test_mismatched, as far as they are asked
-            for. `validation` is what is evaluated on, be it the test rows (--eval_on_test) or a hold-out. Columns: the
-            text columns, and `label` (a name; a float; a list of names) unless the rows have none. The position of a
-            row in its split is the row's id.
         text_columns: one column, or two for pairs.
         label_column: name of the labels' column in the source; None when no split has labels.
         problem_type: as in config.json: single_label_classification, multi_label_classification or regression.
-        label_names: in the order of the model's outputs; ["score"] for regression.
         metrics: name of the metric set: a GLUE task, or "default".
-        sources: where the rows of each split come from, for people.
-        cache_dir: folder for tokenized rows; None: the Hugging Face cache.
-        keeps_head: whether `label_names` are the outputs of the model's own fine-tuned head; else it gets a new one.
         positive: position among the outputs of what the data calls its label 1: a GLUE task's F1 is of that label.
     """
 
-    splits: dict[str, Dataset]
     text_columns: tuple[str, ...]
     label_column: str | None
     problem_type: str
-    label_names: list[str]
     metrics: str
-    sources: dict[str, str]
-    cache_dir: str | None = None
-    keeps_head: bool = False
     positive: int = 1
 
     @property
@@ -82,7 +68,7 @@ def load_text_classification(
             model that do not match.
     """
     found = load_glue(arguments.task_name, arguments.cache_dir) if arguments.task_name else load_tables(arguments)
-    tables = _needed_splits(arguments, found)
+    tables = needed_splits(arguments, found)
     label_column = _label_column(arguments, tables)
     task = GLUE[arguments.task_name] if arguments.task_name else None
     named_columns = arguments.input_column_names or (task.text_columns if task else None)
@@ -103,55 +89,25 @@ def load_text_classification(
         splits[split] = splits[split].add_column(LABEL, reader.read(labels), feature=reader.feature)
     if reader.by_position:
         warn(f"labels are matched by position, not by name: {reader.by_position}")
-    data = TextClassificationData(
+    strata = None
+    if "train" in labelled and reader.problem_type == SINGLE_LABEL:
+        strata = splits["train"][LABEL][:]
+    splits, sources = draw_rows(arguments, splits, {split: table.name for split, table in tables.items()}, strata)
+    return TextClassificationData(
         splits=splits,
+        sources=sources,
         text_columns=text_columns,
         label_column=label_column if labelled else None,
         problem_type=reader.problem_type,
         label_names=reader.names,
         metrics=arguments.task_name or "default",
-        sources={split: table.name for split, table in tables.items()},
         cache_dir=arguments.cache_dir,
         keeps_head=reader.keeps_head,
         positive=reader.position_of_label_1(teaching),
     )
-    return _draw_rows(arguments, data)
 
 
 # --- which splits, which columns --------------------------------------------------------------------------------------
-
-
-def _needed_splits(arguments: TextClassificationArguments, found: dict[str, Table]) -> dict[str, Table]:
-    """The tables that the run reads, by what they are for; train first."""
-    needed: dict[str, Table] = {}
-    name = next(iter(found.values())).name.partition(", split")[0]
-
-    def take(purpose: str, split: str, advice: str) -> None:
-        if split not in found:
-            raise UsageError(f"{name} has no {split} rows, which {advice}")
-        needed[purpose] = found[split]
-
-    if arguments.do_train or arguments.validation_ratio is not None:
-        take("train", "train", "--do_train and --validation_ratio need.")
-    elif arguments.one_shot and "train" in found:
-        needed["train"] = found["train"]
-    if arguments.validation_ratio is not None and "validation" in found:
-        raise UsageError(f"{name} has validation rows of its own: leave out --validation_ratio.")
-    if arguments.eval_on_test:
-        take("validation", "test", "--eval_on_test needs.")
-    elif arguments.do_eval and arguments.validation_ratio is None:
-        advice = "--do_eval needs: add --validation_ratio 0.1 to hold out a tenth of the training rows"
-        take("validation", "validation", advice + (", or --eval_on_test." if "test" in found else "."))
-        if "validation_mismatched" in found:
-            needed["validation_mismatched"] = found["validation_mismatched"]
-    if arguments.do_predict:
-        take("test", "test", "--do_predict needs.")
-        if "test_mismatched" in found:
-            needed["test_mismatched"] = found["test_mismatched"]
-    for table in needed.values():
-        if not len(table):
-            raise UsageError(f"{table.name} has no rows.")
-    return needed or found
 
 
 def _label_column(arguments: TextClassificationArguments, tables: dict[str, Table]) -> str | None:
@@ -159,7 +115,7 @@ def _label_column(arguments: TextClassificationArguments, tables: dict[str, Tabl
     columns = {split: find_label_column(table, arguments.label_column_name) for split, table in tables.items()}
     column = next((column for column in columns.values() if column), None)
     for split, table in tables.items():
-        if columns[split] is not None or _needs_no_labels(arguments, split):
+        if columns[split] is not None or needs_no_labels(arguments, split):
             continue
         if arguments.label_column_name or column:
             check_column(table, arguments.label_column_name or str(column), "--label_column_name")
@@ -179,18 +135,13 @@ def _check_texts(table: Table, columns: tuple[str, ...]) -> None:
         raise UsageError(f"{table.place(row, column)} {wrong}: fix or delete this row.")
 
 
-def _needs_no_labels(arguments: TextClassificationArguments, split: str) -> bool:
-    """Rows to predict, and those that --one_shot takes quantization ranges from."""
-    return split.startswith("test") or (arguments.one_shot and split == "train" and arguments.validation_ratio is None)
-
-
 def _labels(
     arguments: TextClassificationArguments, tables: dict[str, Table], column: str | None
 ) -> dict[str, LabelColumn]:
     """The labels of the splits that need some, as they were found; those of others are not read."""
     found: dict[str, LabelColumn] = {}
     for split, table in tables.items():
-        if _needs_no_labels(arguments, split):
+        if needs_no_labels(arguments, split):
             continue
         labels = LabelColumn(table, str(column), as_classes=arguments.problem_type == SINGLE_LABEL)
         if not are_unpublished(labels):
@@ -200,41 +151,3 @@ def _labels(
                 f"{table.name} has no labels (column '{column}'), so it can be predicted and not evaluated."
             )
     return found
-
-
-# --- draws of rows ----------------------------------------------------------------------------------------------------
-
-
-def _draw_rows(arguments: TextClassificationArguments, data: TextClassificationData) -> TextClassificationData:
-    """Holds out validation rows, then takes subsets; names of labels stay those of all rows.
-
-    Rows to predict are the first ones, so that a prediction's row is the row of the data; others are drawn.
-    """
-    splits, sources = dict(data.splits), dict(data.sources)
-    if arguments.validation_ratio is not None:
-        train = splits["train"]
-        strata = train[LABEL][:] if data.problem_type == SINGLE_LABEL else [0] * len(train)
-        kept, held = hold_out(strata, arguments.validation_ratio, arguments.seed)
-        if not held or not kept:
-            raise UsageError(
-                f"--validation_ratio {arguments.validation_ratio} of {len(train)} rows ({sources['train']}) leaves "
-                f"{len(kept)} to train on and {len(held)} to evaluate on."
-            )
-        splits["train"], splits["validation"] = train.select(kept), train.select(held)
-        sources["validation"] = f"{sources['train']} ({len(held)} rows held out)"
-        if not (arguments.do_train or arguments.one_shot):
-            del splits["train"], sources["train"]
-    limits = {
-        "train": arguments.max_train_samples,
-        "validation": arguments.max_eval_samples,
-        "test": arguments.max_predict_samples,
-    }
-    for split, dataset in splits.items():
-        purpose = split.partition("_")[0]
-        limit = limits[purpose]
-        if purpose == "test":
-            splits[split] = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
-            continue
-        rows = draw(len(dataset), limit, arguments.seed)
-        splits[split] = dataset if rows is None else dataset.select(rows)
-    return dataclasses.replace(data, splits=splits, sources=sources)

@@ -18,11 +18,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence, Set
 
 from sparse_accel.errors import UsageError, shown
+from sparse_accel.nn.losses import IGNORED
 
 PLAIN, IOB1, IOB2, BIOES = "plain", "IOB1", "IOB2", "BIOES"
 OUTSIDE = "O"
-# The label that losses and figures leave out, as in torch.nn.CrossEntropyLoss.
-IGNORED = -100
 
 # Each letter as BIOES has it.
 _LETTERS = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}

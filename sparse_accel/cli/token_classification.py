@@ -1,0 +1,52 @@
+"""Flags of scripts/token_classification.py. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparse_accel.cli.data import Data
+from sparse_accel.cli.parser import flag
+from sparse_accel.cli.refused import REFUSED
+from sparse_accel.cli.training import TrainingArguments
+
+CONLL_SUFFIXES = (".conll", ".txt", ".tsv", ".iob")
+TOKEN_TASKS = ("ner", "pos", "chunk")
+
+
+@dataclass(kw_only=True)
+class TokenData(Data):
+    """Data: a dataset_name, or files (CoNLL, or JSON and Parquet with lists of tokens and of tags)."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (*CONLL_SUFFIXES, ".json", ".jsonl", ".parquet")
+    read_here: ClassVar[tuple[str, ...]] = CONLL_SUFFIXES
+
+    task_name: str | None = flag(
+        None,
+        "which tags, where the data has several columns of them: ner, pos, chunk",
+        choices=TOKEN_TASKS,
+        default_text="ner",
+    )
+    text_column_name: str | None = flag(
+        None, "column of lists of tokens; in CoNLL files it is the first", default_text="tokens, words"
+    )
+    label_column_name: str | None = flag(
+        None,
+        "column of lists of tags; in CoNLL files its number, counted from 1",
+        default_text="TASK_tags, tags, labels; in CoNLL files the last one",
+    )
+    label_all_tokens: bool = flag(
+        False, "train on all pieces of a word; otherwise on its first alone (figures are always of words)"
+    )
+    return_entity_level_metrics: bool = flag(False, "also the F1 of each type of entity")
+
+
+@dataclass(kw_only=True)
+class TokenClassificationArguments(TokenData, TrainingArguments):
+    """Arguments of scripts/token_classification.py, checked."""
+
+    refused: ClassVar[Mapping[str, str]] = REFUSED | {
+        "input_column_names": "tokens are named with --text_column_name.",
+        "problem_type": "each word has one label.",
+    }

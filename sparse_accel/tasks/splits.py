@@ -1,0 +1,104 @@
+"""Which splits a run reads, and which of their rows: the same for every task."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
+
+from sparse_accel.data.splitting import draw, hold_out
+from sparse_accel.errors import UsageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from sparse_accel.cli.training import TrainingArguments
+    from sparse_accel.data.tables import Table
+
+
+def needed_splits(arguments: TrainingArguments, found: dict[str, Table]) -> dict[str, Table]:
+    """The tables that the run reads, by what they are for; train first.
+
+    Raises:
+        UsageError: a split is missing or empty.
+    """
+    needed: dict[str, Table] = {}
+    name = next(iter(found.values())).name.partition(", split")[0]
+
+    def take(purpose: str, split: str, advice: str) -> None:
+        if split not in found:
+            raise UsageError(f"{name} has no {split} rows, which {advice}")
+        needed[purpose] = found[split]
+
+    if arguments.do_train or arguments.validation_ratio is not None:
+        take("train", "train", "--do_train and --validation_ratio need.")
+    elif arguments.one_shot and "train" in found:
+        needed["train"] = found["train"]
+    if arguments.validation_ratio is not None and "validation" in found:
+        raise UsageError(f"{name} has validation rows of its own: leave out --validation_ratio.")
+    if arguments.eval_on_test:
+        take("validation", "test", "--eval_on_test needs.")
+    elif arguments.do_eval and arguments.validation_ratio is None:
+        advice = "--do_eval needs: add --validation_ratio 0.1 to hold out a tenth of the training rows"
+        take("validation", "validation", advice + (", or --eval_on_test." if "test" in found else "."))
+        if "validation_mismatched" in found:
+            needed["validation_mismatched"] = found["validation_mismatched"]
+    if arguments.do_predict:
+        take("test", "test", "--do_predict needs.")
+        if "test_mismatched" in found:
+            needed["test_mismatched"] = found["test_mismatched"]
+    for table in needed.values():
+        if not len(table):
+            raise UsageError(f"{table.name} has no rows.")
+    return needed or found
+
+
+def needs_no_labels(arguments: TrainingArguments, split: str) -> bool:
+    """Rows to predict, and those that --one_shot takes quantization ranges from."""
+    return split.startswith("test") or (arguments.one_shot and split == "train" and arguments.validation_ratio is None)
+
+
+def draw_rows(
+    arguments: TrainingArguments,
+    splits: dict[str, Dataset],
+    sources: dict[str, str],
+    strata: Sequence[Hashable] | None,
+) -> tuple[dict[str, Dataset], dict[str, str]]:
+    """Holds out validation rows, then takes subsets.
+
+    Rows to predict are the first ones, so that a prediction's row is the row of the data; others are drawn.
+
+    Args:
+        splits: rows by the name of their split.
+        sources: where they come from, for people.
+        strata: class of each training row, which a hold-out keeps in proportion; None: there are no classes.
+
+    Returns:
+        splits and sources.
+    """
+    splits, sources = dict(splits), dict(sources)
+    if arguments.validation_ratio is not None:
+        train = splits["train"]
+        kept, held = hold_out(strata or [0] * len(train), arguments.validation_ratio, arguments.seed)
+        if not held or not kept:
+            raise UsageError(
+                f"--validation_ratio {arguments.validation_ratio} of {len(train)} rows ({sources['train']}) leaves "
+                f"{len(kept)} to train on and {len(held)} to evaluate on."
+            )
+        splits["train"], splits["validation"] = train.select(kept), train.select(held)
+        sources["validation"] = f"{sources['train']} ({len(held)} rows held out)"
+        if not (arguments.do_train or arguments.one_shot):
+            del splits["train"], sources["train"]
+    limits = {
+        "train": arguments.max_train_samples,
+        "validation": arguments.max_eval_samples,
+        "test": arguments.max_predict_samples,
+    }
+    for split, dataset in splits.items():
+        purpose = split.partition("_")[0]
+        limit = limits[purpose]
+        if purpose == "test":
+            splits[split] = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+            continue
+        rows = draw(len(dataset), limit, arguments.seed)
+        splits[split] = dataset if rows is None else dataset.select(rows)
+    return splits, sources

@@ -1,0 +1,140 @@
+"""Text classification as a task: one answer a row."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from datasets import Dataset
+from torch import Tensor
+
+from sparse_accel.cli.text_classification import TextClassificationArguments
+from sparse_accel.cli.training import TrainingArguments
+from sparse_accel.data.columns import find_label_column
+from sparse_accel.data.tables import read_table
+from sparse_accel.errors import UsageError, listed
+from sparse_accel.nn.losses import distillation_loss, task_loss
+from sparse_accel.tasks.base import Task
+from sparse_accel.tasks.label_names import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Head
+from sparse_accel.tasks.text_classification.data import TextClassificationData, load_text_classification
+from sparse_accel.tasks.text_classification.encoding import tokenize_texts
+from sparse_accel.tasks.text_classification.labels import LabelColumn, are_unpublished
+from sparse_accel.tasks.text_classification.metrics import compute_metrics, metric_names
+from sparse_accel.tasks.text_classification.predictions import prediction_table
+
+
+class TextClassification(Task):
+    """One label a text, several, or a score.
+
+    Attributes:
+        problem_type: as in config.json.
+        metrics: name of the metric set: a GLUE task, or "default".
+        positive: the output that a GLUE task's F1 is of.
+    """
+
+    name: ClassVar[str] = "text_classification"
+    arguments: ClassVar[type[TrainingArguments]] = TextClassificationArguments
+    text_flag: ClassVar[str] = "input_column_names"
+    architecture: ClassVar[str] = "ForSequenceClassification"
+    unit: ClassVar[str] = "sentences"
+
+    def __init__(self, head: Head, data: TextClassificationData | None = None) -> None:
+        super().__init__(head, data)
+        self.problem_type = head.judged_as(None)
+        self.metrics = data.metrics if data else "default"
+        self.positive = data.positive if data else 1
+
+    @classmethod
+    def load(cls, arguments: TextClassificationArguments, head: Head | None) -> TextClassification:
+        data = load_text_classification(arguments, head)
+        return cls(Head(data.label_names, data.problem_type), data)
+
+    @classmethod
+    def of_sentences(cls, head: Head, sentences: list[str]) -> TextClassification:
+        data = TextClassificationData(
+            splits={"test": Dataset.from_dict({"text": sentences})},
+            sources={"test": "sentences"},
+            label_names=head.names,
+            text_columns=("text",),
+            label_column=None,
+            problem_type=head.judged_as(None),
+            metrics="default",
+        )
+        return cls(head, data)
+
+    @classmethod
+    def has_labels(cls, file: str) -> bool:
+        table = read_table(file)
+        column = find_label_column(table, None)
+        return column is not None and not are_unpublished(LabelColumn(table, column))
+
+    @property
+    def data(self) -> TextClassificationData:
+        assert isinstance(self.rows, TextClassificationData)
+        return self.rows
+
+    def configure(self, config: Any) -> None:
+        super().configure(config)
+        config.problem_type = self.problem_type
+
+    def tokenize(self, tokenizer: Any, length: int, **options: Any) -> dict[str, Dataset]:
+        return tokenize_texts(self.data, tokenizer, length, **options)
+
+    def describe_columns(self) -> str:
+        pair = ", a pair" if len(self.data.text_columns) == 2 else ""
+        labels = f"; labels: {self.data.label_column}" if self.data.label_column else ""
+        return f"text: {', '.join(self.data.text_columns)}{pair}{labels}"
+
+    def describe_labels(self) -> str:
+        return f"{self.problem_type.replace('_', ' ')}: {listed(self.head.names)}"
+
+    def check_flags(self, arguments: TrainingArguments) -> None:
+        super().check_flags(arguments)
+        if self.label_smoothing and self.problem_type != SINGLE_LABEL:
+            kind = self.problem_type.replace("_", " ")
+            raise UsageError(f"--label_smoothing_factor spreads a row's one label; this is {kind}: leave it out")
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def row_weights(self, rows: Dataset) -> np.ndarray:
+        return np.ones(len(rows), dtype=np.int64)
+
+    def weights(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.units(batch).float()
+
+    def loss(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> Tensor:
+        return task_loss(outputs["logits"], batch["labels"], self.problem_type, label_smoothing)
+
+    def distance(self, student: Tensor, teacher: Tensor, batch: dict[str, Any], temperature: float) -> Tensor:
+        return distillation_loss(student, teacher, temperature, self.problem_type)
+
+    def labelled(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.units(batch)
+
+    def answers(self, rows: Dataset) -> np.ndarray | None:
+        return np.asarray(rows["labels"]) if self.problem_type == SINGLE_LABEL else None
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    def unit_counts(self, rows: Dataset) -> np.ndarray:
+        return np.ones(len(rows), dtype=np.int64)
+
+    def units(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["row_id"] >= 0
+
+    def decisions(self, logits: np.ndarray) -> np.ndarray | None:
+        if self.problem_type == REGRESSION:
+            return None
+        return logits >= 0 if self.problem_type == MULTI_LABEL else logits.argmax(axis=1, keepdims=True)
+
+    def judged_by(self) -> list[Any]:
+        return [self.problem_type, self.metrics, self.positive]
+
+    def figure_names(self) -> tuple[str, ...]:
+        return metric_names(self.metrics, self.problem_type)
+
+    def figures(self, logits: np.ndarray, rows: Dataset, split: str) -> dict[str, float]:
+        return compute_metrics(self.metrics, self.problem_type, logits, np.asarray(rows["labels"]), self.positive)
+
+    def predictions(self, logits: np.ndarray, rows: Dataset, split: str) -> str:
+        return prediction_table(logits, self.head.names, self.problem_type)

@@ -1,0 +1,327 @@
+"""The sentences of a token classification run: words, their tags, and the names of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+
+from sparse_accel.cli.token_classification import CONLL_SUFFIXES, TOKEN_TASKS
+from sparse_accel.console import warn
+from sparse_accel.data.columns import check_column
+from sparse_accel.data.conll import ConllTable, read_conll
+from sparse_accel.data.sources import load_tables
+from sparse_accel.data.tables import Table, read_table
+from sparse_accel.errors import UsageError, listed, nearest, shown
+from sparse_accel.tasks.base import TaskData
+from sparse_accel.tasks.label_names import Head, are_unnamed, match_names, taken_by_position
+from sparse_accel.tasks.splits import draw_rows, needed_splits, needs_no_labels
+from sparse_accel.tasks.token_classification.tags import (
+    BIOES,
+    IOB1,
+    IOB2,
+    OUTSIDE,
+    PLAIN,
+    check_entity_tags,
+    convert,
+    find_scheme,
+    is_valid,
+    label_names,
+)
+
+if TYPE_CHECKING:
+    from sparse_accel.cli.token_classification import TokenClassificationArguments
+
+TOKENS, TAGS, SENTENCE = "tokens", "tags", "sentence"
+_USUAL_TOKEN_COLUMNS = ("tokens", "words")
+_USUAL_TAG_COLUMNS = ("tags", "labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenClassificationData(TaskData):
+    """Sentences. Columns of a split: `tokens`, `tags` unless the rows have none (both lists of texts), and `sentence`,
+    the number of the row in its split.
+
+    Attributes:
+        token_column, tag_column: their names in the source; no tag column when no split has tags.
+        scheme: of the tags: PLAIN, IOB2 or BIOES.
+    """
+
+    token_column: str
+    tag_column: str | None
+    scheme: str
+
+
+def load_token_classification(arguments: TokenClassificationArguments, head: Head | None) -> TokenClassificationData:
+    """Loads the splits that a run needs, finds their columns and reads their tags.
+
+    Tags of IOB1 are taken as IOB2, and those of BIOES as well unless a fine-tuned model has tags of BIOES: the entities
+    are the same.
+
+    Raises:
+        UsageError: data that is not there or not as asked, with file and line or row; or tags of data and model that do
+            not match.
+    """
+    found = load_tables(arguments, lambda file: _read(file, arguments.label_column_name))
+    tables = needed_splits(arguments, found)
+    token_column = _token_column(next(iter(tables.values())), arguments.text_column_name)
+    tag_column = _tag_column(arguments, tables)
+    sentences = {split: Sentences(table, token_column) for split, table in tables.items()}
+    for split, each in sentences.items():
+        if not needs_no_labels(arguments, split):
+            each.read_tags(str(tag_column))
+    teaching = sentences.get("train") or next((each for each in sentences.values() if each.tags), None)
+    if "train" in found and "train" not in tables and _has_tags(found["train"], tag_column):
+        teaching = Sentences(found["train"], token_column)
+        teaching.read_tags(str(tag_column))
+    if teaching is not None and teaching.tags is None:  # rows that --one_shot takes ranges from
+        teaching = None
+    names, scheme, keeps_head = _names_and_scheme(arguments, teaching, head)
+    splits = {}
+    for split, each in sentences.items():
+        columns: dict[str, list[Any]] = {TOKENS: each.tokens, SENTENCE: list(range(len(each.tokens)))}
+        if each.tags is not None:
+            columns[TAGS] = each.tags_as(scheme, names, teaching.table.name if teaching else "the model")
+        splits[split] = Dataset.from_dict(columns)
+    splits, sources = draw_rows(arguments, splits, {split: table.name for split, table in tables.items()}, None)
+    return TokenClassificationData(
+        # Counted anew: rows that were drawn have numbers of their own.
+        splits={split: _numbered(rows) for split, rows in splits.items()},
+        sources=sources,
+        label_names=names,
+        keeps_head=keeps_head,
+        cache_dir=arguments.cache_dir,
+        token_column=token_column,
+        tag_column=tag_column if teaching is not None else None,
+        scheme=scheme,
+    )
+
+
+def _numbered(rows: Dataset) -> Dataset:
+    return rows.remove_columns(SENTENCE).add_column(SENTENCE, list(range(len(rows))))
+
+
+# --- files and columns ------------------------------------------------------------------------------------------------
+
+
+def _read(file: str, tag_column: str | None) -> Table:
+    if Path(file).suffix.lower() not in CONLL_SUFFIXES:
+        return read_table(file)
+    if tag_column is not None and not tag_column.removeprefix("-").isdecimal():
+        raise UsageError(
+            f"--label_column_name {tag_column}: {file} is a CoNLL file, whose columns have no names. Give the number "
+            "of the tags' column, counted from 1."
+        )
+    return ConllTable(read_conll(file, None if tag_column is None else int(tag_column)))
+
+
+def has_tags(file: str) -> bool:
+    """Whether a file of sentences has tags, in the column that usually has them."""
+    columns = _read(file, None).column_names
+    return any(name in columns for name in (*(f"{task}_tags" for task in TOKEN_TASKS), *_USUAL_TAG_COLUMNS))
+
+
+def _token_column(table: Table, named: str | None) -> str:
+    if isinstance(table, ConllTable):
+        return TOKENS
+    if named is not None:
+        check_column(table, named, "--text_column_name")
+        return named
+    for name in _USUAL_TOKEN_COLUMNS:
+        if name in table.column_names:
+            return name
+    raise UsageError(
+        f"{table.name} has no column 'tokens' or 'words'; its columns are: {listed(table.column_names)}. Name the "
+        "column of lists of tokens with --text_column_name."
+    )
+
+
+def _tag_column(arguments: TokenClassificationArguments, tables: dict[str, Table]) -> str | None:
+    """The column of tags; None where only sentences to predict are read, and these have none."""
+    column = next((name for table in tables.values() if (name := _find_tag_column(arguments, table))), None)
+    for split, table in tables.items():
+        if column in table.column_names or needs_no_labels(arguments, split):
+            continue
+        if isinstance(table, ConllTable):
+            raise UsageError(f"{table.name} has one column, so it can be predicted; tags are expected in another one.")
+        if arguments.label_column_name or column:
+            check_column(table, arguments.label_column_name or str(column), "--label_column_name")
+        raise UsageError(
+            f"{table.name} has no column of tags that is called as usual; its columns are: "
+            f"{listed(table.column_names)}. Name the column with --label_column_name."
+        )
+    return column
+
+
+def _find_tag_column(arguments: TokenClassificationArguments, table: Table) -> str | None:
+    if isinstance(table, ConllTable):
+        return TAGS if TAGS in table.column_names else None
+    if arguments.label_column_name is not None:
+        return arguments.label_column_name if arguments.label_column_name in table.column_names else None
+    usual = (f"{arguments.task_name or 'ner'}_tags", *_USUAL_TAG_COLUMNS)
+    return next((name for name in usual if name in table.column_names), None)
+
+
+def _has_tags(table: Table, column: str | None) -> bool:
+    return column in table.column_names
+
+
+class Sentences:
+    """The sentences of a table.
+
+    Attributes:
+        tokens: words of each, one or more.
+        tags: of the same lengths; None until they are read.
+        declared: names of all tags in their order, where the source declares them.
+    """
+
+    def __init__(self, table: Table, token_column: str) -> None:
+        self.table, self.token_column, self.tag_column = table, token_column, ""
+        check_column(table, token_column, "--text_column_name")
+        self.tokens: list[list[str]] = table.values(token_column)
+        self.tags: list[list[str]] | None = None
+        self.declared: list[str] | None = None
+        for row, tokens in enumerate(self.tokens):
+            if not isinstance(tokens, list) or not tokens:
+                what = "is empty" if isinstance(tokens, list) else f"is {shown(tokens)}, which is not a list of tokens"
+                raise UsageError(f"{table.place(row, token_column)} {what}: fix or delete this row.")
+            for number, token in enumerate(tokens):
+                if not isinstance(token, str) or not token.strip():
+                    wrong = "empty" if isinstance(token, str) else f"{shown(token)}, which is not text"
+                    raise UsageError(f"{table.entry(row, token_column, number)}: the token is {wrong}.")
+
+    def place(self, row: int, word: int) -> str:
+        """Where a tag is, both counted from 0, for messages."""
+        return self.table.entry(row, self.tag_column, word)
+
+    def read_tags(self, column: str) -> None:
+        """Reads the tags: names, or numbers where the source declares what they stand for."""
+        self.tag_column = column
+        self.declared = self.table.class_names(column)
+        self.tags = [self._tags_of(row, tags) for row, tags in enumerate(self.table.values(column))]
+
+    def _tags_of(self, row: int, tags: Any) -> list[str]:
+        if not isinstance(tags, list) or len(tags) != len(self.tokens[row]):
+            found = f"{len(tags)} tags" if isinstance(tags, list) else f"{shown(tags)}, which is not a list of tags"
+            raise UsageError(
+                f"{self.table.place(row, self.tag_column)} has {found} for {len(self.tokens[row])} tokens: each token "
+                "has one tag."
+            )
+        names = []
+        for word, tag in enumerate(tags):
+            if isinstance(tag, bool) or not isinstance(tag, (str, int)) or (isinstance(tag, str) and not tag.strip()):
+                raise UsageError(f"{self.place(row, word)}: the tag is {shown(tag)}, and not a name or number of one.")
+            if self.declared is not None and isinstance(tag, int):
+                if not 0 <= tag < len(self.declared):
+                    raise UsageError(
+                        f"{self.place(row, word)}: the tag is {tag}, and the source declares {len(self.declared)} tags."
+                    )
+                tag = self.declared[tag]
+            names.append(str(tag).strip())
+        return names
+
+    def tags_as(self, scheme: str, names: list[str], known_from: str) -> list[list[str]]:
+        """The tags in a scheme, as the model's outputs are called.
+
+        Raises:
+            UsageError: one is not among `names`, whose origin is `known_from`.
+        """
+        assert self.tags is not None
+        own = _scheme_of(self)
+        if scheme != PLAIN and own == PLAIN:
+            check_entity_tags(self.tags, self.place)  # all may be O
+            own = scheme
+        matched = {name: name for name in names} | _matched(label_names(self._converted(own, scheme)), names)
+        result = []
+        for row, tags in enumerate(self._converted(own, scheme)):
+            for word, tag in enumerate(tags):
+                if tag not in matched:
+                    raise UsageError(
+                        f"{self.place(row, word)}: the tag {shown(self.tags[row][word])} does not occur in "
+                        f"{known_from}.{nearest(tag, names)} Its tags are: {listed(names)}."
+                    )
+            result.append([matched[tag] for tag in tags])
+        return result
+
+    def _converted(self, own: str, to: str) -> list[list[str]]:
+        assert self.tags is not None
+        return self.tags if own == to else [convert(tags, own, to) for tags in self.tags]
+
+
+# --- names of tags ----------------------------------------------------------------------------------------------------
+
+
+def _scheme_of(sentences: Sentences) -> str:
+    assert sentences.tags is not None
+    return find_scheme(sentences.tags, sentences.place)
+
+
+def _names_and_scheme(
+    arguments: TokenClassificationArguments, teaching: Sentences | None, head: Head | None
+) -> tuple[list[str], str, bool]:
+    """The names of the model's outputs in their order, the scheme of the tags, and whether the model keeps its head.
+
+    Args:
+        teaching: sentences that tell what tags there are; None: none have tags.
+        head: of a fine-tuned model.
+    """
+    in_model = [head.names] if head else []
+    if teaching is None:
+        if head is None:
+            raise UsageError(
+                "no sentences with tags, so their names are not known: predict with a fine-tuned model (a folder that "
+                "training wrote, as --model_name_or_path)."
+            )
+        return head.names, find_scheme(in_model, lambda *_: "the model's config.json"), True
+    own = _scheme_of(teaching)
+    keeps_bioes = bool(head) and find_scheme(in_model, lambda *_: "the model's config.json") == BIOES
+    scheme = PLAIN if own == PLAIN else BIOES if keeps_bioes else IOB2
+    if own == IOB1 or own != scheme:
+        tags = [convert(each, own, scheme) for each in teaching.tags or []]
+    else:
+        tags = teaching.tags or []
+        irregular = sum(not is_valid(each, own) for each in tags)
+        if irregular:
+            warn(f"{teaching.table.name}: {irregular} sentences break the rules of {own}, such as an I- after an O")
+    names = label_names(tags)
+    if teaching.declared is not None and own == scheme:
+        names = teaching.declared
+    if head is None:
+        return _checked(names, teaching, arguments), scheme, False
+    matched = _matched(names, head.names)
+    if matched:
+        if are_unnamed(head.names) and not are_unnamed(names) and len(names) == len(head.names):
+            return names, scheme, True  # the model's outputs are numbered only: the data says what they are called
+        return head.names, scheme, True
+    types = {name.partition("-")[2] or name for name in names} - {OUTSIDE}
+    shared = types & {name.partition("-")[2] or name for name in head.names}
+    if not arguments.do_train or shared or len(names) == len(head.names):
+        raise UsageError(
+            f"the tags of {teaching.table.name} ({listed(names)}) do not match those of the model, in the order of its "
+            f"outputs ({listed(head.names)}). Rename them in the data, or in the model's config.json (id2label)"
+            + ("; or add --new_head to start from a newly initialized head." if arguments.do_train else ".")
+        )
+    return _checked(names, teaching, arguments), scheme, False
+
+
+def _matched(names: list[str], outputs: list[str]) -> dict[str, str]:
+    """The output's name for each tag of the data; empty where they do not fit. Data need not have every tag."""
+    matched = match_names(names, outputs) or match_names(names, outputs, complete=False) or {}
+    if by_position := taken_by_position(matched):
+        warn(f"tags are matched by position, not by name: {by_position}")
+    return matched
+
+
+def _checked(names: list[str], teaching: Sentences, arguments: TokenClassificationArguments) -> list[str]:
+    if len(names) < 2 and arguments.do_train:
+        raise UsageError(
+            f"{teaching.table.name}: all tags are {', '.join(names) or 'empty'}; training needs two or more."
+        )
+    if are_unnamed(names):
+        warn(
+            f"{teaching.table.name}: the tags are numbers without names, so entities cannot be told from them: figures "
+            "are of single words. Write the names of tags to have precision, recall and F1 of entities"
+        )
+    return names
