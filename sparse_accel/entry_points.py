@@ -17,7 +17,22 @@ from pathlib import Path
 
 def text_classification() -> None:
     """`sparseml.transformers.text_classification` and `sparseml.transformers.train.text_classification`."""
-    _launch("text_classification.py")
+    _launch("text_classification")
+
+
+def token_classification() -> None:
+    """`sparseml.transformers.token_classification` and `sparseml.transformers.train.token_classification`."""
+    _launch("token_classification")
+
+
+def question_answering() -> None:
+    """`sparseml.transformers.question_answering`, which is not here yet."""
+    _not_yet("question_answering")
+
+
+def masked_language_modeling() -> None:
+    """`sparseml.transformers.masked_language_modeling`, which is not here yet."""
+    _not_yet("masked_language_modeling")
 
 
 def export_onnx() -> None:
@@ -37,28 +52,46 @@ def script_path(name: str) -> Path:
     return inside if inside.is_file() else package.parent / "scripts" / name
 
 
-def _launch(name: str) -> None:
-    script, settings = script_path(name), _launch_settings()
+def _not_yet(name: str) -> None:
+    """Says so, and ends with exit code 2: the shell would say that there is no such command."""
+    print(
+        f"error: {Path(sys.argv[0]).name}: {name} is known, not supported yet. Supported: "
+        "sparseml.transformers.text_classification, sparseml.transformers.token_classification, "
+        "sparseml.transformers.export_onnx",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
+
+def _launch(task: str) -> None:
+    script, settings = script_path(f"{task}.py"), _launch_settings()
     if settings is None or "--help" in sys.argv or "-h" in sys.argv:
         _run(script)
         return
-    _check_command_line()
+    _check_command_line(task)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings), str(script)]
     os.execv(sys.executable, [*command, *sys.argv[1:]])
 
 
-def _check_command_line() -> None:
+def _check_command_line(task: str) -> None:
     """Ends with a mistake in flags or recipe before the launcher starts, which would add a traceback of its own."""
     from sparse_accel.cli.parser import parse_arguments
     from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.cli.token_classification import TokenClassificationArguments
+    from sparse_accel.cli.training import TrainingArguments
     from sparse_accel.errors import UsageError
     from sparse_accel.main import run_main
     from sparse_accel.recipe import load_recipe
     from sparse_accel.zoo import is_stub
 
+    flags: dict[str, type[TrainingArguments]] = {
+        "text_classification": TextClassificationArguments,
+        "token_classification": TokenClassificationArguments,
+    }
+
     def check() -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # its warnings are the script's to say
-            arguments = parse_arguments(TextClassificationArguments)
+            arguments = parse_arguments(flags[task])
             if arguments.recipe and not is_stub(arguments.recipe):
                 load_recipe(arguments.recipe, arguments.recipe_args)
 

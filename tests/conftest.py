@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis  # noqa: E402
 import torch  # noqa: E402
+from durations import pytest_runtest_logreport, pytest_terminal_summary  # noqa: E402, F401
 
 # The same examples in every run, so that a failure is of the change that meets it; no deadline on a shared machine.
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)

@@ -72,7 +72,7 @@ class Session:
             self.snapshots[self.run.progress.step] = self.state()
 
         schedule = Schedule(self.total_steps, log_every=1, save_every=int(keep_snapshots), evaluate_every=1)
-        run_loop(self, schedule, log=log, save=save, **{"seed": 7, **options})
+        run_loop(self, schedule, **{"seed": 7, "log": log, "save": save, **options})
         return self
 
     def state(self) -> dict[str, Any]:

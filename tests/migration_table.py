@@ -1,4 +1,4 @@
-"""MIGRATION.md: every flag of SparseML 1.8's two commands, and what became of it, as the code says.
+"""MIGRATION.md: every flag of SparseML 1.8's commands, and what became of it, as the code says.
 
     python tests/migration_table.py      # writes the file anew
 
@@ -15,13 +15,15 @@ from typing import Any
 
 from sparse_accel.cli.export import ExportArguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
+from sparse_accel.cli.token_classification import TokenClassificationArguments
 
 FILE = Path(__file__).resolve().parent.parent / "MIGRATION.md"
 
-# Names of flags, in three paragraphs: those of its dataclasses ModelArguments, DataTrainingArguments and
-# TrainingArguments; those of transformers 4.39's TrainingArguments, which its own derive from; and its export's.
+# Names of flags, in four paragraphs: those of its dataclasses ModelArguments, DataTrainingArguments and
+# TrainingArguments; those of transformers 4.39's TrainingArguments, which its own derive from; its export's; and those
+# of token classification's first two dataclasses.
 FLAGS = Path(__file__).with_name("sparseml_flags.txt")
-OWN, TRAINER, EXPORT = (names.split() for names in FLAGS.read_text(encoding="utf-8").split("\n\n"))
+OWN, TRAINER, EXPORT, TOKENS = (names.split() for names in FLAGS.read_text(encoding="utf-8").split("\n\n"))
 
 CHANGED = {
     "task_name": "the nine GLUE tasks; for its `imdb`: `--dataset_name imdb`",
@@ -60,8 +62,19 @@ CHANGED = {
     "debug": "shows the traceback of a usage error; the Trainer's own modes are not there",
     "do_predict": "writes label names and probabilities; works alone on a trained folder",
 }
+CHANGED_FOR_TOKENS = {
+    "task_name": "which column of tags: `TASK_tags`, as there; `ner` by default",
+    "train_file": "CoNLL files, JSON with lists, and Parquet; there JSON, and CSV, which has no lists",
+    "text_column_name": "by default `tokens` or `words`; there `tokens`, else the first column",
+    "label_column_name": "by default `TASK_tags`, `tags` or `labels`; there `TASK_tags`, else the second column; in "
+    "CoNLL files a number, from 1",
+    "max_seq_length": "128 by default; longer sentences are split between words, there cut off",
+    "max_predict_samples": "the first rows",
+    "label_all_tokens": "the pieces of a word after its first have its I- tag; figures are always of words",
+    "return_entity_level_metrics": "adds `f1_TYPE`; there precision, recall and number as well",
+}
 CHANGED_IN_EXPORT = {
-    "task": "text_classification and its other names",
+    "task": "text_classification and token_classification, and their other names",
     "model_path": "output folders and checkpoints, `zoo:` stubs and Hub ids too",
     "sequence_length": "any length by default; there the longest that the model takes",
     "opset": "18, or 14 with `--format integer`; an error if it is not reached",
@@ -86,6 +99,16 @@ def table() -> str:
             "From transformers' `TrainingArguments` (4.39):",
             "",
             *_rows(TRAINER, TextClassificationArguments, CHANGED),
+            "",
+            "## `sparseml.transformers.token_classification`, `sparseml.transformers.train.token_classification`",
+            "",
+            "Flags that it has beside those of transformers' `TrainingArguments`, for which see above:",
+            "",
+            *_rows(TOKENS, TokenClassificationArguments, CHANGED | CHANGED_FOR_TOKENS),
+            "",
+            "## `sparseml.transformers.question_answering`, `sparseml.transformers.masked_language_modeling`",
+            "",
+            "Known, not supported yet: they say so, and end with exit code 2.",
             "",
             "## `sparseml.transformers.export_onnx`",
             "",

@@ -67,6 +67,14 @@ def test_settings_that_are_not_there(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err == "error: ACCELERATE_CONFIG_FILE names nowhere.yaml, and there is no such file\n"
 
 
+@pytest.mark.parametrize("task", ["question_answering", "masked_language_modeling"])
+def test_commands_of_other_tasks_say_that_they_are_not_here_yet(task: str) -> None:
+    command = Path(sys.executable).with_name(f"sparseml.transformers.{task}")
+    done = subprocess.run([command, "--do_train"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert f"{task} is known, not supported yet" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_the_migration_table_is_what_the_code_does() -> None:
     assert FILE.read_text(encoding="utf-8") == table(), "python tests/migration_table.py writes it anew"
     assert len(set(OWN + TRAINER)) > 140 and len(EXPORT) == 11

@@ -20,6 +20,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.models.teacher import Teacher
 from sparse_accel.modifiers import Modifier
 from sparse_accel.nn.layers import make_sparse, mask_outputs, masks
+from sparse_accel.progress import Progress
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun, check_gradients
 from sparse_accel.run_folder.checkpoints import save_checkpoint
@@ -203,6 +204,56 @@ def test_one_shot_passes_over_what_only_shapes_training() -> None:
     run = RecipeRun(load_recipe(recipe))
     run.attach(make_bert())
     run.apply_at_once(lambda: iter(()))
+
+
+# --- kinds are told by attributes -------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Follows(Modifier):
+    """A second modifier that follows a teacher, such as one of hidden states."""
+
+    needs_teacher: ClassVar[bool] = True
+
+
+@dataclass(kw_only=True)
+class SetsRate(Modifier):
+    setting: ClassVar[str] = "lr"
+
+    def covers_group(self, group: int) -> bool:
+        return True
+
+
+def recipe_of(*modifiers: Modifier) -> Any:
+    from sparse_accel.recipe import Recipe
+
+    return Recipe({"modifiers": list(modifiers)})
+
+
+def test_a_second_kind_that_follows_a_teacher_is_seen() -> None:
+    """By its name, it was not: --distill_teacher was refused, and `disable` left it in."""
+    recipe = recipe_of(Follows())
+    recipe.check_teacher("self")
+    with pytest.raises(UsageError, match=r"the recipe distils \(Follows\) and there is no teacher"):
+        recipe.check_teacher(None)
+    with pytest.raises(UsageError, match=r"the recipe distils \(Follows\)"):
+        RecipeRun(recipe).attach(make_bert())
+    assert RecipeRun(recipe, teacher="disable").modifiers == []
+    with pytest.raises(UsageError, match="--distill_teacher does nothing"):
+        recipe_of(Adds()).check_teacher("self")
+
+
+def test_a_second_kind_that_sets_the_rate_is_seen() -> None:
+    from sparse_accel.cli.text_classification import TextClassificationArguments
+    from sparse_accel.training.schedule import base_rate, steps_of_run
+
+    arguments = TextClassificationArguments(
+        model_name_or_path="x", output_dir="y", task_name="sst2", do_train=True, learning_rate=0.5, max_steps=10
+    )
+    _, notices = steps_of_run(arguments, recipe_of(SetsRate()), 5)
+    assert notices == ["--learning_rate 0.5 is overruled: the recipe sets the learning rate"]
+    rate = base_rate(arguments, recipe_of(SetsRate()), 10)
+    assert {rate(Progress(step, 5)) for step in range(10)} == {0.5}
 
 
 # --- state ------------------------------------------------------------------------------------------------------------

@@ -71,3 +71,19 @@ def test_no_circle_of_files() -> None:
 
 def test_the_demo_is_for_scripts_alone() -> None:
     assert {one for one, other in arrows() if other == "demo"} <= {"demo", "scripts"}
+
+
+def test_no_file_outside_of_modifiers_knows_a_kind_of_modifier() -> None:
+    """What must be known of one is an attribute or a hook of the base: a second kind of a family is then seen."""
+    allowed = {"Modifier", "FieldError", "State", "REGISTRY", "KNOWN_LATER", "no_teacher"}
+    found: dict[str, int] = {}
+    for file in (ROOT / "sparse_accel").rglob("*.py"):
+        if "modifiers" in file.relative_to(ROOT).parts:
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sparse_accel.modifiers"):
+                found |= {f"{file.name}: {each.name}": node.lineno for each in node.names if each.name not in allowed}
+            if isinstance(node, ast.Compare):
+                texts = [str(each.value) for each in ast.walk(node) if isinstance(each, ast.Constant)]
+                found |= {f"{file.name}: {text}": node.lineno for text in texts if text.endswith("Modifier")}
+    assert found == {}

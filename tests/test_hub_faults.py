@@ -41,7 +41,8 @@ import json, sys, time
 time.sleep = lambda seconds: None
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
-from sparse_accel.models.loading import load_classifier, load_tokenizer
+from sparse_accel.models.loading import load_model, load_tokenizer
+from sparse_accel.tasks import TextClassification
 from sparse_accel.data.sources import load_tables
 for name in sys.argv[1:]:
     flags = {"do_predict": True, "output_dir": "out", "model_name_or_path": name}
@@ -50,9 +51,9 @@ for name in sys.argv[1:]:
             value = len(load_tables(TextClassificationArguments(**flags, dataset_name=name))["train"])
         else:
             arguments = TextClassificationArguments(**flags, task_name="sst2")
-            model, _ = load_classifier(arguments)
+            model, _ = load_model(arguments, TextClassification)
             total = sum(parameter.detach().double().sum().item() for parameter in model.parameters())
-            value = [len(load_tokenizer(arguments)), total]
+            value = [len(load_tokenizer(arguments, TextClassification)), total]
         print(json.dumps({"value": value}))
     except UsageError as error:
         print(json.dumps({"error": str(error)}))

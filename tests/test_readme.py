@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from script_fixtures import make_model, sentences, write_csv
-from tiny import make_bert, make_tokenizer
+from tiny import GOOD, make_bert, make_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,6 +57,9 @@ def test_the_commands_run_one_after_another(
     for name, count in (("train", 40), ("validation", 16), ("test", 8)):
         rows = sentences(count, seed=len(name))
         write_csv(tmp_path / f"{name}.csv", rows if name != "test" else [{"text": row["text"]} for row in rows])
+        tagged = [[(word, "B-GOOD" if word in GOOD else "O") for word in row["text"].split()] for row in rows]
+        text = "\n\n".join("\n".join(f"{word}\t{tag}" for word, tag in sentence) for sentence in tagged)
+        (tmp_path / f"{name}.conll").write_text(text)
     ran = 0
     for words in commands():
         if words[0] == "pip":
@@ -64,7 +67,7 @@ def test_the_commands_run_one_after_another(
         done = subprocess.run(runnable(words, model_folder), cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
         ran += 1
-    assert ran >= 6
+    assert ran >= 7
     assert (tmp_path / "predictions" / "test_predictions.csv").is_file()
 
     namespace: dict[str, object] = {}

@@ -52,6 +52,7 @@ class ExportArguments:
         "form of the graph: qdq (onnxruntime, OpenVINO), or integer (MatMulInteger, for DeepSparse)",
         choices=FORMATS,
     )
+    # From 13 on there are per-channel DequantizeLinear, and Softmax over one axis.
     opset: int | None = flag(None, "ONNX opset", at_least=13, default_text="18 for qdq, 14 for integer")
     sequence_length: int | None = flag(
         None, "fix the number of tokens; texts must then be padded to it", at_least=3, default_text="any length"

@@ -45,7 +45,7 @@ def flag(
     old_name: str = "",
     default_text: str = "",
 ) -> Any:
-    """A field of an arguments dataclass, as a flag of the same name.
+    """A field of an arguments dataclass, as a flag of the same name. Its many arguments are the properties of a flag.
 
     Args:
         default: value when the flag is left out; a tuple stands for a flag that takes several words.

@@ -12,7 +12,6 @@ from sparse_accel.cli.refused import REFUSED
 from sparse_accel.cli.training import TrainingArguments
 
 CONLL_SUFFIXES = (".conll", ".txt", ".tsv", ".iob")
-TOKEN_TASKS = ("ner", "pos", "chunk")
 
 
 @dataclass(kw_only=True)
@@ -22,10 +21,18 @@ class TokenData(Data):
     suffixes: ClassVar[tuple[str, ...]] = (*CONLL_SUFFIXES, ".json", ".jsonl", ".parquet")
     read_here: ClassVar[tuple[str, ...]] = CONLL_SUFFIXES
 
+    train_file: str | None = flag(
+        None,
+        "training sentences: a conll, txt, tsv or iob file (a word and its tags in a line), or json, jsonl or parquet",
+        path=True,
+    )
+    test_file: str | None = flag(None, "sentences that --do_predict tags; need no tags", path=True)
+    max_seq_length: int = flag(
+        128, "most tokens of a row, special tokens included; a longer sentence is split between words", at_least=3
+    )
     task_name: str | None = flag(
         None,
-        "which tags, where the data has several columns of them: ner, pos, chunk",
-        choices=TOKEN_TASKS,
+        "which tags, where the data has several columns of them: of NAME_tags, such as ner, pos or chunk, the NAME",
         default_text="ner",
     )
     text_column_name: str | None = flag(

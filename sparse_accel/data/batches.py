@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 # lengths, in random order. As transformers' length-grouped sampler has it.
 _BATCHES_PER_POOL = 50
 # Columns of a batch that are not for the model: what it should say, and which rows and words these are.
-_NOT_INPUTS = ("labels", "row_id", "words")
+_NOT_INPUTS = ("labels", "row_id", "words", "sentence")
 
 
 def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,11 +32,6 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _asked = 0  # the signal that this process was asked by, 0 for none
 
 
-def asked() -> int:
-    """Returns the number of the signal that asked this process to stop, 0 where none did."""
-    return _asked
-
-
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], int]]:
     """Turns signals into requests, and gives a function that says, on all processes alike, which signal asked; 0: none.

@@ -25,7 +25,6 @@ from sparse_accel.export.trace import DOMAIN
 from sparse_accel.nn.fake_quantize import FakeQuantize
 from sparse_accel.nn.layers import export_obstacles
 
-FORMATS = ("qdq", "integer")
 # How a signed weight is stored: as it is, or moved to unsigned with 128 as its zero.
 OFFSET = {"qdq": 0, "integer": 128}
 

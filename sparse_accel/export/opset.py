@@ -15,8 +15,6 @@ from onnx import helper, numpy_helper
 
 from sparse_accel.errors import UsageError
 
-OLDEST = 13  # per-channel DequantizeLinear, and Softmax over one axis, begin here
-
 
 def lower_opset(model: onnx.ModelProto, target: int) -> onnx.ModelProto:
     """Returns the model in opset `target` and the oldest IR version that goes with it.

@@ -94,17 +94,22 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     """Returns the model of an output folder as it was trained, in eval mode, quantizers on; the head is the task's.
 
     Args:
-        folder: written by `scripts/text_classification.py`; any Hugging Face folder or id, or `zoo:` stub, gives its
-            plain model.
-        options: for `AutoModelForSequenceClassification.from_pretrained`.
+        folder: written by a training script; any Hugging Face folder or id, or `zoo:` stub, gives its plain model.
+        options: for the `from_pretrained` of transformers' class with that head.
 
     Raises:
         UsageError: the folder holds no trained classifier, config.json and weights do not fit together, or the
             quantizers' file does not fit the model.
     """
-    folder = model_address("sparse_accel.load", str(folder), options.get("cache_dir"))
+    address = model_address("sparse_accel.load", str(folder), options.get("cache_dir"))
+    source = {name: options[name] for name in ("revision", "cache_dir") if name in options}
+    config = options.get("config") or AutoConfig.from_pretrained(address, **source)
+    return load_as(address, task_class(config) or TextClassification, **options)
+
+
+def load_as(folder: str, task: type[Task], **options: Any) -> nn.Module:
+    """The same for a folder or Hub id whose model is of a task."""
     try:
-        task = _task_in(folder, options)
         model, _ = read_model(folder, task, keeps_head=True, may_be_new=False, **options)
     except UsageError as error:
         raise UsageError(f"{folder}: {error}") from error
@@ -116,12 +121,6 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
-
-
-def _task_in(folder: str, options: Mapping[str, Any]) -> type[Task]:
-    """The task that a folder's model is for; one whose config.json names no head classifies texts."""
-    source = {name: options[name] for name in ("revision", "cache_dir") if name in options}
-    return task_class(options.get("config") or AutoConfig.from_pretrained(folder, **source)) or TextClassification
 
 
 def read_model(

@@ -18,10 +18,10 @@ from sparse_accel.console import warn
 from sparse_accel.errors import UsageError, first_line
 from sparse_accel.files import lfs_pointer_error
 from sparse_accel.hub import hub_complaint, model_address, out_of_reach
-from sparse_accel.models.files import QUANTIZATION_FILE, load, read_model
+from sparse_accel.models.files import QUANTIZATION_FILE, load_as, read_model
 from sparse_accel.models.teacher import Teacher, label_order
 from sparse_accel.nn.layers import quantized_linears
-from sparse_accel.tasks import Task
+from sparse_accel.tasks import Task, task_class
 from sparse_accel.tasks.label_names import Head, head_in, set_labels, taken_by_position
 
 if TYPE_CHECKING:
@@ -132,6 +132,17 @@ def load_for_export(name: str, task: type[Task]) -> tuple[nn.Module, Any, int]:
         UsageError: nothing can be read there, the model has another head, or its quantizers are not all there.
     """
     flag = "--model_path"
+    address = model_address(flag, name)
+    _check_pointers(flag, name, address)
+    try:
+        config = AutoConfig.from_pretrained(address)
+    except _LOADING_ERRORS as error:
+        raise _unreadable(flag, name, address, error) from error
+    if _has_head(config, task) is False:
+        raise UsageError(
+            f"{flag} {name} holds a {config.architectures[0]}, which does not {task.purpose}: --task {task.name} needs "
+            f"a model {task.architecture}"
+        )
     model = _load_named(flag, name, task)
     tokenizer = _tokenizer(flag, name, task)
     return model, tokenizer, sequence_limit(tokenizer, model)
@@ -163,16 +174,13 @@ def _check_quantizers(flag: str, name: str, address: str, model: nn.Module) -> N
 
 
 def _load_named(flag: str, name: str, task: type[Task], **source: Any) -> nn.Module:
-    """`files.load`, with errors that name the flag that the model was asked for by."""
+    """`files.load_as`, with errors that name the flag that the model was asked for by."""
     address = model_address(flag, name, source.get("cache_dir"))
     _check_pointers(flag, name, address)
     try:
-        config = AutoConfig.from_pretrained(address, **source)
-        if _has_head(config, task) is False:
-            raise UsageError(
-                f"{name} holds a {config.architectures[0]}, and --task {task.name} needs a model{task.architecture}"
-            )
-        model = load(address, **source)
+        if (kind := task_class(AutoConfig.from_pretrained(address, **source))) not in (None, task):
+            raise UsageError(f"{name} was trained for {kind.name}, not for {task.name}")
+        model = load_as(address, task, **source)
     except UsageError as error:
         raise UsageError(f"{flag}: {error}") from error
     except _LOADING_ERRORS as error:

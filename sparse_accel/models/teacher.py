@@ -75,9 +75,10 @@ class Teacher:
         places = self.task.labelled(batch)
         if places.ndim == 1:
             return self.table[batch["row_id"]]
-        logits = self.table.new_zeros(*places.shape, self.table.shape[1])
-        logits[places] = self.table[unit_numbers(places, batch["row_id"], self._starts)]
-        return logits
+        # All tokens are looked up, and those without an entry cleared: a choice by a mask would wait for a GPU, once a
+        # step, to learn how many it takes.
+        numbers = self._starts[batch["row_id"].clamp(min=0)][:, None] + places.cumsum(1) - 1
+        return torch.where(places[..., None], self.table[numbers.clamp(min=0)], 0.0)
 
     @torch.no_grad()
     def forward(self, inputs: dict[str, Any], keys: list[str]) -> dict[str, Tensor]:

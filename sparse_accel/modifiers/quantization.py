@@ -129,7 +129,7 @@ class QuantizationModifier(Modifier):
         model = state.model
         modules = dict(model.named_modules())
         parts = self.submodules or [""]
-        self._check_submodules(model, modules)
+        self._check_submodules(state, modules)
         for name, module in modules.items():
             if any(part == "" or name == part or name.startswith(part + ".") for part in parts):
                 self._quantize(module)
@@ -144,9 +144,14 @@ class QuantizationModifier(Modifier):
             notice = "freeze_bn_stats_epoch has nothing to freeze: no batch normalization here"
             state.notices.append(f"{self.name}: {notice}")
 
-    def _check_submodules(self, model: torch.nn.Module, modules: dict[str, Any]) -> None:
+    def _check_submodules(self, state: State, modules: dict[str, Any]) -> None:
+        model = state.model
         for part in self.submodules or []:
             if part in modules:
+                continue
+            parent, _, name = part.rpartition(".")
+            if getattr(modules.get(parent), name, part) is None:  # a pooler, which token classifiers do without
+                state.notices.append(f"{self.name}: submodules: {type(model).__name__} has no {part}: passed over")
                 continue
             kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
             raise UsageError(

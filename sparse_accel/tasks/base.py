@@ -61,6 +61,8 @@ class Task(ABC):
     arguments: ClassVar[type[TrainingArguments]]
     text_flag: ClassVar[str]
     architecture: ClassVar[str]
+    # What models with that head do, in words.
+    purpose: ClassVar[str]
     # What is judged, and what the loss is a mean over, in words.
     unit: ClassVar[str]
     # Columns of tokenized rows that have one value a token, and what these are padded with.

@@ -36,6 +36,7 @@ class TextClassification(Task):
     arguments: ClassVar[type[TrainingArguments]] = TextClassificationArguments
     text_flag: ClassVar[str] = "input_column_names"
     architecture: ClassVar[str] = "ForSequenceClassification"
+    purpose: ClassVar[str] = "classify texts"
     unit: ClassVar[str] = "sentences"
 
     def __init__(self, head: Head, data: TextClassificationData | None = None) -> None:

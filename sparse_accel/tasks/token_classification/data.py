@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from sparse_accel.cli.token_classification import CONLL_SUFFIXES, TOKEN_TASKS
+from sparse_accel.cli.token_classification import CONLL_SUFFIXES
 from sparse_accel.console import warn
 from sparse_accel.data.columns import check_column
 from sparse_accel.data.conll import ConllTable, read_conll
@@ -20,7 +21,6 @@ from sparse_accel.tasks.label_names import Head, are_unnamed, match_names, taken
 from sparse_accel.tasks.splits import draw_rows, needed_splits, needs_no_labels
 from sparse_accel.tasks.token_classification.tags import (
     BIOES,
-    IOB1,
     IOB2,
     OUTSIDE,
     PLAIN,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 TOKENS, TAGS, SENTENCE = "tokens", "tags", "sentence"
 _USUAL_TOKEN_COLUMNS = ("tokens", "words")
 _USUAL_TAG_COLUMNS = ("tags", "labels")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell it, and no encoding has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,41 +67,32 @@ def load_token_classification(arguments: TokenClassificationArguments, head: Hea
     """
     found = load_tables(arguments, lambda file: _read(file, arguments.label_column_name))
     tables = needed_splits(arguments, found)
-    token_column = _token_column(next(iter(tables.values())), arguments.text_column_name)
-    tag_column = _tag_column(arguments, tables)
-    sentences = {split: Sentences(table, token_column) for split, table in tables.items()}
+    sentences = {split: Sentences(table, _token_column(table, arguments)) for split, table in tables.items()}
     for split, each in sentences.items():
         if not needs_no_labels(arguments, split):
-            each.read_tags(str(tag_column))
-    teaching = sentences.get("train") or next((each for each in sentences.values() if each.tags), None)
-    if "train" in found and "train" not in tables and _has_tags(found["train"], tag_column):
-        teaching = Sentences(found["train"], token_column)
-        teaching.read_tags(str(tag_column))
-    if teaching is not None and teaching.tags is None:  # rows that --one_shot takes ranges from
-        teaching = None
+            each.read_tags(_tag_column(each.table, arguments))
+    teaching = next((each for each in sentences.values() if each.tags), None)
+    if "train" in found and "train" not in tables and _find_tag_column(found["train"], arguments):
+        teaching = Sentences(found["train"], _token_column(found["train"], arguments))
+        teaching.read_tags(_tag_column(teaching.table, arguments))
     names, scheme, keeps_head = _names_and_scheme(arguments, teaching, head)
     splits = {}
     for split, each in sentences.items():
-        columns: dict[str, list[Any]] = {TOKENS: each.tokens, SENTENCE: list(range(len(each.tokens)))}
+        columns: dict[str, list[Any]] = {TOKENS: each.tokens}
         if each.tags is not None:
             columns[TAGS] = each.tags_as(scheme, names, teaching.table.name if teaching else "the model")
         splits[split] = Dataset.from_dict(columns)
     splits, sources = draw_rows(arguments, splits, {split: table.name for split, table in tables.items()}, None)
     return TokenClassificationData(
-        # Counted anew: rows that were drawn have numbers of their own.
-        splits={split: _numbered(rows) for split, rows in splits.items()},
+        splits={split: rows.add_column(SENTENCE, list(range(len(rows)))) for split, rows in splits.items()},
         sources=sources,
         label_names=names,
         keeps_head=keeps_head,
         cache_dir=arguments.cache_dir,
-        token_column=token_column,
-        tag_column=tag_column if teaching is not None else None,
+        token_column=next(iter(sentences.values())).token_column,
+        tag_column=teaching.tag_column if teaching is not None else None,
         scheme=scheme,
     )
-
-
-def _numbered(rows: Dataset) -> Dataset:
-    return rows.remove_columns(SENTENCE).add_column(SENTENCE, list(range(len(rows))))
 
 
 # --- files and columns ------------------------------------------------------------------------------------------------
@@ -119,16 +111,15 @@ def _read(file: str, tag_column: str | None) -> Table:
 
 def has_tags(file: str) -> bool:
     """Whether a file of sentences has tags, in the column that usually has them."""
-    columns = _read(file, None).column_names
-    return any(name in columns for name in (*(f"{task}_tags" for task in TOKEN_TASKS), *_USUAL_TAG_COLUMNS))
+    return any(name in _USUAL_TAG_COLUMNS or name.endswith("_tags") for name in _read(file, None).column_names)
 
 
-def _token_column(table: Table, named: str | None) -> str:
+def _token_column(table: Table, arguments: TokenClassificationArguments) -> str:
     if isinstance(table, ConllTable):
         return TOKENS
-    if named is not None:
-        check_column(table, named, "--text_column_name")
-        return named
+    if arguments.text_column_name is not None:
+        check_column(table, arguments.text_column_name, "--text_column_name")
+        return arguments.text_column_name
     for name in _USUAL_TOKEN_COLUMNS:
         if name in table.column_names:
             return name
@@ -138,34 +129,27 @@ def _token_column(table: Table, named: str | None) -> str:
     )
 
 
-def _tag_column(arguments: TokenClassificationArguments, tables: dict[str, Table]) -> str | None:
-    """The column of tags; None where only sentences to predict are read, and these have none."""
-    column = next((name for table in tables.values() if (name := _find_tag_column(arguments, table))), None)
-    for split, table in tables.items():
-        if column in table.column_names or needs_no_labels(arguments, split):
-            continue
-        if isinstance(table, ConllTable):
-            raise UsageError(f"{table.name} has one column, so it can be predicted; tags are expected in another one.")
-        if arguments.label_column_name or column:
-            check_column(table, arguments.label_column_name or str(column), "--label_column_name")
-        raise UsageError(
-            f"{table.name} has no column of tags that is called as usual; its columns are: "
-            f"{listed(table.column_names)}. Name the column with --label_column_name."
-        )
-    return column
-
-
-def _find_tag_column(arguments: TokenClassificationArguments, table: Table) -> str | None:
+def _tag_column(table: Table, arguments: TokenClassificationArguments) -> str:
+    if column := _find_tag_column(table, arguments):
+        return column
     if isinstance(table, ConllTable):
-        return TAGS if TAGS in table.column_names else None
-    if arguments.label_column_name is not None:
-        return arguments.label_column_name if arguments.label_column_name in table.column_names else None
-    usual = (f"{arguments.task_name or 'ner'}_tags", *_USUAL_TAG_COLUMNS)
+        raise UsageError(f"{table.name} has one column, so it can be predicted; tags are expected in another one.")
+    if arguments.label_column_name:
+        check_column(table, arguments.label_column_name, "--label_column_name")
+    raise UsageError(
+        f"{table.name} has no column of tags that is called as usual; its columns are: {listed(table.column_names)}. "
+        "Name the column with --label_column_name."
+    )
+
+
+def _find_tag_column(table: Table, arguments: TokenClassificationArguments) -> str | None:
+    """The column of tags; None where a table has none: sentences to predict."""
+    usual: tuple[str, ...] = (f"{arguments.task_name or 'ner'}_tags", *_USUAL_TAG_COLUMNS)
+    if isinstance(table, ConllTable):
+        usual = (TAGS,)
+    elif arguments.label_column_name is not None:
+        usual = (arguments.label_column_name,)
     return next((name for name in usual if name in table.column_names), None)
-
-
-def _has_tags(table: Table, column: str | None) -> bool:
-    return column in table.column_names
 
 
 class Sentences:
@@ -188,9 +172,8 @@ class Sentences:
                 what = "is empty" if isinstance(tokens, list) else f"is {shown(tokens)}, which is not a list of tokens"
                 raise UsageError(f"{table.place(row, token_column)} {what}: fix or delete this row.")
             for number, token in enumerate(tokens):
-                if not isinstance(token, str) or not token.strip():
-                    wrong = "empty" if isinstance(token, str) else f"{shown(token)}, which is not text"
-                    raise UsageError(f"{table.entry(row, token_column, number)}: the token is {wrong}.")
+                if wrong := _wrong_text(token):
+                    raise UsageError(f"{table.entry(row, token_column, number)}: the token {wrong}.")
 
     def place(self, row: int, word: int) -> str:
         """Where a tag is, both counted from 0, for messages."""
@@ -211,7 +194,7 @@ class Sentences:
             )
         names = []
         for word, tag in enumerate(tags):
-            if isinstance(tag, bool) or not isinstance(tag, (str, int)) or (isinstance(tag, str) and not tag.strip()):
+            if isinstance(tag, bool) or (not isinstance(tag, int) and _wrong_text(tag)):
                 raise UsageError(f"{self.place(row, word)}: the tag is {shown(tag)}, and not a name or number of one.")
             if self.declared is not None and isinstance(tag, int):
                 if not 0 <= tag < len(self.declared):
@@ -232,6 +215,7 @@ class Sentences:
         own = _scheme_of(self)
         if scheme != PLAIN and own == PLAIN:
             check_entity_tags(self.tags, self.place)  # all may be O
+        if PLAIN in (scheme, own):
             own = scheme
         matched = {name: name for name in names} | _matched(label_names(self._converted(own, scheme)), names)
         result = []
@@ -248,6 +232,15 @@ class Sentences:
     def _converted(self, own: str, to: str) -> list[list[str]]:
         assert self.tags is not None
         return self.tags if own == to else [convert(tags, own, to) for tags in self.tags]
+
+
+def _wrong_text(value: Any) -> str:
+    """What is wrong with a token or tag. A no-break space and its like may be words, of which no pieces are made."""
+    if not isinstance(value, str):
+        return f"is {shown(value)}, which is not text"
+    if not value.strip(" \t\r\n"):
+        return "is empty"
+    return "has a lone surrogate (half of a \\u pair)" if _LONE_SURROGATE.search(value) else ""
 
 
 # --- names of tags ----------------------------------------------------------------------------------------------------
@@ -278,7 +271,7 @@ def _names_and_scheme(
     own = _scheme_of(teaching)
     keeps_bioes = bool(head) and find_scheme(in_model, lambda *_: "the model's config.json") == BIOES
     scheme = PLAIN if own == PLAIN else BIOES if keeps_bioes else IOB2
-    if own == IOB1 or own != scheme:
+    if own != scheme:
         tags = [convert(each, own, scheme) for each in teaching.tags or []]
     else:
         tags = teaching.tags or []
@@ -290,8 +283,8 @@ def _names_and_scheme(
         names = teaching.declared
     if head is None:
         return _checked(names, teaching, arguments), scheme, False
-    matched = _matched(names, head.names)
-    if matched:
+    # What is declared need not occur.
+    if _matched(names, head.names) or _matched(label_names(tags), head.names):
         if are_unnamed(head.names) and not are_unnamed(names) and len(names) == len(head.names):
             return names, scheme, True  # the model's outputs are numbered only: the data says what they are called
         return head.names, scheme, True
@@ -299,11 +292,20 @@ def _names_and_scheme(
     shared = types & {name.partition("-")[2] or name for name in head.names}
     if not arguments.do_train or shared or len(names) == len(head.names):
         raise UsageError(
-            f"the tags of {teaching.table.name} ({listed(names)}) do not match those of the model, in the order of its "
-            f"outputs ({listed(head.names)}). Rename them in the data, or in the model's config.json (id2label)"
+            f"{_mismatch(teaching, tags, head)}, which are, in the order of its outputs: {listed(head.names)}. Rename "
+            "tags in the data, or in the model's config.json (id2label)"
             + ("; or add --new_head to start from a newly initialized head." if arguments.do_train else ".")
         )
     return _checked(names, teaching, arguments), scheme, False
+
+
+def _mismatch(sentences: Sentences, tags: list[list[str]], head: Head) -> str:
+    """Where the first tag is that the model does not have, and which."""
+    for row, each in enumerate(tags):
+        for word, tag in enumerate(each):
+            if not match_names([tag], head.names, complete=False):
+                return f"{sentences.place(row, word)}: the tag {shown(tag)} is none of the model's"
+    return f"{sentences.table.name}: its tags ({listed(label_names(tags))}) are not the model's"
 
 
 def _matched(names: list[str], outputs: list[str]) -> dict[str, str]:

@@ -64,9 +64,9 @@ def encode(
                 encoded, word_ids = {name: part[name][0] for name in names}, part.word_ids(0)
             for name in names:
                 result[name].append(encoded[name])
-            firsts = [word is not None and word not in word_ids[:place] for place, word in enumerate(word_ids)]
+            before = [None, *word_ids[:-1]]
             result["words"].append(
-                [begin + word if first else NO_WORD for word, first in zip(word_ids, firsts, strict=True)]
+                [NO_WORD if word in (None, last) else begin + word for word, last in zip(word_ids, before, strict=True)]
             )
             result[SENTENCE].append(rows[SENTENCE][row])
             if tags is not None:

@@ -49,6 +49,7 @@ class TokenClassification(Task):
     arguments: ClassVar[type[TrainingArguments]] = TokenClassificationArguments
     text_flag: ClassVar[str] = "text_column_name"
     architecture: ClassVar[str] = "ForTokenClassification"
+    purpose: ClassVar[str] = "classify words"
     unit: ClassVar[str] = "words"
     token_columns: ClassVar[Mapping[str, int]] = {"labels": IGNORED, "words": NO_WORD}
 
