@@ -174,7 +174,7 @@ def recipe_step(
 
 def one_more(accelerator: Accelerator) -> Accelerator:
     """Returns an accelerator for another model: under DeepSpeed and FSDP2 each wants its own."""
-    return Accelerator() if accelerator.num_processes > 1 else accelerator
+    return Accelerator(kwargs_handlers=launch_options()) if accelerator.num_processes > 1 else accelerator
 
 
 def checkpoint_cost(step: Step, tokenizer: Any) -> dict[str, float]:

@@ -11,7 +11,8 @@ from datasets import DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from pyarrow import ArrowInvalid
 
-from sparse_accel.data.tables import DatasetTable, Table, concatenated, read_table
+from sparse_accel.data.parted_table import concatenated
+from sparse_accel.data.tables import DatasetTable, Table, read_table
 from sparse_accel.errors import UsageError, first_line, listed
 from sparse_accel.hub import dataset_address, local_folder, out_of_reach
 

@@ -1,0 +1,108 @@
+"""The table of all modifiers: minimal recipes of each, and what is special about them.
+
+It drives parsing, training, resuming (test_modifiers.py), training under every layout (test_modifiers_distributed.py)
+and export (test_modifiers_export.py). test_modifier_table.py says whether all five take every modifier from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from loop import ROWS, Session, make_accelerator, start
+from tiny import make_bert, make_rows, make_tokenizer
+
+from sparse_accel.models.teacher import Teacher
+from sparse_accel.recipe import Recipe
+
+EPOCHS, STEPS = 2, 3  # STEPS an epoch
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recipe, and what is to be expected of it where that is not the ordinary.
+
+    Attributes:
+        keys: of the modifier, in YAML.
+        refused: a part of the message with which a layout refuses it, by how the layout's name begins.
+        pruned: share of the weights with masks that these prune at the end, and that are zero in an exported file.
+        float_steps: steps before the model computes in integers for the first time.
+        quantized_linears: how many of the model's 14 Linears an exported file multiplies in integers; 0: it is float.
+    """
+
+    keys: str
+    refused: Mapping[str, str] = field(default_factory=dict)
+    pruned: float = 0.0
+    float_steps: int = EPOCHS * STEPS
+    quantized_linears: int = 0
+
+
+# The model's blocks have 16384 weights, half of which are zero; its pooler and classifier have 1088, and no zeros.
+_AS_IT_CAME = 0.5 * 16384 / (16384 + 1088)
+_PART_TIME = {"deepspeed": "DeepSpeed cannot freeze a parameter for a part of the training"}
+
+# What begins, changes or ends does so inside an epoch, too.
+TABLE: dict[str, list[Case]] = {
+    "EpochRangeModifier": [Case("")],
+    "LearningRateFunctionModifier": [
+        Case("{lr_func: linear, init_lr: 0.01, final_lr: 0, end_epoch: 2}"),
+        Case("{lr_func: cosine, init_lr: 0.01, final_lr: 0.001, start_epoch: 0.5, end_epoch: 1.5}"),
+        Case("{lr_func: cyclic_linear, init_lr: 0.01, final_lr: 0.001, end_epoch: 2, cycle_epochs: 0.7}"),
+    ],
+    "LearningRateModifier": [
+        Case("{lr_class: StepLR, lr_kwargs: {gamma: 0.5, step_size: 0.5}, init_lr: 0.01}"),
+        Case("{lr_class: CosineAnnealingWarmRestarts, lr_kwargs: {lr_min: 0.001, cycle_epochs: 1}, init_lr: 0.01}"),
+    ],
+    "SetLearningRateModifier": [Case("{learning_rate: 0.003, start_epoch: 1.3}")],
+    "SetWeightDecayModifier": [Case("{weight_decay: 0.5, start_epoch: 0.7, param_groups: [0]}")],
+    "TrainableParamsModifier": [
+        Case("{params: 're:bert.embeddings', trainable: false}"),
+        Case("{params: 're:bert.encoder', trainable: false, start_epoch: 0.5, end_epoch: 1.4}", refused=_PART_TIME),
+    ],
+    "ConstantPruningModifier": [
+        Case("{params: __ALL_PRUNABLE__}", pruned=_AS_IT_CAME),
+        Case("{params: ['re:.*query.weight', bert.embeddings.word_embeddings.weight], start_epoch: 0, end_epoch: 1.3}"),
+        Case("{end_epoch: 2}", pruned=_AS_IT_CAME),
+    ],
+    "MagnitudePruningModifier": [
+        Case("{end_epoch: 2, final_sparsity: 0.9}", pruned=0.9),
+        Case(
+            "{start_epoch: 0.3, end_epoch: 1.4, update_frequency: 0.5, init_sparsity: __FROM_PARAM__, "
+            "mask_type: block4}",
+            pruned=0.95,
+        ),
+        Case("{end_epoch: 1, final_sparsity: 0.8, leave_enabled: false}"),
+        Case("{end_epoch: 2, final_sparsity: 0.8, leave_enabled: false}", pruned=0.8),
+    ],
+    "GMPruningModifier": [
+        Case("{end_epoch: 1.5, final_sparsity: 0.9, global_sparsity: true, inter_func: linear}", pruned=0.9)
+    ],
+    "QuantizationModifier": [
+        Case("{start_epoch: 0.5, disable_quantization_observer_epoch: 1.4}", float_steps=2, quantized_linears=14),
+        Case(
+            "{start_epoch: 1, disable_quantization_observer_epoch: 1, quantize_linear_activations: 0}",
+            float_steps=3,
+            quantized_linears=14,
+        ),
+        Case("{submodules: [bert.encoder, classifier]}", float_steps=0, quantized_linears=13),
+    ],
+    "DistillationModifier": [Case("{hardness: 0.5, temperature: 2.0, start_epoch: 0.4, end_epoch: 1.6}"), Case("")],
+}
+# Each case under the name of its test: the modifier's, and its place in the list above.
+CASES: dict[str, tuple[str, Case]] = {
+    f"{name}-{number}": (name, case) for name, cases in TABLE.items() for number, case in enumerate(cases)
+}
+
+
+def recipe_of(name: str, keys: str) -> str:
+    lines = ["modifiers:", f"  - !EpochRangeModifier {{end_epoch: {EPOCHS}}}"]
+    return "\n".join(lines if name == "EpochRangeModifier" else [*lines, f"  - !{name} {keys or '{}'}"])
+
+
+def begin(name: str, keys: str, recipe: Recipe | None = None, **options: Any) -> Session:
+    """A training run of one process up to its first step; `options` are those of `loop.start`."""
+    teacher = Teacher(make_bert(seed=1)) if name == "DistillationModifier" else None
+    if teacher is not None:
+        teacher.make_table(make_accelerator(), make_rows(ROWS), make_tokenizer(), batch_size=8)
+    return start(recipe or recipe_of(name, keys), teacher=teacher, **options)
