@@ -109,7 +109,7 @@ def train(arguments: TokenClassificationArguments, recipe: Recipe | None, accele
 
     if arguments.gradient_checkpointing:
         recompute_activations(model)
-    optimizer = make_optimizer(model, arguments)
+    optimizer = make_optimizer(model, arguments, accelerator)
     before_prepare(accelerator, model, arguments.per_device_train_batch_size, arguments.max_grad_norm)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     run.bind(accelerator, model, optimizer, steps_per_epoch=sampler.steps)  # moment 2
