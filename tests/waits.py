@@ -242,9 +242,10 @@ def step_after_overflow(device: str) -> tuple[int, float, bool]:
     training = make_training(device, "text")
     scale = 2.0**126
     scaler: Any = torch.amp.GradScaler(device, init_scale=scale, growth_interval=1000)
-    accelerator, wrapped = training.accelerator, _as_the_script_makes_it(training)
+    accelerator = training.accelerator
     accelerator.scaler, accelerator.native_amp = scaler, True
     accelerator.state._mixed_precision = "fp16"
+    wrapped = _as_the_script_makes_it(training)
     wrapped.scaler = scaler
     wrapped.__setstate__(wrapped.__getstate__())
     with torch.no_grad():

@@ -277,7 +277,8 @@ def _names_and_scheme(
         tags = teaching.tags or []
         irregular = sum(not is_valid(each, own) for each in tags)
         if irregular:
-            warn(f"{teaching.table.name}: {irregular} sentences break the rules of {own}, such as an I- after an O")
+            counted = f"{irregular} of {len(tags)} sentences break"
+            warn(f"{teaching.table.name}: {counted} the rules of {own}, such as an I- after an O")
     names = label_names(tags)
     if teaching.declared is not None and own == scheme:
         names = teaching.declared
