@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from sparse_accel.cli.data import Data
@@ -57,3 +58,11 @@ class TokenClassificationArguments(TokenData, TrainingArguments):
         "input_column_names": "tokens are named with --text_column_name.",
         "problem_type": "each word has one label.",
     }
+
+    def warnings(self) -> list[str]:
+        """Lines about flags that are given and have nothing to act on."""
+        files = [file for file in (self.train_file, self.validation_file, self.test_file) if file]
+        lines = super().warnings()
+        if self.task_name and files and all(Path(file).suffix.lower() in CONLL_SUFFIXES for file in files):
+            lines.append("--task_name names no column of CoNLL files: give its number with --label_column_name.")
+        return lines
