@@ -11,7 +11,7 @@ import pytest
 from migration_table import EXPORT, FILE, OWN, TRAINER, table
 from script_fixtures import Tiny, environment, words
 
-from sparse_accel import entry_points as launchers
+from sparse_accel import entry_points
 
 pytest_plugins = ["script_fixtures"]
 
@@ -26,7 +26,7 @@ def no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_settings_it_is_one_process() -> None:
-    assert launchers._launch_settings() is None
+    assert entry_points._launch_settings() is None
 
 
 def test_what_accelerate_config_wrote_is_launched_by(
@@ -35,7 +35,7 @@ def test_what_accelerate_config_wrote_is_launched_by(
     written = tmp_path / "home" / "accelerate" / "default_config.yaml"
     written.parent.mkdir(parents=True)
     written.write_text("num_processes: 2\n")
-    assert launchers._launch_settings() == written
+    assert entry_points._launch_settings() == written
     named = tmp_path / "ddp.yaml"
     named.touch()
     monkeypatch.setenv("ACCELERATE_CONFIG_FILE", str(named))
@@ -43,7 +43,7 @@ def test_what_accelerate_config_wrote_is_launched_by(
     monkeypatch.setattr(os, "execv", lambda _, words: started.append(words))
     typed = ["--task_name", "sst2", "--do_train", "--model_name_or_path", "model", "--output_dir", "out"]
     monkeypatch.setattr(sys, "argv", ["sparseml.transformers.text_classification", *typed])
-    launchers.text_classification()
+    entry_points.text_classification()
     assert started[0][1:] == [
         *("-m", "accelerate.commands.launch", "--config_file", str(named)),
         *(str(ROOT / "scripts" / "text_classification.py"), *typed),
@@ -52,17 +52,17 @@ def test_what_accelerate_config_wrote_is_launched_by(
     for mistake, said in ((["--nonsense"], "--nonsense is not a known flag"), (["--recipe", "no.yaml"], "no.yaml")):
         monkeypatch.setattr(sys, "argv", ["sparseml.transformers.text_classification", *typed, *mistake])
         with pytest.raises(SystemExit) as ended:
-            launchers.text_classification()
+            entry_points.text_classification()
         assert ended.value.code == 2 and len(started) == 1
         assert said in capsys.readouterr().err
     monkeypatch.setenv("LOCAL_RANK", "0")  # launched already
-    assert launchers._launch_settings() is None
+    assert entry_points._launch_settings() is None
 
 
 def test_settings_that_are_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("ACCELERATE_CONFIG_FILE", "nowhere.yaml")
     with pytest.raises(SystemExit) as ended:
-        launchers.text_classification()
+        entry_points.text_classification()
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: ACCELERATE_CONFIG_FILE names nowhere.yaml, and there is no such file\n"
 

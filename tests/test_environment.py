@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from script_fixtures import ROOT, Tiny, environment, run
 from tiny import make_bert
 
-from sparse_accel import entry_points as launchers
+from sparse_accel import entry_points
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.distributed.environment import check_environment, compilation
 from sparse_accel.errors import UsageError
@@ -185,9 +185,9 @@ def test_an_empty_variable_does_not_hide_a_launch_file(tmp_path: Path, monkeypat
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ACCELERATE_CONFIG_FILE", "~/ddp.yaml")
     monkeypatch.setenv("LOCAL_RANK", "")
-    assert launchers._launch_settings() == file
+    assert entry_points._launch_settings() == file
     monkeypatch.setenv("RANK", "0")  # in a launch, or left over: the script says which
-    assert launchers._launch_settings() is None
+    assert entry_points._launch_settings() is None
 
 
 # --- torch.compile, which the environment may ask for -----------------------------------------------------------------

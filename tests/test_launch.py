@@ -15,7 +15,7 @@ from layouts import launcher
 from script_fixtures import Tiny, start, wait
 from tiny import make_albert, make_bert, make_distilbert, make_roberta
 
-from sparse_accel.distributed import heartbeat as liveness
+from sparse_accel.distributed import heartbeat
 from sparse_accel.distributed.heartbeat import Heartbeat, lost_processes_named
 from sparse_accel.distributed.launch import _block_classes, before_prepare, check_launch
 from sparse_accel.distributed.optimizer_state import load_scaler_state, scaler_state
@@ -133,14 +133,14 @@ def test_the_loss_scale_comes_back() -> None:
 
 
 def test_a_process_that_was_paused_accuses_nobody(fast: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(liveness, "_PAUSED", 0.0)  # as if it had been, before every count
-    monkeypatch.setattr(liveness, "_END_AFTER", 0.005)
-    monkeypatch.setattr(liveness, "_end", lambda reason: ended.append(reason))
+    monkeypatch.setattr(heartbeat, "_PAUSED", 0.0)  # as if it had been, before every count
+    monkeypatch.setattr(heartbeat, "_END_AFTER", 0.005)
+    monkeypatch.setattr(heartbeat, "_end", lambda reason: ended.append(reason))
     ended: list[str] = []
-    heartbeat = Heartbeat(Store(), 0, 2)
-    heartbeat.store.add("beat/1", 1)
+    beat = Heartbeat(Store(), 0, 2)
+    beat.store.add("beat/1", 1)
     time.sleep(0.3)
-    heartbeat.end()
+    beat.end()
     assert not ended
 
 
@@ -185,24 +185,24 @@ class Store:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(liveness, "_BEAT", 0.01)
-    monkeypatch.setattr(liveness, "_GONE_AFTER", 0.3)
+    monkeypatch.setattr(heartbeat, "_BEAT", 0.01)
+    monkeypatch.setattr(heartbeat, "_GONE_AFTER", 0.3)
 
 
 def test_whose_count_stands_still_is_gone(fast: None) -> None:
     store = Store()
-    heartbeat = Heartbeat(store, 0, 3)
+    beat = Heartbeat(store, 0, 3)
     store.set("host/2", "node7")
     try:
         limit = time.monotonic() + 10
-        while heartbeat.gone(0.3) != [2]:
+        while beat.gone(0.3) != [2]:
             store.add("beat/1", 1)
             time.sleep(0.01)
             assert time.monotonic() < limit
-        assert heartbeat.in_words([2]) == "process 2 (on node7) of 3"
-        assert heartbeat.in_words([1, 2]) == "processes 1, 2 (on node7) of 3"
+        assert beat.in_words([2]) == "process 2 (on node7) of 3"
+        assert beat.in_words([1, 2]) == "processes 1, 2 (on node7) of 3"
     finally:
-        heartbeat.end()
+        beat.end()
 
 
 @pytest.mark.parametrize("gone", [True, False])

@@ -2,7 +2,7 @@
 
 SIGINT (Ctrl-C), SIGTERM (a scheduler that preempts) and SIGUSR1 (a scheduler's warning before the time limit) are
 requests. A process hears them at any moment, and processes hear them at different steps, so between two steps they
-agree on whether any of them was asked. Outside of training they end a script at once (`errors.run_main`).
+agree on whether any of them was asked. Outside of training they end a script at once (`main.run_main`).
 
 A launcher that is killed leaves its processes behind, which nobody would end: that asks for a stop too.
 """

@@ -1,7 +1,7 @@
 """What every modifier is: a dataclass of its recipe keys, and hooks at the seven moments of training.
 
 Modifier files import without torch, so that a recipe error prints in milliseconds (a test holds this). Tensor
-arithmetic lives in modules beside this package (masks, fake_quantize, losses); the hooks that need it import it.
+arithmetic lives in `sparse_accel.nn`; the hooks that need it import it.
 """
 
 from __future__ import annotations
