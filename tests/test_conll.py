@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_accel.data.conll import SUFFIXES, Sentences, read_conll
+from sparse_accel.cli.token_classification import CONLL_SUFFIXES
+from sparse_accel.data.conll import Sentences, read_conll
 from sparse_accel.errors import UsageError
 
 # Signs that mean something to a reader more often than others; no tab, line end or NUL, and no blank at the ends.
@@ -155,7 +156,7 @@ def test_the_column_of_the_tags(read: Callable[..., Sentences]) -> None:
     assert read("a\t\tO\n", 3).tags == read("a\tO\t\n", 2).tags == [["O"]]
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", CONLL_SUFFIXES)
 def test_the_suffix_does_not_matter(suffix: str, read: Callable[..., Sentences], folder: Path) -> None:
     found = read("a\tO\n", name=f"a{suffix}")
     assert tokens_and_tags(found) == ([["a"]], [["O"]]) and found.place(0, 0) == f"{folder}/a{suffix}, line 1"
@@ -212,7 +213,7 @@ def test_numbers_may_be_words(read: Callable[..., Sentences]) -> None:
     assert read("1 O\n2 O\n").tokens == [["1", "2"]]
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", CONLL_SUFFIXES)
 def test_files_that_are_something_else(suffix: str, fault_of: Callable[..., str], tmp_path: Path) -> None:
     name = f"train{suffix}"
     for content, message in [

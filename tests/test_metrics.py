@@ -16,8 +16,9 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from sparse_accel.cli.text_classification import GLUE_TASKS
 from sparse_accel.errors import UsageError
+from sparse_accel.tasks.base import check_metric_name
 from sparse_accel.tasks.text_classification.glue import GLUE
-from sparse_accel.tasks.text_classification.metrics import check_metric_name, compute_metrics, metric_names
+from sparse_accel.tasks.text_classification.metrics import compute_metrics, metric_names
 
 SINGLE, REGRESSION, MULTI = "single_label_classification", "regression", "multi_label_classification"
 
@@ -103,9 +104,9 @@ def test_half_precision_logits_are_taken() -> None:
 
 
 def test_metric_that_the_task_does_not_have() -> None:
-    check_metric_name("eval_accuracy", "sst2", SINGLE)
-    check_metric_name("loss", "cola", SINGLE)
+    check_metric_name("eval_accuracy", metric_names("sst2", SINGLE))
+    check_metric_name("loss", metric_names("cola", SINGLE))
     with pytest.raises(
         UsageError, match=r"no 'acuracy'\. Did you mean 'accuracy'\? It has: loss, accuracy, f1_macro\."
     ):
-        check_metric_name("acuracy", "default", SINGLE)
+        check_metric_name("acuracy", metric_names("default", SINGLE))

@@ -15,9 +15,6 @@ from sparse_accel.data.reading import Rows, check_signature, read_text
 from sparse_accel.data.tables import FileTable
 from sparse_accel.errors import UsageError, first_line, shown
 
-# Suffixes that such files have.
-SUFFIXES = (".conll", ".txt", ".tsv", ".iob")
-
 # Only these separate: a no-break space, which str.split and str.strip take for a blank, may be in a word, or be one.
 _BLANKS = " \t"
 _RUN_OF_BLANKS = re.compile("[ \t]+")

@@ -7,7 +7,7 @@ classification, a word of token classification. Shapes: R rows, T tokens, C outp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -135,13 +135,7 @@ class Task(ABC):
         """Takes what flags say of the loss, and raises UsageError for those that these labels have no use for."""
         self.label_smoothing = arguments.label_smoothing_factor
         if arguments.load_best_model_at_end:
-            names = ("loss", *self.figure_names())
-            asked = arguments.metric_for_best_model.removeprefix("eval_")
-            if asked not in names:
-                raise UsageError(
-                    f"--metric_for_best_model: this task has no '{asked}'.{nearest(asked, names)} "
-                    f"It has: {', '.join(names)}."
-                )
+            check_metric_name(arguments.metric_for_best_model, self.figure_names())
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -212,6 +206,20 @@ class Task(ABC):
     @abstractmethod
     def predictions(self, logits: np.ndarray, rows: Dataset, split: str) -> str:
         """Returns what the model predicts for the rows of a split, as CSV; arguments as for `figures`."""
+
+
+def check_metric_name(name: str, names: Sequence[str]) -> None:
+    """Raises UsageError when --metric_for_best_model names no figure of a task; `loss` is always one.
+
+    Args:
+        name: with `eval_` in front, or without.
+        names: the task's figures.
+    """
+    known = ("loss", *names)
+    if (plain := name.removeprefix("eval_")) not in known:
+        raise UsageError(
+            f"--metric_for_best_model: this task has no '{plain}'.{nearest(plain, known)} It has: {', '.join(known)}."
+        )
 
 
 def unit_numbers(units: Tensor, row_id: Tensor, starts: Tensor) -> Tensor:

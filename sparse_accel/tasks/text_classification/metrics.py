@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from sparse_accel.errors import UsageError, nearest
 from sparse_accel.tasks.label_names import MULTI_LABEL, REGRESSION
 
 _GLUE_METRICS = {
@@ -40,15 +39,6 @@ def metric_names(metrics: str, problem_type: str) -> tuple[str, ...]:
         return ("accuracy",)
     defaults = {REGRESSION: _REGRESSION_METRICS, MULTI_LABEL: _MULTI_LABEL_METRICS}
     return defaults.get(problem_type, _SINGLE_LABEL_METRICS)
-
-
-def check_metric_name(name: str, metrics: str, problem_type: str) -> None:
-    """Raises UsageError when --metric_for_best_model names no figure of this task; `loss` is always one."""
-    names = ("loss", *metric_names(metrics, problem_type))
-    if name.removeprefix("eval_") not in names:
-        raise UsageError(
-            f"--metric_for_best_model: this task has no '{name}'.{nearest(name, names)} It has: {', '.join(names)}."
-        )
 
 
 def compute_metrics(
