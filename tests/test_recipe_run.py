@@ -55,7 +55,7 @@ def test_a_loop_of_ones_own_in_plain_pytorch() -> None:
             optimizer.zero_grad()
             rates.append(run.learning_rate())
             phases.append(run.phase())
-            parts.append({name: float(value) for name, value in terms.items()})
+            parts.append({name: float(value.detach()) for name, value in terms.items()})
             run.step_end()
     run.finish()
     assert rates == pytest.approx([0.01 * (1 - step / 9) for step in range(9)])
