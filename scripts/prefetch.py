@@ -3,10 +3,10 @@
     python scripts/prefetch.py --task_name sst2 --model_name_or_path MODEL --recipe RECIPE --distill_teacher TEACHER ...
     python scripts/prefetch.py token_classification --dataset_name wnut_17 ...
 
-Takes the words that follow scripts/text_classification.py, or, after that word, scripts/token_classification.py: all of
-them. It loads recipe, data, model, tokenizer and
-teacher as that script would: what would fail there fails here. Nothing is trained, and no output folder is written.
-Then what came from the Hub is compared with the Hub's own digests of it, which nothing does while training.
+Takes all words that follow scripts/text_classification.py, or, after the word token_classification, those that follow
+scripts/token_classification.py, and loads recipe, data, model, tokenizer and teacher as that script would: what would
+fail there fails here. Nothing is trained, and no output folder is written. Then what came from the Hub is compared with
+the Hub's own digests of it, which nothing does while training.
 On a cluster: type it on the login node; the compute nodes see the same cache (HF_HOME, SPARSEZOO_MODELS_PATH), and run
 with HF_HUB_OFFLINE=1.
 """
@@ -70,7 +70,7 @@ def main() -> None:
         check_digests(hub_id, repository, revision, arguments.cache_dir)
     rows = ", ".join(f"{len(split)} {name}" for name, split in task.data.splits.items())
     print(f"All is there: {rows} rows, model and tokenizer{'' if recipe is None else ', recipe'}.")
-    print("The same words after scripts/text_classification.py now need no network. Where it runs, set:")
+    print(f"The same words after scripts/{task_kind.name}.py now need no network. Where it runs, set:")
     places = {"HF_HOME": constants.HF_HOME, "SPARSEZOO_MODELS_PATH": models_path()}
     places |= {name: value for name, value in os.environ.items() if name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE")}
     print("  HF_HUB_OFFLINE=1", *(f"{name}={shlex.quote(str(value))}" for name, value in places.items()))

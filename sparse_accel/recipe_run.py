@@ -168,7 +168,7 @@ class RecipeRun:
             `loss`, the one to train on; `task_loss`, as it was given; and each term of a modifier under its name. All
             are of the shape of `loss`; only `loss` carries a gradient.
         """
-        found = [term for modifier in self.modifiers for term in modifier.loss_terms(batch, outputs).items()]
+        found = [term for modifier in self.modifiers for term in _checked_terms(modifier, batch, outputs)]
         terms = [(math.prod(modifier.task_weight() for modifier in self.modifiers), loss)]
         parts = {"task_loss": loss.detach()}
         for name, (weight, value) in sorted(found, key=lambda term: term[0]):  # sums must not depend on epochs
@@ -180,7 +180,11 @@ class RecipeRun:
         return parts
 
     def grads_ready(self) -> None:
-        """Gradients of all micro-batches are there, unscaled and unclipped, and the step will count."""
+        """Gradients of all micro-batches are there, unclipped.
+
+        Under fp16, a loop of one's own calls `accelerator.unscale_gradients()` before where `needs_gradients` is true,
+        and leaves this call out where they are not all finite: that step will not count.
+        """
         for modifier in self.modifiers:
             modifier.grads_ready()
 
@@ -262,11 +266,25 @@ class RecipeRun:
             modifier.load_state_dict(own)
 
 
+def _checked_terms(modifier: Modifier, batch: dict[str, Any], outputs: Any) -> list[tuple[str, tuple[float, Tensor]]]:
+    """The terms of one modifier by name; raises ValueError for one that cannot be summed or told apart."""
+    terms = list(modifier.loss_terms(batch, outputs).items())
+    for name, (_, value) in terms:
+        if name in ("loss", "task_loss"):
+            raise ValueError(f"{modifier.name}: a term cannot be called '{name}', which the engine uses itself")
+        if value.ndim > 1:
+            raise ValueError(
+                f"{modifier.name}: the term '{name}' has the shape {tuple(value.shape)}; expected one value a row, "
+                "(rows,), or a single one, ()"
+            )
+    return terms
+
+
 def check_gradients(modifiers: Sequence[Modifier], given: bool) -> None:
     """Raises UsageError where a modifier needs gradients and the layout does not give them.
 
     Args:
-        given: as `sharding.gives_gradients` says of the layout.
+        given: as `distributed.launch.gives_gradients` says of the layout.
     """
     needing = [modifier.name for modifier in modifiers if modifier.needs_gradients]
     if needing and not given:

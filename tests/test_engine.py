@@ -128,6 +128,23 @@ def test_a_term_of_weight_0_plays_no_part_were_it_infinite() -> None:
     assert run.loss(torch.tensor(torch.inf), {}, {"logits": torch.zeros(1, 2)}) == 1000.0
 
 
+def test_terms_that_cannot_be_summed_or_told_apart_are_named() -> None:
+    outputs = {"logits": torch.zeros(3, 2)}
+    for name in ("loss", "task_loss"):
+        with pytest.raises(ValueError, match=f"Adds: a term cannot be called '{name}'"):
+            run_of(Adds(term=name)).losses(torch.zeros(3), {}, outputs)
+
+    class Misshapen(Modifier):
+        def loss_terms(self, batch: dict[str, Any], outputs: Any) -> dict[str, tuple[float, Tensor]]:
+            return {"hidden": (1.0, torch.zeros(3, 5))}
+
+    for task in (torch.zeros(3), torch.tensor(0.0)):
+        with pytest.raises(
+            ValueError, match=r"Misshapen: the term 'hidden' has the shape \(3, 5\); expected one value"
+        ):
+            run_of(Misshapen()).losses(task, {}, outputs)
+
+
 def test_every_term_is_logged_under_its_name() -> None:
     session = start(RANGE)
     session.run.modifiers = [Adds(value=1.0), Adds(term="other", weight=0.5, value=4.0, per_row=False)]

@@ -32,7 +32,7 @@ class ExportArguments:
         "trust_remote_code": "no code of a model folder is run",
         "no_convert_qat": "what was trained in 8 bits is exported in 8 bits: the proof compares the two",
         "data_args": "sentences are named with --data, --input_column_names and --label_column_name",
-        "one_shot": "apply the recipe first: scripts/text_classification.py --one_shot",
+        "one_shot": "apply the recipe first: --one_shot of the training script",
     }
 
     model_path: str | None = flag(

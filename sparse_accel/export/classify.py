@@ -14,6 +14,9 @@ def classify(folder: str | Path, sentences: Sequence[str]) -> list[tuple[str, fl
 
     Args:
         folder: a deployment of a classifier with one label a sentence.
+
+    Raises:
+        ValueError: it classifies words.
     """
     import onnxruntime
     from transformers import AutoTokenizer
@@ -26,6 +29,8 @@ def classify(folder: str | Path, sentences: Sequence[str]) -> list[tuple[str, fl
     fixed = {"padding": "max_length", "max_length": length} if isinstance(length, int) else {"padding": True}
     encoded = tokenizer(list(sentences), truncation=True, return_tensors="np", **fixed)
     logits = session.run(["logits"], {entry.name: encoded[entry.name] for entry in session.get_inputs()})[0]
+    if logits.ndim != 2:
+        raise ValueError(f"{folder} is not a deployment of a text classifier: it has outputs for each token")
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     return [(labels[str(share.argmax())], float(share.max())) for share in shares]

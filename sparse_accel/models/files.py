@@ -156,7 +156,7 @@ def read_model(
         if not may_be_new:
             raise UsageError(
                 "a checkpoint that SparseML saved after quantization-aware training. Its weights can be read, its "
-                "quantization ranges cannot: start from it with scripts/text_classification.py, --do_train or "
+                "quantization ranges cannot: start from it with a training script, --do_train or "
                 "--one_shot, and a recipe that quantizes"
             )
         renamed, info = read(key_mapping={_OF_SPARSEML.pattern: r".\1"})

@@ -109,20 +109,11 @@ class Averages:
         self._began = time.perf_counter()
 
     def add(self, measured: list[Measured] | None, batch: GlobalBatch) -> None:
-        """Adds what `train_step` has measured on a batch; None stands for a step that was given up.
-
-        Raises:
-            UsageError: so many were given up one after another that the model is broken.
-        """
+        """Adds what `train_step` has measured on a batch; None stands for a step that was given up."""
         self.seconds += time.perf_counter() - self._began
         if measured is None:
             self.given_up += 1
             self.in_a_row += 1
-            if self.in_a_row >= _MOST_GIVEN_UP_IN_A_ROW:
-                raise UsageError(
-                    f"the loss was not a number in {self.in_a_row} steps, one after another: the model is broken. The "
-                    "last checkpoint is kept; lower --learning_rate (or the recipe's init_lr) and start again from one"
-                )
             return
         for terms, weights in measured:
             for name, values in terms.items():
@@ -147,7 +138,9 @@ class Averages:
         Raises:
             UsageError: the loss is no longer a number, at `step`.
         """
+        began = time.perf_counter()
         sums = {name: float(reduce_sum(total)) for name, total in self.sums.items()}
+        self.seconds += time.perf_counter() - began  # a GPU ends its steps while their sums are waited for
         figures = {f"train/{name}": total / max(self.weight, 1) for name, total in sums.items()}
         figures["train/samples_per_second"] = self.rows / max(self.seconds, 1e-9)
         if self.given_up:
@@ -186,8 +179,18 @@ class TrainingSteps:
                 stop(self._stopping)
 
     def add(self, measured: list[Measured] | None, batch: GlobalBatch) -> None:
-        """Takes what `train_step` has measured on a batch into the averages, and shows the step."""
+        """Takes what `train_step` has measured on a batch into the averages, and shows the step.
+
+        Raises:
+            UsageError: so many steps were given up one after another that the model is broken.
+        """
         self.averages.add(measured, batch)
+        if self.averages.in_a_row >= _MOST_GIVEN_UP_IN_A_ROW:
+            raise UsageError(
+                f"the loss was not a number in {self.averages.in_a_row} steps, one after another, up to step "
+                f"{self.run.progress.step}: the model is broken. The last checkpoint is kept; lower --learning_rate "
+                "(or the recipe's init_lr) and start again from one"
+            )
         self.bar.update()
         self.bar.set_description(f"epoch {self.run.progress.epoch:.2f} {self.run.phase()}", refresh=False)
         if self.run.progress.step % _STEPS_BETWEEN_SHOWN_LOSSES == 0:
