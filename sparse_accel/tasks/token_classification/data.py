@@ -75,6 +75,8 @@ def load_token_classification(arguments: TokenClassificationArguments, head: Hea
     if "train" in found and "train" not in tables and _find_tag_column(found["train"], arguments):
         teaching = Sentences(found["train"], _token_column(found["train"], arguments))
         teaching.read_tags(_tag_column(teaching.table, arguments))
+    for each in {id(each): each for each in (*sentences.values(), teaching) if each is not None}.values():
+        each.name_numbers(head.names if head else [])
     names, scheme, keeps_head = _names_and_scheme(arguments, teaching, head)
     splits = {}
     for split, each in sentences.items():
@@ -204,6 +206,15 @@ class Sentences:
                 tag = self.declared[tag]
             names.append(str(tag).strip())
         return names
+
+    def name_numbers(self, outputs: list[str]) -> None:
+        """Takes tags that are all numbers without names as those of a model's named outputs: entities are told then."""
+        found = sorted({tag for tags in self.tags or [] for tag in tags})
+        if are_unnamed(outputs) or not all(tag.isdecimal() and int(tag) < len(outputs) for tag in found):
+            return
+        if by_position := taken_by_position({tag: outputs[int(tag)] for tag in found}):
+            warn(f"tags are matched by position, not by name: {by_position}")
+        self.tags = None if self.tags is None else [[outputs[int(tag)] for tag in tags] for tags in self.tags]
 
     def tags_as(self, scheme: str, names: list[str], known_from: str) -> list[list[str]]:
         """The tags in a scheme, as the model's outputs are called.
