@@ -108,7 +108,11 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
 
 
 def load_as(folder: str, task: type[Task], **options: Any) -> nn.Module:
-    """The same for a folder or Hub id whose model is of a task."""
+    """The same for a folder or Hub id whose model is of a task.
+
+    Raises:
+        UsageError: as `load`.
+    """
     try:
         model, _ = read_model(folder, task, keeps_head=True, may_be_new=False, **options)
     except UsageError as error:

@@ -82,7 +82,11 @@ class Teacher:
 
     @torch.no_grad()
     def forward(self, inputs: dict[str, Any], keys: list[str]) -> dict[str, Tensor]:
-        """One forward pass; classes in the student's order."""
+        """One forward pass; logits (..., labels) in the student's label order.
+
+        Raises:
+            UsageError: the teacher has no output of a name in `keys`.
+        """
         found = self.model(**inputs)
         missing = [key for key in keys if key not in found]
         if missing:

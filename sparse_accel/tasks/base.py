@@ -121,6 +121,9 @@ class Task(ABC):
             tokenizer: of the model, or of its teacher.
             length: most tokens of a row, special tokens included.
             options: num_workers and overwrite_cache, as `data.tokenizing.tokenize` takes them.
+
+        Raises:
+            UsageError: the tokenizer cannot do what the task needs.
         """
 
     @abstractmethod

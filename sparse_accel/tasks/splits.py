@@ -74,6 +74,9 @@ def draw_rows(
 
     Returns:
         splits and sources.
+
+    Raises:
+        UsageError: a hold-out leaves nothing to train on, or nothing to evaluate on.
     """
     splits, sources = dict(splits), dict(sources)
     if arguments.validation_ratio is not None:
