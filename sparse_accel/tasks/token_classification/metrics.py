@@ -1,23 +1,21 @@
-"""The figures that token classification is judged by, from the tags of words; by nervaluate and scikit-learn, offline.
+"""The figures that token classification is judged by, from the tags of words; by seqeval and scikit-learn, offline.
 
 Entities are counted as conlleval (https://aclanthology.org/W00-0726) counts them: one is found when its type, its first
-word and its last word are right. nervaluate calls that strict, as SemEval-2013 did.
+word and its last word are right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
 
-from nervaluate import Evaluator
+import seqeval.metrics
 from sklearn.metrics import accuracy_score, f1_score
 
 from sparse_accel.tasks.token_classification.tags import OUTSIDE, PLAIN, Tags, spans
 
 # What seqeval calls the type of tags without one: B, I, O.
 _UNTYPED = "_"
-_NOTHING = SimpleNamespace(precision=0.0, recall=0.0, f1=0.0)
+_NOTHING = {"precision": 0.0, "recall": 0.0, "f1-score": 0.0}
 
 
 def metric_names(scheme: str) -> tuple[str, ...]:
@@ -46,8 +44,8 @@ def entity_metrics(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str)
     if scheme == PLAIN:
         figures["f1_macro"] = float(f1_score(true_tags, predicted_tags, average="macro", zero_division=0))
     else:
-        found = _evaluate(true, predicted, scheme)["overall"]["strict"]
-        figures |= {"precision": found.precision, "recall": found.recall, "f1": found.f1}
+        found = _report(true, predicted, scheme).get("micro avg", _NOTHING)
+        figures |= {"precision": found["precision"], "recall": found["recall"], "f1": found["f1-score"]}
     return {name: figures[name] for name in metric_names(scheme)}
 
 
@@ -61,8 +59,8 @@ def f1_by_type(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str) -> 
         names = sorted({*true_tags, *predicted_tags})
         figures = f1_score(true_tags, predicted_tags, labels=names, average=None, zero_division=0)
         return dict(zip(names, map(float, figures), strict=True))
-    by_type = _evaluate(true, predicted, scheme)["entities"]
-    return {type_: by_type[type_]["strict"].f1 for type_ in sorted(by_type)}
+    report = _report(true, predicted, scheme)
+    return {type_: report[type_]["f1-score"] for type_ in sorted(report) if not type_.endswith(" avg")}
 
 
 def _flat(true: Sequence[Tags], predicted: Sequence[Tags]) -> tuple[list[str], list[str]]:
@@ -75,14 +73,13 @@ def _flat(true: Sequence[Tags], predicted: Sequence[Tags]) -> tuple[list[str], l
     return flat
 
 
-def _evaluate(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str) -> dict[str, Any]:
-    """What nervaluate finds in the same entities as tags of IOB2, which it reads."""
+def _report(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str) -> dict[str, dict[str, float]]:
+    """What seqeval finds in the same entities, as tags of IOB2: figures by type, and averages; empty without any."""
     both = [[_as_iob2(tags, scheme) for tags in side] for side in (true, predicted)]
-    types = sorted({tag[2:] for side in both for tags in side for tag in tags} - {""})
-    if not types:
-        return {"overall": {"strict": _NOTHING}, "entities": {}}
-    found: dict[str, Any] = Evaluator(*both, tags=types, loader="list").evaluate()
-    return found
+    if all(tag == OUTSIDE for side in both for tags in side for tag in tags):
+        return {}
+    found = seqeval.metrics.classification_report(*both, output_dict=True, zero_division=0)
+    return {name: {key: float(value) for key, value in figures.items()} for name, figures in found.items()}
 
 
 def _as_iob2(tags: Tags, scheme: str) -> list[str]:
