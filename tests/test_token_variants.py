@@ -169,6 +169,17 @@ def test_numbers_without_names(tokens: TinyTokens, tagger: Path, tmp_path: Path)
     assert done.err.count("matched by position") == 1
 
 
+def test_sentences_without_an_entity_are_judged_as_the_models_others(tagger: Path, tmp_path: Path) -> None:
+    """All O looks like plain tags; then what the model finds by mistake was in no figure of entities."""
+    rows = tagged(40, seed=3)
+    lines = ["\n".join(f"{word} O" for word in row.words) for row in rows]
+    (tmp_path / "rows.conll").write_text("\n\n".join(lines) + "\n")
+    done = run(model_name_or_path=tagger, validation_file=tmp_path / "rows.conll", do_eval=True, output_dir=tmp_path)
+    assert done.code == 0, done.all
+    figures = read_json(tmp_path / "eval_results.json")
+    assert figures["eval_f1"] == figures["eval_precision"] == 0 and figures["eval_accuracy"] < 1
+
+
 def test_a_head_without_names_takes_those_of_the_data(tokens: TinyTokens, tmp_path: Path) -> None:
     model = make_tagger(tmp_path / "model", [f"LABEL_{number}" for number in range(5)], **NO_DROPOUT)
     done = run(**tokens.short(model_name_or_path=model, output_dir=tmp_path / "out"))

@@ -280,8 +280,10 @@ def _names_and_scheme(
             )
         return head.names, find_scheme(in_model, lambda *_: "the model's config.json"), True
     own = _scheme_of(teaching)
-    keeps_bioes = bool(head) and find_scheme(in_model, lambda *_: "the model's config.json") == BIOES
-    scheme = PLAIN if own == PLAIN else BIOES if keeps_bioes else IOB2
+    of_model = find_scheme(in_model, lambda *_: "the model's config.json") if head else PLAIN
+    if of_model != PLAIN and {tag for each in teaching.tags or [] for tag in each} == {OUTSIDE}:
+        own = IOB2  # no entity here, of those that the model knows
+    scheme = PLAIN if own == PLAIN else BIOES if of_model == BIOES else IOB2
     if own != scheme:
         tags = [convert(each, own, scheme) for each in teaching.tags or []]
     else:
