@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 # Two workers with one thread each: the suite's tensors are too small to share out.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: help quickstart test test-slow test-all test-gpu check clean
+.PHONY: help quickstart test test-fast test-slow test-all test-gpu check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -22,13 +22,16 @@ quickstart: $(VENV)/.quickstart ## the whole story on real sentences, about 12 m
 test: $(VENV)/.dev ## the test suite, within 10 minutes on two CPU cores
 	$(PYTEST) -m "not slow" -n 2 --dist worksteal
 
+test-fast: $(VENV)/.dev ## the pure core: tests/unit, under a minute
+	$(PYTEST) -m "not slow" -n 2 tests/unit
+
 test-slow: $(VENV)/.dev ## only the long and multi-process tests
 	$(PYTEST) -m slow
 
 test-all: test test-slow ## both of them
 
 test-gpu: $(VENV)/.dev ## every layout and precision on one GPU, within 10 minutes
-	$(BIN)/python tests/gpu_smoke.py
+	$(BIN)/python tests/support/gpu_smoke.py
 
 check: $(VENV)/.dev ## lint, format and types
 	$(BIN)/ruff check .

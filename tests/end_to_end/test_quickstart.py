@@ -1,0 +1,102 @@
+"""The quickstart's whole story on a tiny model and few rows, and the pieces that it is told with."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from sparse_accel.demo import commands
+from sparse_accel.demo.samples import minilm_folder, write_movie_reviews
+from sparse_accel.demo.wilson_interval import wilson_interval
+from sparse_accel.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two narrow layers that reads MiniLM's vocabulary."""
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def run_quickstart(output: Path, model: Path) -> str:
+    result = subprocess.run(
+        [sys.executable, "scripts/quickstart.py", "--output_dir", str(output), "--model", str(model), "--rows", "128"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_the_story_from_sentences_to_a_sparse_quantized_model(tmp_path: Path, tiny_bert: Path) -> None:
+    output = tmp_path / "quickstart"
+    said = run_quickstart(output, tiny_bert)
+
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["encoder_sparsity"] == pytest.approx(0.9, abs=0.002)
+    assert summary["quantized_linears"] == summary["linears"] == 14
+    low, high = summary["sparse_interval"]
+    assert 0 <= low <= summary["sparse_accuracy"] <= high <= 1
+    assert 0 <= summary["dense_accuracy"] <= 1
+    assert summary["seconds"] > 0
+    assert set(summary["onnx_checks"].values()) == {"pass"}
+    assert summary["onnx_accuracy"] == pytest.approx(summary["sparse_accuracy"], abs=0.01)
+    assert said.count("positive") + said.count("negative") >= 3  # three sentences, classified by the ONNX file
+    # Three runs of the training script, shown as they can be typed; the start never sees Rotten Tomatoes.
+    commands_shown = [part for part in said.split("===") if "scripts/text_classification.py" in part]
+    assert len(commands_shown) == 3
+    assert "rotten_tomatoes" not in commands_shown[1].split("--train_file")[1].split("\n")[0]
+    assert "imdb" in commands_shown[1].split("--train_file")[1].split("\n")[0]
+    assert "classifier" not in json.dumps(list((output / "sparse_start").iterdir()), default=str)
+
+    # The same command again trains nothing and says the same.
+    trained = (output / "sparse_quantized" / "model.safetensors").stat().st_mtime_ns
+    run_quickstart(output, tiny_bert)
+    assert (output / "sparse_quantized" / "model.safetensors").stat().st_mtime_ns == trained
+    assert json.loads((output / "summary.json").read_text()) == summary
+
+
+def test_hold_out_is_stratified_seeded_and_apart(tmp_path: Path) -> None:
+    first = write_movie_reviews(tmp_path / "a", "rotten_tomatoes", train_rows=None, held_out=1066, seed=0)
+    again = write_movie_reviews(tmp_path / "b", "rotten_tomatoes", train_rows=None, held_out=1066, seed=0)
+    rows = {}
+    for name in ("train.csv", "validation.csv"):
+        assert (first / name).read_bytes() == (again / name).read_bytes()
+        with open(first / name, encoding="utf-8", newline="") as file:
+            rows[name] = [(row["text"], row["label"]) for row in csv.DictReader(file)]
+    assert len(rows["train.csv"]) + len(rows["validation.csv"]) == 8530
+    assert sum(label == "1" for _, label in rows["validation.csv"]) == 533
+
+
+@pytest.mark.parametrize(
+    ("share", "rows", "expected"),
+    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20 (method 3).
+    [(81 / 263, 263, (0.2553, 0.3662)), (15 / 148, 148, (0.0624, 0.1605)), (0.0, 20, (0.0, 0.1611))],
+)
+def test_wilson_interval(share: float, rows: int, expected: tuple[float, float]) -> None:
+    assert wilson_interval(share, rows) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_failing_command_is_reported(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with pytest.raises(UsageError, match="exit code 2"):
+        commands.run_script("scripts/text_classification.py", {"no_such_flag": 1})
+    assert "--no_such_flag 1" in capfd.readouterr().out

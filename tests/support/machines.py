@@ -1,0 +1,52 @@
+"""Several machines, as several launches."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from places import ROOT
+from script_fixtures import SCRIPT, environment, words
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def launch(
+    rank: int,
+    address: str,
+    port: int,
+    flags: dict[str, Any],
+    *before: str,
+    layout: str = "ddp_two_nodes",
+    script: Path = SCRIPT,
+) -> subprocess.Popen[str]:
+    """Starts the launcher of one machine with one process; `before` are words in front of the interpreter."""
+    config = ROOT / "accelerate_configs" / f"{layout}.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += [
+        "--num_machines",
+        "2",
+        "--num_processes",
+        "2",
+        "--machine_rank",
+        str(rank),
+        "--main_process_ip",
+        address,
+    ]
+    command += ["--main_process_port", str(port), "--mixed_precision", "no", str(script), *words(**flags)]
+    return subprocess.Popen(
+        [*before, *command],
+        cwd=ROOT,
+        env=environment(**({} if layout.startswith("deepspeed") else {"ACCELERATE_USE_CPU": "true"})),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
