@@ -78,7 +78,7 @@ def train(arguments: TextClassificationArguments, recipe: Recipe | None, acceler
     from sparse_accel.training.loop import StepOptions, train_step, training_steps
     from sparse_accel.training.optimizer import make_optimizer
     from sparse_accel.training.run_log import RunLog
-    from sparse_accel.training.schedule import base_rate, steps_of_run
+    from sparse_accel.training.schedule import lr_schedule, steps_of_run
     from sparse_accel.training.setup import recompute_activations
     from sparse_accel.training.start_table import describe_run, start_table
 
@@ -100,7 +100,7 @@ def train(arguments: TextClassificationArguments, recipe: Recipe | None, acceler
     check_teacher_inputs(arguments, run, rows, teacher_tokenizer)
     loader, sampler = training_loader(arguments, accelerator, task, rows)
     schedule, overruled = steps_of_run(arguments, recipe, sampler.steps)
-    run.base_rate = base_rate(arguments, recipe, schedule.total_steps)
+    run.lr_schedule = lr_schedule(arguments, recipe, schedule.total_steps)
     run.notices += overruled
     if not take_folder(arguments, accelerator, run, model, rows, sampler, schedule):
         return False
@@ -124,7 +124,7 @@ def train(arguments: TextClassificationArguments, recipe: Recipe | None, acceler
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     model.train()
-    options = StepOptions(arguments.seed, arguments.max_grad_norm, give_up_steps=arguments.nan_loss == "skip")
+    options = StepOptions(arguments.seed, arguments.max_grad_norm, skip_nan_steps=arguments.nan_loss == "skip")
     output_dir = Path(str(arguments.output_dir))
     with results.timed() as seconds, training_steps(accelerator, run, loader, sampler, schedule) as steps:
         for step, batch in steps:

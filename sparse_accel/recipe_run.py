@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.distributed.launch import gives_gradients
-from sparse_accel.distributed.weights import hand_back
+from sparse_accel.distributed.weights import reshard
 from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import Modifier, no_teacher
 from sparse_accel.modifiers.state import State
@@ -49,7 +49,7 @@ class RecipeRun:
         recipe: what `load_recipe` returns; None trains plainly.
         task: what the model's outputs mean; None: what the model itself says.
         teacher: whom modifiers that need a teacher follow; "disable" leaves these out of the recipe.
-        base_rate: learning rate by progress where no learning-rate modifier has begun; None leaves the optimizer's.
+        lr_schedule: learning rate by progress where no learning-rate modifier has begun; None: the optimizer's own.
 
     Attributes:
         modifiers: those that take part.
@@ -64,7 +64,7 @@ class RecipeRun:
         *,
         task: Task | None = None,
         teacher: Teacher | str | None = None,
-        base_rate: Callable[[Progress], float] | None = None,
+        lr_schedule: Callable[[Progress], float] | None = None,
     ) -> None:
         self.recipe, self._task = recipe, task
         # Copies: what a modifier learns of model and training is this run's, and the recipe may be run again.
@@ -72,7 +72,7 @@ class RecipeRun:
         if teacher == "disable":
             self.modifiers = [modifier for modifier in self.modifiers if not modifier.needs_teacher]
         self.teacher = None if isinstance(teacher, str) else teacher
-        self.base_rate = base_rate
+        self.lr_schedule = lr_schedule
         self.notices: list[str] = [*recipe.warnings, *recipe.notes] if recipe else []
 
     @property
@@ -139,9 +139,9 @@ class RecipeRun:
 
     def step_begin(self) -> None:
         """Before the first forward of an optimizer step."""
-        hand_back(self.model)
-        if self.base_rate is not None:
-            rate = self.base_rate(self.progress)
+        reshard(self.model)
+        if self.lr_schedule is not None:
+            rate = self.lr_schedule(self.progress)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
         for modifier in self.modifiers:
@@ -198,14 +198,14 @@ class RecipeRun:
         for modifier in self.modifiers:
             modifier.step_end(self.progress)
 
-    def pass_over(self) -> None:
+    def skip_step(self) -> None:
         """Instead of step_end, where a step's rows are given up: the clock moves, and nothing else does."""
         self.step_end(skipped=True)
         self.state.progress = self.progress.next()
 
     def finish(self) -> None:
         """After the last step: final sparsity reached, ranges frozen."""
-        hand_back(self.model)
+        reshard(self.model)
         for modifier in self.modifiers:
             modifier.finish()
 
@@ -222,9 +222,9 @@ class RecipeRun:
 
     # --- state and report ---------------------------------------------------------------------------------------------
 
-    def settled(self) -> bool:
+    def structure_final(self) -> bool:
         """True once the recipe will change the model's structure no more: models from then on may be compared."""
-        return all(modifier.settled(self.progress) for modifier in self.modifiers)
+        return all(modifier.structure_final(self.progress) for modifier in self.modifiers)
 
     def learning_rate(self) -> float:
         """The rate of the first parameter group, as it is applied in the step under way."""

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from sparse_accel.distributed.weights import (
+    distribute,
     from_deepspeed,
     full_weight,
-    hand_back,
     plain_model,
+    reshard,
     set_full_weight,
-    shared_out,
     to_deepspeed,
 )
 
@@ -28,7 +28,7 @@ def training_state(accelerator: Accelerator, model: nn.Module, optimizer: Any) -
     The main process gets them, on its CPU; the others an empty dict.
     """
     state: dict[str, Tensor] = {}
-    hand_back(model)
+    reshard(model)
     if is_deepspeed(optimizer):
         _link_deepspeed_state(optimizer.optimizer)
     for name, parameter in plain_model(accelerator, model).named_parameters():
@@ -87,7 +87,7 @@ def load_training_state(
 
 def _as_state_of(parameter: Tensor, value: Tensor) -> Tensor:
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        return shared_out(value, parameter)
+        return distribute(value, parameter)
     return value
 
 

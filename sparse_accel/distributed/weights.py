@@ -31,7 +31,7 @@ def plain_model(accelerator: Accelerator, model: nn.Module) -> Any:
     return accelerator.unwrap_model(model, keep_torch_compile=False)
 
 
-def hand_back(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Frees the whole weights that FSDP2 still holds after a forward without a backward: copies, that it would make
     anew, and that stand in the place of the parameters. What reads or changes weights calls this first."""
     for module in model.modules():
@@ -60,7 +60,7 @@ def full_weight(parameter: nn.Parameter) -> Tensor:
 def set_full_weight(parameter: nn.Parameter, value: Tensor) -> None:
     """Writes a whole weight, of which every process has the same `value`, to wherever it and its copies lie."""
     if isinstance(parameter, DTensor):
-        parameter.copy_(shared_out(value, parameter))
+        parameter.copy_(distribute(value, parameter))
         return
     if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
         if parameter.requires_grad:
@@ -87,7 +87,7 @@ def full_state_dict(accelerator: Accelerator, model: nn.Module) -> Mapping[str, 
     """Returns all weights and buffers under their plain names, whole, float32, on the main process's CPU; elsewhere
     nothing."""
     plain = plain_model(accelerator, model)
-    hand_back(plain)
+    reshard(plain)
     whole: dict[int, Tensor] = {}
     state: dict[str, Tensor] = {}
     for name, parameter in plain.named_parameters(remove_duplicate=False):
@@ -103,7 +103,7 @@ def full_state_dict(accelerator: Accelerator, model: nn.Module) -> Mapping[str, 
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
 
 
-def shared_out(value: Tensor, like: DTensor) -> Tensor:
+def distribute(value: Tensor, like: DTensor) -> Tensor:
     """Returns a tensor that every process holds whole as a DTensor laid out as `like`; nothing is sent."""
     value = value.to(like.device, like.dtype)
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)

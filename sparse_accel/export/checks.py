@@ -88,13 +88,13 @@ def check_file(path: Path, opset: int) -> Check:
     return Check("ONNX checker", True, f"valid, opset {opset}, IR version {model.ir_version}")
 
 
-def check_weights(path: Path, model: nn.Module, form: str) -> tuple[Check, Check, dict[str, dict[str, Any]]]:
+def check_weights(path: Path, model: nn.Module, format: str) -> tuple[Check, Check, dict[str, dict[str, Any]]]:
     """Holds every parameter and every quantizer of the checkpoint against the file.
 
     Args:
         path: of model.onnx.
         model: the classifier as `sparse_accel.load` gives it, quantizers on.
-        form: qdq or integer.
+        format: qdq or integer.
 
     Returns:
         The checks of values and of zeros, and for each weight matrix how it is stored: zeros, weights, sparsity, dtype.
@@ -111,12 +111,12 @@ def check_weights(path: Path, model: nn.Module, form: str) -> tuple[Check, Check
             if name not in called:
                 continue
             if isinstance(module, SparseLayer):
-                for found in _compare_quantizers(name, module, tensors, form):
+                for found in _compare_quantizers(name, module, tensors, format):
                     compared["quantizer"] += 1
                     wrong += [found] if found else []
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 compared["matrix"] += 1
-                error, entry, lost = _compare_matrix(name, cast(Any, module), tensors, form)
+                error, entry, lost = _compare_matrix(name, cast(Any, module), tensors, format)
                 wrong += [error] if error else []
                 lost_zeros += [lost] if lost else []
                 layers[f"{name}.weight"] = entry
@@ -195,13 +195,13 @@ def _products(graph: onnx.GraphProto) -> Counter[str]:
 # --- tensor by tensor -------------------------------------------------------------------------------------------------
 
 
-def _compare_quantizers(name: str, layer: SparseLayer, tensors: _Tensors, form: str) -> Iterator[str]:
+def _compare_quantizers(name: str, layer: SparseLayer, tensors: _Tensors, format: str) -> Iterator[str]:
     """What is wrong with scale and zero point of each quantizer of a layer; an empty string for one that is right."""
     weight, entry = active(layer, "weight_quantizer"), active(layer, "input_quantizer")
-    product = form == "integer" and isinstance(layer, nn.Linear) and weight is not None
+    product = format == "integer" and isinstance(layer, nn.Linear) and weight is not None
     if weight is not None:
-        dtype: Any = np.uint8 if form == "integer" else np.int8
-        zero_point = plain(weight.zero_point + OFFSET[form]).astype(dtype)
+        dtype: Any = np.uint8 if format == "integer" else np.int8
+        zero_point = plain(weight.zero_point + OFFSET[format]).astype(dtype)
         found = tensors.differs(f"{name}.weight_zero_point", zero_point)
         if product and entry is not None:
             both = plain(entry.scale * weight.scale)
@@ -214,7 +214,7 @@ def _compare_quantizers(name: str, layer: SparseLayer, tensors: _Tensors, form: 
             continue
         found = tensors.differs(f"{name}.{which}_zero_point", plain(quantizer.zero_point).astype(np.uint8))
         found = found or tensors.differs(f"{name}.{which}_scale", plain(quantizer.scale))
-        lowest, highest = quantizer.form.integers
+        lowest, highest = quantizer.scheme.integers
         if (lowest, highest) != (0, 255):
             for end, bound in (("lowest", lowest), ("highest", highest)):
                 limit = plain((bound - quantizer.zero_point) * quantizer.scale)
@@ -222,7 +222,7 @@ def _compare_quantizers(name: str, layer: SparseLayer, tensors: _Tensors, form: 
         yield found
 
 
-def _compare_matrix(name: str, layer: Any, tensors: _Tensors, form: str) -> tuple[str, dict[str, Any], str]:
+def _compare_matrix(name: str, layer: Any, tensors: _Tensors, format: str) -> tuple[str, dict[str, Any], str]:
     """Returns what is wrong with a weight, how it is stored, and what is wrong with its zeros."""
     transposed = isinstance(layer, nn.Linear)
     weight = layer.weight.detach()
@@ -235,7 +235,7 @@ def _compare_matrix(name: str, layer: Any, tensors: _Tensors, form: str) -> tupl
         kept_zeros = found == 0
     else:
         stored = f"{name}.weight_quantized"
-        error, found, kept_zeros = _compare_integers(stored, weight, quantizer, tensors, form, transposed)
+        error, found, kept_zeros = _compare_integers(stored, weight, quantizer, tensors, format, transposed)
     if found.shape != tuple(weight.t().shape if transposed else weight.shape):
         return error, {"zeros": 0, "weights": found.size, "sparsity": 0.0, "dtype": str(found.dtype)}, ""
     pruned = (weight.t() if transposed else weight).numpy() == 0
@@ -252,25 +252,25 @@ def _compare_matrix(name: str, layer: Any, tensors: _Tensors, form: str) -> tupl
 
 
 def _compare_integers(
-    name: str, weight: torch.Tensor, quantizer: FakeQuantize, tensors: _Tensors, form: str, transposed: bool
+    name: str, weight: torch.Tensor, quantizer: FakeQuantize, tensors: _Tensors, format: str, transposed: bool
 ) -> tuple[str, np.ndarray, np.ndarray]:
     """Scales a file's integers back and holds them against the tensor that PyTorch computes with."""
     tensors.seen.add(name)
-    dtype = "uint8" if form == "integer" else "int8"
+    dtype = "uint8" if format == "integer" else "int8"
     if name not in tensors.by_name or name not in tensors.used_by:
         state = "missing" if name not in tensors.by_name else "there and nothing reads it"
         return f"{name} is {state}", np.zeros(0, dtype=dtype), np.zeros(0, dtype=bool)
     found = tensors.by_name[name]
     values = quantizer(weight)
     scale = quantizer.scale
-    if quantizer.form.channel_axis is not None:
-        scale = scale.reshape([-1 if axis == quantizer.form.channel_axis else 1 for axis in range(weight.ndim)])
+    if quantizer.scheme.channel_axis is not None:
+        scale = scale.reshape([-1 if axis == quantizer.scheme.channel_axis else 1 for axis in range(weight.ndim)])
     expected, scales = values.numpy(), np.broadcast_to(scale.numpy(), tuple(values.shape))
     if transposed:
         expected, scales = expected.T, scales.T
     if found.shape != expected.shape or str(found.dtype) != dtype:
         return f"{name} is {found.dtype} {found.shape}, not {dtype} {expected.shape}", found, np.zeros(0, dtype=bool)
-    integers = found.astype(np.int32) - OFFSET[form]
+    integers = found.astype(np.int32) - OFFSET[format]
     wrong = int((integers.astype(np.float32) * scales != expected).sum())
     error = f"{name}: {wrong} of {found.size} integers, scaled back, are not the weights of the checkpoint"
     return error if wrong else "", found, integers == 0

@@ -18,7 +18,7 @@ from torch import nn
 from sparse_accel.errors import UsageError
 from sparse_accel.export import measure, report
 from sparse_accel.export.archive import ARCHIVE, compress
-from sparse_accel.export.folder import MODEL, READABLE_REPORT, REPORT, beside, claim
+from sparse_accel.export.folder import MODEL, READABLE_REPORT, REPORT, acquire, staged
 from sparse_accel.export.lower import lower
 from sparse_accel.export.opset import check_opset, lower_opset
 from sparse_accel.export.proof import may_overflow, prove
@@ -62,26 +62,26 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
     }
     home = folder.resolve().parent if folder.is_dir() else Path()  # a Hub id: the working folder
     target = (Path(arguments.output_dir) if arguments.output_dir else home / "deployment").resolve()
-    claim(target, source["folder"], overwrite=arguments.overwrite)
+    acquire(target, source["folder"], overwrite=arguments.overwrite)
     if arguments.deepsparse_python:
         measure.require_deepsparse(arguments.deepsparse_python)
     quantized = bool(quantizers(model))
-    form = arguments.format if quantized else "float"
+    format = arguments.format if quantized else "float"
     if arguments.reduce_range and not quantized:
         raise UsageError("--reduce_range acts on quantized activations, and this model has none: leave it out")
     if arguments.reduce_range:
         reduce_ranges(model)
     texts, note = find_texts(arguments, model, tokenizer, length)
 
-    with beside(target) as partial, tempfile.TemporaryDirectory() as name:
+    with staged(target) as partial, tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         traced = trace(model, tokenizer, sequence_length=arguments.sequence_length, opset=max(opset, NATIVE_OPSET))
-        exported, in_float = write_graphs(traced, model, partial, scratch, form, opset)
+        exported, in_float = write_graphs(traced, model, partial, scratch, format, opset)
         cast(Any, model).config.save_pretrained(partial)
         tokenizer.model_max_length = min(tokenizer.model_max_length, limit)  # texts are cut to what the model takes
         tokenizer.save_pretrained(partial)
-        proof = prove(exported, model, tokenizer, texts, form, opset)
-        proof.require(overflows=may_overflow(model, form))
+        proof = prove(exported, model, tokenizer, texts, format, opset)
+        proof.require(overflows=may_overflow(model, format))
         if arguments.compress:
             compress(exported, partial / ARCHIVE)
         tokens = arguments.sequence_length or min(_LATENCY_TOKENS, limit)
@@ -89,7 +89,7 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
         latency, failed = measure.latencies(timed, tokens, arguments.deepsparse_python)
         found = {
             "source": source,
-            "format": form,
+            "format": format,
             "opset": opset,
             "ir_version": onnx.load(exported, load_external_data=False).ir_version,
             "sequence_length": arguments.sequence_length,
@@ -105,7 +105,7 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
             "latency": latency,
             "gains": {runtime: report.gains(table, quantized) for runtime, table in latency.items()},
             "cpu": measure.cpu(),
-            "may_overflow": may_overflow(model, form),
+            "may_overflow": may_overflow(model, format),
             "versions": {each.__name__: each.__version__ for each in (torch, transformers, onnx, onnxruntime)},
         }
         found["advice"] = report.advice(found)
@@ -119,14 +119,14 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
 
 
 def write_graphs(
-    traced: onnx.ModelProto, model: nn.Module, folder: Path, scratch: Path, form: str, opset: int
+    traced: onnx.ModelProto, model: nn.Module, folder: Path, scratch: Path, format: str, opset: int
 ) -> tuple[Path, Path]:
     """Writes the graph that is deployed into `folder`, and the float one that it is measured by into `scratch`."""
     exported, in_float = folder / MODEL, scratch / "float.onnx"
-    for path, its_form in ((in_float, "float"), (exported, form)):
-        graph = lower(traced, model, its_form)
+    for path, its_format in ((in_float, "float"), (exported, format)):
+        graph = lower(traced, model, its_format)
         if graph.ByteSize() >= _LARGEST_FILE:
-            raise UsageError(f"the graph ({its_form}) would be larger than 2 GB, which one ONNX file cannot hold")
+            raise UsageError(f"the graph ({its_format}) would be larger than 2 GB, which one ONNX file cannot hold")
         graph = lower_opset(graph, opset) if opset < NATIVE_OPSET else graph
         check_opset(graph, opset)
         onnx.save(graph, path)
@@ -155,6 +155,6 @@ def file_sizes(in_float: Path, *files: Path) -> dict[str, dict[str, float]]:
 def reduce_ranges(model: nn.Module) -> None:
     """Gives activations 7 bits over the same range: for CPUs whose 8-bit products can overflow."""
     for quantizer in quantizers(model).values():
-        if not quantizer.form.signed:
-            quantizer.form = replace(quantizer.form, reduce_range=True)
+        if not quantizer.scheme.signed:
+            quantizer.scheme = replace(quantizer.scheme, reduce_range=True)
             quantizer.set_range(quantizer.minimum.clone(), quantizer.maximum.clone())

@@ -19,7 +19,7 @@ from sparse_accel.errors import UsageError
 REPORT, READABLE_REPORT, MODEL = "export_report.json", "export_report.md", "model.onnx"
 
 
-def claim(target: Path, source: str, *, overwrite: bool) -> None:
+def acquire(target: Path, source: str, *, overwrite: bool) -> None:
     """Checks that `target` may be written, and puts back what an export that was killed had moved away.
 
     Raises:
@@ -55,7 +55,7 @@ def claim(target: Path, source: str, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def beside(target: Path) -> Iterator[Path]:
+def staged(target: Path) -> Iterator[Path]:
     """Gives a folder beside `target` that takes its place when the block ends well, and vanishes otherwise.
 
     What an earlier export wrote into `target` goes; files of the user's stay.

@@ -29,13 +29,13 @@ from sparse_accel.nn.layers import export_obstacles
 OFFSET = {"qdq": 0, "integer": 128}
 
 
-def lower(traced: onnx.ModelProto, model: nn.Module, form: str) -> onnx.ModelProto:
+def lower(traced: onnx.ModelProto, model: nn.Module, format: str) -> onnx.ModelProto:
     """Returns the graph with every placeholder replaced.
 
     Args:
         traced: from `trace`; left as it is.
         model: whose layers are named there, quantizers on where it has any.
-        form: float, qdq or integer.
+        format: float, qdq or integer.
 
     Raises:
         UsageError: the model has quantizers that have no place in such a graph.
@@ -45,7 +45,7 @@ def lower(traced: onnx.ModelProto, model: nn.Module, form: str) -> onnx.ModelPro
     lowered = onnx.ModelProto()
     lowered.CopyFrom(traced)
     graph = lowered.graph
-    pieces = _Pieces(form)
+    pieces = _Pieces(format)
     nodes: list[onnx.NodeProto] = []
     for node in traced.graph.node:
         if node.domain != DOMAIN:
@@ -74,7 +74,7 @@ def integer_weight(layer: Any) -> Tensor:
     They are read off the very tensor that PyTorch computes with: fake-quantized values divided by their scale.
     """
     quantizer: FakeQuantize = layer.weight_quantizer
-    axis = quantizer.form.channel_axis
+    axis = quantizer.scheme.channel_axis
     shape = [1] * layer.weight.ndim
     if axis is not None:
         shape[axis] = -1
@@ -87,8 +87,8 @@ class _Pieces:
     """Makes the nodes of one layer at a time, and keeps the initializers that they use: once each, however often a
     layer that several blocks share is called."""
 
-    def __init__(self, form: str) -> None:
-        self.form = form
+    def __init__(self, format: str) -> None:
+        self.format = format
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._calls = 0
 
@@ -96,11 +96,11 @@ class _Pieces:
         self._calls += 1
         prefix = f"{name}/{self._calls}"
         has_bias = layer.bias is not None
-        output = None if self.form == "float" else active(layer, "output_quantizer")
+        output = None if self.format == "float" else active(layer, "output_quantizer")
         product = f"{prefix}/product" if has_bias or output else y
         result = f"{prefix}/sum" if output else y
-        if self.form != "float" and active(layer, "weight_quantizer"):
-            if is_matrix and self.form == "qdq":
+        if self.format != "float" and active(layer, "weight_quantizer"):
+            if is_matrix and self.format == "qdq":
                 # onnxruntime would join a MatMul of matrices and its bias to a float Gemm first, and look
                 # for integers later.
                 axis = self._keep("axis_0", np.array([0], dtype=np.int64))
@@ -113,7 +113,7 @@ class _Pieces:
                 yield from self._quantized_product(name, layer, x, product, prefix)
         else:
             weight = self._keep(f"{name}.weight", layer.weight.detach().t().contiguous().numpy())
-            if self.form != "float" and active(layer, "input_quantizer"):
+            if self.format != "float" and active(layer, "input_quantizer"):
                 yield from self._fake_quantize(f"{name}.input", layer.input_quantizer, x, f"{prefix}/input", prefix)
                 x = f"{prefix}/input"
             yield helper.make_node("MatMul", [x, weight], [product], f"{prefix}/MatMul")
@@ -128,9 +128,9 @@ class _Pieces:
     def embedding(self, name: str, layer: Any, ids: str, y: str) -> Iterator[onnx.NodeProto]:
         self._calls += 1
         prefix = f"{name}/{self._calls}"
-        output = None if self.form == "float" else active(layer, "output_quantizer")
+        output = None if self.format == "float" else active(layer, "output_quantizer")
         rows = f"{prefix}/rows" if output else y
-        if self.form != "float" and active(layer, "weight_quantizer"):
+        if self.format != "float" and active(layer, "weight_quantizer"):
             weight, scale, zero = self._weight(name, layer, transposed=False)
             yield helper.make_node("Gather", [weight, ids], [f"{prefix}/integers"], f"{prefix}/Gather")
             inputs = [f"{prefix}/integers", scale, zero]
@@ -146,9 +146,9 @@ class _Pieces:
     def _quantized_product(self, name: str, layer: Any, x: str, y: str, prefix: str) -> Iterator[onnx.NodeProto]:
         """x times the weight, in the form's own operators."""
         weight, weight_scale, weight_zero = self._weight(name, layer, transposed=True)
-        if self.form == "qdq":
+        if self.format == "qdq":
             yield from self._fake_quantize(f"{name}.input", layer.input_quantizer, x, f"{prefix}/input", prefix)
-            axis = None if layer.weight_quantizer.form.channel_axis is None else {"axis": 1}
+            axis = None if layer.weight_quantizer.scheme.channel_axis is None else {"axis": 1}
             inputs = [weight, weight_scale, weight_zero]
             node = helper.make_node("DequantizeLinear", inputs, [f"{prefix}/weight"], f"{prefix}/weight/DQ")
             node.attribute.extend(helper.make_attribute(key, value) for key, value in (axis or {}).items())
@@ -176,7 +176,7 @@ class _Pieces:
 
     def _quantize(self, name: str, quantizer: FakeQuantize, x: str, y: str, prefix: str) -> Any:
         """An activation as uint8. Yields nodes and returns the names of scale and zero point."""
-        lowest, highest = quantizer.form.integers
+        lowest, highest = quantizer.scheme.integers
         scale = self._keep(f"{name}_scale", plain(quantizer.scale))
         zero = self._keep(f"{name}_zero_point", plain(quantizer.zero_point).astype(np.uint8))
         if (lowest, highest) != (0, 255):  # fewer bits: uint8 itself would not stop at the highest integer
@@ -191,7 +191,7 @@ class _Pieces:
 
     def _weight(self, name: str, layer: Any, *, transposed: bool) -> tuple[str, str, str]:
         """Keeps a layer's integers, scale and zero point, and returns their names."""
-        offset = OFFSET[self.form]
+        offset = OFFSET[self.format]
         dtype: Any = np.uint8 if offset else np.int8
         integers = integer_weight(layer) + offset
         integers = integers.t() if transposed else integers

@@ -50,12 +50,12 @@ class Proof:
         }
 
 
-def prove(path: Path, model: nn.Module, tokenizer: Any, texts: Texts, form: str, opset: int) -> Proof:
+def prove(path: Path, model: nn.Module, tokenizer: Any, texts: Texts, format: str, opset: int) -> Proof:
     """Holds a written model.onnx against the model. A file that cannot be read ends the proof at that check."""
     first = check_file(path, opset)
     if not first.passed:
         return Proof([first])
-    values, zeros, layers = check_weights(path, model, form)
+    values, zeros, layers = check_weights(path, model, format)
     with tempfile.TemporaryDirectory() as scratch:
         optimized = Path(scratch) / "optimized.onnx"
         try:
@@ -70,10 +70,10 @@ def prove(path: Path, model: nn.Module, tokenizer: Any, texts: Texts, form: str,
     return Proof(checks, layers, counted, found)
 
 
-def may_overflow(model: nn.Module, form: str) -> bool:
+def may_overflow(model: nn.Module, format: str) -> bool:
     """True where sums of two 8-bit products can overflow 16 bits on a CPU without VNNI: signed weights, and activations
     of 8 bits."""
-    return form == "qdq" and any(quantizer.form.integers[1] > 127 for quantizer in quantizers(model).values())
+    return format == "qdq" and any(quantizer.scheme.integers[1] > 127 for quantizer in quantizers(model).values())
 
 
 def reasons(failed: list[Check], *, overflows: bool) -> str:

@@ -26,7 +26,7 @@ from sparse_accel.errors import UsageError, listed
 from sparse_accel.files import write_text
 from sparse_accel.fingerprints import fingerprint
 from sparse_accel.hub import model_address
-from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationFormat
+from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationScheme
 from sparse_accel.nn.layers import make_sparse, masks, quantizers
 from sparse_accel.tasks import Task, TextClassification, task_class
 from sparse_accel.tasks.label_names import head_in, set_labels
@@ -65,7 +65,7 @@ def write_quantizers(folder: Path, model: nn.Module) -> None:
     """Writes the quantizers that are on, with format, range, scale and zero point; no file when there are none."""
     entries = {
         name: {
-            **quantizer.form.to_dict(),
+            **quantizer.scheme.to_dict(),
             "minimum": quantizer.minimum.tolist(),
             "maximum": quantizer.maximum.tolist(),
             "scale": quantizer.scale.tolist(),
@@ -294,8 +294,8 @@ def read_quantizers(path: Path, model: nn.Module) -> None:
 
 def _quantizer(path: Path, name: str, entry: dict[str, Any]) -> FakeQuantize:
     try:
-        form = QuantizationFormat(**{key: entry[key] for key in QuantizationFormat.__dataclass_fields__})
-        quantizer = FakeQuantize(form, channels=len(entry["scale"]))
+        scheme = QuantizationScheme(**{key: entry[key] for key in QuantizationScheme.__dataclass_fields__})
+        quantizer = FakeQuantize(scheme, channels=len(entry["scale"]))
         quantizer.set_range(_tensor(entry["minimum"]), _tensor(entry["maximum"]))
         agrees = torch.equal(quantizer.scale, _tensor(entry["scale"]))
         agrees = agrees and quantizer.zero_point.tolist() == entry["zero_point"]

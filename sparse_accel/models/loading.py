@@ -145,7 +145,7 @@ def load_for_export(name: str, task: type[Task]) -> tuple[nn.Module, Any, int]:
         )
     model = _load_named(flag, name, task)
     tokenizer = _tokenizer(flag, name, task)
-    return model, tokenizer, sequence_limit(tokenizer, model)
+    return model, tokenizer, max_length(tokenizer, model)
 
 
 def _quantized_in_training(folder: Path, default: int) -> int:
@@ -240,7 +240,7 @@ def _tokenizer(flag: str, name: str, task: type[Task], **source: Any) -> Any:
     return tokenizer
 
 
-def sequence_limit(tokenizer: Any, model: nn.Module) -> int:
+def max_length(tokenizer: Any, model: nn.Module) -> int:
     """Returns the most tokens that tokenizer and model take."""
     named = getattr(model.config, "max_position_embeddings", None) or 0
     limits = [int(tokenizer.model_max_length), *([named] if named > 0 else [])]  # XLNet says -1: no limit

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.distributed.weights import full_weight, hand_back
+from sparse_accel.distributed.weights import full_weight, reshard
 from sparse_accel.nn.layers import SparseLayer, is_encoder_linear, prunable_names
 
 
@@ -19,7 +19,7 @@ def sparsity_report(model: nn.Module) -> dict[str, Any]:
     convolution weights), `model` (all parameters), each with `zeros`, `weights` and `sparsity` = zeros / weights, and
     `layers`: the same for each weight matrix by name.
     """
-    hand_back(model)
+    reshard(model)
     layers: dict[str, dict[str, float]] = {}
     totals = {name: [0, 0] for name in ("encoder_linear", "prunable", "model")}
     prunable = set(prunable_names(model))

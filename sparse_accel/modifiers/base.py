@@ -123,7 +123,7 @@ class Modifier:
         """The epochs between which the modifier acts: the first not negative, the second infinite for no end."""
         return max(self.start_epoch, 0.0), math.inf if self.end_epoch == -1 else self.end_epoch
 
-    def check_beside(self, others: Sequence[Modifier]) -> None:
+    def check_compatible(self, others: Sequence[Modifier]) -> None:
         """Raises FieldError when this modifier cannot stand in one recipe with `others`, all its other modifiers."""
         for other in others:
             if self.one_at_a_time and type(other) is type(self) and spans_overlap(self.span, other.span):
@@ -201,7 +201,7 @@ class Modifier:
                 "recipe"
             )
 
-    def settled(self, progress: Progress) -> bool:
+    def structure_final(self, progress: Progress) -> bool:
         """True once this modifier will change the model's structure no more (sparsity final, ranges frozen)."""
         return True
 

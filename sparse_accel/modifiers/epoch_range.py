@@ -25,7 +25,7 @@ class EpochRangeModifier(Modifier):
         if self.end_epoch <= 0:
             raise FieldError("end_epoch", f"the number of epochs must be above 0, not {self.end_epoch:g}")
 
-    def check_beside(self, others: Sequence[Modifier]) -> None:
+    def check_compatible(self, others: Sequence[Modifier]) -> None:
         end = max(other.end_epoch for other in [self, *others] if isinstance(other, EpochRangeModifier))
         for other in others:
             for key in ("start_epoch", "end_epoch"):

@@ -38,8 +38,8 @@ class ParamGroupModifier(Modifier):
     def covers_group(self, group: int) -> bool:
         return self.param_groups is None or group in self.param_groups
 
-    def check_beside(self, others: Sequence[Modifier]) -> None:
-        super().check_beside(others)
+    def check_compatible(self, others: Sequence[Modifier]) -> None:
+        super().check_compatible(others)
         for other in others:
             if not isinstance(other, ParamGroupModifier) or other.setting != self.setting or not self.overlaps(other):
                 continue

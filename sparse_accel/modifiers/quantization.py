@@ -163,7 +163,7 @@ class QuantizationModifier(Modifier):
         """Puts the quantizers of one layer in place, off. Layers of other kinds are left as they are."""
         from torch import nn
 
-        from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationFormat
+        from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationScheme
         from sparse_accel.nn.layers import make_sparse, plain_class_name
 
         kind = plain_class_name(module)
@@ -171,8 +171,8 @@ class QuantizationModifier(Modifier):
             return
         if kind == "Embedding" and not self.quantize_embeddings:
             return
-        activation = QuantizationFormat(self.activation_bits, reduce_range=self.reduce_range)
-        weight = QuantizationFormat(self.weight_bits, signed=True, symmetric=True)
+        activation = QuantizationScheme(self.activation_bits, reduce_range=self.reduce_range)
+        weight = QuantizationScheme(self.weight_bits, signed=True, symmetric=True)
         layer = make_sparse(module)
         layer.weight_quantizer = FakeQuantize(weight)
         if isinstance(module, nn.Embedding):
@@ -188,22 +188,22 @@ class QuantizationModifier(Modifier):
                 self._quantizers.append(quantizer)
 
     def bind(self, state: State) -> None:
-        from sparse_accel.nn.fake_quantize import RangeTable
+        from sparse_accel.nn.fake_quantize import Observers
 
-        self._ranges = RangeTable(self._quantizers)
+        self._observers = Observers(self._quantizers)
 
     def step_begin(self, progress: Progress) -> None:
         enabled = progress.reached(self.start_epoch)
         frozen = self.freeze_epoch is not None and progress.reached(self.freeze_epoch)
         # A freeze at the very start still lets the first step show the ranges what they freeze to.
-        self._switch(enabled, observing=enabled and (not frozen or self._ranges.fresh))
+        self._switch(enabled, observing=enabled and (not frozen or self._observers.fresh))
         if self.freeze_bn_stats_epoch is not None and progress.reached(self.freeze_bn_stats_epoch):
             for module in self._batch_norms:
                 module.eval()
 
     def step_end(self, progress: Progress) -> None:
         if self._quantizers[0].observing:
-            self._ranges.fold()
+            self._observers.update()
 
     def finish(self) -> None:
         self._switch(self._quantizers[0].enabled, observing=False)
@@ -217,10 +217,10 @@ class QuantizationModifier(Modifier):
         forward()
         for quantizer in self._quantizers:
             quantizer.calibrating = False
-        self._ranges.start()
+        self._observers.calibrate()
 
     def step_skipped(self) -> None:
-        self._ranges.forget()
+        self._observers.reset()
 
     def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
         """Ranges follow the batches shown, as they would over as many steps; nothing else moves."""
@@ -228,27 +228,29 @@ class QuantizationModifier(Modifier):
         for quantizer in self._quantizers:
             quantizer.train()  # quantizers observe in training mode only; the model around them stays in eval mode
         for _ in forwards():
-            self._ranges.fold()
+            self._observers.update()
         self.finish()
 
     def _switch(self, enabled: bool, observing: bool) -> None:
         for quantizer in self._quantizers:
             quantizer.enabled, quantizer.observing = enabled, observing
 
-    def settled(self, progress: Progress) -> bool:
-        return not self._ranges.fresh and (self.freeze_epoch is None or progress.reached(self.freeze_epoch))
+    def structure_final(self, progress: Progress) -> bool:
+        return not self._observers.fresh and (self.freeze_epoch is None or progress.reached(self.freeze_epoch))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         import torch
 
-        ready = torch.tensor([quantizer.ready for quantizer in self._ranges.quantizers])
-        return {"minimum": self._ranges.minimum, "maximum": self._ranges.maximum, "ready": ready}
+        ready = torch.tensor([quantizer.ready for quantizer in self._observers.quantizers])
+        return {"minimum": self._observers.minimum, "maximum": self._observers.maximum, "ready": ready}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         if {name: value.shape for name, value in state.items()} != {n: v.shape for n, v in self.state_dict().items()}:
             raise ValueError(f"the ranges of {self.name} are of other quantizers")
-        self._ranges.load(state["minimum"], state["maximum"], state["ready"].tolist())
-        self._switch(enabled=not self._ranges.fresh, observing=False)  # the next step's beginning says whether it does
+        self._observers.load(state["minimum"], state["maximum"], state["ready"].tolist())
+        self._switch(
+            enabled=not self._observers.fresh, observing=False
+        )  # the next step's beginning says whether it does
 
     def phase(self) -> str:
         first = self._quantizers[0]

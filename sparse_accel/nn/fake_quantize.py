@@ -20,7 +20,7 @@ _SMALLEST_SCALE = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
-class QuantizationFormat:
+class QuantizationScheme:
     """How one tensor is held in integers.
 
     Attributes:
@@ -64,43 +64,43 @@ def moving_average(average: Tensor, value: Tensor, averaging_constant: float) ->
     return average + averaging_constant * (value - average)
 
 
-def quantization_parameters(minimum: Tensor, maximum: Tensor, form: QuantizationFormat) -> tuple[Tensor, Tensor]:
+def quantization_parameters(minimum: Tensor, maximum: Tensor, scheme: QuantizationScheme) -> tuple[Tensor, Tensor]:
     """Returns (scale float32, zero point int32), of the shape of `minimum`, for a range that is stretched to hold 0."""
-    lowest, highest = form.integers
+    lowest, highest = scheme.integers
     minimum, maximum = minimum.clamp(max=0.0), maximum.clamp(min=0.0)
-    if form.symmetric:
+    if scheme.symmetric:
         scale = torch.maximum(-minimum, maximum) / ((highest - lowest) / 2)
         scale = scale.clamp(min=_SMALLEST_SCALE)
-        zero_point = torch.full_like(scale, 0 if form.signed else (lowest + highest + 1) // 2, dtype=torch.int32)
+        zero_point = torch.full_like(scale, 0 if scheme.signed else (lowest + highest + 1) // 2, dtype=torch.int32)
         return scale, zero_point
     scale = ((maximum - minimum) / float(highest - lowest)).clamp(min=_SMALLEST_SCALE)
     zero_point = (lowest - torch.round(minimum / scale)).clamp(lowest, highest).to(torch.int32)
     return scale, zero_point
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, form: QuantizationFormat) -> Tensor:
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: QuantizationScheme) -> Tensor:
     """Returns `x` rounded to the grid and clipped to the range, float32, with a straight-through gradient.
 
     Args:
         x: any shape, float; taken to float32 first, under autocast too.
         scale, zero_point: float32 and int32, (1,) or (channels,).
     """
-    lowest, highest = form.integers
+    lowest, highest = scheme.integers
     if torch.compiler.is_compiling():
-        return _fake_quantize_in_a_graph(x.float(), scale, zero_point, form)
-    if form.channel_axis is None:
+        return _fake_quantize_in_a_graph(x.float(), scale, zero_point, scheme)
+    if scheme.channel_axis is None:
         if x.device.type == "cpu":
             return FakeQuantizeOnCpu.apply(x.float(), scale, zero_point, lowest, highest)
         return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, lowest, highest)
-    return torch.fake_quantize_per_channel_affine(x.float(), scale, zero_point, form.channel_axis, lowest, highest)
+    return torch.fake_quantize_per_channel_affine(x.float(), scale, zero_point, scheme.channel_axis, lowest, highest)
 
 
-def _fake_quantize_in_a_graph(x: Tensor, scale: Tensor, zero_point: Tensor, form: QuantizationFormat) -> Tensor:
+def _fake_quantize_in_a_graph(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: QuantizationScheme) -> Tensor:
     """The same from ordinary operations, for torch.compile, which has no kernel of its own for PyTorch's (2.13)."""
-    lowest, highest = form.integers
-    if form.channel_axis is not None:
+    lowest, highest = scheme.integers
+    if scheme.channel_axis is not None:
         shape = [1] * x.ndim
-        shape[form.channel_axis] = -1
+        shape[scheme.channel_axis] = -1
         scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
     integers = torch.round(x.detach() * (1.0 / scale)) + zero_point
     value = (integers.clamp(lowest, highest) - zero_point) * scale
@@ -130,9 +130,9 @@ class FakeQuantize(nn.Module):
     seen_minimum: Tensor  # extremes of the step under way; +inf and -inf while it has shown nothing
     seen_maximum: Tensor
 
-    def __init__(self, form: QuantizationFormat, channels: int = 1) -> None:
+    def __init__(self, scheme: QuantizationScheme, channels: int = 1) -> None:
         super().__init__()
-        self.form = form
+        self.scheme = scheme
         self.enabled = False
         self.observing = False
         self.calibrating = False
@@ -158,12 +158,12 @@ class FakeQuantize(nn.Module):
             return x
         if not self.ready:
             raise RuntimeError("a quantizer is on before it has seen a batch: it has no range to round to")
-        return fake_quantize(x, self.scale, self.zero_point, self.form).to(x.dtype)
+        return fake_quantize(x, self.scale, self.zero_point, self.scheme).to(x.dtype)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Widens what this step has shown; the first tensor of all also becomes the range."""
-        minimum, maximum = extrema(x, self.form.channel_axis)
+        minimum, maximum = extrema(x, self.scheme.channel_axis)
         torch.minimum(self.seen_minimum, minimum, out=self.seen_minimum)
         torch.maximum(self.seen_maximum, maximum, out=self.seen_maximum)
         if not (self.ready or self.calibrating):
@@ -177,17 +177,17 @@ class FakeQuantize(nn.Module):
         be views into one that is shared by all quantizers."""
         self.minimum.copy_(minimum)
         self.maximum.copy_(maximum)
-        scale, zero_point = quantization_parameters(self.minimum, self.maximum, self.form)
+        scale, zero_point = quantization_parameters(self.minimum, self.maximum, self.scheme)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
         self.ready = True
 
     def extra_repr(self) -> str:
         state = "off" if not self.enabled else "observing" if self.observing else "frozen"
-        return f"{self.form.bits} bits, {'symmetric' if self.form.symmetric else 'affine'}, {state}"
+        return f"{self.scheme.bits} bits, {'symmetric' if self.scheme.symmetric else 'affine'}, {state}"
 
 
-class RangeTable:
+class Observers:
     """The ranges of many quantizers in one place, so that a step's end costs one all-reduce and a few operations.
 
     The quantizers' buffers become views of the table's. Make it once they are on their device.
@@ -200,15 +200,15 @@ class RangeTable:
     def __init__(self, quantizers: list[FakeQuantize], averaging_constant: float = 0.01) -> None:
         self.averaging_constant = averaging_constant
         # Those of one format lie side by side: their parameters are computed together.
-        self.quantizers = sorted(quantizers, key=lambda quantizer: str(quantizer.form))
+        self.quantizers = sorted(quantizers, key=lambda quantizer: str(quantizer.scheme))
         self.sizes = [quantizer.minimum.numel() for quantizer in self.quantizers]
-        self.forms: list[tuple[QuantizationFormat, slice]] = []
+        self._schemes: list[tuple[QuantizationScheme, slice]] = []
         start = 0
         for quantizer, size in zip(self.quantizers, self.sizes, strict=True):
-            if self.forms and self.forms[-1][0] == quantizer.form:
-                self.forms[-1] = (quantizer.form, slice(self.forms[-1][1].start, start + size))
+            if self._schemes and self._schemes[-1][0] == quantizer.scheme:
+                self._schemes[-1] = (quantizer.scheme, slice(self._schemes[-1][1].start, start + size))
             else:
-                self.forms.append((quantizer.form, slice(start, start + size)))
+                self._schemes.append((quantizer.scheme, slice(start, start + size)))
             start += size
         self.minimum = self._join("minimum")
         self.maximum = self._join("maximum")
@@ -225,7 +225,7 @@ class RangeTable:
         return joined
 
     @torch.no_grad()
-    def fold(self) -> None:
+    def update(self) -> None:
         """Moves every range towards what the step has shown, on all processes alike, and forgets the step.
 
         The first step's extremes are the range; a quantizer that saw nothing keeps its own.
@@ -239,19 +239,19 @@ class RangeTable:
         self.minimum.copy_(torch.where(seen, moving_average(self.minimum, minimum, constant), self.minimum))
         self.maximum.copy_(torch.where(seen, moving_average(self.maximum, maximum, constant), self.maximum))
         self._update_parameters()
-        self.forget()
+        self.reset()
 
     @torch.no_grad()
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Drops what the step under way has shown."""
         self.seen_minimum.fill_(torch.inf)
         self.seen_maximum.fill_(-torch.inf)
 
     @torch.no_grad()
-    def start(self) -> None:
+    def calibrate(self) -> None:
         """Takes what calibration has shown as the ranges to begin with; the first step's own will replace them."""
         shown = (self.seen_minimum <= self.seen_maximum).split(self.sizes)
-        self.fold()
+        self.update()
         for quantizer, seen in zip(self.quantizers, shown, strict=True):
             quantizer.ready = bool(seen.all())
         self.fresh = True
@@ -266,7 +266,7 @@ class RangeTable:
         self._update_parameters()
 
     def _update_parameters(self) -> None:
-        for form, part in self.forms:
-            scale, zero_point = quantization_parameters(self.minimum[part], self.maximum[part], form)
+        for scheme, part in self._schemes:
+            scale, zero_point = quantization_parameters(self.minimum[part], self.maximum[part], scheme)
             self.scale[part] = scale
             self.zero_point[part] = zero_point

@@ -201,12 +201,12 @@ def export_obstacles(model: nn.Module, *, only_enabled: bool) -> dict[str, list[
             found.setdefault(reason, []).append(name)
             continue
         for kind, quantizer in used.items():
-            form, reason = quantizer.form, ""
-            if kind != "weight" and (form.signed or form.channel_axis is not None):
+            scheme, reason = quantizer.scheme, ""
+            if kind != "weight" and (scheme.signed or scheme.channel_axis is not None):
                 reason = "only unsigned activations with one scale can be exported"
-            elif kind == "weight" and not (form.signed and form.symmetric):
+            elif kind == "weight" and not (scheme.signed and scheme.symmetric):
                 reason = "only signed symmetric weights can be exported"
-            elif kind == "weight" and form.channel_axis is not None and isinstance(layer, nn.Embedding):
+            elif kind == "weight" and scheme.channel_axis is not None and isinstance(layer, nn.Embedding):
                 reason = "an embedding with one scale a row cannot be exported yet"
             elif kind == "weight" and isinstance(layer, nn.Linear) and "input" not in used:
                 reason = "a Linear with a quantized weight and a float input has no integer kernel"

@@ -222,7 +222,7 @@ class _Builder:
     def check_together(self, recipe: Recipe) -> None:
         for modifier in recipe.modifiers:
             try:
-                modifier.check_beside([other for other in recipe.modifiers if other is not modifier])
+                modifier.check_compatible([other for other in recipe.modifiers if other is not modifier])
             except FieldError as error:
                 raise self.field_error(modifier.name, self.written[id(modifier)], error) from None
 

@@ -77,7 +77,7 @@ def save_checkpoint(
         save_file(training, partial / TRAINING_STATE)
         save_file({key: value.detach().cpu().clone() for key, value in recipe_state.items()}, partial / RECIPE_STATE)
         history.write(partial / TRAINER_STATE, run.progress)
-        seal(partial)
+        write_checksums(partial)
         put_in_place(partial, final)
         if keep is not None:
             delete_old(folder, keep, best=history.best_step)
@@ -90,7 +90,7 @@ def save_checkpoint(
             f"{broken} holds what is no number at step {run.progress.step}: nothing is saved, and the last checkpoint "
             "is kept. Lower --learning_rate (or the recipe's init_lr), or train with --bf16 or float32 and not --fp16"
         )
-    with written_or_said(accelerator, partial, f"checkpoint {final}"):
+    with write_errors(accelerator, partial, f"checkpoint {final}"):
         by_main_process(accelerator, lambda: shutil.rmtree(partial, ignore_errors=True))
         save_model(partial, accelerator, model, tokenizer)
         by_main_process(accelerator, write)
@@ -104,7 +104,7 @@ def _not_finite(state: dict[str, Tensor]) -> str:
 
 
 @contextmanager
-def written_or_said(accelerator: Accelerator, partial: Path, what: str) -> Iterator[None]:
+def write_errors(accelerator: Accelerator, partial: Path, what: str) -> Iterator[None]:
     """Turns a disk that takes no more into an error for people, and deletes what was half written."""
     try:
         yield
@@ -117,7 +117,7 @@ def written_or_said(accelerator: Accelerator, partial: Path, what: str) -> Itera
         ) from error
 
 
-def seal(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """Writes the checksums of a folder's files, and has the disk hold all of them, before the folder gets its name."""
     sums = {}
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
@@ -128,7 +128,7 @@ def seal(folder: Path) -> None:
     to_disk(folder)
 
 
-def damage(checkpoint: Path) -> str:
+def verify(checkpoint: Path) -> str:
     """Returns in words what is wrong with a checkpoint's files; empty where each is as it was written."""
     try:
         sums = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
@@ -148,18 +148,18 @@ def damage(checkpoint: Path) -> str:
     return ""
 
 
-def name_whole_ones(folder: Path) -> None:
+def restore_complete(folder: Path) -> None:
     """Gives their names to checkpoints that were written whole, and whose run was killed before they had them."""
     for partial in sorted(folder.glob(".checkpoint-*.partial")):
         final = folder / partial.name.removeprefix(".").removesuffix(".partial").removesuffix(".older")
-        if not final.exists() and not damage(partial):
+        if not final.exists() and not verify(partial):
             os.rename(partial, final)
 
 
-def newest_whole(folder: Path) -> Path | None:
+def newest_intact(folder: Path) -> Path | None:
     """Returns the newest checkpoint whose files are as they were written. Damaged ones are moved aside, and named."""
     for checkpoint in reversed(checkpoints_in(folder)):
-        problem = damage(checkpoint)
+        problem = verify(checkpoint)
         if not problem:
             return checkpoint
         aside = checkpoint.with_name(f"{checkpoint.name}.damaged")

@@ -13,10 +13,10 @@ from sparse_accel.distributed.collectives import by_main_process, largest
 from sparse_accel.errors import UsageError
 from sparse_accel.files import free_name, link_tree
 from sparse_accel.run_folder.checkpoints import (
-    name_whole_ones,
+    restore_complete,
 )
 from sparse_accel.run_folder.record import RUN_FILE, change_record, difference, read_record, write_record
-from sparse_accel.run_folder.resume import _named_start, _went_on_from
+from sparse_accel.run_folder.resume import _named_checkpoint, _resumed_from
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,7 +29,7 @@ _locks: list[Any] = []
 
 
 @contextmanager
-def folders_let_go() -> Iterator[None]:
+def release_folders() -> Iterator[None]:
     """At its end, other processes may claim what was claimed inside of the block."""
     try:
         yield
@@ -40,40 +40,40 @@ def folders_let_go() -> Iterator[None]:
                 lock.release()
 
 
-def claim(
+def acquire(
     accelerator: Accelerator,
     arguments: TrainingArguments,
     run: RecipeRun,
     identity: dict[str, Any],
     settings: dict[str, Any],
 ) -> str:
-    """As `claim_folder`, decided by the main process for all."""
+    """As `acquire_folder`, decided by the main process for all."""
     folder, resume_from = Path(str(arguments.output_dir)), arguments.resume_from_checkpoint
 
-    def went_on() -> bool:
-        return _went_on_from(folder, str(resume_from))
+    def resumed_already() -> bool:
+        return _resumed_from(folder, str(resume_from))
 
     def decide() -> str:
         if not folder.is_file():
             _locks.append(lock_folder(folder))
-            name_whole_ones(folder)
+            restore_complete(folder)
         restarted = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
         record = read_record(folder)
         finished = record is not None and record["finished"] and record["identity"] == identity
-        action = claim_folder(
+        action = acquire_folder(
             folder,
             identity,
             overwrite=arguments.overwrite_output_dir,
             restarted=restarted,
             settings=settings,
-            checkpoint=None if finished else _named_start(folder, resume_from, run),  # before anything is moved
+            checkpoint=None if finished else _named_checkpoint(folder, resume_from, run),  # before anything is moved
         )
         if not (folder / LOCK_FILE).exists():  # what was there was moved aside, its lock with it
             _locks.append(lock_folder(folder))
         return action
 
     answer = by_main_process(accelerator, decide)
-    if answer == "show" and isinstance(resume_from, str) and not by_main_process(accelerator, went_on):
+    if answer == "show" and isinstance(resume_from, str) and not by_main_process(accelerator, resumed_already):
         raise UsageError(
             f"--output_dir {folder} holds this very run, finished: nothing is left to resume from {resume_from}. Leave "
             "out --resume_from_checkpoint to see its results, or name another --output_dir to train from there"
@@ -143,7 +143,7 @@ def make_folder(folder: Path) -> None:
         raise UsageError(f"--output_dir {folder} cannot be made ({error.strerror}). Name another folder") from error
 
 
-def claim_folder(
+def acquire_folder(
     folder: Path,
     identity: dict[str, Any],
     *,

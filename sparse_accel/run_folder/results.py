@@ -18,7 +18,7 @@ from sparse_accel.files import write_json, write_text
 from sparse_accel.models.files import load, save_model
 from sparse_accel.models.sparsity import sparsity_report
 from sparse_accel.nn.layers import quantized_linears
-from sparse_accel.run_folder.checkpoints import TRAINER_STATE, copy_model, damage, publish, written_or_said
+from sparse_accel.run_folder.checkpoints import TRAINER_STATE, copy_model, publish, verify, write_errors
 from sparse_accel.run_folder.record import change_record, read_record
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def write_final(
     """
     partial = folder / ".final.partial"
     best = folder / f"checkpoint-{history.best_step}"
-    chosen = by_main_process(accelerator, lambda: history.best_step is not None and best.is_dir() and not damage(best))
+    chosen = by_main_process(accelerator, lambda: history.best_step is not None and best.is_dir() and not verify(best))
     if history.best_step is not None and not chosen:
         warn(f"the best checkpoint, {best.name}, is gone or damaged: the model of the last step is written instead")
         history.best_step = None
@@ -110,7 +110,7 @@ def write_final(
         write_json(folder / ALL_RESULTS, {**_without_evaluation(folder), **figures})
         change_record(folder, measured={})
 
-    with written_or_said(accelerator, partial, f"the model in {folder}"):
+    with write_errors(accelerator, partial, f"the model in {folder}"):
         by_main_process(accelerator, lambda: shutil.rmtree(partial, ignore_errors=True))
         if not chosen:
             save_model(partial, accelerator, model, tokenizer)
@@ -133,11 +133,11 @@ def write_evaluation(
             figures = {**figures, "eval_model": model}
         write_json(folder / EVAL_RESULTS, figures)
         write_json(folder / ALL_RESULTS, {**_without_evaluation(folder), **figures})
-        remember(accelerator, folder, EVAL_RESULTS, measured_on if own else f"another model: {model}")
+        record_measured(accelerator, folder, EVAL_RESULTS, measured_on if own else f"another model: {model}")
     accelerator.wait_for_everyone()
 
 
-def remember(accelerator: Accelerator, folder: Path, name: str, measured_on: str) -> None:
+def record_measured(accelerator: Accelerator, folder: Path, name: str, measured_on: str) -> None:
     """Records what the figures or predictions in the file `name` of a run's folder were measured on."""
     if accelerator.is_main_process:
         change_record(folder, measured=_measured(folder) | {name: measured_on})

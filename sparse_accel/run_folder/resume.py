@@ -14,9 +14,9 @@ from sparse_accel.run_folder.checkpoints import (
     check_recipe,
     checkpoint_step,
     checkpoints_in,
-    damage,
     load_checkpoint,
-    newest_whole,
+    newest_intact,
+    verify,
 )
 from sparse_accel.run_folder.record import change_record, difference, read_record
 
@@ -43,41 +43,41 @@ def checkpoint_to_resume(arguments: TrainingArguments, accelerator: Accelerator,
     """
     asked = arguments.resume_from_checkpoint
     found: Path | None
-    if isinstance(asked, str) and by_main_process(accelerator, lambda: _went_on_from(folder, asked)):
-        found = by_main_process(accelerator, lambda: newest_whole(folder))
+    if isinstance(asked, str) and by_main_process(accelerator, lambda: _resumed_from(folder, asked)):
+        found = by_main_process(accelerator, lambda: newest_intact(folder))
         if found is not None:
             say(accelerator, f"{folder} holds what was trained since {asked}: going on from {found.name}")
             return found
     if isinstance(asked, str):
         path = Path(asked)
         by_main_process(accelerator, lambda: _warn_of_another_run(folder, path))
-        by_main_process(accelerator, lambda: _leave_course(folder, path, asked))
+        by_main_process(accelerator, lambda: _set_newer_aside(folder, path, asked))
         return path
-    found = by_main_process(accelerator, lambda: newest_whole(folder))
+    found = by_main_process(accelerator, lambda: newest_intact(folder))
     return found
 
 
-def _named_start(folder: Path, asked: str | bool | None, run: RecipeRun) -> Path | None:
+def _named_checkpoint(folder: Path, asked: str | bool | None, run: RecipeRun) -> Path | None:
     """The checkpoint that --resume_from_checkpoint asks for, checked; None where it asks for none, or has been used.
 
     Raises:
         UsageError: it is not there, damaged, or of another recipe.
     """
-    if not asked or (isinstance(asked, str) and _went_on_from(folder, asked) and checkpoints_in(folder)):
+    if not asked or (isinstance(asked, str) and _resumed_from(folder, asked) and checkpoints_in(folder)):
         return None
-    path = newest_whole(folder) if asked is True else Path(str(asked))
+    path = newest_intact(folder) if asked is True else Path(str(asked))
     if path is None:
         raise UsageError(f"--resume_from_checkpoint: {folder} holds no checkpoint. Leave the flag out to start")
     if not path.is_dir():
         near = ", ".join(found.name for found in checkpoints_in(path.parent)) or "none"
         raise UsageError(f"--resume_from_checkpoint {asked}: there is no such folder. Checkpoints beside it: {near}")
-    if problem := damage(path):
+    if problem := verify(path):
         raise UsageError(f"--resume_from_checkpoint {asked} is damaged: {problem}. Name another checkpoint")
     check_recipe(path, run)
     return path
 
 
-def _went_on_from(folder: Path, asked: str) -> bool:
+def _resumed_from(folder: Path, asked: str) -> bool:
     record = read_record(folder) or {}
     start = record.get("resumed_from")
     return isinstance(start, str) and (start == asked or Path(start).resolve() == Path(asked).resolve())
@@ -90,7 +90,7 @@ def _warn_of_another_run(folder: Path, checkpoint: Path) -> None:
         warn(f"{checkpoint} is of a run that differs from this one in {different}")
 
 
-def _leave_course(folder: Path, start: Path, asked: str) -> None:
+def _set_newer_aside(folder: Path, start: Path, asked: str) -> None:
     """Moves checkpoints of a folder that are newer than the one to start from aside, and records the start."""
     for checkpoint in checkpoints_in(folder):
         if checkpoint_step(checkpoint) > checkpoint_step(start):

@@ -12,7 +12,7 @@ from torch import nn
 from sparse_accel.console import warn
 from sparse_accel.data.tokenizing import tokenizer_digest
 from sparse_accel.errors import UsageError, listed
-from sparse_accel.models.loading import load_teacher, sequence_limit
+from sparse_accel.models.loading import load_teacher, max_length
 from sparse_accel.models.teacher import Teacher
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.training.loaders import TokenizedRows, tokenize_rows
@@ -65,7 +65,7 @@ def _own_limit(arguments: TrainingArguments, teacher: Teacher, rows: TokenizedRo
     does the same with a text, and takes as many tokens as the longest row has."""
     if own_tokenizer is None:
         return None
-    limit = min(arguments.max_seq_length, sequence_limit(own_tokenizer, teacher.model))
+    limit = min(arguments.max_seq_length, max_length(own_tokenizer, teacher.model))
     too_long = max(len(ids) for ids in rows.splits["train"]["input_ids"]) > limit
     return limit if too_long or tokenizer_digest(own_tokenizer) != tokenizer_digest(rows.tokenizer) else None
 

@@ -64,7 +64,7 @@ def evaluate_and_predict(
         question, files = measured_on(weights, task, "test", rows), prediction_files(rows)
         if not results.is_measured(accelerator, folder, files, question) or not of_a_run:
             write_predictions(arguments, accelerator, model, task, rows)
-            results.remember(accelerator, folder, files[0], question)
+            results.record_measured(accelerator, folder, files[0], question)
         else:
             say(accelerator, f"{folder / files[0]} has these predictions already")
 

@@ -13,7 +13,7 @@ from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weight
 from sparse_accel.models.files import fingerprint_of_model
 from sparse_accel.models.loading import head_of
 from sparse_accel.recipe_run import RecipeRun
-from sparse_accel.run_folder.ownership import claim
+from sparse_accel.run_folder.ownership import acquire
 from sparse_accel.run_folder.results import record_arguments
 from sparse_accel.training.loaders import TokenizedRows
 from sparse_accel.training.schedule import Schedule
@@ -42,7 +42,7 @@ def take_folder(
     """
     identity = identity_of(arguments, run, model, rows, sampler, schedule)
     settings = settings_of(arguments, accelerator, run, model, rows.splits, schedule)
-    if claim(accelerator, arguments, run, identity, settings) == "show":
+    if acquire(accelerator, arguments, run, identity, settings) == "show":
         return False
     record_arguments(accelerator, Path(str(arguments.output_dir)), arguments)
     start_trackers(accelerator, arguments, run.recipe)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from sparse_accel.data.batches import Collator, GlobalBatchSampler, make_loader
 from sparse_accel.errors import UsageError
-from sparse_accel.models.loading import sequence_limit
+from sparse_accel.models.loading import max_length
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,7 +47,7 @@ def tokenize_rows(
     Raises:
         UsageError: the rows hold tokens that the model, which is to read them, has no embedding for.
     """
-    limit = min(arguments.max_seq_length, sequence_limit(tokenizer, model))
+    limit = min(arguments.max_seq_length, max_length(tokenizer, model))
     options = {"num_workers": arguments.preprocessing_num_workers, "overwrite_cache": arguments.overwrite_cache}
     with accelerator.main_process_first():
         found = task.tokenize(tokenizer, limit, **options)

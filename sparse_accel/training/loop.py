@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 # A step that the fp16 scaler skips is tried again at half the loss scale; from 65536 this reaches 1 in 16 tries.
 _MOST_SKIPS_IN_A_ROW = 30
 # A model that gives no number for so many batches one after another will not give one for the next.
-_MOST_GIVEN_UP_IN_A_ROW = 30
+_MOST_NAN_STEPS_IN_A_ROW = 30
 # The progress bar's loss is the mean since the last log, read this often: reading it waits for a GPU.
 _STEPS_BETWEEN_SHOWN_LOSSES = 20
 
@@ -83,13 +83,13 @@ class StepOptions:
     Attributes:
         seed: of the run; with step and process it seeds dropout.
         max_grad_norm: gradients are clipped to this norm; 0 leaves them.
-        give_up_steps: a step whose loss or gradient is not a number changes nothing, and training goes on with the
+        skip_nan_steps: a step whose loss or gradient is not a number changes nothing, and training goes on with the
             next; otherwise it ends the run.
     """
 
     seed: int
     max_grad_norm: float = 1.0
-    give_up_steps: bool = False
+    skip_nan_steps: bool = False
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Averages:
     rows: int = 0
     weight: int = 0
     seconds: float = 0.0
-    given_up: int = 0  # steps whose loss was not a number, since the start
+    skipped_steps: int = 0  # steps whose loss was not a number, since the start
     in_a_row: int = 0
     _began: float = 0.0
 
@@ -112,7 +112,7 @@ class Averages:
         """Adds what `train_step` has measured on a batch; None stands for a step that was given up."""
         self.seconds += time.perf_counter() - self._began
         if measured is None:
-            self.given_up += 1
+            self.skipped_steps += 1
             self.in_a_row += 1
             return
         for terms, weights in measured:
@@ -143,8 +143,8 @@ class Averages:
         self.seconds += time.perf_counter() - began  # a GPU ends its steps while their sums are waited for
         figures = {f"train/{name}": total / max(self.weight, 1) for name, total in sums.items()}
         figures["train/samples_per_second"] = self.rows / max(self.seconds, 1e-9)
-        if self.given_up:
-            figures["train/steps_given_up"] = float(self.given_up)
+        if self.skipped_steps:
+            figures["train/steps_skipped"] = float(self.skipped_steps)
         self.sums, self.rows, self.weight, self.seconds = {}, 0, 0, 0.0
         _check_finite(figures["train/loss"], step)
         return figures
@@ -185,7 +185,7 @@ class TrainingSteps:
             UsageError: so many steps were given up one after another that the model is broken.
         """
         self.averages.add(measured, batch)
-        if self.averages.in_a_row >= _MOST_GIVEN_UP_IN_A_ROW:
+        if self.averages.in_a_row >= _MOST_NAN_STEPS_IN_A_ROW:
             raise UsageError(
                 f"the loss was not a number in {self.averages.in_a_row} steps, one after another, up to step "
                 f"{self.run.progress.step}: the model is broken. The last checkpoint is kept; lower --learning_rate "
@@ -204,7 +204,7 @@ class TrainingSteps:
     def log_due(self, step: int) -> bool:
         """The first step is logged too; not a time in which all steps were given up."""
         due = step == 1 or self.schedule.due(self.schedule.log_every, step)
-        return due and bool(self.averages.rows or not self.averages.given_up)
+        return due and bool(self.averages.rows or not self.averages.skipped_steps)
 
     def evaluate_due(self, step: int) -> bool:
         return self.schedule.due(self.schedule.evaluate_every, step)
@@ -293,14 +293,14 @@ def train_step(
                 loss = (terms["loss"] * weights).sum() * (parts / batch.weight)
                 accelerator.backward(loss)
                 measured.append(({name: values.detach() for name, values in terms.items()}, weights))
-                good = good and (not options.give_up_steps or math.isfinite(loss.detach()))
+                good = good and (not options.skip_nan_steps or math.isfinite(loss.detach()))
                 if accelerator.sync_gradients:
                     good = _gradients_done(accelerator, model, optimizer, run, options) and good
-                    if options.give_up_steps and largest(not good):
+                    if options.skip_nan_steps and largest(not good):
                         if accelerator.scaler is not None:
                             optimizer.step()  # which it skips, and lowers its scale
                         optimizer.zero_grad()
-                        run.pass_over()
+                        run.skip_step()
                         return None
                 optimizer.step()
                 optimizer.zero_grad()
@@ -325,12 +325,12 @@ def _gradients_done(
         accelerator.unscale_gradients(optimizer)
     if not unscaled or _are_finite(model):
         run.grads_ready()
-    if not (options.max_grad_norm > 0 or options.give_up_steps):
+    if not (options.max_grad_norm > 0 or options.skip_nan_steps):
         return True
     # Accelerate's own clipping would unscale, which a scaler does once a step.
     clip = torch.nn.utils.clip_grad_norm_ if unscaled else accelerator.clip_grad_norm_
     norm = clip(model.parameters(), options.max_grad_norm or math.inf)
-    return not options.give_up_steps or accelerator.scaler is not None or math.isfinite(norm)
+    return not options.skip_nan_steps or accelerator.scaler is not None or math.isfinite(norm)
 
 
 def _are_finite(model: nn.Module) -> bool:

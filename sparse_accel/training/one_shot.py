@@ -84,7 +84,7 @@ def apply_at_once(
         about.append(("columns", task.describe_columns()))
         about.append(("ranges", f"from up to {CALIBRATION_BATCHES} batches of the training rows"))
     settings = settings_of(arguments, accelerator, run, model, {})
-    if ownership.claim(accelerator, arguments, run, identity, settings) == "show":
+    if ownership.acquire(accelerator, arguments, run, identity, settings) == "show":
         return False
     results.record_arguments(accelerator, output_dir, arguments)
     start_trackers(accelerator, arguments, recipe)

@@ -52,7 +52,7 @@ class RunLog:
         """
         self.add({**figures, **self._sparsity()})
         epoch = self.run.progress.epoch
-        late_enough = self.run.settled() and epoch >= (self.arguments.best_model_after_epoch or 0)
+        late_enough = self.run.structure_final() and epoch >= (self.arguments.best_model_after_epoch or 0)
         if self.arguments.load_best_model_at_end and late_enough and is_saved:
             self.history.consider(figures, self.run.progress.step)
         print_line(self.accelerator, self.run, figures)

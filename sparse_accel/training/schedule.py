@@ -92,15 +92,15 @@ def _modifiers_of(recipe: Recipe | None, setting: str) -> list[Modifier]:
     return [modifier for modifier in (recipe.modifiers if recipe else []) if modifier.setting == setting]
 
 
-def base_rate(arguments: TrainingArguments, recipe: Recipe | None, total_steps: int) -> Any:
+def lr_schedule(arguments: TrainingArguments, recipe: Recipe | None, total_steps: int) -> Any:
     """Returns the learning rate by progress, as the flags say; constant where the recipe has modifiers for it."""
     if _modifiers_of(recipe, "lr"):
         return lambda progress: arguments.learning_rate
     warmup = arguments.warmup_steps or math.ceil(arguments.warmup_ratio * total_steps)
-    return usual_rate(arguments.lr_scheduler_type, arguments.learning_rate, warmup, total_steps)
+    return transformers_schedule(arguments.lr_scheduler_type, arguments.learning_rate, warmup, total_steps)
 
 
-def usual_rate(name: str, peak: float, warmup_steps: int, total_steps: int) -> Callable[[Progress], float]:
+def transformers_schedule(name: str, peak: float, warmup_steps: int, total_steps: int) -> Callable[[Progress], float]:
     """Returns the learning rate of a transformers schedule as a pure function of progress.
 
     Args:

@@ -19,7 +19,7 @@ from sparse_accel.distributed.heartbeat import lost_processes_named
 from sparse_accel.distributed.launch import check_launch, describe, gives_gradients, launch_options
 from sparse_accel.errors import UsageError
 from sparse_accel.recipe_run import check_gradients
-from sparse_accel.run_folder.ownership import folders_let_go
+from sparse_accel.run_folder.ownership import release_folders
 from sparse_accel.training.tracking import logging_folder, trackers_ended
 
 if TYPE_CHECKING:
@@ -82,5 +82,5 @@ def recompute_activations(model: Any) -> None:
 def ended_well(accelerator: Accelerator) -> Iterator[None]:
     """Whatever happens inside the block: trackers' runs end, output folders are let go, and where a process of several
     is gone, the error says which."""
-    with trackers_ended(accelerator), folders_let_go(), lost_processes_named():
+    with trackers_ended(accelerator), release_folders(), lost_processes_named():
         yield

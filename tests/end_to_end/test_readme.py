@@ -103,7 +103,7 @@ def test_the_loop_of_your_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     exec(next(block for block in blocks("python") if "run.step_begin()" in block), namespace)
 
     run = namespace["run"]
-    assert run.progress.epoch == 2 and run.settled()
+    assert run.progress.epoch == 2 and run.structure_final()
     layer = model.bert.encoder.layer[0].output.dense
     assert layer.weight_quantizer.enabled and not layer.weight_quantizer.observing
     assert (layer.masked_weight() == 0).float().mean() >= 0.5

@@ -155,14 +155,14 @@ def test_reduce_range_gives_activations_seven_bits(tmp_path: Path) -> None:
 
 
 def test_weights_with_a_scale_for_each_row(tmp_path: Path) -> None:
-    from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationFormat
+    from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationScheme
 
     model = ARCHITECTURES["bert"]()
     vary(model)
     quantize(model)
     for _, layer in sparse_layers(model):
         if isinstance(layer, nn.Linear):
-            form = QuantizationFormat(8, signed=True, symmetric=True, channel_axis=0)
+            form = QuantizationScheme(8, signed=True, symmetric=True, channel_axis=0)
             quantizer = FakeQuantize(form, channels=layer.weight.shape[0])
             quantizer.set_range(layer.weight.amin(1), layer.weight.amax(1))
             quantizer.enabled = True
@@ -321,12 +321,12 @@ def test_another_models_weights_are_seen(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_exported_is_named() -> None:
-    from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationFormat
+    from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationScheme
 
     model = ARCHITECTURES["bert"]()
     quantize(model)
     layer: Any = model.get_submodule("classifier")
-    layer.weight_quantizer = FakeQuantize(QuantizationFormat(8, signed=False, symmetric=False))
+    layer.weight_quantizer = FakeQuantize(QuantizationScheme(8, signed=False, symmetric=False))
     layer.weight_quantizer.enabled = True
     with pytest.raises(UsageError, match=r"classifier\.weight_quantizer: only signed symmetric weights"):
         lower(quantized("bert")[1], model, "qdq")

@@ -20,7 +20,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.export.lower import lower
 from sparse_accel.export.proof import prove
 from sparse_accel.export.trace import trace
-from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationFormat
+from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationScheme
 from sparse_accel.nn.layers import SparseConv1d, export_obstacles, quantizers
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
@@ -102,7 +102,7 @@ def test_quantizers_that_are_off_count_before_training_only() -> None:
 
 
 def form(**changes: Any) -> FakeQuantize:
-    quantizer = FakeQuantize(QuantizationFormat(**changes), channels=2)
+    quantizer = FakeQuantize(QuantizationScheme(**changes), channels=2)
     quantizer.enabled = True
     return quantizer
 

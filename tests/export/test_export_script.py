@@ -27,7 +27,7 @@ import sparse_accel
 from sparse_accel.errors import UsageError
 from sparse_accel.export import deployment, measure, proof
 from sparse_accel.export.checks import Check
-from sparse_accel.export.folder import beside
+from sparse_accel.export.folder import staged
 from sparse_accel.export.proof import reasons
 
 SCRIPT = ROOT / "scripts" / "export_onnx.py"
@@ -208,7 +208,7 @@ def test_an_interrupted_swap_puts_the_old_folder_back(tmp_path: Path, monkeypatc
         rename(source, destination)
 
     monkeypatch.setattr(os, "rename", fails_at_the_second)
-    with pytest.raises(OSError, match="disk full"), beside(target) as partial:
+    with pytest.raises(OSError, match="disk full"), staged(target) as partial:
         (partial / "model.onnx").write_text("new")
     assert (target / "model.onnx").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["deployment"]
@@ -222,7 +222,7 @@ def test_a_new_export_keeps_the_users_files_and_drops_its_predecessors(tmp_path:
     (target / "notes").mkdir()
     (target / "notes" / "mine.txt").write_text("mine")
     (target / "dangling").symlink_to(tmp_path / "nowhere")
-    with beside(target) as partial:
+    with staged(target) as partial:
         (partial / "model.onnx").write_text("new")
     assert {path.name for path in target.iterdir()} == {"model.onnx", "export_report.json", "notes", "dangling"}
     assert (target / "dangling").is_symlink() and (target / "notes" / "mine.txt").read_text() == "mine"
@@ -232,7 +232,7 @@ def test_an_export_that_was_killed_between_two_renames_loses_nothing(tmp_path: P
     left = tmp_path / ".deployment.999999999.replaced"
     left.mkdir()
     (left / "model.onnx").write_text("old")
-    with pytest.raises(UsageError), beside(tmp_path / "deployment"):
+    with pytest.raises(UsageError), staged(tmp_path / "deployment"):
         raise UsageError("the next export fails")
     assert (tmp_path / "deployment" / "model.onnx").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["deployment"]

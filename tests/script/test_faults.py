@@ -169,9 +169,9 @@ def test_a_folder_in_which_nothing_was_trained_is_free(flags: dict[str, Any], tm
     output = tmp_path / "out"
     failed = run(**flags, output_dir=output, resume_from_checkpoint=True)
     assert failed.code == 2 and "holds no checkpoint" in failed.err, failed.all
-    assert ownership.claim_folder(output, {"one": "run"}, overwrite=False) == "start"
+    assert ownership.acquire_folder(output, {"one": "run"}, overwrite=False) == "start"
     (output / "arguments.json").write_text("{}")  # it ended there
-    assert ownership.claim_folder(output, {"another": "run"}, overwrite=False) == "start"
+    assert ownership.acquire_folder(output, {"another": "run"}, overwrite=False) == "start"
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["a named checkpoint", "the newest"])
@@ -277,7 +277,7 @@ def test_an_output_that_is_no_folder(flags: dict[str, Any], tmp_path: Path) -> N
 def test_a_folder_that_cannot_be_moved(flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a disk is mounted, say."""
     output = tmp_path / "out"
-    ownership.claim_folder(output, {"another": "run"}, overwrite=False)
+    ownership.acquire_folder(output, {"another": "run"}, overwrite=False)
     change_record(output, finished=True)
     monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EBUSY, "Device or resource busy")))
     refused = run(**flags, output_dir=output)
@@ -318,7 +318,7 @@ def test_a_run_that_was_killed_before_it_was_recorded(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".run.json.17.partial").write_text("{")
     (tmp_path / "out" / ownership.LOCK_FILE).touch()
-    assert ownership.claim_folder(tmp_path / "out", {"model": "x"}, overwrite=False) == "start"
+    assert ownership.acquire_folder(tmp_path / "out", {"model": "x"}, overwrite=False) == "start"
 
 
 def test_logits_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

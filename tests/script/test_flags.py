@@ -243,7 +243,7 @@ def test_the_notices_are_what_happens(start: float) -> None:
     arguments = parse_arguments(TextClassificationArguments, words.split())
     recipe = load_recipe(f"modifiers:\n  - !EpochRangeModifier {{end_epoch: 3}}\n  - {set_rate(start)}\n")
     model = torch.nn.Linear(2, 2)
-    run_of_recipe = RecipeRun(recipe, base_rate=schedule.base_rate(arguments, recipe, 30))
+    run_of_recipe = RecipeRun(recipe, lr_schedule=schedule.lr_schedule(arguments, recipe, 30))
     run_of_recipe.attach(model)
     run_of_recipe.bind(None, model, torch.optim.SGD(model.parameters(), lr=1.0), steps_per_epoch=10)
     rates = []

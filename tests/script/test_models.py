@@ -13,7 +13,7 @@ from script_fixtures import WORDS, Tiny, flat, make_model, run, write_csv
 from tiny import BAD, GOOD, PLAIN
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
 
-from sparse_accel.models.loading import sequence_limit
+from sparse_accel.models.loading import max_length
 
 pytest_plugins = ["script_fixtures"]
 
@@ -52,7 +52,7 @@ def test_rows_are_cut_to_what_the_model_takes(kind: str, tmp_path: Path) -> None
     model.save_pretrained(tmp_path / "model")
     BertTokenizer({word: number for number, word in enumerate(VOCABULARY)}).save_pretrained(tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-    assert min(sequence_limit(tokenizer, model), 10**9) == limit
+    assert min(max_length(tokenizer, model), 10**9) == limit
     long = [{"text": "good film plot " * 40, "label": number % 2} for number in range(8)]
     file = write_csv(tmp_path / "long.csv", long)
     done = run(

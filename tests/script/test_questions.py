@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from script_fixtures import Outcome, Tiny, assert_same_model, read_json, run, sentences, write_csv
 
 from sparse_accel.run_folder import results
-from sparse_accel.run_folder.ownership import claim_folder
+from sparse_accel.run_folder.ownership import acquire_folder
 
 pytest_plugins = ["script_fixtures"]
 
@@ -220,7 +220,7 @@ def test_a_second_question_that_is_interrupted(
     other = write_csv(tmp_path / "other.csv", [{"text": row["text"]} for row in sentences(9, seed=5)])
     before = (tmp_path / "out" / "test_predictions.csv").read_text()
     with monkeypatch.context() as patched:
-        patched.setattr(results, "remember", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(results, "record_measured", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert asked(test_file=other)[0].code == 130
     assert len((tmp_path / "out" / "test_predictions.csv").read_text().splitlines()) == 10
     done, folder = asked()
@@ -259,7 +259,7 @@ def test_figures_of_another_model_do_not_stay(tiny: Tiny, finished: tuple[Any, P
     measured: dict[str, Any] = {"validation_file": tiny.validation, "do_eval": True, "output_dir": output}
     assert run(model_name_or_path=other, **measured).code == 0
     shutil.rmtree(output)
-    claim_folder(output, {"an": "older run"}, overwrite=False)
+    acquire_folder(output, {"an": "older run"}, overwrite=False)
     assert run(model_name_or_path=other, **measured).code == 0
     (output / "eval_results.json").unlink()
     record = read_json(output / "run.json")

@@ -32,7 +32,7 @@ from script_fixtures import (
     words,
 )
 
-from sparse_accel.run_folder.checkpoints import checkpoints_in, damage
+from sparse_accel.run_folder.checkpoints import checkpoints_in, verify
 
 pytest_plugins = ["script_fixtures"]
 
@@ -266,7 +266,7 @@ def test_kills_at_any_moment(flags: dict[str, Any], tmp_path: Path) -> None:
         assert process.exitcode == -signal.SIGKILL, log.read_text()
         in_a_save += writing(output, began)
         resumed += "going on from step" in flat(log.read_text())
-        assert [damage(checkpoint) for checkpoint in checkpoints_in(output)].count("") == len(checkpoints_in(output))
+        assert [verify(checkpoint) for checkpoint in checkpoints_in(output)].count("") == len(checkpoints_in(output))
     last = run(**flags, output_dir=output)
     assert last.code == 0, last.all
     print(f"\n{KILLS} kills, {in_a_save} of them inside a save; {resumed} resumes, and the last to the end")

@@ -146,11 +146,11 @@ def start(
     )
     loader = make_loader(rows, sampler, Collator(make_tokenizer()))
 
-    def base_rate(progress: Progress) -> float:
+    def lr_schedule(progress: Progress) -> float:
         return rate
 
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    run = RecipeRun(recipe, teacher=teacher, base_rate=base_rate)
+    run = RecipeRun(recipe, teacher=teacher, lr_schedule=lr_schedule)
     run.attach(model)
     groups: Any = parameter_groups(model, weight_decay=0.1)
     optimizer: Any = torch.optim.AdamW(groups, lr=rate)

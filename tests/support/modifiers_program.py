@@ -93,10 +93,10 @@ def start(recipe: str, teacher: Teacher | None, folder: Path) -> Session:
     sampler = GlobalBatchSampler([len(ids) for ids in rows["input_ids"]], micro_batch, SPLITS, seed=3)
     loader = make_loader(rows, sampler, Collator(tokenizer))
 
-    def base_rate(progress: Progress) -> float:
+    def lr_schedule(progress: Progress) -> float:
         return RATE
 
-    run = RecipeRun(load_recipe(recipe), teacher=teacher, base_rate=base_rate)
+    run = RecipeRun(load_recipe(recipe), teacher=teacher, lr_schedule=lr_schedule)
     run.attach(model)
     groups: Any = parameter_groups(model, weight_decay=0.1)
     optimizer: Any = torch.optim.AdamW(groups, lr=RATE)

@@ -262,14 +262,14 @@ def test_a_second_kind_that_follows_a_teacher_is_seen() -> None:
 
 def test_a_second_kind_that_sets_the_rate_is_seen() -> None:
     from sparse_accel.cli.text_classification import TextClassificationArguments
-    from sparse_accel.training.schedule import base_rate, steps_of_run
+    from sparse_accel.training.schedule import lr_schedule, steps_of_run
 
     arguments = TextClassificationArguments(
         model_name_or_path="x", output_dir="y", task_name="sst2", do_train=True, learning_rate=0.5, max_steps=10
     )
     _, notices = steps_of_run(arguments, recipe_of(SetsRate()), 5)
     assert notices == ["--learning_rate 0.5 is overruled: the recipe sets the learning rate"]
-    rate = base_rate(arguments, recipe_of(SetsRate()), 10)
+    rate = lr_schedule(arguments, recipe_of(SetsRate()), 10)
     assert {rate(Progress(step, 5)) for step in range(10)} == {0.5}
 
 

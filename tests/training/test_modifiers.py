@@ -53,5 +53,5 @@ def test_trains_and_resumes_bit_for_bit(which: str) -> None:
         resumed = begin(name, keys, recipe, model=make_bert(seed=2)).load(whole.snapshots[step]).train()
         assert [figures_of(entry) for entry in resumed.trace] == [figures_of(entry) for entry in whole.trace[step:]]
         assert_same(whole, resumed)
-        assert resumed.run.settled() == whole.run.settled()
+        assert resumed.run.structure_final() == whole.run.structure_final()
     assert recipe.resolved() == resolved

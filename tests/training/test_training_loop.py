@@ -183,10 +183,10 @@ def test_a_step_without_a_number_is_given_up_where_asked() -> None:
     """Nothing of it counts: the weights, the moments and the mean of the losses are as if it had not been."""
     session = start(RANGE, model=Breaks(make_bert(), {2}))
     states: list[dict[str, Any]] = []
-    session.train(lambda s: states.append(s.state()), give_up_steps=True, keep_snapshots=False)
+    session.train(lambda s: states.append(s.state()), skip_nan_steps=True, keep_snapshots=False)
     assert [entry["step"] for entry in session.trace] == [1, 3, 4, 5, 6]  # the second had nothing to log
     assert all(np.isfinite(entry["train/loss"]) for entry in session.trace)
-    assert [entry.get("train/steps_given_up", 0) for entry in session.trace] == [0, 1, 1, 1, 1]
+    assert [entry.get("train/steps_skipped", 0) for entry in session.trace] == [0, 1, 1, 1, 1]
     assert session.run.progress.step == 6
     steps = {float(entry["step"]) for entry in states[-1]["optimizer"]["state"].values()}
     assert steps == {5.0}
@@ -197,7 +197,7 @@ def test_ranges_do_not_see_a_step_that_is_given_up() -> None:
     recipe = RANGE + "\n  - !QuantizationModifier {}"
     session = start(recipe, model=Breaks(make_bert(), {3}))  # the second step's: the first is shown once before
     before: list[Any] = []
-    session.train(lambda s: before.append(s.run.state_dict()), give_up_steps=True)
+    session.train(lambda s: before.append(s.run.state_dict()), skip_nan_steps=True)
     assert [entry["step"] for entry in session.trace] == [1, 3, 4, 5, 6]
     assert all(bool(torch.isfinite(value.float()).all()) for value in session.run.state_dict().values())
 
@@ -205,7 +205,7 @@ def test_ranges_do_not_see_a_step_that_is_given_up() -> None:
 def test_a_model_that_never_gives_a_number_ends_the_run() -> None:
     session = start("modifiers:\n  - !EpochRangeModifier {end_epoch: 20}", model=Breaks(make_bert(), {*range(2, 99)}))
     with pytest.raises(UsageError, match="not a number in 30 steps, one after another"):
-        session.train(give_up_steps=True)
+        session.train(skip_nan_steps=True)
 
 
 def test_gradients_are_clipped_only_when_asked_to() -> None:

@@ -66,7 +66,7 @@ def test_a_loop_of_ones_own_in_plain_pytorch() -> None:
     for name, mask in masks(model).items():
         assert int((~mask).sum()) == round(0.8 * mask.numel())
         assert (model.get_parameter(name)[~mask] == 0).all()
-    assert quantized_linears(model) == (14, 14) and run.settled()
+    assert quantized_linears(model) == (14, 14) and run.structure_final()
     assert run.metrics() == {"quantization/phase": 2.0}
 
 
@@ -97,13 +97,13 @@ def test_without_a_recipe_nothing_happens() -> None:
     assert run.loss(loss, {}, {}) is loss and run.max_epochs == 0 and run.phase() == ""
     run.step_end()
     run.finish()
-    assert list(run.state_dict()) == ["step"] and run.learning_rate() == 0.5 and run.settled()
+    assert list(run.state_dict()) == ["step"] and run.learning_rate() == 0.5 and run.structure_final()
 
 
 def test_the_base_rate_holds_until_a_modifier_begins() -> None:
     model = nn.Linear(1, 1)
     recipe = "modifiers:\n  - !SetLearningRateModifier {start_epoch: 1, learning_rate: 0.25}"
-    run = RecipeRun(load_recipe(recipe), base_rate=lambda progress: 0.5 + progress.step)
+    run = RecipeRun(load_recipe(recipe), lr_schedule=lambda progress: 0.5 + progress.step)
     run.attach(model)
     run.bind(None, model, torch.optim.SGD(model.parameters(), lr=9.0), steps_per_epoch=2)
     rates = []
@@ -195,5 +195,7 @@ def test_problem_types_are_those_of_transformers(settings: dict[str, Any], expec
 
 def test_a_modifier_that_does_nothing_does_nothing() -> None:
     modifier = Modifier()
-    assert modifier.loss_terms({}, {}) == {} and modifier.task_weight() == 1 and modifier.settled(Progress(0, 1))
+    assert (
+        modifier.loss_terms({}, {}) == {} and modifier.task_weight() == 1 and modifier.structure_final(Progress(0, 1))
+    )
     assert modifier.state_dict() == {} and modifier.metrics() == {} and modifier.phase() == "" and not modifier.events()

@@ -91,7 +91,7 @@ class PruningModifier(Modifier):
             assert layer.mask is not None
             layer.mask.copy_(mask)  # in place: compiled graphs and other references go on seeing it
 
-    def _lift_masks(self) -> None:
+    def _remove_masks(self) -> None:
         """Lets pruned weights grow again."""
         for name, mask in PruningModifier.state_dict(self).items():
             self._set_mask(name, mask.new_ones(mask.shape))

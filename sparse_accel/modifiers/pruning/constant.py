@@ -57,7 +57,7 @@ class ConstantPruningModifier(PruningModifier):
         if self._holds and progress.begins(self.start_epoch):
             self._take_masks()
         elif ended and progress.begins(self.end_epoch):
-            self._lift_masks()
+            self._remove_masks()
 
     def _take_masks(self) -> None:
         from sparse_accel.nn.masks import constant_mask
@@ -109,7 +109,7 @@ class ConstantPruningModifier(PruningModifier):
     def phase(self) -> str:
         return "pruned" if self._holds else ""
 
-    def settled(self, progress: Progress) -> bool:
+    def structure_final(self, progress: Progress) -> bool:
         return progress.step > 0 and progress.previous().reached(self.start_epoch)  # masks are taken as a step begins
 
 

@@ -65,10 +65,10 @@ class MagnitudePruningModifier(PruningModifier):
                     "init_sparsity", f"init_sparsity is a number or {FROM_PARAM}, not {self.init_sparsity!r}"
                 )
         else:
-            _check_share("init_sparsity", self.init_sparsity)
+            _check_fraction("init_sparsity", self.init_sparsity)
         table = isinstance(self.final_sparsity, dict)
         for value in self.final_sparsity if isinstance(self.final_sparsity, dict) else [self.final_sparsity]:
-            _check_share("final_sparsity", value)
+            _check_fraction("final_sparsity", value)
         if table and self.params not in ("__ALL_PRUNABLE__", []):
             raise FieldError("params", "final_sparsity already names the weights: leave params out")
         if isinstance(self.final_sparsity, dict):
@@ -150,7 +150,7 @@ class MagnitudePruningModifier(PruningModifier):
                 self._initial = self._initial_sparsities()
             self._prune(progress)
             if progress.reached(self.end_epoch) and not self.leave_enabled:
-                self._lift_masks()
+                self._remove_masks()
 
     def finish(self) -> None:
         """The range may end where training ends: the final sparsity is reached all the same."""
@@ -171,7 +171,7 @@ class MagnitudePruningModifier(PruningModifier):
             return "pruning"
         return "pruned" if self.leave_enabled else ""
 
-    def settled(self, progress: Progress) -> bool:
+    def structure_final(self, progress: Progress) -> bool:
         return self._finished or (self._progress is not None and self._progress.reached(self.end_epoch))
 
     def _initial_sparsities(self) -> dict[str, float]:
@@ -228,6 +228,6 @@ class MagnitudePruningModifier(PruningModifier):
         super().load_state_dict({name: mask for name, mask in state.items() if not name.startswith(prefix)})
 
 
-def _check_share(key: str, value: float) -> None:
+def _check_fraction(key: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise FieldError(key, f"{key} is a share between 0 and 1, not {value:g}")

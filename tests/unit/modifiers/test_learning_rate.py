@@ -157,7 +157,7 @@ def test_a_schedule_comes_before_a_single_value_that_starts_with_it(turn: bool) 
         LearningRateFunctionModifier(start_epoch=0, end_epoch=2, lr_func="linear", init_lr=0.4, final_lr=0.0),
     ]
     for modifier in modifiers:
-        modifier.check_beside([other for other in modifiers if other is not modifier])
+        modifier.check_compatible([other for other in modifiers if other is not modifier])
     assert trace(modifiers[::-1] if turn else modifiers, 1, 2)["lr"][0] == pytest.approx([0.4, 0.3])
 
 

@@ -74,11 +74,11 @@ def test_a_constant_mask_taken_late_holds_what_is_zero_then() -> None:
     session = start(recipe)
     name = "bert.encoder.layer.0.output.dense.weight"
     weight = session.model.get_parameter(name)
-    settled: list[bool] = []
+    structure_final: list[bool] = []
 
     def clear_some(session: Session) -> None:
         watch(session)
-        settled.append(session.run.settled())
+        structure_final.append(session.run.structure_final())
         if session.run.progress.step == STEPS:
             weight.data[:5] = 0.0
         if session.run.progress.step > STEPS + 2:  # epoch 1.6 begins with step 5
@@ -86,7 +86,7 @@ def test_a_constant_mask_taken_late_holds_what_is_zero_then() -> None:
 
     session.train(clear_some)
     assert watch.dropped(name) == [0, 0, 0, 5 * 64, 5 * 64, 0]
-    assert settled == [False] * STEPS + [True] * STEPS  # masks are taken as the step after epoch 1 begins
+    assert structure_final == [False] * STEPS + [True] * STEPS  # masks are taken as the step after epoch 1 begins
     assert (weight[:5] != 0).any()
 
 
@@ -187,7 +187,7 @@ def test_leave_enabled_false_lets_weights_grow_again_from_zero() -> None:
                 assert grown.max() <= 0.011 and (grown > 0).any()  # one step from 0 at a rate of 0.01
 
     session.train(look)
-    assert session.run.settled()
+    assert session.run.structure_final()
 
 
 def test_lower_sparsity_gives_weights_back_from_zero() -> None:

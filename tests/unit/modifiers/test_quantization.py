@@ -44,12 +44,12 @@ def ranges(session: Session) -> dict[str, tuple[float, float, float, int]]:
 def test_begins_moves_and_freezes_at_its_epochs() -> None:
     history: list[dict[str, tuple[float, float, float, int]]] = []
     phases: list[str] = []
-    settled: list[bool] = []
+    structure_final: list[bool] = []
 
     def look(session: Session) -> None:
         history.append(ranges(session))
         phases.append(session.run.phase())
-        settled.append(session.run.settled())
+        structure_final.append(session.run.structure_final())
         before = ranges(session)
         session.outputs()  # evaluation, by the loop's own function
         assert ranges(session) == before
@@ -57,7 +57,7 @@ def test_begins_moves_and_freezes_at_its_epochs() -> None:
 
     session = start(quantization("start_epoch: 1, disable_quantization_observer_epoch: 2")).train(look)
     assert phases == [""] * STEPS + ["QAT"] * STEPS + ["QAT, ranges frozen"] * STEPS
-    assert settled == [False] * 5 + [True] * 4
+    assert structure_final == [False] * 5 + [True] * 4
     assert [len(found) for found in history] == [0] * STEPS + [48] * 6
     for name in history[-1]:
         observed = [found[name] for found in history[STEPS : 2 * STEPS]]
@@ -125,18 +125,18 @@ def test_ranges_are_the_moving_average_of_steps(accumulation: int) -> None:
 @pytest.mark.parametrize("epoch", [0, 0.5, 1])
 def test_a_freeze_at_the_start_observes_exactly_one_step(epoch: float) -> None:
     history: list[dict[str, Any]] = []
-    settled: list[bool] = []
+    structure_final: list[bool] = []
 
     def look(session: Session) -> None:
         history.append(ranges(session))
-        settled.append(session.run.settled())
+        structure_final.append(session.run.structure_final())
 
     start(quantization(f"start_epoch: {epoch}, disable_quantization_observer_epoch: {epoch}", 2)).train(look)
     begun = [found for found in history if found]
     first = -(-int(epoch * 10) * STEPS // 10)  # the first step at or after the epoch
     assert len(begun) == 2 * STEPS - first
     assert all(found == begun[0] for found in begun)
-    assert settled == [False] * first + [True] * len(begun)
+    assert structure_final == [False] * first + [True] * len(begun)
 
 
 def test_pruned_weights_are_the_integer_zero() -> None:

@@ -10,7 +10,7 @@ import torch
 from tiny import make_bert
 from torch import Tensor
 
-from sparse_accel.nn.fake_quantize import QuantizationFormat, fake_quantize, quantization_parameters
+from sparse_accel.nn.fake_quantize import QuantizationScheme, fake_quantize, quantization_parameters
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.zoo import RECIPES
@@ -63,12 +63,12 @@ def test_every_phase_is_one_graph() -> None:
 @pytest.mark.parametrize(
     "form",
     [
-        QuantizationFormat(8),
-        QuantizationFormat(8, signed=True, symmetric=True),
-        QuantizationFormat(4, signed=True, symmetric=True, channel_axis=0),
+        QuantizationScheme(8),
+        QuantizationScheme(8, signed=True, symmetric=True),
+        QuantizationScheme(4, signed=True, symmetric=True, channel_axis=0),
     ],
 )
-def test_a_compiled_quantizer_rounds_bit_for_bit_alike(form: QuantizationFormat) -> None:
+def test_a_compiled_quantizer_rounds_bit_for_bit_alike(form: QuantizationScheme) -> None:
     torch.compiler.reset()
     values = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)) * 3
     shape = (6,) if form.channel_axis == 0 else (1,)

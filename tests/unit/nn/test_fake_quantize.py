@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sparse_accel.nn.fake_quantize import (
     FakeQuantize,
-    QuantizationFormat,
-    RangeTable,
+    Observers,
+    QuantizationScheme,
     extrema,
     fake_quantize,
     moving_average,
@@ -25,47 +25,47 @@ from sparse_accel.nn.layers import SparseEmbedding, make_sparse
 GOLDEN: dict[str, Any] = golden("fake_quantize")
 INPUTS = [torch.tensor(batch) for batch in GOLDEN["inputs"]]
 CASES = [name for name in GOLDEN if name not in ("about", "inputs")]
-ACTIVATION = QuantizationFormat()
-WEIGHT = QuantizationFormat(signed=True, symmetric=True)
+ACTIVATION = QuantizationScheme()
+WEIGHT = QuantizationScheme(signed=True, symmetric=True)
 
 
 # --- SparseML's figures -----------------------------------------------------------------------------------------------
 
 
-def format_of(case: dict[str, Any]) -> QuantizationFormat:
+def scheme_of(case: dict[str, Any]) -> QuantizationScheme:
     arguments = case["args"]
-    form = QuantizationFormat(
+    scheme = QuantizationScheme(
         bits=arguments["bits"],
         signed=arguments["dtype"] == "torch.qint8",
         symmetric=arguments["symmetric"],
         channel_axis=0 if arguments["strategy"] == "channel" else None,
         reduce_range=arguments["reduce_range"],
     )
-    assert form.integers == (case["quant_min"], case["quant_max"])
-    return form
+    assert scheme.integers == (case["quant_min"], case["quant_max"])
+    return scheme
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name: str) -> None:
     """The figures move the range before they round, so the first batch is its own range."""
     case = GOLDEN[name]
-    form = format_of(case)
+    scheme = scheme_of(case)
     minimum = maximum = torch.empty(0)
     for number, (x, expected) in enumerate(zip(INPUTS, case["after_each_batch"], strict=True)):
-        found = extrema(x, form.channel_axis)
+        found = extrema(x, scheme.channel_axis)
         constant = case["averaging_constant"] if number else 1.0
         minimum = moving_average(minimum, found[0], constant) if number else found[0]
         maximum = moving_average(maximum, found[1], constant) if number else found[1]
-        scale, zero_point = quantization_parameters(minimum, maximum, form)
+        scale, zero_point = quantization_parameters(minimum, maximum, scheme)
         leaf = x.clone().requires_grad_()
-        out = fake_quantize(leaf, scale, zero_point, form)
+        out = fake_quantize(leaf, scale, zero_point, scheme)
         out.sum().backward()
         assert leaf.grad is not None
         for mine, key in ((minimum, "min"), (maximum, "max"), (scale, "scale"), (out, "out")):
             torch.testing.assert_close(mine.squeeze(), torch.tensor(expected[key]).squeeze(), rtol=1e-6, atol=1e-7)
         assert zero_point.tolist() == expected["zero_point"]
         assert leaf.grad.tolist() == expected["grad"]
-    frozen = fake_quantize(3 * INPUTS[0], scale, zero_point, form)
+    frozen = fake_quantize(3 * INPUTS[0], scale, zero_point, scheme)
     torch.testing.assert_close(frozen, torch.tensor(case["frozen_out_of_3x_first_input"]), rtol=1e-6, atol=1e-7)
 
 
@@ -76,12 +76,12 @@ def test_golden_has_nine_configurations() -> None:
 # --- pure functions ---------------------------------------------------------------------------------------------------
 
 FORMATS = st.builds(
-    QuantizationFormat,
+    QuantizationScheme,
     bits=st.integers(2, 8),
     signed=st.booleans(),
     symmetric=st.booleans(),
     reduce_range=st.booleans(),
-).filter(lambda form: form.bits > 2 or not form.reduce_range)
+).filter(lambda scheme: scheme.bits > 2 or not scheme.reduce_range)
 NUMBERS = st.floats(-1e4, 1e4, width=32)
 
 
@@ -92,15 +92,15 @@ NUMBERS = st.floats(-1e4, 1e4, width=32)
     FORMATS,
 )
 def test_equals_torchs_kernel_forward_and_backward(
-    values: list[float], scale: float, offset: int, form: QuantizationFormat
+    values: list[float], scale: float, offset: int, scheme: QuantizationScheme
 ) -> None:
-    lowest, highest = form.integers
+    lowest, highest = scheme.integers
     zero_point = torch.tensor([max(lowest, min(highest, offset))], dtype=torch.int32)
     scales = torch.tensor([scale])
     upstream = torch.linspace(-1, 1, len(values))
     results = []
     for function in (
-        lambda x: fake_quantize(x, scales, zero_point, form),
+        lambda x: fake_quantize(x, scales, zero_point, scheme),
         lambda x: torch.fake_quantize_per_tensor_affine(x, scales, zero_point, lowest, highest),
     ):
         leaf = torch.tensor(values, dtype=torch.float32).requires_grad_()
@@ -112,35 +112,35 @@ def test_equals_torchs_kernel_forward_and_backward(
 
 
 @given(NUMBERS, NUMBERS, FORMATS)
-def test_a_range_holds_zero_and_its_ends(one: float, other: float, form: QuantizationFormat) -> None:
+def test_a_range_holds_zero_and_its_ends(one: float, other: float, scheme: QuantizationScheme) -> None:
     minimum, maximum = torch.tensor([min(one, other)]), torch.tensor([max(one, other)])
-    scale, zero_point = quantization_parameters(minimum, maximum, form)
-    lowest, highest = form.integers
+    scale, zero_point = quantization_parameters(minimum, maximum, scheme)
+    lowest, highest = scheme.integers
     assert scale.dtype == torch.float32 and zero_point.dtype == torch.int32
     assert lowest <= int(zero_point) <= highest and float(scale) > 0
-    assert float(fake_quantize(torch.zeros(1), scale, zero_point, form)) == 0
+    assert float(fake_quantize(torch.zeros(1), scale, zero_point, scheme)) == 0
     ends = torch.cat([minimum, maximum])
-    rounded = fake_quantize(ends, scale, zero_point, form)
+    rounded = fake_quantize(ends, scale, zero_point, scheme)
     assert ((rounded - ends).abs() <= 1.01 * float(scale)).all()
-    if form.symmetric:
-        assert int(zero_point) == (0 if form.signed else (highest + 1) // 2)
+    if scheme.symmetric:
+        assert int(zero_point) == (0 if scheme.signed else (highest + 1) // 2)
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=40), FORMATS)
-def test_rounding_twice_is_rounding_once(values: list[float], form: QuantizationFormat) -> None:
+def test_rounding_twice_is_rounding_once(values: list[float], scheme: QuantizationScheme) -> None:
     x = torch.tensor(values)
-    parameters = quantization_parameters(*extrema(x, None), form)
-    once = fake_quantize(x, *parameters, form)
-    torch.testing.assert_close(fake_quantize(once, *parameters, form), once, rtol=1e-6, atol=0)
-    assert len(set(once.tolist())) <= form.integers[1] - form.integers[0] + 1
+    parameters = quantization_parameters(*extrema(x, None), scheme)
+    once = fake_quantize(x, *parameters, scheme)
+    torch.testing.assert_close(fake_quantize(once, *parameters, scheme), once, rtol=1e-6, atol=0)
+    assert len(set(once.tolist())) <= scheme.integers[1] - scheme.integers[0] + 1
 
 
 def test_pruned_weights_stay_zero() -> None:
     weight = torch.randn(8, 8) + 0.3
     weight[torch.rand(8, 8) > 0.5] = 0.0
     for axis in (None, 0):
-        form = QuantizationFormat(signed=True, symmetric=True, channel_axis=axis)
-        rounded = fake_quantize(weight, *quantization_parameters(*extrema(weight, axis), form), form)
+        scheme = QuantizationScheme(signed=True, symmetric=True, channel_axis=axis)
+        rounded = fake_quantize(weight, *quantization_parameters(*extrema(weight, axis), scheme), scheme)
         assert (rounded[weight == 0] == 0).all()
 
 
@@ -162,8 +162,8 @@ def test_float32_under_autocast() -> None:
 # --- the module -------------------------------------------------------------------------------------------------------
 
 
-def make(form: QuantizationFormat = ACTIVATION, *, enabled: bool = True, observing: bool = True) -> FakeQuantize:
-    quantizer = FakeQuantize(form)
+def make(scheme: QuantizationScheme = ACTIVATION, *, enabled: bool = True, observing: bool = True) -> FakeQuantize:
+    quantizer = FakeQuantize(scheme)
     quantizer.enabled, quantizer.observing = enabled, observing
     return quantizer
 
@@ -200,17 +200,17 @@ def test_the_first_step_starts_from_its_own_batch() -> None:
 
 def test_ranges_follow_steps_not_micro_batches() -> None:
     quantizer = make()
-    table = RangeTable([quantizer])
-    assert table.fresh
+    observers = Observers([quantizer])
+    assert observers.fresh
     for x in ([-1.0, 2.0], [-3.0, 1.0]):  # one step of two micro-batches
         quantizer(torch.tensor(x))
     assert range_of(quantizer) == (-1.0, 2.0)  # the step under way rounds to what its first forward showed
-    table.fold()
-    assert range_of(quantizer) == (-3.0, 2.0) and not table.fresh
+    observers.update()
+    assert range_of(quantizer) == (-3.0, 2.0) and not observers.fresh
     for x in ([-5.0, 0.0], [0.0, 7.0]):
         quantizer(torch.tensor(x))
     assert range_of(quantizer) == (-3.0, 2.0)
-    table.fold()
+    observers.update()
     assert range_of(quantizer) == pytest.approx((-3.0 - 0.02, 2.0 + 0.05))
     scale, zero_point = quantization_parameters(quantizer.minimum, quantizer.maximum, ACTIVATION)
     assert torch.equal(quantizer.scale, scale) and torch.equal(quantizer.zero_point, zero_point)
@@ -219,33 +219,33 @@ def test_ranges_follow_steps_not_micro_batches() -> None:
 @pytest.mark.parametrize("how", ["eval", "frozen"])
 def test_does_not_observe_in_evaluation_or_when_frozen(how: str) -> None:
     quantizer = make()
-    table = RangeTable([quantizer])
+    observers = Observers([quantizer])
     quantizer(torch.tensor([-1.0, 2.0]))
-    table.fold()
+    observers.update()
     before = range_of(quantizer), float(quantizer.scale)
     if how == "eval":
         quantizer.eval()
     else:
         quantizer.observing = False
     out = quantizer(torch.tensor([-50.0, 50.0]))
-    table.fold()  # nothing was seen: nothing moves
+    observers.update()  # nothing was seen: nothing moves
     assert (range_of(quantizer), float(quantizer.scale)) == before
     torch.testing.assert_close(out, torch.tensor([-1.0, 2.0]), atol=3 / 255, rtol=0)
 
 
 def test_a_table_of_mixed_formats_equals_each_alone() -> None:
-    forms = [ACTIVATION, WEIGHT, QuantizationFormat(signed=True, symmetric=True, channel_axis=0), ACTIVATION]
-    batches = [[torch.randn(4, 6) * 3**number for number in range(len(forms))] for _ in range(3)]
-    together = [FakeQuantize(form, channels=4 if form.channel_axis == 0 else 1) for form in forms]
-    alone = [FakeQuantize(form, channels=4 if form.channel_axis == 0 else 1) for form in forms]
-    tables = [RangeTable(together), *(RangeTable([quantizer]) for quantizer in alone)]
+    schemes = [ACTIVATION, WEIGHT, QuantizationScheme(signed=True, symmetric=True, channel_axis=0), ACTIVATION]
+    batches = [[torch.randn(4, 6) * 3**number for number in range(len(schemes))] for _ in range(3)]
+    together = [FakeQuantize(scheme, channels=4 if scheme.channel_axis == 0 else 1) for scheme in schemes]
+    alone = [FakeQuantize(scheme, channels=4 if scheme.channel_axis == 0 else 1) for scheme in schemes]
+    tables = [Observers(together), *(Observers([quantizer]) for quantizer in alone)]
     for quantizer in [*together, *alone]:
         quantizer.enabled = quantizer.observing = True
     for batch in batches:
         for one, other, x in zip(together, alone, batch, strict=True):
             assert torch.equal(one(x), other(x))
-        for table in tables:
-            table.fold()
+        for observers in tables:
+            observers.update()
     for one, other in zip(together, alone, strict=True):
         for name, buffer in one.named_buffers():
             assert torch.equal(buffer, dict(other.named_buffers())[name]), name
@@ -254,24 +254,24 @@ def test_a_table_of_mixed_formats_equals_each_alone() -> None:
 def test_a_quantizer_that_saw_nothing_keeps_its_place() -> None:
     """A layer that a step does not use: its range starts when it is used for the first time."""
     used, unused = make(), make()
-    table = RangeTable([used, unused])
+    observers = Observers([used, unused])
     used(torch.tensor([-1.0, 1.0]))
-    table.fold()
-    assert used.ready and not unused.ready and torch.isfinite(table.scale).all()
+    observers.update()
+    assert used.ready and not unused.ready and torch.isfinite(observers.scale).all()
     unused(torch.tensor([-4.0, 4.0]))
     assert range_of(unused) == (-4.0, 4.0)
-    table.fold()
+    observers.update()
     assert range_of(unused) == (-4.0, 4.0) and range_of(used) == (-1.0, 1.0)
 
 
 def test_a_table_takes_what_another_held() -> None:
-    old, new = ([FakeQuantize(form) for form in (ACTIVATION, WEIGHT)] for _ in range(2))
-    table, other = RangeTable(old), RangeTable(new)
+    old, new = ([FakeQuantize(scheme) for scheme in (ACTIVATION, WEIGHT)] for _ in range(2))
+    observers, other = Observers(old), Observers(new)
     for quantizer in old:
         quantizer.enabled = quantizer.observing = True
         quantizer(torch.randn(9))
-    table.fold()
-    other.load(table.minimum, table.maximum, [quantizer.ready for quantizer in table.quantizers])
+    observers.update()
+    other.load(observers.minimum, observers.maximum, [quantizer.ready for quantizer in observers.quantizers])
     assert not other.fresh
     for one, another in zip(old, new, strict=True):
         assert another.ready and torch.equal(one.scale, another.scale)

@@ -74,7 +74,7 @@ def test_names_keys_and_outputs_stay_while_everything_is_off(make: Callable[[], 
 def test_which_layers_get_which_quantizers() -> None:
     model = make_bert()
     attach(model)
-    on = {name: quantizer.form for name, quantizer in quantizers(model).items()}
+    on = {name: quantizer.scheme for name, quantizer in quantizers(model).items()}
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     embeddings = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
     assert len(linears) == 14 and len(embeddings) == 3

@@ -26,13 +26,13 @@ from sparse_accel.run_folder.checkpoints import (
     TRAINING_STATE,
     checkpoints_in,
     copy_model,
-    damage,
     delete_old,
     load_checkpoint,
-    name_whole_ones,
-    newest_whole,
+    newest_intact,
     publish,
+    restore_complete,
     save_checkpoint,
+    verify,
 )
 from sparse_accel.run_folder.trainer_state import History
 
@@ -157,8 +157,8 @@ def test_a_whole_one_without_its_name_gets_it(saved: tuple[Session, Path], tmp_p
     """As a kill between the two renames leaves it, where another one of that step is replaced."""
     (copy_of(saved, tmp_path)).rename(tmp_path / name)
     (tmp_path / ".checkpoint-9.partial").mkdir()  # never sealed
-    name_whole_ones(tmp_path)
-    assert numbers(tmp_path) == [3] and newest_whole(tmp_path) == tmp_path / "checkpoint-3"
+    restore_complete(tmp_path)
+    assert numbers(tmp_path) == [3] and newest_intact(tmp_path) == tmp_path / "checkpoint-3"
     assert (tmp_path / ".checkpoint-9.partial").is_dir()
 
 
@@ -189,9 +189,9 @@ def test_a_torn_checkpoint_is_named_and_what_to_do(
     saved: tuple[Session, Path], tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
     folder = copy_of(saved, tmp_path)
-    assert damage(folder) == ""
+    assert verify(folder) == ""
     harm(folder)
-    assert "is missing" in damage(folder) or "is not what was written" in damage(folder)
+    assert "is missing" in verify(folder) or "is not what was written" in verify(folder)
     session = start(RECIPE)
     with pytest.raises(UsageError, match="cannot be read") as caught:
         load_checkpoint(folder, session.accelerator, session.run, History())

@@ -13,7 +13,7 @@ from tiny import make_bert, make_rows
 from sparse_accel.errors import UsageError
 from sparse_accel.files import write_text
 from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weights
-from sparse_accel.run_folder.ownership import claim_folder, move_aside
+from sparse_accel.run_folder.ownership import acquire_folder, move_aside
 from sparse_accel.run_folder.record import RUN_FILE, difference, read_record, write_record
 
 IDENTITY: dict[str, Any] = {"model": "a", "seed": 42, "recipe": "modifiers:\n  - !A {x: 1}\n", "teacher": None}
@@ -22,7 +22,7 @@ OTHER = {**IDENTITY, "seed": 43}
 
 def claimed(folder: Path, *, finished: bool, identity: dict[str, Any] = IDENTITY) -> Path:
     """A folder that a run has claimed, with a file of it."""
-    assert claim_folder(folder, identity, overwrite=False) == "start"
+    assert acquire_folder(folder, identity, overwrite=False) == "start"
     (folder / "kept.txt").write_text("mine")
     write_record(folder, identity, finished=finished)
     return folder
@@ -37,19 +37,19 @@ def test_a_free_folder_is_started_in(tmp_path: Path, there: str | None) -> None:
     folder = tmp_path / "deep" / "er" if there == "deep" else tmp_path / "out"
     if there == "empty":
         folder.mkdir()
-    assert claim_folder(folder, IDENTITY, overwrite=there == "empty") == "start"
+    assert acquire_folder(folder, IDENTITY, overwrite=there == "empty") == "start"
     assert read_record(folder) == {"identity": IDENTITY, "finished": False}
 
 
 def test_an_unfinished_run_of_this_identity_is_continued(tmp_path: Path) -> None:
     folder = claimed(tmp_path / "out", finished=False)
-    assert claim_folder(folder, dict(IDENTITY), overwrite=False) == "continue"
+    assert acquire_folder(folder, dict(IDENTITY), overwrite=False) == "continue"
     assert tree(tmp_path) == {"out/kept.txt", f"out/{RUN_FILE}"}
 
 
 def test_a_finished_run_of_this_identity_is_shown(tmp_path: Path) -> None:
     folder = claimed(tmp_path / "out", finished=True)
-    assert claim_folder(folder, IDENTITY, overwrite=False) == "show"
+    assert acquire_folder(folder, IDENTITY, overwrite=False) == "show"
     record = read_record(folder)
     assert record is not None and record["finished"] and tree(tmp_path) == {"out/kept.txt", f"out/{RUN_FILE}"}
 
@@ -57,19 +57,19 @@ def test_a_finished_run_of_this_identity_is_shown(tmp_path: Path) -> None:
 def test_an_unfinished_run_of_another_identity_is_refused(tmp_path: Path) -> None:
     folder = claimed(tmp_path / "out", finished=False)
     with pytest.raises(UsageError, match=r"unfinished run that differs from this one in seed \(42 there, 43 here\)"):
-        claim_folder(folder, OTHER, overwrite=False)
+        acquire_folder(folder, OTHER, overwrite=False)
     assert read_record(folder) == {"identity": IDENTITY, "finished": False}
 
 
 def test_a_finished_run_of_another_identity_is_moved_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = claimed(tmp_path / "out", finished=True)
-    assert claim_folder(folder, OTHER, overwrite=False) == "start"
+    assert acquire_folder(folder, OTHER, overwrite=False) == "start"
     assert tree(tmp_path) == {"out.1/kept.txt", f"out.1/{RUN_FILE}", f"out/{RUN_FILE}"}
     said = capsys.readouterr().out
     assert str(tmp_path / "out.1") in said and "seed (42 there, 43 here)" in said
     (folder / "second.txt").write_text("mine too")
     write_record(folder, OTHER, finished=True)
-    assert claim_folder(folder, IDENTITY, overwrite=False) == "start"
+    assert acquire_folder(folder, IDENTITY, overwrite=False) == "start"
     assert tree(tmp_path) >= {"out.1/kept.txt", "out.2/second.txt"}
 
 
@@ -77,7 +77,7 @@ def test_a_finished_run_of_another_identity_is_moved_aside(tmp_path: Path, capsy
 @pytest.mark.parametrize("identity", [IDENTITY, OTHER])
 def test_overwriting_moves_aside(tmp_path: Path, finished: bool, identity: dict[str, Any]) -> None:
     folder = claimed(tmp_path / "out", finished=finished)
-    assert claim_folder(folder, identity, overwrite=True) == "start"
+    assert acquire_folder(folder, identity, overwrite=True) == "start"
     assert tree(tmp_path) == {"out.1/kept.txt", f"out.1/{RUN_FILE}", f"out/{RUN_FILE}"}
 
 
@@ -90,16 +90,16 @@ def test_what_no_run_of_ours_wrote_is_not_touched(tmp_path: Path, content: str |
         (folder / RUN_FILE).write_text(content)
     before = tree(tmp_path)
     with pytest.raises(UsageError, match="is not empty, and what it holds is not a run of this script"):
-        claim_folder(folder, IDENTITY, overwrite=False)
+        acquire_folder(folder, IDENTITY, overwrite=False)
     assert tree(tmp_path) == before
-    assert claim_folder(folder, IDENTITY, overwrite=True) == "start"
+    assert acquire_folder(folder, IDENTITY, overwrite=True) == "start"
     assert "out.1/thesis.tex" in tree(tmp_path)
 
 
 def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("precious")
     with pytest.raises(UsageError, match="is a file"):
-        claim_folder(tmp_path / "out", IDENTITY, overwrite=False)
+        acquire_folder(tmp_path / "out", IDENTITY, overwrite=False)
     assert (tmp_path / "out").read_text() == "precious"
 
 
