@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from fork_server import ForkServer
 from places import ROOT
 from script_fixtures import RECIPE, make_model, read_json
 from stand_in_hub import StandInHub
@@ -93,21 +94,34 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInHub]:
         yield hub
 
 
-def load(hub: StandInHub, home: Path, *runs: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def server(hub: StandInHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    with ForkServer(hub.environment(tmp_path_factory.mktemp("home"))) as server:
+        yield server
+
+
+def load(server: ForkServer, *runs: dict[str, Any]) -> list[dict[str, Any]]:
+    return loaded(server.run(LOAD, json.dumps(runs)))
+
+
+def load_in_a_process(hub: StandInHub, home: Path, *runs: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
+    """In a process of its own, with this cache and environment."""
     command = [sys.executable, "-c", LOAD, json.dumps(runs)]
     environment = hub.environment(home) | environment
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return loaded(subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT))
+
+
+def loaded(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 TRAIN = {"do_train": True, "do_eval": True}
 
 
-def test_datasets_of_the_hub(hub: StandInHub, tmp_path: Path) -> None:
+def test_datasets_of_the_hub(server: ForkServer) -> None:
     short, full, on_test, held_out = load(
-        hub,
-        tmp_path,
+        server,
         TRAIN | {"dataset_name": "rotten_tomatoes", "input_column_names": ("text",), "label_column_name": "label"},
         TRAIN | {"dataset_name": ROTTEN_TOMATOES},
         TRAIN | {"dataset_name": "imdb", "eval_on_test": True},
@@ -124,11 +138,10 @@ def test_datasets_of_the_hub(hub: StandInHub, tmp_path: Path) -> None:
     )
 
 
-def test_glue(hub: StandInHub, tmp_path: Path) -> None:
+def test_glue(server: ForkServer) -> None:
     everything = TRAIN | {"do_predict": True}
     sst2, mnli, stsb, on_test, by_name, mnli_by_name = load(
-        hub,
-        tmp_path,
+        server,
         everything | {"task_name": "sst2"},
         everything | {"task_name": "mnli"},
         everything | {"task_name": "stsb"},
@@ -151,19 +164,18 @@ def test_glue(hub: StandInHub, tmp_path: Path) -> None:
     assert mnli_by_name == mnli
 
 
-def test_all_nine_glue_tasks(hub: StandInHub, tmp_path: Path) -> None:
+def test_all_nine_glue_tasks(server: ForkServer) -> None:
     everything = TRAIN | {"do_predict": True}
-    loaded = load(hub, tmp_path, *[everything | {"task_name": task} for task in GLUE])
+    loaded = load(server, *[everything | {"task_name": task} for task in GLUE])
     for (task, about), data in zip(GLUE.items(), loaded, strict=True):
         assert data["metrics"] == task and tuple(data["text_columns"]) == about.text_columns
         assert list(data["splits"]) == [ours for ours, _ in about.splits]
         assert len(data["splits"]["train"]["label"]) == 2 and "label" not in data["splits"]["test"]
 
 
-def test_what_the_hub_does_not_have(hub: StandInHub, tmp_path: Path) -> None:
+def test_what_the_hub_does_not_have(hub: StandInHub, server: ForkServer) -> None:
     unknown, short, config, code = load(
-        hub,
-        tmp_path,
+        server,
         TRAIN | {"dataset_name": "nobody/nothing"},
         TRAIN | {"dataset_name": "rotten_tomatos"},
         TRAIN | {"dataset_name": "glue", "dataset_config_name": "sst3"},
@@ -177,9 +189,10 @@ def test_what_the_hub_does_not_have(hub: StandInHub, tmp_path: Path) -> None:
 
 
 def test_unreachable_hub(hub: StandInHub, tmp_path: Path) -> None:
-    first, *_ = load(hub, tmp_path, TRAIN | {"dataset_name": "rotten_tomatoes"})
-    load(hub, tmp_path, TRAIN | {"task_name": "sst2"})
-    cached, missing, other_task = load(
+    """Offline, in another process: what was loaded before is there, and nothing else."""
+    sst2 = TRAIN | {"task_name": "sst2"}
+    first, _ = load_in_a_process(hub, tmp_path, TRAIN | {"dataset_name": "rotten_tomatoes"}, sst2)
+    cached, missing, other_task = load_in_a_process(
         hub,
         tmp_path,
         TRAIN | {"dataset_name": "rotten_tomatoes"},
@@ -196,16 +209,16 @@ def test_unreachable_hub(hub: StandInHub, tmp_path: Path) -> None:
     assert other_task["error"].startswith("--task_name cola: the dataset was not found. Tried, in order:")
 
 
-def test_a_file_that_is_none(hub: StandInHub, tmp_path: Path) -> None:
+def test_a_file_that_is_none(hub: StandInHub, server: ForkServer) -> None:
     hub.add_dataset("someone/broken", {"train.parquet": b"no parquet", "validation.parquet": b"no parquet"})
-    (broken,) = load(hub, tmp_path, TRAIN | {"dataset_name": "someone/broken"})
+    (broken,) = load(server, TRAIN | {"dataset_name": "someone/broken"})
     assert broken["error"].startswith("--dataset_name someone/broken: someone/broken cannot be read: "), broken
 
 
 def test_a_mirror_behind_a_proxy(hub: StandInHub, tmp_path: Path) -> None:
     """HF_ENDPOINT names a host that does not exist: only the proxy answers."""
     proxy = {"HTTP_PROXY": hub.url, "http_proxy": hub.url, "NO_PROXY": "", "no_proxy": ""}
-    (loaded,) = load(
+    (loaded,) = load_in_a_process(
         hub, tmp_path, TRAIN | {"dataset_name": "rotten_tomatoes"}, HF_ENDPOINT="http://hub.invalid", **proxy
     )
     assert loaded["splits"]["train"]["text"] == ["good", "bad"]

@@ -7,14 +7,17 @@ of it is taken for a whole file later, and that a redirect or an interruption is
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_server import ForkServer
 from loopback import Fault
 from places import ROOT
 from script_fixtures import make_model, sentences, write_csv
@@ -46,7 +49,7 @@ from sparse_accel.models.loading import load_model, load_tokenizer
 from sparse_accel.tasks import TextClassification
 from sparse_accel.data.sources import load_tables
 for name in sys.argv[1:]:
-    flags: dict[str, Any] = {"do_predict": True, "output_dir": "out", "model_name_or_path": name}
+    flags = {"do_predict": True, "output_dir": "out", "model_name_or_path": name}
     try:
         if "csv" in name:
             value = len(load_tables(TextClassificationArguments(**flags, dataset_name=name))["train"])
@@ -66,22 +69,37 @@ def repository(file: str, fault: Fault) -> str:
 
 
 @pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInHub]:
+    with StandInHub(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def server(hub: StandInHub, home: Path) -> Iterator[ForkServer]:
+    with ForkServer(hub.environment(home)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels: dict[str, Any] = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
     return make_model(tmp_path_factory.mktemp("made") / "model", sparse=True, head=True, **labels)
 
 
-def load(hub: StandInHub, home: Path, *names: str) -> list[dict[str, Any]]:
-    environment = hub.environment(home) | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, *names], env=environment, capture_output=True, text=True, cwd=ROOT
-    )
+def load(server: ForkServer, *names: str) -> list[dict[str, Any]]:
+    done = server.run(LOAD, *names)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_faults_end_in_clear_errors_and_leave_nothing_wrong(model: Path, tmp_path: Path) -> None:
-    hub = StandInHub(tmp_path / "hub")
+def test_faults_end_in_clear_errors_and_leave_nothing_wrong(
+    hub: StandInHub, server: ForkServer, model: Path, tmp_path: Path
+) -> None:
     rows = write_csv(tmp_path / ROWS, sentences(40, seed=1))
     for (file, fault), (times, _) in FAULTS.items():
         name = repository(file, fault)
@@ -91,10 +109,9 @@ def test_faults_end_in_clear_errors_and_leave_nothing_wrong(model: Path, tmp_pat
             hub.add_model(name, model)
         hub.faults[f"{name}/{file}"] = [fault] * times
     names = [repository(*each) for each in FAULTS]
-    with hub:
-        first = load(hub, tmp_path / "home", *names)
-        hub.faults.clear()
-        second = load(hub, tmp_path / "home", *names)
+    first = load(server, *names)
+    hub.faults.clear()
+    second = load(server, *names)
     for name, (_, words), outcome in zip(names, FAULTS.values(), first, strict=True):
         if words is None:
             assert "value" in outcome, (name, outcome)
@@ -105,43 +122,38 @@ def test_faults_end_in_clear_errors_and_leave_nothing_wrong(model: Path, tmp_pat
     assert len(whole) == 1 and {outcome["value"] for outcome in second if isinstance(outcome["value"], int)} == {40}
 
 
-def test_killed_in_the_middle_of_a_file(model: Path, tmp_path: Path) -> None:
-    hub = StandInHub(tmp_path / "hub")
+def test_killed_in_the_middle_of_a_file(hub: StandInHub, server: ForkServer, model: Path) -> None:
     hub.add_model("who/silent", model)
     hub.faults[f"who/silent/{WEIGHTS}"] = [Fault.silence]
-    environment = hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
-    with hub:
-        stuck = subprocess.Popen([sys.executable, "-c", LOAD, "who/silent"], env=environment, cwd=ROOT)
-        deadline = time.monotonic() + 300
-        while hub.faults[f"who/silent/{WEIGHTS}"] and time.monotonic() < deadline:
-            time.sleep(0.1)
-        stuck.kill()
-        stuck.wait()
-        (again,) = load(hub, tmp_path / "home", "who/silent")
+    stuck = server.start(LOAD, "who/silent")
+    deadline = time.monotonic() + 300
+    while hub.faults[f"who/silent/{WEIGHTS}"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(stuck, signal.SIGKILL)
+    assert server.wait().returncode == -signal.SIGKILL
+    (again,) = load(server, "who/silent")
     assert "value" in again, again
 
 
-def test_prefetch_compares_digests(model: Path, tmp_path: Path) -> None:
+def test_prefetch_compares_digests(
+    hub: StandInHub, server: ForkServer, home: Path, model: Path, tmp_path: Path
+) -> None:
     """A byte that is another one is still a model: only the Hub's digest tells."""
-    hub = StandInHub(tmp_path / "hub")
     hub.add_model("who/flipped", model)
     rows = write_csv(tmp_path / "rows.csv", [{"sentence": row["text"]} for row in sentences(8, seed=1)])
     flags = ["--dataset_name", "who/rows", "--do_predict", "--output_dir", "out", "--model_name_or_path", "who/flipped"]
     hub.add_dataset("who/rows", {"test.csv": rows})
     hub.faults[f"who/flipped/{WEIGHTS}"] = [Fault.flipped]
-    environment = hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "scripts" / "prefetch.py"), *flags]
 
     def prefetch() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        return server.run(ROOT / "scripts" / "prefetch.py", *flags, cwd=tmp_path)
 
-    with hub:
-        refused = prefetch()
-        assert refused.returncode == 2, refused.stdout + refused.stderr
-        assert f"who/flipped: what came is not what the Hub has: {WEIGHTS}. Delete " in refused.stderr
-        assert "Traceback" not in refused.stderr
-        shutil.rmtree(tmp_path / "home" / "hub" / "models--who--flipped")
-        fetched = prefetch()
+    refused = prefetch()
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert f"who/flipped: what came is not what the Hub has: {WEIGHTS}. Delete " in refused.stderr
+    assert "Traceback" not in refused.stderr
+    shutil.rmtree(home / "hub" / "models--who--flipped")
+    fetched = prefetch()
     assert fetched.returncode == 0, fetched.stdout + fetched.stderr
     assert "who/flipped: 4 files as the Hub has them" in fetched.stdout
     assert "who/rows: 1 files as the Hub has them" in fetched.stdout

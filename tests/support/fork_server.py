@@ -1,0 +1,115 @@
+"""Programs run in children of one process that has imported the heavy libraries: each starts within milliseconds.
+
+The libraries read HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when they are imported: one server has one environment.
+
+    with ForkServer(hub.environment(home)) as server:
+        done = server.run("print(1)", "an argument")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from places import ROOT
+
+
+class ForkServer:
+    """One child at a time.
+
+    Args:
+        environment: of the server and its children.
+    """
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def __enter__(self) -> ForkServer:
+        self._server = subprocess.Popen(
+            [sys.executable, __file__],
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._orders, self._answers = cast(TextIO, self._server.stdin), cast(TextIO, self._server.stdout)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._orders.close()
+        self._server.wait()
+        self._answers.close()
+
+    def start(self, program: str | Path, *arguments: str, cwd: Path = ROOT) -> int:
+        """Starts Python code, or a script, with these words behind it; returns the number of its process."""
+        self._folder = tempfile.TemporaryDirectory()
+        order = {
+            "program": str(program),
+            "is_script": isinstance(program, Path),
+            "arguments": arguments,
+            "cwd": str(cwd),
+            "folder": self._folder.name,
+        }
+        print(json.dumps(order), file=self._orders, flush=True)
+        return int(self._answers.readline())
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        code = int(self._answers.readline())
+        with self._folder:
+            out, err = (Path(self._folder.name, name).read_text(encoding="utf-8") for name in ("out", "err"))
+        return subprocess.CompletedProcess([], code, out, err)
+
+    def run(self, program: str | Path, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        self.start(program, *arguments, cwd=cwd)
+        return self.wait()
+
+
+def serve() -> None:
+    import accelerate  # noqa: F401
+    import datasets  # noqa: F401
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
+
+    del AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification  # imported for the children
+    for line in sys.stdin:
+        order = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            os._exit(run_child(order))
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def run_child(order: dict[str, Any]) -> int:
+    """Runs what is ordered, its output in files, and returns its exit code."""
+    os.chdir(order["cwd"])
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(os.path.join(order["folder"], name), os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, number)
+    sys.argv = [order["program"] if order["is_script"] else "-c", *order["arguments"]]
+    code: Any = 0
+    try:
+        if order["is_script"]:
+            runpy.run_path(order["program"], run_name="__main__")
+        else:
+            exec(order["program"], {"__name__": "__main__"})
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return int(code)
+
+
+if __name__ == "__main__":
+    serve()
