@@ -32,7 +32,10 @@ FORMS = [("qdq", 18), ("qdq", 13), ("integer", 14)]
 
 @functools.cache
 def quantized(name: str) -> tuple[nn.Module, onnx.ModelProto]:
-    """A quantized model and its traced graph; neither is changed by a test."""
+    """A quantized model and its traced graph; neither is changed by a test.
+
+    The graph has placeholders for layers: models that differ only in the weights and quantizers of layers share it.
+    """
     model = ARCHITECTURES[name]()
     vary(model)
     quantize(model)
@@ -127,7 +130,7 @@ def test_seven_bits_and_fewer_stop_at_their_highest_integer(tmp_path: Path) -> N
     model = ARCHITECTURES["bert"]()
     vary(model)
     quantize(model, activation_bits=6, weight_bits=5)
-    traced = trace(model, make_tokenizer())
+    _, traced = quantized("bert")
     for form, opset in FORMS:
         path = write(tmp_path / "model.onnx", traced, model, form, opset)
         assert not failures(prove(path, model, make_tokenizer(), texts(), form, opset).checks)
@@ -150,7 +153,7 @@ def test_reduce_range_gives_activations_seven_bits(tmp_path: Path) -> None:
     before = quantizers(model)["classifier.input_quantizer"].scale.clone()
     reduce_ranges(model)
     assert torch.allclose(quantizers(model)["classifier.input_quantizer"].scale, before * 255 / 127)
-    path = write(tmp_path / "model.onnx", trace(model, make_tokenizer()), model, "qdq", 18)
+    path = write(tmp_path / "model.onnx", quantized("bert")[1], model, "qdq", 18)
     assert not failures(prove(path, model, make_tokenizer(), texts(), "qdq", 18).checks)
 
 
@@ -168,7 +171,7 @@ def test_weights_with_a_scale_for_each_row(tmp_path: Path) -> None:
             quantizer.enabled = True
             layer.weight_quantizer = quantizer.eval()
     reduce_ranges(model)  # every row now has weights up to 127: sums of two products overflow on CPUs without VNNI
-    traced = trace(model, make_tokenizer())
+    _, traced = quantized("bert")
     for form_name, opset in FORMS:
         path = write(tmp_path / "model.onnx", traced, model, form_name, opset)
         assert not failures(prove(path, model, make_tokenizer(), texts(), form_name, opset).checks)
@@ -179,6 +182,7 @@ def test_output_quantizers_of_linears(tmp_path: Path) -> None:
     from sparse_accel.recipe_run import RecipeRun
 
     model = ARCHITECTURES["bert"]()
+    vary(model)
     modifier = QuantizationModifier(quantize_linear_activations=True)
     run = RecipeRun()
     run.attach(model)
@@ -188,7 +192,7 @@ def test_output_quantizers_of_linears(tmp_path: Path) -> None:
     with torch.no_grad():
         model.train()(**encoded(model, ["a good film", "it was bad"]))
     model.eval()
-    traced = trace(model, make_tokenizer())
+    _, traced = quantized("bert")
     for form, opset in FORMS:
         path = write(tmp_path / "model.onnx", traced, model, form, opset)
         assert not failures(prove(path, model, make_tokenizer(), texts(), form, opset).checks)
