@@ -1,11 +1,12 @@
-"""A text classifier in the Accelerate loop that everybody writes. The lines that end in `# recipe` are what a recipe
-adds: without them the same program trains a dense model.
+"""Trains a text classifier in a plain Accelerate loop, with a recipe.
+
+The lines that end in `# recipe` apply the recipe: without them, the same program trains a dense model.
 
     python examples/own_loop.py --model MODEL --recipe RECIPE --train_file train.csv --output_dir outputs/own_loop
 
     accelerate launch --config_file accelerate_configs/ddp.yaml examples/own_loop.py ...    # or fsdp2.yaml
 
-train.csv has columns `text` and `label`. `sparse_accel.load("outputs/own_loop")` reads the model, quantizers on.
+train.csv has columns `text` and `label`. `sparse_accel.load("outputs/own_loop")` loads the model with its quantizers.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", required=True, help="folder or Hub id of the model to start from")
     parser.add_argument("--train_file", required=True, help="CSV with columns text and label")
-    parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--batch_size", type=int, default=32, help="rows of one process in one step")
-    parser.add_argument("--learning_rate", type=float, default=5e-5, help="constant")
-    parser.add_argument("--epochs", type=int, default=3, help="passes over the rows")
-    parser.add_argument("--recipe", required=True, help="a file, which may set learning rate and epochs")  # recipe
-    parser.add_argument("--teacher", help="a trained classifier to follow; left out: recipe without it")  # recipe
+    parser.add_argument("--output_dir", required=True, help="folder for the trained model")
+    parser.add_argument("--batch_size", type=int, default=32, help="rows per process and step (default: 32)")
+    parser.add_argument("--learning_rate", type=float, default=5e-5, help="constant learning rate (default: 5e-5)")
+    parser.add_argument("--epochs", type=int, default=3, help="passes over the rows (default: 3)")
+    parser.add_argument("--recipe", required=True, help="recipe file; may set learning rate and epochs")  # recipe
+    parser.add_argument("--teacher", help="trained classifier for distillation (default: none)")  # recipe
     args = parser.parse_args()
 
     set_seed(42)
     handlers: list[Any] = []
-    handlers += launch_options()  # DDP: broadcast_buffers=False, else rank 0's ranges overwrite the others'  # recipe
+    handlers += launch_options()  # DDP: broadcast_buffers=False, else rank 0's ranges overwrite the others  # recipe
     accelerator = Accelerator(kwargs_handlers=handlers)
 
     with open(args.train_file, encoding="utf-8", newline="") as stream:
@@ -64,8 +65,8 @@ def main() -> None:
         followed = AutoModelForSequenceClassification.from_pretrained(args.teacher)  # recipe
         teacher = Teacher(followed.to(accelerator.device))  # recipe
     run = RecipeRun(load_recipe(args.recipe), teacher=teacher)  # recipe
-    run.attach(model)  # masks and quantizers are in place, off  # recipe
-    before_prepare(accelerator, model, args.batch_size, 0.0)  # what FSDP2 and DeepSpeed have to be told  # recipe
+    run.attach(model)  # adds masks and quantizers, still off  # recipe
+    before_prepare(accelerator, model, args.batch_size, 0.0)  # settings that FSDP2 and DeepSpeed need  # recipe
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     run.bind(accelerator, model, optimizer, steps_per_epoch=len(loader))  # recipe
 
@@ -87,14 +88,14 @@ def main() -> None:
             total += loss.detach()
         mean = accelerator.reduce(total / len(loader), "mean")
         accelerator.print(f"epoch {epoch + 1}: loss {float(mean):.4f}")
-    run.finish()  # weights under masks are exact zeros, ranges are frozen  # recipe
+    run.finish()  # masked weights are exactly 0, ranges are frozen  # recipe
 
     weights = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
         plain = accelerator.unwrap_model(model)
         plain.save_pretrained(args.output_dir, state_dict=weights)
         tokenizer.save_pretrained(args.output_dir)
-        write_quantizers(Path(args.output_dir), plain)  # what sparse_accel.load reads beside the weights  # recipe
+        write_quantizers(Path(args.output_dir), plain)  # sparse_accel.load reads them with the weights  # recipe
     accelerator.end_training()
 
 

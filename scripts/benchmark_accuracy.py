@@ -1,19 +1,19 @@
-"""Accuracy of sparse transfer on a whole data set, over several seeds. Resumable: takes as many sittings as it needs.
+"""Measures the accuracy of sparse transfer on a complete dataset, over several seeds. Resumes after interruptions.
 
     python scripts/benchmark_accuracy.py --data rotten_tomatoes --seeds 42 43 44
 
-`--data` is a folder with train.csv and validation.csv (columns text and label). Start it again after any interruption:
-finished runs are skipped, the one under way goes on from its last checkpoint. results.json and results.md in
---output_dir hold what is known so far. Per seed, each run being one command of scripts/text_classification.py:
+`--data` is a folder with train.csv and validation.csv (columns text and label). Run it again after an interruption:
+finished runs are skipped, an unfinished run resumes from its last checkpoint. results.json and results.md in
+--output_dir contain the results so far. Per seed, each run is one command of scripts/text_classification.py:
 
     SparseML setting       one-shot start, no teacher: 4 epochs, INT8 from epoch 2, ranges frozen from 3, float32
     dense                  the tutorial's dense recipe for Rotten Tomatoes, 8 epochs: the teacher of the same seed
     START, with(out) it    the tutorial's sparse transfer to Rotten Tomatoes: 12 epochs, INT8 from 7, ranges frozen from
-                           11; or, with --transfer_epochs 4, on the schedule of the first line
+                           11; with --transfer_epochs 4, on the schedule of the first line
 
-Both starts are MiniLM with 90% of each encoder Linear at zero: `one-shot` drops the smallest weights at once, `IMDB`
-drops them gradually while the model learns IMDB. All runs take 32 rows a step and sequences of up to 64 tokens, which
-cuts next to nothing off; in float32 unless --bf16 is given.
+Both starts are MiniLM with 90% zeros in each encoder Linear: `one-shot` prunes the smallest weights at once, `IMDB`
+prunes them gradually while the model trains on IMDB. All runs use 32 rows per step and at most 64 tokens per row, which
+truncates almost nothing; float32 unless --bf16 is given.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from sparse_accel.main import run_main
 RECIPES = ROOT / "sparse_accel" / "zoo" / "recipes"
 TRANSFER = {
     12: {"num_epochs": 12, "qat_start_epoch": 7.0, "observer_epoch": 11.0},  # the tutorial's
-    4: {"num_epochs": 4, "qat_start_epoch": 2.0, "observer_epoch": 3.0},  # the one that SparseML was measured on
+    4: {"num_epochs": 4, "qat_start_epoch": 2.0, "observer_epoch": 3.0},  # the schedule that SparseML was measured with
 }
 SPARSEML_ACCURACY = 0.7795  # SparseML 1.8.0 in its setting on Rotten Tomatoes' validation split
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: what it is called, what it starts from, and its flags."""
+    """One training run: its name, start model and flags."""
 
     name: str
     model: Path
@@ -59,19 +59,29 @@ class Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", required=True, help="folder with train.csv and validation.csv")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42])
-    parser.add_argument("--output_dir", default=ROOT / "outputs" / "benchmark_accuracy")
-    parser.add_argument("--model", help="folder of the dense BERT; default: MiniLM")
-    parser.add_argument("--imdb_rows", type=int, default=12000, help="rows that the IMDB start is made on")
-    parser.add_argument("--max_train_samples", type=int, help="train on fewer rows, to try all parts quickly")
-    parser.add_argument("--transfer_epochs", type=int, choices=TRANSFER, default=12, help="of sparse transfer")
-    parser.add_argument("--bf16", action="store_true", help="train in bfloat16, the SparseML setting excepted")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[42], help="one run of each kind per seed (default: 42)"
+    )
+    parser.add_argument(
+        "--output_dir",
+        default=ROOT / "outputs" / "benchmark_accuracy",
+        help="folder for runs and results (default: outputs/benchmark_accuracy)",
+    )
+    parser.add_argument("--model", help="folder of the dense BERT model (default: MiniLM)")
+    parser.add_argument(
+        "--imdb_rows", type=int, default=12000, help="training rows for the IMDB start (default: 12000)"
+    )
+    parser.add_argument("--max_train_samples", type=int, help="train on fewer rows, for a quick trial")
+    parser.add_argument(
+        "--transfer_epochs", type=int, choices=TRANSFER, default=12, help="epochs of sparse transfer (default: 12)"
+    )
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16, except the SparseML setting")
     arguments = parser.parse_args()
     expand_paths(arguments, ("data", "output_dir", "model"))
     out, data = Path(arguments.output_dir).resolve(), Path(arguments.data).resolve()
     for name in ("train.csv", "validation.csv"):
         if not (data / name).is_file():
-            raise UsageError(f"--data {arguments.data} holds no {name}")
+            raise UsageError(f"--data {arguments.data} contains no {name}")
     shared: dict[str, object] = {}
     if arguments.max_train_samples:
         shared["max_train_samples"] = arguments.max_train_samples
@@ -93,7 +103,7 @@ def main() -> None:
                 variables = TRANSFER[arguments.transfer_epochs]
                 run = Run(name_of_run, start, "sst2_pruned90_quant", variables, followed, seed, arguments.bf16)
                 if replace(run, name=runs[0].name) == runs[0]:
-                    continue  # with 4 epochs in float32 this one is the SparseML setting
+                    continue  # with 4 epochs in float32, this run equals the SparseML setting
                 results.setdefault(run.name, {})[seed] = train(run, data, out, shared)
                 write_results(out, results)
     print(write_results(out, results))
@@ -103,11 +113,11 @@ def main() -> None:
 
 
 def train(run: Run, data: Path, out: Path, shared: dict[str, object]) -> dict[str, Any]:
-    """Trains unless the results are there already; returns the figures of all_results.json."""
+    """Trains, unless results exist already; returns the metrics of all_results.json."""
     results = out / run.folder / "all_results.json"
     found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
     if "eval_accuracy" in found:
-        print(f"{run.folder}: finished before, accuracy {found['eval_accuracy']:.4f}")
+        print(f"{run.folder}: already finished, accuracy {found['eval_accuracy']:.4f}")
         return found
     print(f"\n=== {run.folder}\n")
     run_script(
@@ -140,7 +150,7 @@ def train(run: Run, data: Path, out: Path, shared: dict[str, object]) -> dict[st
 
 
 def one_shot_start(model: Path, target: Path) -> Path:
-    """Writes the model with the smallest 90% of each encoder Linear's weights at zero."""
+    """Writes the model with the smallest 90% of each encoder Linear's weights set to zero; returns the folder."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -158,7 +168,7 @@ def one_shot_start(model: Path, target: Path) -> Path:
 
 
 def imdb_start(model: Path, out: Path, arguments: argparse.Namespace, shared: dict[str, object]) -> Path:
-    """Prunes the model gradually while it learns IMDB, and writes it without its head."""
+    """Prunes the model gradually while it trains on IMDB, and writes it without its head; returns the folder."""
     from transformers import AutoModel, AutoTokenizer
 
     data = write_movie_reviews(out / "data", "imdb", train_rows=arguments.imdb_rows, held_out=1000, seed=0)
@@ -173,7 +183,7 @@ def imdb_start(model: Path, out: Path, arguments: argparse.Namespace, shared: di
 
 
 def write_results(out: Path, results: dict[str, dict[int, dict[str, Any]]]) -> str:
-    """Writes results.json and results.md and returns the latter's text."""
+    """Writes results.json and results.md; returns the text of results.md."""
     summary: dict[str, Any] = {}
     lines = ["| run | accuracy | spread (seeds) | encoder zeros | INT8 Linears |", "|---|---|---|---|---|"]
     for name, by_seed in results.items():

@@ -1,9 +1,9 @@
-"""Exports a trained classifier to ONNX, and proves that the file is the model it came from.
+"""Exports a trained classifier to ONNX, and proves that the file is the model.
 
     python scripts/export_onnx.py --model_path sparse_quantized_bert --task text_classification
 
-Writes `deployment/` beside the model's folder: model.onnx, config.json, the tokenizer, export_report.json and .md.
-A check that fails leaves no folder, and the exit code is not 0.
+Writes `deployment/` next to the model's folder: model.onnx, config.json, the tokenizer, export_report.json and .md.
+If a check fails, no folder is written and the exit code is not 0.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Fetches all that a training command line needs, on a machine with a network, so that it then runs without one.
+"""Downloads everything that a training command needs, so that it then runs without a network.
 
     python scripts/prefetch.py --task_name sst2 --model_name_or_path MODEL --recipe RECIPE --distill_teacher TEACHER ...
     python scripts/prefetch.py token_classification --dataset_name wnut_17 ...
 
-Takes all words that follow scripts/text_classification.py, or, after the word token_classification, those that follow
-scripts/token_classification.py, and loads recipe, data, model, tokenizer and teacher as that script would: what would
-fail there fails here. Nothing is trained, and no output folder is written. Then what came from the Hub is compared with
-the Hub's own digests of it, which nothing does while training.
-On a cluster: type it on the login node; the compute nodes see the same cache (HF_HOME, SPARSEZOO_MODELS_PATH), and run
-with HF_HUB_OFFLINE=1.
+Takes the flags of scripts/text_classification.py or, after the word token_classification, those of
+scripts/token_classification.py. Loads recipe, data, model, tokenizer and teacher as that script does, so errors appear
+here first. Trains nothing and writes no output folder. Then compares the downloaded files with the Hub's digests, which
+training does not do.
+On a cluster: run it on the login node; compute nodes share its cache (HF_HOME, SPARSEZOO_MODELS_PATH) and run with
+HF_HUB_OFFLINE=1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sparse_accel.recipe import load_recipe
 def main() -> None:
     words = sys.argv[1:]
     kind: type[TrainingArguments] = TextClassificationArguments
-    if words and not words[0].startswith("-") and not words[0].endswith(".json"):  # the command's own name, pasted
+    if words and not words[0].startswith("-") and not words[0].endswith(".json"):  # the pasted name of the command
         if "token_classification" in words[0]:
             kind = TokenClassificationArguments
         words = words[1:]
@@ -59,7 +59,7 @@ def main() -> None:
         head = default_head(arguments) if arguments.one_shot else fine_tuned_head(arguments, task_kind)
         task = task_kind.load(arguments, head)
         model, _ = load_model(arguments, task_kind if arguments.one_shot else task)
-    else:  # a trained model, which knows its labels
+    else:  # a trained model: its config has the labels
         model = load_trained(arguments, task_kind)
         config: Any = model.config
         task = task_kind.load(arguments, head_in(config, "config.json"))
@@ -69,15 +69,15 @@ def main() -> None:
     for hub_id, repository, revision in hub_repositories(arguments):
         check_digests(hub_id, repository, revision, arguments.cache_dir)
     rows = ", ".join(f"{len(split)} {name}" for name, split in task.data.splits.items())
-    print(f"All is there: {rows} rows, model and tokenizer{'' if recipe is None else ', recipe'}.")
-    print(f"The same words after scripts/{task_kind.name}.py now need no network. Where it runs, set:")
+    print(f"Everything is available: {rows} rows, model and tokenizer{'' if recipe is None else ', recipe'}.")
+    print(f"scripts/{task_kind.name}.py with the same flags now needs no network. Set there:")
     places = {"HF_HOME": constants.HF_HOME, "SPARSEZOO_MODELS_PATH": models_path()}
     places |= {name: value for name, value in os.environ.items() if name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE")}
     print("  HF_HUB_OFFLINE=1", *(f"{name}={shlex.quote(str(value))}" for name, value in places.items()))
 
 
 def hub_repositories(arguments: TrainingArguments) -> list[tuple[str, str, str | None]]:
-    """Id, kind (`model` or `dataset`) and revision of each repository of the Hub that the flags name."""
+    """Returns (id, kind, revision) of each Hub repository that the flags name; kind is `model` or `dataset`."""
     found = []
     for flag in ("model_name_or_path", "config_name", "tokenizer_name", "distill_teacher"):
         name = getattr(arguments, flag)
@@ -94,25 +94,29 @@ def hub_repositories(arguments: TrainingArguments) -> list[tuple[str, str, str |
 
 
 def check_digests(hub_id: str, kind: str, revision: str | None, cache_dir: str | None) -> None:
-    """Compares the files of a repository in the cache with the digests that the Hub lists.
+    """Compares a repository's files in the cache with the Hub's digests.
+
+    Args:
+        hub_id, kind, revision: the repository; kind is `model` or `dataset`.
+        cache_dir: the Hub's cache; default: the Hub client's.
 
     Raises:
-        UsageError: a file is another than the Hub's.
+        UsageError: a file differs from the Hub's.
     """
     from huggingface_hub import HfApi
 
     try:
         result = HfApi().verify_repo_checksums(hub_id, repo_type=kind, revision=revision, cache_dir=cache_dir)
-    except Exception as error:  # the library's own, the HTTP client's, and the system's: this much is not known then
+    except Exception as error:  # of the library, the HTTP client or the system: continue unchecked
         print(f"note: the digests of {hub_id} were not compared: {str(error).partition(chr(10))[0]}")
         return
     if result.mismatches:
         files = listed(mismatch["path"] for mismatch in result.mismatches)
         raise UsageError(
-            f"{hub_id}: what came is not what the Hub has: {files}. Delete {result.verified_path.parent.parent} and "
+            f"{hub_id}: these files differ from the Hub's: {files}. Delete {result.verified_path.parent.parent} and "
             "run this again"
         )
-    print(f"{hub_id}: {result.checked_count} files as the Hub has them")
+    print(f"{hub_id}: {result.checked_count} files match the Hub's digests")
 
 
 if __name__ == "__main__":

@@ -46,9 +46,10 @@ TRANSFER = {"num_epochs": 2, "qat_start_epoch": 1.0, "observer_epoch": 1.7}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--output_dir", default=ROOT / "outputs" / "quickstart")
-    parser.add_argument("--model", help="folder of a BERT to start from; default: MiniLM")
-    parser.add_argument("--rows", type=int, help="rows of each data set, to try all parts quickly; default: see above")
+    output = ROOT / "outputs" / "quickstart"
+    parser.add_argument("--output_dir", default=output, help="folder for all output (default: outputs/quickstart)")
+    parser.add_argument("--model", help="folder of a BERT to start from (default: MiniLM)")
+    parser.add_argument("--rows", type=int, help="rows of each dataset, for a quick trial (default: all of them)")
     arguments = parser.parse_args()
     expand_paths(arguments, ("output_dir", "model"))
     out = Path(arguments.output_dir).resolve()

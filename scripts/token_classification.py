@@ -1,4 +1,4 @@
-"""Sparse transfer learning of a token classifier, such as for named entities: recipe, teacher, quantization.
+"""Sparse transfer learning of a token classifier (such as NER): recipe, teacher, quantization-aware training.
 
     python scripts/token_classification.py \\
         --model_name_or_path RedHatAI/oBERT-12-upstream-pruned-unstructured-90-v2 \\
@@ -9,7 +9,7 @@
 
     accelerate launch --config_file accelerate_configs/ddp.yaml scripts/token_classification.py ...    # several GPUs
 
-The same command goes on where an interrupted run stopped. A JSON file of flags may stand in for them.
+The same command resumes an interrupted run. A JSON file may contain the flags.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    # Arguments and recipe come first: --help and a typo answer at once, before anything heavy is imported or loaded.
+    # Arguments and recipe come first: --help and typos get an answer at once, before heavy imports and loading.
     arguments = parse_arguments(TokenClassificationArguments, description=(__doc__ or "").partition("\n")[0])
     recipe = load_recipe(arguments.recipe, arguments.recipe_args) if arguments.recipe else None
     if arguments.do_train and recipe is not None:
@@ -51,8 +51,8 @@ def main() -> None:
             else:
                 is_new = train(arguments, recipe, accelerator)
             if not is_new:
-                say(accelerator, f"{output_dir} holds this very run, finished: nothing is trained again")
-            arguments.model_name_or_path = str(output_dir)  # what is measured below is what the files hold
+                say(accelerator, f"{output_dir} already contains this run, finished: nothing is trained again")
+            arguments.model_name_or_path = str(output_dir)  # evaluate what the files contain
         if arguments.do_eval or arguments.do_predict:
             evaluate_and_predict(arguments, recipe, accelerator, TokenClassification)
         if arguments.do_train or arguments.one_shot:
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def train(arguments: TokenClassificationArguments, recipe: Recipe | None, accelerator: Accelerator) -> bool:
-    """Trains and fills the output folder. Returns False where the folder holds this very run's finished results."""
+    """Trains and writes the output folder. Returns False if the folder already contains this run, finished."""
     from accelerate.utils import set_seed
 
     from sparse_accel.console import say
@@ -82,17 +82,17 @@ def train(arguments: TokenClassificationArguments, recipe: Recipe | None, accele
     from sparse_accel.training.setup import recompute_activations
     from sparse_accel.training.start_table import describe_run, start_table
 
-    # --- task, model, recipe: what is learned -------------------------------------------------------------------------
+    # --- task, model, recipe ------------------------------------------------------------------------------------------
 
     with accelerator.main_process_first():
         task = TokenClassification.load(arguments, fine_tuned_head(arguments, TokenClassification))
     task.check_flags(arguments)
-    set_seed(arguments.seed)  # of a new head
+    set_seed(arguments.seed)  # for a new head
     model, fresh = load_model(arguments, task)
     tokenizer = load_tokenizer(arguments, TokenClassification)
     teacher, teacher_tokenizer = make_teacher(arguments, recipe, accelerator, model, task)
     run = RecipeRun(recipe, task=task, teacher=teacher)
-    run.attach(model)  # moment 1: masks and quantizers are in place, off
+    run.attach(model)  # moment 1: adds masks and quantizers, still off
 
     # --- batches, schedule, output folder -----------------------------------------------------------------------------
 

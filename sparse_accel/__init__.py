@@ -24,7 +24,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    # Looked up when first used: `import sparse_accel` and recipe errors stay free of torch.
+    # Imported on first use, so that `import sparse_accel` and recipe errors do not need torch.
     if name not in _HOME:
         raise AttributeError(f"module 'sparse_accel' has no attribute '{name}'")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""Everything that a run prints, once however many processes it has."""
+"""Printing: once per run, for any number of processes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def rank() -> int:
-    """Returns this process's number among those of its launch, known before any of them talk: 0 speaks for all.
+    """Returns the rank of this process from the environment, before processes can communicate; rank 0 prints for all.
 
-    What is left over from another launch does not count: RANK without WORLD_SIZE, not below it, or not a number.
+    Leftovers of another launch are ignored (0): RANK without WORLD_SIZE, not below it, or not a number.
     """
     number, count = (os.environ.get(name, "").strip() for name in ("RANK", "WORLD_SIZE"))
     if not (number.isdecimal() and count.isdecimal()):
@@ -28,17 +28,17 @@ def rank() -> int:
 
 
 def warn(message: str) -> None:
-    """Prints `warning: message` on stderr, once however many processes the run has."""
+    """Prints `warning: message` on stderr, on process 0 only."""
     if rank() == 0:
         print(f"warning: {shortened(message)}", file=sys.stderr)
 
 
-# Seconds between two states of a progress bar in a log file, where each is a line that stays.
+# Seconds between two states of a progress bar in a log file, where each state is a new line.
 _SECONDS_IN_A_LOG = 30
 
 
 class _Lines:
-    """stderr as a log file: each state of a bar on a line of its own."""
+    """stderr as a log file: writes each state of a bar as a separate line."""
 
     def write(self, text: str) -> None:
         if state := text.strip():
@@ -49,7 +49,7 @@ class _Lines:
 
 
 def say(accelerator: Accelerator, text: str) -> None:
-    """Prints on the main process alone. `accelerator.print` would on one process of each machine."""
+    """Prints on the main process only. `accelerator.print` prints on one process per machine."""
     if accelerator.is_main_process:
         print(text)
 
@@ -57,12 +57,13 @@ def say(accelerator: Accelerator, text: str) -> None:
 def progress_bar(
     accelerator: Accelerator, total: int, what: str, unit: str, *, done: int = 0, leave: bool = True
 ) -> tqdm:
-    """Returns a bar on the main process; where stderr is no terminal, a line on its state now and then.
+    """Returns a progress bar on the main process; if stderr is not a terminal, it prints a line every 30 seconds.
 
     Args:
-        total, done: units in all, and those done before.
-        what, unit: what is done, and to what.
-        leave: whether the full bar stays; one that does not only appears if it takes its time.
+        accelerator: of the run.
+        total, done: number of units, and how many are already done.
+        what, unit: description of the work, and name of a unit.
+        leave: whether the full bar stays; a bar that does not stay appears only if the work takes long.
     """
     on_terminal = sys.stderr.isatty()
     interval = 0.1 if on_terminal else _SECONDS_IN_A_LOG
@@ -83,19 +84,21 @@ def progress_bar(
 
 
 def print_above_bar(accelerator: Accelerator, line: str) -> None:
-    """Prints a line; on a terminal the progress bar moves below it."""
+    """Prints a line on the main process; on a terminal, above the progress bar."""
     if accelerator.is_main_process:
         (tqdm.write if sys.stderr.isatty() else print)(line)
 
 
 def table(title: str, rows: list[tuple[str, Any]]) -> str:
-    """Returns a two-column table, long cells wrapped to the terminal's width, for an output in any encoding."""
+    """Returns a two-column table, wrapped to the terminal's width, that any output encoding can print."""
     line = _horizontal_line()
     width = min(shutil.get_terminal_size((110, 24)).columns, 120)
     left = max(len(name) for name, _ in rows)
+    # Paths and names stay in one piece, so that they can be copied.
+    wrapper = textwrap.TextWrapper(max(width - left - 4, 20), break_long_words=False, break_on_hyphens=False)
     lines = [f"{line * 2} {title} ".ljust(width, line)]
     for name, value in rows:
-        wrapped = [part for text in str(value).splitlines() for part in textwrap.wrap(text, width - left - 4) or [""]]
+        wrapped = [part for text in str(value).splitlines() for part in wrapper.wrap(text) or [""]]
         lines += [f"  {name if number == 0 else '':<{left}}  {part}" for number, part in enumerate(wrapped or [""])]
     return "\n".join([*lines, line * width])
 

@@ -1,8 +1,8 @@
-"""The commands that installing puts on PATH: SparseML's names for scripts/, so that old command lines run as they are.
+"""Installed commands: SparseML's names for scripts/, so that old command lines run unchanged.
 
-A command is its script and nothing else. How processes are laid out is Accelerate's matter, as for the script: what
-`ACCELERATE_CONFIG_FILE` names, else what `accelerate config` wrote, goes through `accelerate launch`; without either,
-and inside of a launch (`torchrun --no-python`, `accelerate launch --no_python`), it is this process.
+A command only runs its script. Accelerate configures the processes: with the file in `ACCELERATE_CONFIG_FILE`, or else
+the one that `accelerate config` wrote, the command starts `accelerate launch`. Without such a file, or inside a launch
+(`torchrun --no-python`, `accelerate launch --no_python`), the script runs in this process.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ from pathlib import Path
 
 
 def text_classification() -> None:
-    """`sparseml.transformers.text_classification` and `sparseml.transformers.train.text_classification`."""
+    """Runs `sparseml.transformers.text_classification` or `sparseml.transformers.train.text_classification`."""
     _launch("text_classification")
 
 
 def token_classification() -> None:
-    """`sparseml.transformers.token_classification` and `sparseml.transformers.train.token_classification`."""
+    """Runs `sparseml.transformers.token_classification` or `sparseml.transformers.train.token_classification`."""
     _launch("token_classification")
 
 
 def question_answering() -> None:
-    """`sparseml.transformers.question_answering`, which is not here yet."""
+    """Refuses `sparseml.transformers.question_answering`, which is not supported yet."""
     _not_yet("question_answering")
 
 
 def masked_language_modeling() -> None:
-    """`sparseml.transformers.masked_language_modeling`, which is not here yet."""
+    """Refuses `sparseml.transformers.masked_language_modeling`, which is not supported yet."""
     _not_yet("masked_language_modeling")
 
 
 def export_onnx() -> None:
-    """`sparseml.transformers.export_onnx`: one process, whatever Accelerate is configured for."""
+    """Runs `sparseml.transformers.export_onnx`: always one process, regardless of Accelerate's configuration."""
     _run(script_path("export_onnx.py"))
 
 
 def prefetch() -> None:
-    """`sparse_accel.prefetch`: scripts/prefetch.py, for those who have no clone."""
+    """Runs `sparse_accel.prefetch`: scripts/prefetch.py without a clone."""
     _run(script_path("prefetch.py"))
 
 
 def script_path(name: str) -> Path:
-    """Returns where a script lies: in a wheel inside the package, in a clone beside it."""
+    """Returns the path of a script: inside the package in a wheel, next to the package in a clone."""
     package = Path(__file__).resolve().parent
     inside = package / "scripts" / name
     return inside if inside.is_file() else package.parent / "scripts" / name
 
 
 def _not_yet(name: str) -> None:
-    """Says so, and ends with exit code 2: the shell would say that there is no such command."""
+    """Prints an error and ends with exit code 2; without this, the shell would report an unknown command."""
     print(
-        f"error: {Path(sys.argv[0]).name}: {name} is known, not supported yet. Supported: "
+        f"error: {Path(sys.argv[0]).name}: {name} is not supported yet. Supported: "
         "sparseml.transformers.text_classification, sparseml.transformers.token_classification, "
         "sparseml.transformers.export_onnx",
         file=sys.stderr,
@@ -74,7 +74,7 @@ def _launch(task: str) -> None:
 
 
 def _check_command_line(task: str) -> None:
-    """Ends with a mistake in flags or recipe before the launcher starts, which would add a traceback of its own."""
+    """Reports errors in flags or recipe before the launcher starts, because it would add its own traceback."""
     from sparse_accel.cli.parser import parse_arguments
     from sparse_accel.cli.text_classification import TextClassificationArguments
     from sparse_accel.cli.token_classification import TokenClassificationArguments
@@ -90,7 +90,7 @@ def _check_command_line(task: str) -> None:
     }
 
     def check() -> None:
-        with contextlib.redirect_stderr(io.StringIO()):  # its warnings are the script's to say
+        with contextlib.redirect_stderr(io.StringIO()):  # the script prints the warnings
             arguments = parse_arguments(flags[task])
             if arguments.recipe and not is_stub(arguments.recipe):
                 load_recipe(arguments.recipe, arguments.recipe_args)
@@ -106,13 +106,13 @@ def _run(script: Path) -> None:
 
 
 def _launch_settings() -> Path | None:
-    """The file that Accelerate would launch by; None where this process is launched already, or there is none."""
+    """Returns Accelerate's configuration file; None if there is none, or if this process is already in a launch."""
     if os.environ.get("LOCAL_RANK") or os.environ.get("RANK"):
         return None
     if named := os.environ.get("ACCELERATE_CONFIG_FILE"):
         file = Path(os.path.expanduser(named))
         if not file.is_file():
-            print(f"error: ACCELERATE_CONFIG_FILE names {named}, and there is no such file", file=sys.stderr)
+            print(f"error: ACCELERATE_CONFIG_FILE={named}: there is no such file", file=sys.stderr)
             sys.exit(2)
         return file
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")

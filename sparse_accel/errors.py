@@ -1,4 +1,4 @@
-"""Errors for people: what is wrong, where, and what to do about it."""
+"""Errors for users: what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from collections.abc import Iterable, Sequence
 
 
 class UsageError(Exception):
-    """Something that the user can mend: a flag, a recipe, a file, a column.
+    """An error that the user can fix: in a flag, a recipe, a file, a column.
 
     The message says what is wrong, where, and what to do. Scripts print it without a traceback and exit with 2.
+
+    Attributes:
+        exit_code: of the script.
+        of_one_process: whether only this process has the error, so that it must print it itself.
     """
 
     exit_code = 2
@@ -17,42 +21,42 @@ class UsageError(Exception):
 
 
 class Stopped(BaseException):
-    """A scheduler's signal ended the run: after the step under way, and saved, or at once where it was not training.
+    """A scheduler's signal ended the run: in training after the current step and a checkpoint, otherwise at once.
 
-    Scripts exit with 75, the code that asks to be tried again later (EX_TEMPFAIL of sysexits.h). As KeyboardInterrupt
-    it is no Exception: it may be raised anywhere, and libraries that try again or make do must not take it for theirs.
+    Scripts exit with 75, which means "try again later" (EX_TEMPFAIL of sysexits.h). Like KeyboardInterrupt, it is not
+    an Exception: it may be raised anywhere, and libraries that catch Exception to retry must not catch it.
     """
 
     exit_code = 75
-    agreed = True  # between two steps, on all processes; otherwise at once, on this one
+    agreed = True  # raised on all processes between two steps; False: at once, on this process only
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1) -> str:
-    """Returns ` Did you mean 'x'?` for the known names nearest to `name`, `count` at most; empty when none is near."""
+    """Returns ` Did you mean 'x'?` with at most `count` known names similar to `name`; empty if none is similar."""
     lowered = {candidate.lower(): candidate for candidate in known}
     found = difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(lowered[each]) for each in found)}?" if found else ""
 
 
 def first_line(error: BaseException) -> str:
-    """Returns what an error says first, at most 200 characters; the name of its kind where it says nothing."""
+    """Returns the first line of an error's message, at most 200 characters; without a message, its class name."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def listed(names: Iterable[object], most: int = 12) -> str:
-    """Returns names for a message, at most `most` of them: `a, b, c ... (57 in all)`."""
+    """Returns at most `most` names for a message: `a, b, c ... (57 in all)`."""
     words = [str(name) for name in names]
     return ", ".join(words) if len(words) <= most else f"{', '.join(words[:most])} ... ({len(words)} in all)"
 
 
 def shown(value: object, most: int = 60) -> str:
-    """Returns a value for a message: its repr, cut after `most` characters."""
+    """Returns the repr of a value for a message, cut after `most` characters."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def shortened(text: str) -> str:
-    """Returns a message of at most 2,000 characters: a longer one keeps its beginning and its end."""
+    """Returns a message of at most 2,000 characters: a longer one keeps only its beginning and its end."""
     left_out = len(text) - _BEGINNING - _END
     if len(text) <= _LONGEST_MESSAGE:
         return text
@@ -60,10 +64,10 @@ def shortened(text: str) -> str:
 
 
 def in_order(steps: Sequence[tuple[str, str]]) -> str:
-    """Returns (place, outcome) of what was tried as numbered lines of a table."""
+    """Returns (place, outcome) pairs as numbered, aligned lines."""
     width = max(len(place) for place, _ in steps)
     return "\n".join(f"  {number}. {place:<{width}}  {outcome}" for number, (place, outcome) in enumerate(steps, 1))
 
 
-# A longer message is not read, and hides what was printed before it.
+# Nobody reads a longer message, and it hides what was printed before.
 _LONGEST_MESSAGE, _BEGINNING, _END = 2000, 1400, 400

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Atomic writing of files and folders."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file beside and renames it into place, so that a reader meets the old or the new one, whole."""
+    """Writes a file atomically: a reader sees the complete old file or the complete new file."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes readable JSON, whole or not at all. Tensors of one number are that number; other objects their text."""
+    """Writes indented JSON atomically. One-element tensors become numbers, other objects their `str`."""
     write_text(path, json.dumps(content, indent=2, default=_plain) + "\n")
 
 
@@ -29,7 +29,7 @@ def _plain(value: Any) -> Any:
 
 
 def put_in_place(partial: Path, final: Path) -> None:
-    """Renames a whole folder into its place, where an older one of that name may stand."""
+    """Renames a complete folder to its final name; deletes an older folder of that name afterwards."""
     if final.exists():
         older = final.with_name(f".{final.name}.older.partial")
         shutil.rmtree(older, ignore_errors=True)
@@ -42,11 +42,11 @@ def put_in_place(partial: Path, final: Path) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's names, would survive a machine that loses power."""
+    """Waits until a file's bytes, or a folder's names, are on disk and survive a power loss (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError:  # not every file system can do this for folders
+    except OSError:  # some file systems do not support this for folders
         if path.is_file():
             raise
     finally:
@@ -54,7 +54,7 @@ def to_disk(path: Path) -> None:
 
 
 def digest_of(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
+    """Returns the SHA-256 of a file as hex digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while piece := stream.read(1 << 22):
@@ -63,7 +63,7 @@ def digest_of(path: Path) -> str:
 
 
 def free_name(path: Path) -> Path:
-    """Returns the first of PATH.1, PATH.2, ... that is not there."""
+    """Returns the first of PATH.1, PATH.2, ... that does not exist."""
     number = 1
     while (free := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
@@ -71,7 +71,7 @@ def free_name(path: Path) -> Path:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Copies a folder without its bytes where the file system can: both have the files, and neither changes them."""
+    """Copies a folder with hard links if the file system supports them; so neither copy may be changed in place."""
 
     def link(one: str, other: str) -> None:
         try:
@@ -85,10 +85,10 @@ def link_tree(source: Path, target: Path) -> None:
 
 
 def lfs_pointer_error(path: Path | str) -> str | None:
-    """Returns what to tell the user when a file is a Git LFS pointer, the short text that a clone holds in place of a
-    large file until `git lfs pull` fetches it; None when it is not one.
+    """Returns an error message if a file is a Git LFS pointer, else None.
 
-    A file that cannot be read gives None too: the code that opens it reports why.
+    A pointer is the short text that replaces a large file in a clone until `git lfs pull` fetches it. Returns None also
+    for a file that cannot be read: the code that opens it reports why.
     """
     try:
         with open(path, "rb") as stream:

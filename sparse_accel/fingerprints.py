@@ -1,4 +1,4 @@
-"""Digests of weights and rows: the same content gives the same digest on any machine."""
+"""Digests of weights and rows: equal content gives equal digests on all machines."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def fingerprint_of_weights(model: nn.Module) -> str:
-    """Returns a digest of all weights, names and shapes included."""
+    """Returns a digest of all weights, names and shapes: 32 hex digits of a SHA-256."""
     return fingerprint(model.state_dict())
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Returns a digest of named tensors: names, shapes, types and bytes."""
+    """Returns a digest of the names, shapes, dtypes and bytes of tensors: 32 hex digits of a SHA-256."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -28,7 +28,7 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def fingerprint_of_rows(dataset: Any) -> str:
-    """Returns a digest of a tokenized dataset: every token and label, in order."""
+    """Returns a digest of all tokens and labels of a tokenized dataset, in order: 32 hex digits of a SHA-256."""
     digest = hashlib.sha256()
     for name in sorted(dataset.column_names):
         digest.update(name.encode())

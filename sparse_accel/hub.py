@@ -1,6 +1,6 @@
-"""Where a model, recipe or data set is that somebody names: a folder, a `zoo:` stub, or an id of the Hugging Face Hub.
+"""Resolves names of models, recipes and datasets: a folder, a `zoo:` stub, or an id of the Hugging Face Hub.
 
-Ids of older command lines have no owner, and today's Hub client refuses those: the tables say where they went. Imports
+Older command lines have ids without an owner, which today's Hub client refuses: tables map them to full ids. Imports
 nothing heavy.
 """
 
@@ -68,15 +68,15 @@ MODELS = {name: f"{owner}/{name}" for owner, names in _OWNERS.items() for name i
 
 
 def model_address(flag: str, name: str, cache_dir: str | None = None) -> str:
-    """Returns the folder, or the full Hub id, of what a flag names.
+    """Returns the folder or the full Hub id of a model.
 
     Args:
-        flag: for messages, with its dashes.
-        name: a folder, a `zoo:` stub, or an id, short or full.
-        cache_dir: the Hub's cache, if it is not the usual one.
+        flag: the flag, for messages, with its dashes.
+        name: a folder, a `zoo:` stub, or a short or full Hub id.
+        cache_dir: the Hub's cache; default: the Hub client's.
 
     Raises:
-        UsageError: nothing goes by that name, as far as that can be told without asking the Hub.
+        UsageError: the name is invalid. Whether the id exists on the Hub is not checked.
     """
     if is_stub(name):
         try:
@@ -86,18 +86,18 @@ def model_address(flag: str, name: str, cache_dir: str | None = None) -> str:
     if (folder := local_folder(name)) is not None:
         return str(folder)
     if _is_file(name):
-        raise UsageError(f"{flag}: {name} is a file. Name the folder that holds the model: {Path(name).parent}")
+        raise UsageError(f"{flag}: {name} is a file. Give the folder that contains the model: {Path(name).parent}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"{flag}: there is no folder {name}.{_beside(name)}")
     return _full_id(flag, name, MODELS)
 
 
 def local_folder(name: str) -> Path | None:
-    """Returns the folder of that name, `~` resolved; None where there is none."""
+    """Returns the folder of this name, with `~` resolved; None if there is none."""
     try:
         path = Path(name).expanduser()
         return path if path.is_dir() else None
-    except (OSError, RuntimeError):  # a name too long for the system, or the home of nobody
+    except (OSError, RuntimeError):  # the name is too long for the system, or its user does not exist
         return None
 
 
@@ -109,15 +109,16 @@ def _is_file(name: str) -> bool:
 
 
 def dataset_address(name: str) -> str:
-    """Returns the full Hub id of a data set that is no local folder.
+    """Returns the full Hub id of a dataset that is not a local folder.
+
+    Args:
+        name: a short or full Hub id.
 
     Raises:
-        UsageError: the name is neither an id nor a short name that is known.
+        UsageError: the name is neither a full id nor a known short name.
     """
     if _is_file(name):
-        raise UsageError(
-            f"--dataset_name: {name} is a file. Name it with --train_file, --validation_file or --test_file"
-        )
+        raise UsageError(f"--dataset_name: {name} is a file. Use --train_file, --validation_file or --test_file")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"--dataset_name: there is no folder {name}.{_beside(name)}")
     return _full_id("--dataset_name", name, DATASETS)
@@ -126,18 +127,18 @@ def dataset_address(name: str) -> str:
 def _full_id(flag: str, name: str, moved: Mapping[str, str]) -> str:
     _listen_to_the_hub()
     if name in moved:
-        _note(f"{flag} {name} is {moved[name]} on today's Hub")
+        _note(f"{flag} {name} is now {moved[name]} on the Hub")
         return moved[name]
     if "/" not in name:
         raise UsageError(
             f"{flag}: '{name}' is neither a local folder nor a full Hub id, OWNER/NAME.{_beside(name)}"
-            f"{nearest(name, moved)} Short names known here: {', '.join(sorted(moved))}."
+            f"{nearest(name, moved)} Known short names: {', '.join(sorted(moved))}."
         )
     return name
 
 
 def _beside(name: str) -> str:
-    """` Did you mean ...?` with the folder beside the one that is not there whose name is nearest."""
+    """Returns ` Did you mean ...?` with an existing folder of a similar name next to the missing one."""
     parent = local_folder(str(Path(name).parent))
     there = [each.name for each in parent.iterdir() if each.is_dir()] if parent is not None else []
     return nearest(Path(name).name, there)
@@ -150,7 +151,7 @@ def _note(text: str) -> None:
 
 
 class _Complaints(logging.Handler):
-    """Keeps what the Hub's client warns of: where a download fails, the libraries above it say that there is no file.
+    """Stores the Hub client's warnings: if a download fails, the libraries that use it only report a missing file.
 
     Attributes:
         heard: the first line of each warning.
@@ -161,7 +162,7 @@ class _Complaints(logging.Handler):
         self.heard: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps one."""
+        """Stores the first line of a warning."""
         self.heard.append(record.getMessage().partition("\n")[0])
 
 
@@ -174,19 +175,19 @@ def _listen_to_the_hub() -> None:
 
 
 def hub_complaint(hub_id: str) -> str | None:
-    """Returns the last thing that the Hub's client warned of while it fetched a repository; None where all was well."""
+    """Returns the Hub client's last warning about a repository; None if there is none."""
     return next((line for line in reversed(_complaints.heard) if f"/{hub_id}/" in line), None)
 
 
 def out_of_reach(typed: str, hub_id: str, kind: str, reason: str, cache_dir: str | None = None) -> UsageError:
-    """The error for an id that neither the cache nor the Hub gives: what was tried, in order, and the ways out.
+    """Returns the error for an id that is neither in the cache nor on the Hub: places tried, in order, and remedies.
 
     Args:
         typed: flag and value as typed.
-        hub_id: what was asked for.
+        hub_id: full Hub id.
         kind: `model` or `dataset`.
-        reason: what the library said, for where the Hub's client said nothing.
-        cache_dir: the cache, if it is not the usual one.
+        reason: the library's message, used if the Hub's client logged no warning.
+        cache_dir: the cache; default: the Hub client's.
     """
     from huggingface_hub import constants
 
@@ -195,12 +196,12 @@ def out_of_reach(typed: str, hub_id: str, kind: str, reason: str, cache_dir: str
     asked = hub_complaint(hub_id) or f"{address}: {reason}"
     tried = [
         ("local folder", "there is none of that name"),
-        ("cache", f"{cache_dir or constants.HF_HUB_CACHE} does not hold all of {hub_id}"),
+        ("cache", f"{cache_dir or constants.HF_HUB_CACHE} does not contain all files of {hub_id}"),
         ("Hub", "not asked, because HF_HUB_OFFLINE is set" if offline else asked),
     ]
     folder = "a local folder" + (" of save_to_disk, or --train_file and --validation_file" if kind == "dataset" else "")
     return UsageError(
-        f"{typed}: the {kind} was not found. Tried, in order:\n{in_order(tried)}\nThree ways out: {folder}; a "
-        "mirror of the Hub that can be reached (HF_ENDPOINT=https://... in the environment); or another id. Without a "
-        "network, fetch it before with scripts/prefetch.py"
+        f"{typed}: the {kind} was not found. Tried, in order:\n{in_order(tried)}\nWays to fix this: use {folder}; set "
+        "HF_ENDPOINT=https://... in the environment to a mirror of the Hub; or use another id. For a machine without a "
+        "network, fetch it first with scripts/prefetch.py"
     )

@@ -1,4 +1,4 @@
-"""How a program ends: signals, errors for people, and its exit code."""
+"""Runs a script's main function: handles signals and errors, and sets the exit code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _signals_end_it() -> Iterator[None]:
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
     try:
         before = {number: signal.signal(number, end) for number in numbers}
-    except ValueError:  # not in the main thread, where signals never arrive
+    except ValueError:  # not in the main thread: signals do not arrive here
         yield
         return
     try:
@@ -37,25 +37,25 @@ def _signals_end_it() -> Iterator[None]:
 
 
 def _how_to_go_on() -> str:
-    without = " without --overwrite_output_dir, which starts anew," if "--overwrite_output_dir" in sys.argv else ""
-    return f"run the same command again{without} to go on"
+    without = " without --overwrite_output_dir (it starts a new run)" if "--overwrite_output_dir" in sys.argv else ""
+    return f"run the same command again{without} to resume"
 
 
-# What a disk may refuse, and what to do.
+# Errors of a disk, and what to do.
 _OF_A_DISK = dict.fromkeys(
     (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)),
-    "make room there. What was written before is whole: run the same command again to go on",
+    "free disk space there. Earlier files are intact: run the same command again to resume",
 )
-_OF_A_DISK |= dict.fromkeys((errno.EROFS, errno.EACCES), "name a place that you may read and write")
-# Seconds in which a launcher ends the other processes after the first one failed.
+_OF_A_DISK |= dict.fromkeys((errno.EROFS, errno.EACCES), "use a folder that you may read and write")
+# Seconds after which a launcher has ended the other processes, once the first one failed.
 _UNTIL_THE_FIRST_HAS_SPOKEN = 10.0
 
 
 def _say_once(error: UsageError) -> None:
-    """Prints an error that all processes of a run meet, or this one alone.
+    """Prints an error once, whether all processes of a run have it or only this one.
 
-    Most are met by all: the first one says so, its launcher ends the others, and they are not heard. One that is still
-    there after a while met an error of its own, such as a file that its machine lacks.
+    Most errors occur on all processes: process 0 prints it, and its launcher ends the others before they print. A
+    process that is still alive after a while has a different error, such as a file missing on its machine.
     """
     if rank() == 0 or error.of_one_process:
         print(f"error: {shortened(str(error))}", file=sys.stderr)
@@ -65,14 +65,19 @@ def _say_once(error: UsageError) -> None:
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Runs a script's `main`, prints in whatever encoding there is, and turns the outcome into an exit code.
+    """Runs a script's `main`, makes output safe in any encoding, and ends the process with an exit code.
 
-    SIGTERM and SIGUSR1 end it at once, but for training, which they end after the step under way; it exits with 75. A
-    UsageError prints one `error:` paragraph and exits with its code, 2 (`--debug` on the command line shows the
-    traceback), and so does a disk that takes no more; Ctrl-C exits with 130; any other exception is a fault of ours and
-    keeps its traceback.
+    SIGTERM and SIGUSR1 end the script at once, training after the current step; exit code 75. A UsageError, or an error
+    of a full or read-only disk, prints one `error:` paragraph; exit code 2 (`--debug` on the command line adds the
+    traceback). Ctrl-C: exit code 130. Any other exception is a fault of this package and keeps its traceback.
+
+    Args:
+        main: returns the exit code; None is 0.
+
+    Raises:
+        SystemExit: always, with the exit code.
     """
-    # A character that the encoding lacks must not end a run. A log file shows each line at once, as a terminal does.
+    # A character missing in the encoding must not end a run. Log files get each line at once, as a terminal does.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
     if isinstance(sys.stderr, io.TextIOWrapper):

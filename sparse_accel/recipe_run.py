@@ -1,4 +1,4 @@
-"""RecipeRun: a recipe at work. It owns the modifiers and the clock, and is called at seven moments of any loop."""
+"""RecipeRun applies a recipe: it owns the modifiers and the clock, and any loop calls it at seven moments."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RecipeRun:
     """Applies a recipe's modifiers to a training loop, which may be your own:
 
         run = RecipeRun(load_recipe("recipe.yaml"))
-        run.attach(model)                                    # 1  masks and quantizers in place, off
+        run.attach(model)                                    # 1  add masks and quantizers, off
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         run.bind(accelerator, model, optimizer, steps_per_epoch=len(loader))                          # 2
         for epoch in range(run.max_epochs):
@@ -46,16 +46,16 @@ class RecipeRun:
         run.finish()                                         # 7
 
     Args:
-        recipe: what `load_recipe` returns; None trains plainly.
-        task: what the model's outputs mean; None: what the model itself says.
-        teacher: whom modifiers that need a teacher follow; "disable" leaves these out of the recipe.
-        lr_schedule: learning rate by progress where no learning-rate modifier has begun; None: the optimizer's own.
+        recipe: what `load_recipe` returns; None: train without a recipe.
+        task: the task that the model is trained for; None: the task of the model's class.
+        teacher: the teacher for distillation; "disable" leaves out all modifiers that need one.
+        lr_schedule: learning rate by progress, until a learning-rate modifier starts; None: the optimizer's rate.
 
     Attributes:
-        modifiers: those that take part.
-        state: what they see of the run; from `attach` on.
-        notices: lines for the user on what the recipe asks for and this model has no use for.
-        task: what the model's outputs mean; from `attach` on.
+        modifiers: the modifiers of this run.
+        state: the part of the run that they can use; from `attach` on.
+        notices: lines for the user about parts of the recipe that have no effect on this model.
+        task: the task that the model is trained for; from `attach` on.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class RecipeRun:
         lr_schedule: Callable[[Progress], float] | None = None,
     ) -> None:
         self.recipe, self._task = recipe, task
-        # Copies: what a modifier learns of model and training is this run's, and the recipe may be run again.
+        # Copies, because modifiers store what they learn about model and training, and the recipe may be used again.
         self.modifiers: Sequence[Modifier] = [replace(modifier) for modifier in recipe.modifiers] if recipe else []
         if teacher == "disable":
             self.modifiers = [modifier for modifier in self.modifiers if not modifier.needs_teacher]
@@ -77,28 +77,28 @@ class RecipeRun:
 
     @property
     def max_epochs(self) -> int:
-        """Epochs that the recipe asks for; 0 when it asks for none."""
+        """Number of epochs of the recipe; 0 if it sets none."""
         return self.recipe.max_epochs if self.recipe else 0
 
     @property
     def needs_gradients(self) -> bool:
-        """Whether a modifier reads gradients, and must get them unscaled, in steps that count alone."""
+        """True if a modifier reads gradients; it needs them unscaled, and not in skipped steps."""
         return any(modifier.needs_gradients for modifier in self.modifiers)
 
     @property
     def progress(self) -> Progress:
-        """The clock; known from `bind` on."""
+        """The clock; from `bind` on."""
         return self.state.progress
 
     # --- the seven moments --------------------------------------------------------------------------------------------
 
     def attach(self, model: nn.Module) -> None:
-        """Puts masks and quantizers into the model, which goes on computing as before. Call it before `prepare`.
+        """Adds masks and quantizers to the model, whose results stay the same. Call it before `prepare`.
 
         Raises:
-            UsageError: the recipe names parts that this model does not have, or needs a teacher that is missing.
+            UsageError: the recipe does not fit this model, or needs a teacher and there is none.
         """
-        from sparse_accel.tasks import task_of  # datasets and the metrics' libraries come with it
+        from sparse_accel.tasks import task_of  # slow: it imports datasets and the libraries of the metrics
 
         self.task = task_of(model) if self._task is None else self._task
         self.state = State(
@@ -122,10 +122,15 @@ class RecipeRun:
         *,
         steps_per_epoch: int,
     ) -> None:
-        """Takes the prepared model and optimizer. `steps_per_epoch` counts optimizer steps.
+        """Connects the run to the prepared model and optimizer. Call it after `prepare`.
+
+        Args:
+            accelerator: None in a loop without one.
+            model, optimizer: as returned by `prepare`.
+            steps_per_epoch: optimizer steps per epoch.
 
         Raises:
-            UsageError: a modifier needs what this layout cannot give.
+            UsageError: a modifier needs what this layout or optimizer does not have.
         """
         self.accelerator = accelerator
         self.model = model
@@ -138,7 +143,7 @@ class RecipeRun:
             modifier.bind(self.state)
 
     def step_begin(self) -> None:
-        """Before the first forward of an optimizer step."""
+        """Call it before the first forward of an optimizer step."""
         reshard(self.model)
         if self.lr_schedule is not None:
             rate = self.lr_schedule(self.progress)
@@ -148,30 +153,37 @@ class RecipeRun:
             modifier.step_begin(self.progress)
 
     def calibrate(self, forward: Callable[[], None]) -> None:
-        """After `step_begin`, in a loop that can show a step's rows twice: ranges then begin from all of them, however
-        they are split over processes and micro-batches.
+        """Call it after `step_begin`, in a loop that can run the rows of a step twice.
+
+        Quantization ranges then start from all rows of the step, however they are split over processes and
+        micro-batches.
 
         Args:
-            forward: runs all rows of the step under way through the model, without gradients.
+            forward: runs all rows of the current step through the model, without gradients.
         """
         for modifier in self.modifiers:
             modifier.calibrate(forward)
 
     def loss(self, loss: Tensor, batch: dict[str, Any], outputs: Any) -> Tensor:
-        """Takes a micro-batch's task loss, (rows,) or its mean (), and returns the loss to train on, of that shape."""
+        """Returns the loss to train on, of the shape of `loss`: a micro-batch's task loss, (rows,) or its mean ()."""
         return self.losses(loss, batch, outputs)["loss"]
 
     def losses(self, loss: Tensor, batch: dict[str, Any], outputs: Any) -> dict[str, Tensor]:
-        """As `loss`, with the terms that it is the sum of.
+        """Returns the loss to train on, as `loss` does, together with its terms.
 
         Returns:
-            `loss`, the one to train on; `task_loss`, as it was given; and each term of a modifier under its name. All
-            are of the shape of `loss`; only `loss` carries a gradient.
+            `loss`, to train on; `task_loss`, as given; and each term of a modifier under its name. All have the shape
+            of `loss`; only `loss` has a gradient.
+
+        Raises:
+            ValueError: a term of a modifier has a wrong shape or a reserved name.
         """
         found = [term for modifier in self.modifiers for term in _checked_terms(modifier, batch, outputs)]
         terms = [(math.prod(modifier.task_weight() for modifier in self.modifiers), loss)]
         parts = {"task_loss": loss.detach()}
-        for name, (weight, value) in sorted(found, key=lambda term: term[0]):  # sums must not depend on epochs
+        for name, (weight, value) in sorted(
+            found, key=lambda term: term[0]
+        ):  # sorted, so that the sum does not depend on the modifiers' epochs
             value = value.expand_as(loss) if loss.ndim else self.task.mean(value, batch) if value.ndim else value
             terms.append((weight, value))
             parts[name] = parts[name] + value.detach() if name in parts else value.detach()
@@ -180,16 +192,16 @@ class RecipeRun:
         return parts
 
     def grads_ready(self) -> None:
-        """Gradients of all micro-batches are there, unclipped.
+        """Call it when the gradients of all micro-batches are complete, before clipping.
 
-        Under fp16, a loop of one's own calls `accelerator.unscale_gradients()` before where `needs_gradients` is true,
-        and leaves this call out where they are not all finite: that step will not count.
+        With fp16 and `needs_gradients`, call `accelerator.unscale_gradients()` first, and leave this call out if a
+        gradient is NaN or inf: the scaler will skip that step.
         """
         for modifier in self.modifiers:
             modifier.grads_ready()
 
     def step_end(self, *, skipped: bool = False) -> None:
-        """After optimizer.step(). A step that the fp16 scaler skipped moves no clock."""
+        """Call it after optimizer.step(). A step that the fp16 scaler skipped does not move the clock."""
         if skipped:
             for modifier in self.modifiers:
                 modifier.step_skipped()
@@ -199,21 +211,24 @@ class RecipeRun:
             modifier.step_end(self.progress)
 
     def skip_step(self) -> None:
-        """Instead of step_end, where a step's rows are given up: the clock moves, and nothing else does."""
+        """Call it instead of step_end if a step is given up: the clock moves, and nothing else changes."""
         self.step_end(skipped=True)
         self.state.progress = self.progress.next()
 
     def finish(self) -> None:
-        """After the last step: final sparsity reached, ranges frozen."""
+        """Call it after the last step: sets the final sparsity and freezes ranges."""
         reshard(self.model)
         for modifier in self.modifiers:
             modifier.finish()
 
     def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
-        """Instead of training: final sparsity, and quantization with ranges from the batches that `forwards` shows.
+        """Applies the recipe without training: final sparsity, and quantization with ranges from `forwards`.
+
+        Args:
+            forwards: returns an iterator; each of its steps is one forward over a batch of training rows.
 
         Raises:
-            UsageError: a modifier acts in training only.
+            UsageError: a modifier works only in training.
         """
         for modifier in self.modifiers:
             modifier.check_acts_at_once()
@@ -223,27 +238,28 @@ class RecipeRun:
     # --- state and report ---------------------------------------------------------------------------------------------
 
     def structure_final(self) -> bool:
-        """True once the recipe will change the model's structure no more: models from then on may be compared."""
+        """Returns True once the recipe no longer changes the structure: evaluations can be compared from then on."""
         return all(modifier.structure_final(self.progress) for modifier in self.modifiers)
 
     def learning_rate(self) -> float:
-        """The rate of the first parameter group, as it is applied in the step under way."""
+        """Returns the learning rate of the first parameter group in the current step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def phase(self) -> str:
-        """What the recipe is doing, in a few words."""
+        """Returns what the recipe is doing, as a short text."""
         return ", ".join(words for modifier in self.modifiers if (words := modifier.phase()))
 
     def metrics(self) -> dict[str, float]:
+        """Returns the values that modifiers log now, by name."""
         figures: dict[str, float] = {}
         for modifier in self.modifiers:
             figures.update(modifier.metrics())
         return figures
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs beside model and optimizer: the step, masks, ranges.
+        """Returns what a resumed run needs in addition to model and optimizer: the step, masks, ranges.
 
-        All processes call it: what a modifier keeps may lie on several.
+        All processes must call it, because the state of a modifier may be spread over them.
         """
         state = {"step": torch.tensor(self.progress.step)}
         for number, modifier in enumerate(self.modifiers):
@@ -251,10 +267,10 @@ class RecipeRun:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Puts back what `state_dict` returned, for the same recipe. Call it after `bind`.
+        """Restores what `state_dict` returned for the same recipe. Call it after `bind`.
 
         Raises:
-            ValueError: it is the state of other modifiers, or of another model.
+            ValueError: the state belongs to other modifiers or another model.
         """
         known = {"step", *(f"{number}:{modifier.name}" for number, modifier in enumerate(self.modifiers))}
         if unknown := sorted({":".join(key.split(":")[:2]) for key in state} - known):
@@ -267,28 +283,28 @@ class RecipeRun:
 
 
 def _checked_terms(modifier: Modifier, batch: dict[str, Any], outputs: Any) -> list[tuple[str, tuple[float, Tensor]]]:
-    """The terms of one modifier by name; raises ValueError for one that cannot be summed or told apart."""
+    """Returns the loss terms of one modifier; raises ValueError for a wrong shape or a reserved name."""
     terms = list(modifier.loss_terms(batch, outputs).items())
     for name, (_, value) in terms:
         if name in ("loss", "task_loss"):
-            raise ValueError(f"{modifier.name}: a term cannot be called '{name}', which the engine uses itself")
+            raise ValueError(f"{modifier.name}: a term cannot be called '{name}': this name is reserved")
         if value.ndim > 1:
             raise ValueError(
-                f"{modifier.name}: the term '{name}' has the shape {tuple(value.shape)}; expected one value a row, "
-                "(rows,), or a single one, ()"
+                f"{modifier.name}: the term '{name}' has the shape {tuple(value.shape)}; expected one value per row, "
+                "(rows,), or a single value, ()"
             )
     return terms
 
 
 def check_gradients(modifiers: Sequence[Modifier], given: bool) -> None:
-    """Raises UsageError where a modifier needs gradients and the layout does not give them.
+    """Raises UsageError if a modifier needs gradients and the layout does not provide them.
 
     Args:
-        given: as `distributed.launch.gives_gradients` says of the layout.
+        given: what `distributed.launch.gives_gradients` returned.
     """
     needing = [modifier.name for modifier in modifiers if modifier.needs_gradients]
     if needing and not given:
         raise UsageError(
-            f"{needing[0]} needs gradients, and DeepSpeed, which steps inside of the backward pass, does not show "
-            "them: train with accelerate_configs/ddp.yaml or fsdp2.yaml"
+            f"{needing[0]} needs gradients, but DeepSpeed does not provide them, because it steps inside backward: "
+            "train with accelerate_configs/ddp.yaml or fsdp2.yaml"
         )

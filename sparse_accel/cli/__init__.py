@@ -1,1 +1,1 @@
-"""Words typed on the command line -> checked flags. Imports nothing heavy."""
+"""Turns command line words into checked arguments. Imports nothing heavy."""

@@ -1,4 +1,4 @@
-"""Which rows a program reads: flags that every task has, and their checks. Imports nothing heavy."""
+"""Data flags that all tasks share, and their checks. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,55 +15,60 @@ class Data:
     """Data."""
 
     dataset_name: str | None = flag(
-        None, "Hub id of a dataset, or a local folder: of data files, or one that save_to_disk wrote", path=True
+        None, "Hub id of a dataset, or a local folder (data files, or written by save_to_disk)", path=True
     )
-    dataset_config_name: str | None = flag(None, "configuration of the Hub dataset, where it has several")
+    dataset_config_name: str | None = flag(None, "configuration of the Hub dataset, if it has several")
     train_file: str | None = flag(
         None, "training rows: a csv, tsv, json, jsonl or parquet file with named columns", path=True
     )
-    validation_file: str | None = flag(
-        None, "rows that --do_eval measures on; same columns as the training rows", path=True
-    )
-    test_file: str | None = flag(None, "rows that --do_predict labels; needs no label column", path=True)
+    validation_file: str | None = flag(None, "rows for --do_eval; same columns as the training rows", path=True)
+    test_file: str | None = flag(None, "rows for --do_predict; needs no label column", path=True)
     validation_ratio: float | None = flag(
         None,
-        "share of the training rows held out for evaluation, drawn by --seed, each class in proportion; "
-        "for data without validation rows",
+        "fraction of the training rows to hold out when there are no validation rows; stratified by class, drawn by "
+        "--seed",
         above=0,
         below=1,
     )
-    eval_on_test: bool = flag(False, "--do_eval measures on the test rows instead of the validation rows")
+    eval_on_test: bool = flag(False, "--do_eval uses the test rows instead of the validation rows")
     cache_dir: str | None = flag(
         None, "folder for downloaded models and prepared data", default_text="the Hugging Face cache", path=True
     )
     max_train_samples: int | None = flag(None, "train on this many rows, drawn by --seed", at_least=1)
     max_eval_samples: int | None = flag(None, "evaluate on this many rows, drawn by --seed", at_least=1)
-    max_predict_samples: int | None = flag(None, "predict this many rows, the first ones", at_least=1)
-    max_seq_length: int = flag(128, "tokens kept of a row, special tokens included; the rest is cut off", at_least=3)
-    pad_to_max_length: bool = flag(
-        False, "pad every row to max_seq_length, instead of to the longest row of its batch (same results, slower)"
+    max_predict_samples: int | None = flag(None, "predict only this many rows, the first ones", at_least=1)
+    max_seq_length: int = flag(
+        128, "maximum tokens per row, special tokens included; longer rows are truncated", at_least=3
     )
-    preprocessing_num_workers: int | None = flag(None, "processes that tokenize", at_least=1, default_text="1")
-    overwrite_cache: bool = flag(False, "tokenize again although the result of an earlier run is at hand")
+    pad_to_max_length: bool = flag(
+        False, "pad every row to max_seq_length instead of to the longest row of its batch (same results, slower)"
+    )
+    preprocessing_num_workers: int | None = flag(
+        None, "number of processes for tokenization", at_least=1, default_text="1"
+    )
+    overwrite_cache: bool = flag(False, "tokenize again, even if an earlier result is cached")
 
-    # The flags that name data, of which one is given, beside files; what the names of files end in; and which of these
-    # are read by rules of this project, never by `datasets`, which would guess types.
+    # Flags that name data other than files (only one may be given); allowed file endings; and the endings of files that
+    # this project reads itself, because `datasets` would guess types.
     sources: ClassVar[tuple[str, ...]] = ("dataset_name",)
     suffixes: ClassVar[tuple[str, ...]] = ()
     read_here: ClassVar[tuple[str, ...]] = ()
 
     def check_data(self, *, train: bool, evaluate: bool, predict: bool) -> None:
-        """Raises UsageError where it is not clear which rows are read, or files are not there.
+        """Checks that the flags name existing rows, from one source, for each thing to do.
 
         Args:
-            train, evaluate, predict: what is done with the rows.
+            train, evaluate, predict: what to do with the rows.
+
+        Raises:
+            UsageError: no data, data from two sources, a missing file, or a file with a wrong ending.
         """
         files = {name: getattr(self, name) for name in ("train_file", "validation_file", "test_file")}
         given = [name for name in self.sources if getattr(self, name)]
         given += [name for name, file in files.items() if file][:1]
         if len(given) > 1:
             raise UsageError(
-                f"--{given[0]} and --{given[1]} both name the data: give one of {self._sources_in_words()}, or files."
+                f"--{given[0]} and --{given[1]} both name the data: use one of {self._sources_in_words()}, or files."
             )
         if not given and (train or evaluate or predict):
             needed = [
@@ -74,9 +79,9 @@ class Data:
             files_needed = " and ".join(name for name in needed if name)
             raise UsageError(f"no data: add {self._sources_in_words()}, or {files_needed}.")
         if self.dataset_config_name and not self.dataset_name:
-            raise UsageError("--dataset_config_name belongs to --dataset_name, which is not given.")
+            raise UsageError("--dataset_config_name needs --dataset_name.")
         if self.eval_on_test and self.validation_ratio is not None:
-            raise UsageError("--eval_on_test and --validation_ratio both say what to evaluate on: give one.")
+            raise UsageError("--eval_on_test and --validation_ratio both select the evaluation rows: use one.")
         if any(files.values()):
             self._check_files(files, train, evaluate, predict)
 
@@ -89,24 +94,26 @@ class Data:
                 continue
             path = Path(file)
             if path.is_dir():
-                raise UsageError(f"--{name}: {file} is a folder. Name a file in it, or the folder with --dataset_name.")
+                raise UsageError(
+                    f"--{name}: {file} is a folder. Give a file in it, or pass the folder as --dataset_name."
+                )
             if not path.is_file():
                 folder = path.parent
                 there = [each.name for each in folder.iterdir() if each.is_file()] if folder.is_dir() else []
-                missing = "" if folder.is_dir() else f" (there is no folder {folder} either)"
+                missing = "" if folder.is_dir() else f" (and no folder {folder})"
                 raise UsageError(f"--{name}: there is no file {file}{missing}.{nearest(path.name, there)}")
             if path.suffix.lower() not in self.suffixes:
                 raise UsageError(f"--{name}: {file} must end in one of {', '.join(self.suffixes)}.")
         if train and not files["train_file"]:
             raise UsageError("--do_train needs --train_file.")
         if self.validation_ratio is not None and files["validation_file"]:
-            raise UsageError("--validation_file and --validation_ratio both say what to evaluate on: give one.")
+            raise UsageError("--validation_file and --validation_ratio both select the evaluation rows: use one.")
         if self.validation_ratio is not None and not files["train_file"]:
-            raise UsageError("--validation_ratio holds rows out of --train_file, which is not given.")
+            raise UsageError("--validation_ratio holds out rows of --train_file: add --train_file.")
         if evaluate and not (self.eval_on_test or files["validation_file"] or self.validation_ratio is not None):
             raise UsageError(
-                "evaluation (--do_eval, --eval_strategy) has no rows: add --validation_file FILE, or "
-                "--validation_ratio 0.1 to hold out a tenth of the training rows, or --eval_on_test --test_file FILE."
+                "no rows for evaluation (--do_eval, --eval_strategy): add --validation_file FILE, or "
+                "--validation_ratio 0.1 to hold out 10% of the training rows, or --eval_on_test --test_file FILE."
             )
         for name, asked in (("eval_on_test", self.eval_on_test), ("do_predict", predict)):
             if asked and not files["test_file"]:

@@ -10,7 +10,7 @@ from sparse_accel.cli.parser import check_bounds, expand_paths, flag
 from sparse_accel.errors import UsageError
 
 FORMATS = ("qdq", "integer")
-# SparseML's names of tasks, and ours.
+# SparseML's task names -> ours.
 _TASKS = {
     "text_classification": "text_classification",
     "sentiment_analysis": "text_classification",
@@ -23,16 +23,16 @@ _LATER = ("question_answering", "masked_language_modeling")
 
 @dataclass(kw_only=True)
 class ExportArguments:
-    """Export."""
+    """Export."""  # the heading of the group in --help
 
     refused: ClassVar[Mapping[str, str]] = {
         "finetuning_task": "the head and its labels are read from config.json",
-        "onnx_file_name": "the file is called model.onnx, which runtimes look for",
-        "num_export_samples": "give real text as --data: the proof runs on it",
-        "trust_remote_code": "no code of a model folder is run",
-        "no_convert_qat": "what was trained in 8 bits is exported in 8 bits: the proof compares the two",
-        "data_args": "sentences are named with --data, --input_column_names and --label_column_name",
-        "one_shot": "apply the recipe first: --one_shot of the training script",
+        "onnx_file_name": "the file is always model.onnx, the name that runtimes expect",
+        "num_export_samples": "pass real text as --data: the export is verified on it",
+        "trust_remote_code": "code from a model folder is never run",
+        "no_convert_qat": "a model trained in 8 bits is exported in 8 bits, and both are compared",
+        "data_args": "use --data, --input_column_names and --label_column_name",
+        "one_shot": "apply the recipe first, with --one_shot of the training script",
     }
 
     model_path: str | None = flag(
@@ -40,38 +40,40 @@ class ExportArguments:
     )
     task: str | None = flag(
         None,
-        "what the model's head does: text_classification, token_classification",
+        "task of the model: text_classification or token_classification",
         default_text="text_classification",
     )
     output_dir: str | None = flag(
-        None, "folder to write", default_text="`deployment`, beside the model's folder", path=True
+        None, "folder to write", default_text="`deployment`, next to the model's folder", path=True
     )
-    overwrite: bool = flag(False, "replace a deployment that was made from another model")
+    overwrite: bool = flag(False, "replace a deployment folder of another model")
     format: str = flag(
         "qdq",
-        "form of the graph: qdq (onnxruntime, OpenVINO), or integer (MatMulInteger, for DeepSparse)",
+        "graph format: qdq (onnxruntime, OpenVINO) or integer (MatMulInteger, for DeepSparse)",
         choices=FORMATS,
     )
-    # From 13 on there are per-channel DequantizeLinear, and Softmax over one axis.
-    opset: int | None = flag(None, "ONNX opset", at_least=13, default_text="18 for qdq, 14 for integer")
+    # Opset 13 introduced per-channel DequantizeLinear and Softmax over a single axis.
+    opset: int | None = flag(None, "ONNX opset version", at_least=13, default_text="18 for qdq, 14 for integer")
     sequence_length: int | None = flag(
-        None, "fix the number of tokens; texts must then be padded to it", at_least=3, default_text="any length"
+        None, "fixed number of tokens; inputs must then be padded to it", at_least=3, default_text="any length"
     )
-    reduce_range: bool = flag(False, "7-bit activations, for CPUs without VNNI whose 8-bit sums overflow")
-    compress: bool = flag(False, "also write model.onnx.xz; sparse_accel.expand(FOLDER) gives the identical file back")
+    reduce_range: bool = flag(False, "7-bit activations, for CPUs without VNNI (their 8-bit sums overflow)")
+    compress: bool = flag(False, "also write model.onnx.xz; sparse_accel.expand(FOLDER) restores the identical file")
     data: str | None = flag(
         None,
-        "sentences to prove the export on: a csv, tsv, json, jsonl or parquet file, a GLUE task or a Hub dataset",
-        default_text="the run's validation data where it is still there, else sentences of this package",
+        "rows to verify the export on: a csv, tsv, json, jsonl or parquet file, a GLUE task or a Hub dataset",
+        default_text="the run's validation data if still available, else sentences of this package",
         path=True,
     )
-    input_column_names: tuple[str, ...] | None = flag(None, "text column of --data, or two", default_text="found")
+    input_column_names: tuple[str, ...] | None = flag(
+        None, "text column of --data, or two text columns", default_text="detected"
+    )
     label_column_name: str | None = flag(None, "label column of --data", default_text="label, else labels")
-    max_eval_samples: int = flag(2000, "most rows of the data to prove on, drawn by a fixed seed", at_least=1)
-    max_seq_length: int = flag(128, "tokens kept of a sentence in the proof", at_least=3)
+    max_eval_samples: int = flag(2000, "maximum number of rows to verify on, drawn by a fixed seed", at_least=1)
+    max_seq_length: int = flag(128, "maximum tokens per row during verification", at_least=3)
     deepsparse_python: str | None = flag(
         None,
-        "interpreter of an environment with DeepSparse 1.8, to measure it too",
+        "Python interpreter with DeepSparse 1.8, to measure it too",
         default_text="not measured",
         path=True,
     )
@@ -84,16 +86,16 @@ class ExportArguments:
             raise UsageError("--model_path is missing: the folder of the model to export.")
         for name in ("input_column_names", "label_column_name"):
             if getattr(self, name) and not self.data:
-                raise UsageError(f"--{name} names a column of --data, which is not given.")
+                raise UsageError(f"--{name} names a column of --data: add --data.")
         known = ", ".join(dict.fromkeys(_TASKS.values()))
         name = (self.task or "text_classification").replace("-", "_")
         if name in _LATER:
-            raise UsageError(f"--task {self.task} is known, not supported yet: this exports {known}.")
+            raise UsageError(f"--task {self.task} is not supported yet. Supported: {known}.")
         if name not in _TASKS:
-            raise UsageError(f"--task does not know '{self.task}'. It takes: {known}.")
+            raise UsageError(f"--task: unknown value '{self.task}'. Expected one of: {known}.")
         self._task_name = _TASKS[name]
 
     @property
     def task_name(self) -> str:
-        """The task by our own name."""
+        """Returns this package's name of the task."""
         return self._task_name

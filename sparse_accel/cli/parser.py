@@ -1,28 +1,25 @@
-"""Flags of a script, read from the command line or from a JSON file into a dataclass.
+"""Reads the flags of a script, from the command line or a JSON file, into a dataclass.
 
-A flag is a field of a dataclass, made by `flag(default, help, ...)`; a group of flags is a dataclass whose docstring
-is the group's heading in `--help`; the arguments of a script are a dataclass that inherits its groups. argparse prints
-the help. Reading is done here, because both sources, flags and JSON, go one way and give the same errors.
+A flag is a field of a dataclass, made by `flag(default, help, ...)`. A group of flags is a dataclass whose docstring is
+the group's heading in `--help`. The arguments of a script are a dataclass that inherits its groups. argparse only
+prints the help; parsing is done here, so that flags and JSON give the same errors.
 
-Imports no torch and nothing heavy: a mistyped flag is answered in milliseconds.
+Imports no torch and nothing heavy: a mistyped flag is reported in milliseconds.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import functools
 import json
 import math
 import os
 import sys
-import types
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
+from sparse_accel.cli.help import fields, help_parser, kinds
 from sparse_accel.console import warn
 from sparse_accel.errors import UsageError, listed, nearest, shown
 
@@ -45,16 +42,16 @@ def flag(
     old_name: str = "",
     default_text: str = "",
 ) -> Any:
-    """A field of an arguments dataclass, as a flag of the same name. Its many arguments are the properties of a flag.
+    """Returns a dataclass field that is read from the flag of the same name.
 
     Args:
-        default: value when the flag is left out; a tuple stands for a flag that takes several words.
-        help: what the flag does, with unit; the default is appended.
-        choices: the only words allowed.
+        default: value if the flag is not given; a tuple for a flag that takes several words.
+        help: what the flag does, with its unit; the default is appended.
+        choices: the allowed words; empty allows any.
         at_least, above, below: bounds of a number.
-        path: it names a file or folder, or may do so: `~` at its beginning is the home folder.
-        old_name: another name under which the flag is accepted.
-        default_text: what `--help` says the default is, where the value alone would not tell.
+        path: the value is or may be a file or folder: a leading `~` is replaced by the home folder.
+        old_name: another accepted name of the flag.
+        default_text: description of the default for `--help`, if the value does not explain itself.
     """
     metadata = {"help": help, "choices": tuple(choices), "at_least": at_least, "above": above, "below": below}
     metadata |= {"path": path, "old_name": old_name, "default_text": default_text}
@@ -64,31 +61,33 @@ def flag(
 def parse_arguments(
     cls: type[Arguments], argv: Sequence[str] | None = None, *, prog: str | None = None, description: str = ""
 ) -> Arguments:
-    """Reads flags, or one JSON file of them, into the dataclass `cls`.
+    """Parses flags, or a JSON file of flags, into the dataclass `cls`.
 
-    `--flag value`, `--flag=value` and `--two-words` for `--two_words` are accepted; a true/false flag may stand alone.
-    A flag given twice counts as given last, and a warning says so. A JSON file, the first and only word or followed by
-    flags that replace its values, holds the same names.
+    Accepts `--flag value`, `--flag=value`, and `--two-words` for `--two_words`; a true/false flag needs no value. If a
+    flag is given several times, the last one is used and a warning is printed. A JSON file with the same names may be
+    the first word; flags after it replace its values.
 
     Args:
-        cls: dataclass whose fields are made by `flag`. `cls.refused` (a mapping of name to reason, optional) holds
-            names that people bring from other tools. `__post_init__` checks values; `cls.warnings` (optional) returns
-            lines for stderr.
-        argv: words of the command line; those of this process when left out.
+        cls: dataclass whose fields are made by `flag`. `cls.refused` (optional) maps names from other tools to the
+            reason why they are not supported. `__post_init__` checks values; `cls.warnings` (optional) returns lines
+            for stderr.
+        argv: words of the command line; default: those of this process.
+        prog, description: program name (default: the script's) and first paragraph of `--help`.
 
     Raises:
         UsageError: an unknown or refused flag, a missing or mistyped value, a file that is not JSON.
+        SystemExit: after printing the help for `-h` or `--help`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if "-h" in words or "--help" in words:
-        _help_parser(cls, prog, description).print_help()
+        help_parser(cls, prog, description).print_help()
         raise SystemExit(0)
     values: dict[str, Any] = {}
     settings_file = ""
     if words and not words[0].startswith("-"):
-        settings_file = expanded(words.pop(0), "the file of settings")
+        settings_file = expanded(words.pop(0), "the settings file")
         values = _read_settings_file(cls, settings_file)
-    names = _not_defaults(cls, values)  # a recorded file of settings holds all flags, whether they were given or not
+    names = _not_defaults(cls, values)  # a recorded settings file contains all flags, also those that were not given
     typed = _read_words(cls, words)
     values |= typed
     try:
@@ -102,26 +101,26 @@ def parse_arguments(
 
 
 def given(arguments: Any, name: str) -> bool:
-    """Returns whether a flag was given: on the command line, or, in a file of settings, with a value not its default.
+    """Returns whether a flag was given: on the command line, or in a settings file with a value other than its default.
 
-    Of arguments that were made in Python: whether the value differs from the default.
+    For arguments made in Python: whether the value differs from the default.
     """
     names: frozenset[str] | None = getattr(arguments, _GIVEN, None)
     return name in (_not_defaults(type(arguments), vars(arguments)) if names is None else names)
 
 
 def expand_paths(arguments: Any, names: Iterable[str] = ()) -> None:
-    """Replaces `~` at the beginning of paths by the home folder, as a shell does where it sees one.
+    """Replaces a leading `~` in paths by the home folder, in place.
 
-    A shell does not for `--flag=~/x`, and a file of settings has none.
+    A shell does not do this for `--flag=~/x`, nor for values in a settings file.
 
     Args:
         arguments: the result of argparse, or a dataclass whose fields are made by `flag`.
-        names: which of its attributes are texts, or tuples of texts, that name paths; other values stay. Left out: all
-            fields that `flag(path=True)` made.
+        names: attributes that contain a path or a tuple of paths; other types stay unchanged. Default: all fields made
+            by `flag(path=True)`.
 
     Raises:
-        UsageError: names the flag whose value begins with `~` and a user who is not known.
+        UsageError: a path begins with `~` and an unknown user; names the flag.
     """
     for name in names or [field.name for field in dataclasses.fields(arguments) if field.metadata["path"]]:
         value = getattr(arguments, name)
@@ -132,34 +131,37 @@ def expand_paths(arguments: Any, names: Iterable[str] = ()) -> None:
 
 
 def expanded(path: str, what: str) -> str:
-    """Returns a path with the home folder in the place of `~` at its beginning.
+    """Returns a path with a leading `~` replaced by the home folder.
 
     Args:
-        what: where the path is from, for the message: a flag, or a variable of the environment.
+        path: the path as typed.
+        what: its source for the message: a flag or an environment variable.
 
     Raises:
-        UsageError: there is no such home folder.
+        UsageError: this home folder does not exist.
     """
     found = os.path.expanduser(path)
     if path.startswith("~") and found == path:
         user = path[1:].partition("/")[0]
-        reason = f"there is no user {shown(user)} here" if user else "this user has no home folder: set HOME"
-        raise UsageError(f"{what}: {path}: {reason}. A file or folder of that name is written ./{path}")
+        reason = f"there is no user {shown(user)}" if user else "this user has no home folder: set HOME"
+        raise UsageError(f"{what}: {path}: {reason}. For a file or folder of that name, write ./{path}")
     return found
 
 
 def check_bounds(arguments: Any) -> None:
-    """Raises UsageError for the first field that lies outside of its flag's bounds or choices."""
+    """Checks all fields against the bounds and choices of their flags.
+
+    Raises:
+        UsageError: for the first value out of bounds, or not among its choices.
+    """
     for field in dataclasses.fields(arguments):
         value, rules = getattr(arguments, field.name), field.metadata
         if value is None or isinstance(value, bool):
             continue
         for word in value if isinstance(value, tuple) else (value,):
             if rules["choices"] and word not in rules["choices"]:
-                known = ", ".join(rules["choices"])
-                raise UsageError(
-                    f"--{field.name} does not know '{word}'.{nearest(str(word), rules['choices'])} It takes: {known}."
-                )
+                known = f"{nearest(str(word), rules['choices'])} Expected one of: {', '.join(rules['choices'])}."
+                raise UsageError(f"--{field.name}: unknown value '{word}'.{known}")
         bounds = [
             (f"at least {rules['at_least']}", rules["at_least"] is None or value >= rules["at_least"]),
             (f"above {rules['above']}", rules["above"] is None or value > rules["above"]),
@@ -167,7 +169,7 @@ def check_bounds(arguments: Any) -> None:
         ]
         if not all(holds for _, holds in bounds):
             asked = " and ".join(text for text, _ in bounds if "None" not in text)
-            raise UsageError(f"--{field.name} must be {asked}, not {value}.")
+            raise UsageError(f"--{field.name} must be {asked}, got {value}.")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -175,7 +177,7 @@ def check_bounds(arguments: Any) -> None:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a value was given, for messages: a flag of the command line, or a key of a JSON file."""
+    """Source of a value, for messages: a flag on the command line, or a key of a JSON file."""
 
     settings_file: str = ""
 
@@ -184,7 +186,7 @@ class _Place:
 
 
 def _read_words(cls: type, words: list[str]) -> dict[str, Any]:
-    """Values by field name of the flags in `words`."""
+    """Returns the values of the flags in `words`, by field name."""
     given: dict[str, list[list[str]]] = {}
     position = 0
     while position < len(words):
@@ -192,8 +194,8 @@ def _read_words(cls: type, words: list[str]) -> dict[str, Any]:
         position += 1
         if not _is_flag(word):
             raise UsageError(
-                f"'{word}' stands where a flag was expected. Values follow a --flag (quote a value that has spaces); "
-                "a file of settings ends in .json and comes first."
+                f"expected a --flag, got '{word}'. Quote a value that has spaces; a settings file ends in .json and "
+                "comes first."
             )
         name, equals, value = word.lstrip("-").partition("=")
         name, negated = _positive(cls, name)
@@ -204,24 +206,24 @@ def _read_words(cls: type, words: list[str]) -> dict[str, Any]:
             position += 1
         if negated:
             if following:
-                raise UsageError(f"--no_{field.name} takes no value, and got {listed(following)}.")
+                raise UsageError(f"--no_{field.name} takes no value, got {listed(following)}.")
             following = ["false"]
         given.setdefault(field.name, []).append(following)
     for name, occurrences in given.items():
         if len(occurrences) > 1:
             last = listed(occurrences[-1]) or "no value"
-            warn(f"--{name} is given {len(occurrences)} times; the last one counts: {last}")
+            warn(f"--{name} is given {len(occurrences)} times; the last one is used: {last}")
     return {name: _from_words(cls, name, occurrences[-1]) for name, occurrences in given.items()}
 
 
 def _positive(cls: type, name: str) -> tuple[str, bool]:
-    """`--no_X`, which transformers makes of a true/false flag that is true by default: X, and whether it was that."""
+    """Returns (X, True) for `--no_X`, transformers' negation of a true/false flag; else (name, False)."""
     plain = name.replace("-", "_")
     positive = plain.removeprefix("no_")
     refused: Mapping[str, str] = getattr(cls, "refused", {})
-    if positive == plain or plain in _fields(cls) or plain in refused:
+    if positive == plain or plain in fields(cls) or plain in refused:
         return name, False
-    if positive in refused or _kinds(cls).get(positive) == {bool}:
+    if positive in refused or kinds(cls).get(positive) == {bool}:
         return positive, True
     return name, False
 
@@ -237,23 +239,23 @@ def _is_flag(word: str) -> bool:
 
 
 def _from_words(cls: type, name: str, words: list[str]) -> Any:
-    kind = _kinds(cls)[name]
+    kind = kinds(cls)[name]
     if not words:
         if bool not in kind:
-            raise UsageError(f"--{name} is without a value. It takes {_expected(cls, name)}.")
+            raise UsageError(f"--{name} has no value; expected {_expected(cls, name)}.")
         return True
     if tuple in kind:
         return tuple(words)
     if len(words) > 1:
-        raise UsageError(f"--{name} takes one value, and got {len(words)}: {listed(words)}. Quote what has spaces.")
+        raise UsageError(f"--{name} takes one value, got {len(words)}: {listed(words)}. Quote a value that has spaces.")
     return _convert(cls, name, words[0], _Place())
 
 
 def _read_settings_file(cls: type, file: str) -> dict[str, Any]:
-    """Values by field name of the JSON object in `file`."""
+    """Returns the values of the JSON object in `file`, by field name."""
     if not file.endswith(".json"):
         raise UsageError(
-            f"'{file}' is neither a flag nor a .json file of settings. Flags begin with --; --help lists them."
+            f"'{file}' is neither a flag nor a .json settings file. Flags begin with --; --help lists them."
         )
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8-sig"), object_pairs_hook=_refuse_twins)
@@ -262,16 +264,16 @@ def _read_settings_file(cls: type, file: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {error}") from None
     except json.JSONDecodeError as error:
-        raise UsageError(f"{file}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}.") from None
+        raise UsageError(f"{file}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}.") from None
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from None
     if not isinstance(content, dict):
-        raise UsageError(f'{file}: a JSON object is expected, such as {{"do_train": true}}.')
+        raise UsageError(f'{file}: expected a JSON object, such as {{"do_train": true}}.')
     place, values = _Place(file), {}
     for key, value in content.items():
         field = _field_of(cls, key, place)
         if field.name in values:
-            raise UsageError(f"{file}: '{field.name}' is given twice, once as '{key}'.")
+            raise UsageError(f"{file}: duplicate key '{field.name}', given as '{key}' too.")
         if value is not None:
             values[field.name] = _convert(cls, field.name, value, place)
     return values
@@ -280,31 +282,31 @@ def _read_settings_file(cls: type, file: str) -> dict[str, Any]:
 def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key in (keys := [key for key, _ in pairs]):
         if keys.count(key) > 1:
-            raise UsageError(f"'{key}' is given twice.")
+            raise UsageError(f"duplicate key '{key}'.")
     return dict(pairs)
 
 
 def _field_of(cls: type, name: str, place: _Place) -> dataclasses.Field[Any]:
-    """The field that `name`, as typed, stands for."""
+    """Returns the field of the flag or key `name`; UsageError if it is unknown or refused."""
     plain = name.replace("-", "_")
-    fields = _fields(cls)
-    old_names = {field.metadata["old_name"]: field for field in fields.values() if field.metadata["old_name"]}
-    names: dict[str, dataclasses.Field[Any]] = old_names | fields
+    known = fields(cls)
+    old_names = {field.metadata["old_name"]: field for field in known.values() if field.metadata["old_name"]}
+    names: dict[str, dataclasses.Field[Any]] = old_names | known
     if plain in names:
         return names[plain]
     refused: Mapping[str, str] = getattr(cls, "refused", {})
     if plain in refused:
-        raise UsageError(f"{place.name(plain)} is not taken here: {refused[plain]}")
+        raise UsageError(f"{place.name(plain)} is not supported: {refused[plain]}")
     if place.settings_file:
-        raise UsageError(f"{place.name(name)} is not a known setting.{nearest(plain, names)} --help lists all.")
-    known = [f"--{known}" for known in names]
-    raise UsageError(f"{place.name(name)} is not a known flag.{nearest(f'--{plain}', known)} --help lists all.")
+        raise UsageError(f"{place.name(name)} is not a known key.{nearest(plain, names)} --help lists all.")
+    flags = [f"--{each}" for each in names]
+    raise UsageError(f"{place.name(name)} is not a known flag.{nearest(f'--{plain}', flags)} --help lists all.")
 
 
 def _convert(cls: type, name: str, value: Any, place: _Place) -> Any:
-    """`value`, a word of the command line or a JSON value, as the type of the field `name`."""
-    kind = _kinds(cls)[name]
-    wrong = UsageError(f"{place.name(name)} takes {_expected(cls, name)}, not {json.dumps(value)}.")
+    """Converts `value`, a word or a JSON value, to the type of the field `name`; UsageError if it cannot be."""
+    kind = kinds(cls)[name]
+    wrong = UsageError(f"{place.name(name)}: expected {_expected(cls, name)}, got {json.dumps(value)}.")
     if tuple in kind:
         words = [value] if isinstance(value, str) else value
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
@@ -322,12 +324,12 @@ def _convert(cls: type, name: str, value: Any, place: _Place) -> Any:
             return json.dumps(value)
         if not isinstance(value, str) or not value:
             raise wrong
-        choices = _fields(cls)[name].metadata["choices"]
-        return value.lower() if value.lower() in choices else value  # --task_name MRPC, as it was taken
+        choices = fields(cls)[name].metadata["choices"]
+        return value.lower() if value.lower() in choices else value  # SparseML accepts --task_name MRPC
     if isinstance(value, (bool, dict, list)):
         raise wrong
     try:
-        # int() would cut the fraction of a JSON number without a word.
+        # int() would silently truncate a JSON number such as 2.5.
         number = int(value) if int in kind and not isinstance(value, float) else float(value)
     except ValueError:
         raise wrong from None
@@ -337,69 +339,13 @@ def _convert(cls: type, name: str, value: Any, place: _Place) -> Any:
 
 
 def _expected(cls: type, name: str) -> str:
-    kind, rules = _kinds(cls)[name], _fields(cls)[name].metadata
+    kind, rules = kinds(cls)[name], fields(cls)[name].metadata
     if rules["choices"]:
         return "one of " + ", ".join(rules["choices"])
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "one or more words"}
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "a string", tuple: "one or more words"}
     return " or ".join(words[one] for one in (tuple, int, float, bool, str) if one in kind)
 
 
 def _not_defaults(cls: type, values: Mapping[str, Any]) -> set[str]:
-    """The names of fields that have another value than their default."""
-    return {name for name, field in _fields(cls).items() if name in values and values[name] != field.default}
-
-
-@functools.cache
-def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
-    return {field.name: field for field in dataclasses.fields(cls)}
-
-
-@functools.cache
-def _kinds(cls: type) -> dict[str, set[type]]:
-    """The plain types of each field: {int} for `int | None`, {tuple} for `tuple[str, ...]`."""
-    kinds = {}
-    for name, hint in typing.get_type_hints(cls).items():
-        union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-        options = typing.get_args(hint) if union else (hint,)
-        kinds[name] = {typing.get_origin(one) or one for one in options} - {type(None)}
-    return kinds
-
-
-# --- help -------------------------------------------------------------------------------------------------------------
-
-
-def _help_parser(cls: type, prog: str | None, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        usage="%(prog)s [settings.json] [--flag value ...]",
-        description=description,
-        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=34, width=118),
-    )
-    for group in _groups(cls):
-        section = parser.add_argument_group((group.__doc__ or "").strip().rstrip("."))
-        for field in dataclasses.fields(cast(Any, group)):
-            section.add_argument(f"--{field.name}", **_help_of(cls, field))
-    return parser
-
-
-def _groups(cls: type) -> list[type]:
-    """The groups of flags of a dataclass: the bases without bases of their own, each in the form of the subclass that
-    adds flags of a task to it."""
-    with_flags = [kind for kind in cls.__mro__ if dataclasses.is_dataclass(kind)]
-    basic = [kind for kind in with_flags if not any(dataclasses.is_dataclass(base) for base in kind.__bases__)]
-    groups = [kind for kind in with_flags if sum(issubclass(kind, base) for base in basic) == 1]
-    return [next(kind for kind in groups if issubclass(kind, base)) for base in basic]
-
-
-def _help_of(cls: type, field: dataclasses.Field[Any]) -> dict[str, Any]:
-    kind, rules = _kinds(cls)[field.name], field.metadata
-    default = rules["default_text"]
-    if not default and field.default is not dataclasses.MISSING and field.default is not None:
-        default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
-    text = rules["help"] + (f" (default: {default})" if default else "")
-    if rules["old_name"]:
-        text += f" [also --{rules['old_name']}]"
-    if kind == {bool}:
-        return {"help": text.replace("%", "%%"), "action": "store_true"}
-    metavar = "|".join(rules["choices"]) or {int: "N", float: "X", tuple: "WORD"}.get(next(iter(kind)), "TEXT")
-    return {"help": text.replace("%", "%%"), "metavar": metavar}
+    """Returns the names of the fields whose value is not the default."""
+    return {name for name, field in fields(cls).items() if name in values and values[name] != field.default}

@@ -26,19 +26,19 @@ class TextData(Data):
     task_name: str | None = flag(None, "GLUE task", choices=GLUE_TASKS)
     input_column_names: tuple[str, ...] | None = flag(
         None,
-        "text column, or two for pairs: text | sentence1,sentence2",
-        default_text="found by usual names, else the only one or two columns of text",
+        "text column, or two columns for pairs: `text` or `sentence1,sentence2`",
+        default_text="detected by common names, else the only one or two text columns",
     )
     label_column_name: str | None = flag(
         None,
-        "column of labels: whole numbers or words are classes, decimal numbers are regression, lists are multi-label",
+        "label column: integers or strings are classes, decimals are regression, lists are multi-label",
         default_text="label, else labels",
     )
     problem_type: str | None = flag(
         None,
-        "what the labels are",
+        "type of the labels",
         choices=PROBLEM_TYPES,
-        default_text="told from the labels; needed where all are decimal numbers without a fraction, such as 1.0",
+        default_text="detected; needed if all labels are decimals without a fraction, such as 1.0",
     )
 
 
@@ -47,8 +47,8 @@ class TextClassificationArguments(TextData, TrainingArguments):
     """Arguments of scripts/text_classification.py, checked."""
 
     def __post_init__(self) -> None:
-        if self.task_name == "imdb":  # a task of the old command
-            raise UsageError("--task_name imdb is no GLUE task: use --dataset_name imdb.")
+        if self.task_name == "imdb":  # SparseML's command accepts it as a task
+            raise UsageError("--task_name imdb is not a GLUE task: use --dataset_name imdb.")
         super().__post_init__()
 
     def _fill_in(self) -> None:
@@ -57,6 +57,6 @@ class TextClassificationArguments(TextData, TrainingArguments):
             and self.dataset_config_name in GLUE_TASKS
             and not self.task_name
         ):
-            # A GLUE task by its address: with the task's splits and metrics.
+            # GLUE named as a Hub dataset gets the splits and metrics of the GLUE task.
             self.task_name, self.dataset_name, self.dataset_config_name = self.dataset_config_name, None, None
         super()._fill_in()

@@ -1,1 +1,1 @@
-"""Data files whose rows are more than a text and a label: sentences of words with a tag for each."""
+"""From data files and datasets to batches, for any task: tables, columns, tokenizing, batches."""

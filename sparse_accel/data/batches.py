@@ -1,8 +1,9 @@
-"""From rows to batches: global batches of like lengths, split over processes and micro-batches.
+"""From rows to batches: global batches of rows of similar length, split over processes and micro-batches.
 
-The sampler forms *global* batches, one an optimizer step, and splits each into world size x accumulation micro-batches,
-in the order in which Accelerate deals them out. So a step sees the same rows at any world size and accumulation.
-A global batch that is too short for the split is filled up with repeated rows that are marked and weigh nothing.
+The sampler forms *global* batches, one per optimizer step, and splits each into world size x accumulation steps
+micro-batches, in the order in which Accelerate distributes them. So a step sees the same rows at any world size and
+number of accumulation steps.
+If a global batch has fewer rows than micro-batches, it is padded with fillers: repeated, marked rows of weight 0.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-# Rows are shuffled, cut into pools of this many global batches, and sorted by length inside each pool: batches of like
-# lengths, in random order. As transformers' length-grouped sampler has it.
+# Rows are shuffled, cut into pools of this many global batches, and sorted by length inside each pool. This gives
+# batches of similar lengths in random order, as the length-grouped sampler of transformers does.
 _BATCHES_PER_POOL = 50
-# Columns of a batch that are not for the model: what it should say, and which rows and words these are.
+# Columns of a batch that are not inputs of the model: labels, and the numbers of rows, words and sentences.
 _NOT_INPUTS = ("labels", "row_id", "words", "sentence")
 
 
 def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the model takes of a batch."""
+    """Returns the columns of a batch that are inputs of the model."""
     return {name: value for name, value in batch.items() if name not in _NOT_INPUTS}
 
 
 class Rows(Dataset[dict[str, Any]]):
-    """A tokenized dataset that numbers its rows and knows fillers.
+    """A tokenized dataset that adds row numbers and supports fillers.
 
     Item i is row i, with `row_id` i; item -1 - i is row i as a filler, with `row_id` -1.
     """
@@ -40,7 +41,7 @@ class Rows(Dataset[dict[str, Any]]):
         return len(self.dataset)
 
     def __getitems__(self, items: list[int]) -> dict[str, list[Any]]:
-        """Returns the columns of these rows: one access to the file behind the dataset for a whole batch."""
+        """Returns the columns of these rows; one access to the file behind the dataset per batch."""
         columns: dict[str, list[Any]] = self.dataset[[item if item >= 0 else -1 - item for item in items]]
         return {**columns, "row_id": [max(item, -1) for item in items]}
 
@@ -49,16 +50,16 @@ class Rows(Dataset[dict[str, Any]]):
 
 
 class GlobalBatchSampler(Sampler[list[int]]):
-    """Yields the micro-batches of each global batch: for each accumulation step, one for each process.
+    """Yields the micro-batches of each global batch: per accumulation step, one for each process.
 
     Args:
-        lengths: tokens of each row, (rows,).
-        micro_batch_size: rows of a micro-batch.
-        splits: micro-batches of a global batch: world size x gradient accumulation steps.
-        seed: with the epoch it decides the order; None keeps the rows sorted by length, longest first (evaluation).
-        weights: what each row counts in the loss, (rows,); None: 1 each.
+        lengths: number of tokens of each row, (rows,).
+        micro_batch_size: rows per micro-batch.
+        splits: micro-batches per global batch: world size x gradient accumulation steps.
+        seed: seed of the order, together with the epoch; None sorts the rows by length, longest first (evaluation).
+        weights: weight of each row in the loss, (rows,); None: 1 each.
 
-    It has no `batch_size` on purpose: Accelerate would take its batches apart to make them even.
+    There is no attribute `batch_size`, because Accelerate would then split the batches again to make them even.
 
     `epoch` and `first_step` may be set before each pass: a resumed run starts inside an epoch without reading the rows
     it has seen.
@@ -82,24 +83,25 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     @property
     def global_batch_size(self) -> int:
+        """Returns the number of rows of a complete global batch."""
         return self.micro_batch_size * self.splits
 
     @property
     def steps(self) -> int:
-        """Global batches in a pass over the rows, the short last one included."""
+        """Returns the number of global batches per epoch, including a short last one."""
         return -(-len(self.lengths) // self.global_batch_size)
 
     def rows_in_step(self, step: int) -> int:
-        """Real rows in global batch `step` of an epoch."""
+        """Returns the number of real rows (without fillers) in global batch `step` of an epoch."""
         return min(self.global_batch_size, len(self.lengths) - step * self.global_batch_size)
 
     def weights_of_steps(self) -> list[int]:
-        """What the rows of each global batch of this epoch weigh together, at least 1; (steps,)."""
+        """Returns the total row weight of each global batch of this epoch, at least 1; (steps,)."""
         weights, size = self.weights[self.order()], self.global_batch_size
         return [max(int(weights[start : start + size].sum()), 1) for start in range(0, len(weights), size)]
 
     def __len__(self) -> int:
-        """Micro-batches in a whole pass, wherever the next one starts."""
+        """Returns the number of micro-batches in a complete epoch, whatever `first_step` is."""
         return self.steps * self.splits
 
     def order(self) -> np.ndarray:
@@ -127,21 +129,21 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
 
 def split_rows(rows: list[int], splits: int) -> list[list[int]]:
-    """Deals rows out into `splits` parts of nearly equal size and like lengths; no part is empty.
+    """Returns the rows in `splits` parts of nearly equal size and similar lengths; no part is empty.
 
-    Where there are fewer rows than parts, the first row fills the rest, marked as a filler (-1 - row).
+    If there are fewer rows than parts, each remaining part is the first row as a filler (-1 - row).
     """
     return [rows[start::splits] or [-1 - rows[0]] for start in range(splits)]
 
 
 class Collator:
-    """Pads the columns of a batch to its longest row and makes tensors of them.
+    """Pads the columns of a batch to its longest row and converts them to tensors.
 
     Args:
-        tokenizer: pads ids, masks and token types on its own side and with its own ids.
-        length: pad every batch to this many tokens instead.
-        multiple: pad to a multiple of this many tokens: 8 suits tensor cores.
-        token_columns: columns beside the model's inputs that have one value a token, and what these are padded with.
+        tokenizer: pads ids, masks and token types, on its padding side and with its padding ids.
+        length: pad every batch to this many tokens; None: to its longest row.
+        multiple: pad to a multiple of this many tokens; 8 suits tensor cores.
+        token_columns: columns with one value per token that are not inputs of the model -> their padding value.
     """
 
     def __init__(
@@ -155,7 +157,7 @@ class Collator:
         self.length = length
         self.multiple = multiple
         self.token_columns = dict(token_columns or {})
-        tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True  # tokenized once, long before padding
+        tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True  # the rows are already tokenized
 
     def __call__(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
         """Returns input_ids and masks (rows, tokens) int64, labels (rows, ...), row_id (rows,) int64."""
@@ -181,8 +183,16 @@ class Collator:
 def make_loader(
     dataset: Any, sampler: GlobalBatchSampler, collator: Collator, *, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[dict[str, Tensor]]:
-    """Returns a loader of micro-batches, to be given to `accelerator.prepare`."""
-    # A generator of its own: a fresh iterator draws a number from it, and the global one stays where it is.
+    """Returns a loader of micro-batches, to be passed to `accelerator.prepare`.
+
+    Args:
+        dataset: tokenized rows.
+        sampler: its micro-batches.
+        collator: pads a micro-batch and converts it to tensors.
+        workers: number of loader processes; 0: the rows are read in this one.
+        pin_memory: whether batches are put into pinned memory, for faster copies to a GPU.
+    """
+    # A separate generator, because each new iterator draws a number: the state of the global one must not change.
     return DataLoader(
         Rows(dataset),
         batch_sampler=sampler,

@@ -1,4 +1,4 @@
-"""Which columns hold the text, and which the labels."""
+"""Finds the text columns and the label column of a table."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ USUAL_TEXT_COLUMNS = (
 )
 USUAL_LABEL_COLUMNS = ("label", "labels")
 _NEVER_TEXT = re.compile(r"_?(id|idx|index|guid|uid)|.*[_ -]id", re.IGNORECASE)
-# The end of a name that says which half of a pair a column is: text_a, question 2, sentenceB. Not that of a word: job.
+# The end of a name that marks one half of a pair: text_a, question 2, sentenceB. Not the last letter of a word: job.
 _HALF = re.compile(r"(.+?)(?:[_ -](1|2|a|b|A|B|pair)|(1|2|A|B))")
 
 
 def find_text_columns(table: Table, named: Sequence[str] | None, label_column: str | None) -> tuple[str, ...]:
-    """The one or two columns of text.
+    """Returns the names of the one or two text columns.
 
     Args:
-        table: rows to look at.
-        named: words of --input_column_names: names, or a pair joined by a comma. A column whose own name has a comma in
-            it is found first. None: by rule. Usual names; else two columns whose names say that they are a pair; else
-            the only column of text there is. A guess between several is an error.
-        label_column: never taken as text.
+        table: rows to search.
+        named: words of --input_column_names: names, or a pair joined by a comma; a column whose name contains a comma
+            takes precedence. None: by rule. Usual names; else two columns whose names form a pair; else the only text
+            column. If several are possible, this is an error.
+        label_column: never used as text.
 
     Raises:
-        UsageError: a named column is not there, more than two are named, or the rule finds none or too many.
+        UsageError: a named column does not exist or is the label column, more than two are named, or the rule finds
+            none or several.
     """
     if named is None:
         return _by_rule(table, label_column)
@@ -48,9 +49,9 @@ def find_text_columns(table: Table, named: Sequence[str] | None, label_column: s
     for name in names:
         check_column(table, name, "--input_column_names")
     if label_column in names:
-        raise UsageError(f"column '{label_column}' cannot be both text and label: see --input_column_names.")
+        raise UsageError(f"column '{label_column}' cannot be both text and label: fix --input_column_names.")
     if not 1 <= len(names) <= 2 or len(set(names)) != len(names):
-        raise UsageError(f"--input_column_names takes one column, or two for pairs, not: {' '.join(named)}.")
+        raise UsageError(f"--input_column_names: expected one column, or two for pairs; got: {' '.join(named)}.")
     return tuple(names)
 
 
@@ -58,7 +59,7 @@ def _by_rule(table: Table, label_column: str | None) -> tuple[str, ...]:
     for name in table.index_columns:
         if any(name in usual for usual in USUAL_TEXT_COLUMNS):
             raise UsageError(
-                f"{table.name}: column '{name}' is stored as names of rows. If it is the text, name it with "
+                f"{table.name}: column '{name}' is stored as row names (an index). If it is the text, add "
                 f"--input_column_names {name}."
             )
     found = [
@@ -68,7 +69,7 @@ def _by_rule(table: Table, label_column: str | None) -> tuple[str, ...]:
     ]
     for usual in USUAL_TEXT_COLUMNS:
         if len(usual) == 2 and all(name in found for name in usual):
-            return usual  # both names say what they are, whatever is in the columns
+            return usual  # these names are clear enough, whatever the columns contain
     if label_column in table.column_names:
         repeating = [name for name in found if _repeats(table, name, str(label_column))]
         usual_alone = len(found) == 1 and (found[0],) in USUAL_TEXT_COLUMNS
@@ -87,25 +88,25 @@ def _by_rule(table: Table, label_column: str | None) -> tuple[str, ...]:
         return pairs[0]
     if not found:
         raise UsageError(
-            f"{table.name} has no column of text besides the labels; its columns are: "
-            f"{listed(table.column_names)}. Name one, or two for pairs, with --input_column_names."
+            f"{table.name}: no text column found; the columns are: {listed(table.column_names)}. Name one, or two for "
+            "pairs, with --input_column_names."
         )
     quoted = [shlex.quote(name) for name in found[:2]]
     raise UsageError(
         f"{table.name} has {len(found)} columns that may be the text: {listed(found)}. Name one, or two for "
-        f"pairs, with --input_column_names, such as --input_column_names {quoted[0]}"
+        f"pairs, for example --input_column_names {quoted[0]}"
         + (f" or --input_column_names {quoted[0]} {quoted[1]}." if len(found) == 2 else ".")
     )
 
 
 def _stem(name: str) -> str:
-    """What a name says beside which half of a pair it is; empty where it does not say that."""
+    """Returns a name without the mark of one half of a pair; empty if it has no such mark."""
     half = _HALF.fullmatch(name)
     return half[1] if half else ""
 
 
 def _is_pair(one: str, other: str) -> bool:
-    """Whether two names are those of a first and a second half: text and text_pair, text_a and text_b, q1 and q2."""
+    """Whether two names are the first and second half of a pair: text and text_pair, text_a and text_b, q1 and q2."""
     first, second = _HALF.fullmatch(one), _HALF.fullmatch(other)
     if second is None or (second[2] or second[3]) not in ("2", "b", "B", "pair"):
         return False
@@ -115,21 +116,25 @@ def _is_pair(one: str, other: str) -> bool:
 
 
 def _repeats(table: Table, column: str, label_column: str) -> bool:
-    """Whether a column is the label in other words: one value of its own for each label, each in several rows."""
+    """Whether a column repeats the labels in another spelling: exactly one value per label, each in several rows."""
     values, labels = table.values(column), [str(label) for label in table.values(label_column)]
     pairs = set(zip(values, labels, strict=True))
     return len(pairs) == len(set(values)) == len(set(labels)) and len(pairs) <= len(values) // 2
 
 
 def find_label_column(table: Table, named: str | None) -> str | None:
-    """The column of labels: the named one, else `label` or `labels`; None where the table has no such column."""
+    """Returns the label column: the named one, else `label` or `labels`; None if the table has no such column."""
     if named is not None:
         return named if named in table.column_names else None
     return next((name for name in USUAL_LABEL_COLUMNS if name in table.column_names), None)
 
 
 def check_column(table: Table, name: str, flag: str) -> None:
-    """Raises UsageError when the table lacks a column, with the nearest name and all there are."""
+    """Checks that a table has a column.
+
+    Raises:
+        UsageError: it does not have it; the message gives the flag, the nearest name and all columns.
+    """
     if name not in table.column_names:
         raise UsageError(
             f"{table.name} has no column '{name}' ({flag}).{nearest(name, table.column_names)} "

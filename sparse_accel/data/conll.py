@@ -1,7 +1,7 @@
-"""Sentences of CoNLL files: a word and its tags in a line, an empty line after each sentence.
+"""Reads CoNLL files: one word with its tags per line, an empty line after each sentence.
 
-The formats of the shared tasks (https://aclanthology.org/W03-0419, https://aclanthology.org/W17-4418) and what tagging
-tools write: tokens in the first column, tags in one of the others.
+The formats of the shared tasks (https://aclanthology.org/W03-0419, https://aclanthology.org/W17-4418) and of tagging
+tools: tokens in the first column, tags in one of the others.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from sparse_accel.data.reading import Rows, check_signature, read_text
 from sparse_accel.data.tables import FileTable
 from sparse_accel.errors import UsageError, first_line, shown
 
-# Only these separate: a no-break space, which str.split and str.strip take for a blank, may be in a word, or be one.
+# Only these separate columns: str.split and str.strip also split at a no-break space, which may be (part of) a word.
 _BLANKS = " \t"
 _RUN_OF_BLANKS = re.compile("[ \t]+")
 _COMMENT = re.compile("#[ \t]")
-# CoNLL-U numbers words, and has lines for what is written as one word (1-2) and for what is not written (1.1).
+# Word numbers of CoNLL-U that are not a single word: a contraction (1-2), or a word that is not written (1.1).
 _NO_WORD_NUMBER = re.compile(r"\d+[-.]\d+")
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """The sentences of a file, in its order.
+    """The sentences of a file, in file order.
 
     Attributes:
-        file: its name.
+        file: name of the file.
         tokens: words of each sentence, one or more.
-        tags: of the same lengths; None where the file has one column only: sentences to predict.
-        lines: line of each sentence's first token, from 1. A sentence is in lines without gaps.
+        tags: one per word; None if the file has only one column (sentences to predict).
+        lines: line of each sentence's first token, from 1. The lines of a sentence are consecutive.
     """
 
     file: str
@@ -40,12 +40,12 @@ class Sentences:
     lines: list[int]
 
     def place(self, sentence: int, token: int) -> str:
-        """Where a token is, both counted from 0, for messages."""
+        """Returns file and line of a token for messages; `sentence` and `token` count from 0."""
         return _place(self.file, self.lines[sentence] + token)
 
 
 class ConllTable(FileTable):
-    """Such a file as a table of lists: columns `tokens`, and `tags` where it has any."""
+    """A CoNLL file as a table of lists, with the columns `tokens` and, if it has tags, `tags`."""
 
     def __init__(self, sentences: Sentences) -> None:
         columns: dict[str, list[Any]] = {"tokens": sentences.tokens}
@@ -55,39 +55,39 @@ class ConllTable(FileTable):
         self._sentences = sentences
 
     def entry(self, row: int, column: str, number: int) -> str:
-        """File and line of a token, both counted from 0."""
+        """Returns file and line of a token for messages; `row` and `number` count from 0."""
         return self._sentences.place(row, number)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Lines without an empty one among them, and the number of the first."""
+    """Consecutive lines that are not empty, and the number of the first one, from 1."""
 
     line: int
     rows: list[str]
 
     @property
     def comments(self) -> int:
-        """How many of its first lines may be comments; a token '#' looks like one."""
+        """Returns how many of the first lines may be comments; a token '#' looks like one."""
         return next((row for row, text in enumerate(self.rows) if not _COMMENT.match(text)), len(self.rows))
 
 
 def read_conll(file: str, column: int | None = None) -> Sentences:
-    r"""Reads a file of sentences.
+    r"""Returns the sentences of a file.
 
-    Lines end with \n or \r\n, or with \r in a file without any \n. A line of blanks and tabs is an empty one, and lines
-    that begin with -DOCSTART- (documents of CoNLL-2003) are like empty ones. Columns are separated by tabs if each line
-    has one (a word may then have blanks in it), else by runs of blanks and tabs. Quotes are characters. Lines before
-    a sentence's first word that begin with "# " are comments, as in CoNLL-U, where they have another number of columns
-    than words have: "#" with a tag is a word.
+    Lines end with \n or \r\n, or with \r in a file without any \n. A line of spaces and tabs counts as empty, and so do
+    lines that begin with -DOCSTART- (documents of CoNLL-2003). Columns are separated by tabs if each line has one (a
+    word may then contain spaces), else by runs of spaces and tabs. Quotes are ordinary characters. Lines before a
+    sentence's first word that begin with "# " are comments (CoNLL-U), unless they have as many columns as the words:
+    "#" with a tag is a word.
 
     Args:
-        file: its name.
-        column: of the tags, from 1; None or -1: the last one.
+        file: name of the file.
+        column: number of the tag column, from 1; None or -1: the last one.
 
     Raises:
-        UsageError: the file cannot be read, or is not what its name says; no sentence; a line with another number of
-            columns than the first one; a word or tag is empty; no such column; the first column numbers the words.
+        UsageError: the file cannot be read, does not match its suffix or has no sentences; the lines have different
+            numbers of columns; a word or tag is empty; the tag column does not exist; the first column is word numbers.
     """
     try:
         check_signature(file)
@@ -97,7 +97,7 @@ def read_conll(file: str, column: int | None = None) -> Sentences:
     words = [text for block in blocks for text in block.rows[block.comments :]]
     words = words or [text for block in blocks for text in block.rows]
     if not words:
-        raise UsageError(f"{file} has no sentence: a word and its tag are expected in each line.")
+        raise UsageError(f"{file} has no sentences: expected a word and its tag in each line.")
     by_tabs = all("\t" in text for text in words)
     split = _split_at_tabs if by_tabs else _split_at_blanks
     sentences = list(_without_comments(blocks, split, width=len(split(words[0]))))
@@ -138,7 +138,7 @@ def _blocks(text: str) -> Iterator[_Block]:
 
 
 def _split_at_tabs(text: str) -> list[str]:
-    # A blank before or after a tag would make another tag of it.
+    # With a space before or after it, a tag would be another tag.
     return [field.strip(" ") for field in text.split("\t")]
 
 
@@ -147,7 +147,7 @@ def _split_at_blanks(text: str) -> list[str]:
 
 
 def _without_comments(blocks: list[_Block], split: Callable[[str], list[str]], width: int) -> Iterator[_Block]:
-    """The blocks that have words, without the comments before them."""
+    """Yields the blocks that have words, without the comments before them."""
     for block in blocks:
         rows = block.rows[: block.comments]
         skipped = next((row for row, text in enumerate(rows) if len(split(text)) == width), len(rows))
@@ -156,29 +156,28 @@ def _without_comments(blocks: list[_Block], split: Callable[[str], list[str]], w
 
 
 def _tag_column(file: str, column: int | None, width: int, line: int) -> int:
-    """Where the tags are in a row, from 0; in a file without tags, where the tokens are."""
+    """Returns the position of the tags in a row, from 0; in a file without tags, that of the tokens."""
     if column in (None, -1):
         return width - 1
     if column == 1:
-        raise UsageError(f"{file}: column 1 holds the words. Columns are counted from 1; tags are in another one.")
+        raise UsageError(f"{file}: column 1 contains the words, not tags. Columns are counted from 1.")
     if not 1 < column <= width:
         raise UsageError(
-            f"{file}: there is no column {column} to take tags from. Columns are counted from 1, and line {line} has "
-            f"{width}."
+            f"{file}: tag column {column} does not exist. Columns are counted from 1; line {line} has {width}."
         )
     return column - 1
 
 
 def _ragged(file: str, line: int, sentences: list[_Block], by_tabs: bool, columns: tuple[int, int]) -> UsageError:
-    """What is wrong with a line that has another number of columns than the first one, and what may be the cause."""
+    """Returns the error for a line that does not have as many columns as the first one, with the likely cause."""
     rows = {number: text for block in sentences for number, text in enumerate(block.rows, block.line)}
     hint = ""
     if not by_tabs and any("\t" in text for text in rows.values()):
         without = next(number for number, text in rows.items() if "\t" not in text)
-        hint = f" Line {without} has no tab, so columns are separated by blanks as well."
+        hint = f" Line {without} has no tab, so spaces separate columns too."
     return UsageError(
-        f"{_place(file, line)}: {shown(rows[line])} has {columns[0]} columns, and line {sentences[0].line} has "
-        f"{columns[1]}. Each line holds a word and its tags, separated by {'tabs' if by_tabs else 'blanks'}, and an "
+        f"{_place(file, line)}: {shown(rows[line])} has {columns[0]} columns, but line {sentences[0].line} has "
+        f"{columns[1]}. Each line must have a word and its tags, separated by {'tabs' if by_tabs else 'spaces'}; an "
         f"empty line ends a sentence.{hint}"
     )
 
@@ -188,19 +187,19 @@ def _check_filled(place: str, row: list[str], tag_column: int) -> None:
         raise UsageError(f"{place}: the word is empty (its tag is {shown(row[tag_column])}). Delete this line.")
     if not row[tag_column]:
         raise UsageError(
-            f"{place}: the tag of {shown(row[0])} is empty. Fill it in (O where it is in no entity); a file to predict "
-            "has words only."
+            f"{place}: the tag of {shown(row[0])} is empty. Add it (O outside of entities). A file to predict has "
+            "words only."
         )
 
 
 def _check_not_numbers(file: str, tokens: list[list[str]]) -> None:
-    """Refuses CoNLL-U and its like, whose numbers of words would else be taken for the words."""
+    """Refuses CoNLL-U and similar formats, because their word numbers would be read as the words."""
     counted = [[token for token in sentence if not _NO_WORD_NUMBER.fullmatch(token)] for sentence in tokens]
     if max(map(len, counted)) > 1 and any(
         all(sentence == [str(start + word) for word in range(len(sentence))] for sentence in counted)
         for start in (0, 1)
     ):
         raise UsageError(
-            f"{file}: the first column numbers the words of each sentence. It must hold the words themselves: delete "
-            "the columns before them (cut -f 2-)."
+            f"{file}: the first column contains word numbers, but must contain the words: delete the columns before "
+            "them (cut -f 2-)."
         )

@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV files."""
+"""Reads the rows of CSV and TSV files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparse_accel.errors import UsageError, shown
 
 
 class _Row(NamedTuple):
-    """One row: its first and last line, its fields, and the places of those that are in double quotes."""
+    """One row: its first and last line, its fields, and the positions of the fields in double quotes."""
 
     begin: int
     line: int
@@ -22,28 +22,29 @@ class _Row(NamedTuple):
 def read_delimited(file: str, text: str, separator: str) -> Rows:
     r"""Returns the rows of a CSV or TSV file; the first line that is not blank is the header.
 
-    CSV: fields may be in double quotes, where a double quote is written twice; blank lines are skipped. TSV is written
-    in two ways, without quoting (GLUE: a double quote is a character, a line is a row) and as CSV. A TSV file is read
+    CSV: fields may be in double quotes, and a literal double quote inside is written twice; blank lines are skipped.
+    TSV exists in two variants: without quoting (GLUE: a double quote is a character, a line is a row) and as CSV. A TSV
+    file is read
 
-    - as CSV when all fields of its header are in double quotes;
-    - else in the way that gives every row as many fields as the header has, if only one way does;
-    - else, both do, as CSV when just those fields are in quotes that a CSV writer puts there: fields with a quote (or,
-      Excel, with a quote or comma). Line breaks in quotes are then a coincidence: two rows, each with one quote;
+    - as CSV if all fields of its header are in double quotes;
+    - else in the variant that gives every row as many fields as the header, if only one variant does;
+    - else (both do) as CSV if exactly those fields are in quotes that a CSV writer quotes: fields with a quote (Excel:
+      with a quote or comma). A line break in quotes is then not one field but two rows, each with one quote;
     - else without quoting.
 
     Args:
-        file: its name, for messages.
-        text: its content. Lines end with \n or \r\n, or with \r in a file without any \n.
+        file: name of the file, for messages.
+        text: content of the file. Lines end with \n or \r\n, or with \r in a file without any \n.
         separator: "," or "\t".
 
     Raises:
         UsageError: no header, duplicate columns, another separator, a quote that is not closed, a row that does not
-            have as many fields as the header, or a TSV file of one column whose quotes can be understood in two ways.
+            have as many fields as the header, or a TSV file of one column whose quotes are ambiguous.
     """
     if "\n" not in text:
         text = text.replace("\r", "\n")
     header, *rows = _read_tsv(file, text) if separator == "\t" else _read_rows(file, text, separator, quoting=True)
-    # pandas writes its index as a first column without a name.
+    # Leave out columns without a name: pandas writes its index as such a first column.
     names = {name: place for place, name in enumerate(header.fields) if name}
     columns = {name: [row.fields[place] for row in rows] for name, place in names.items()}
     return Rows(columns, [row.line for row in rows])
@@ -67,10 +68,10 @@ def _read_tsv(file: str, text: str) -> list[_Row]:
 
 
 def _is_csv(file: str, rows: list[_Row]) -> bool:
-    """Whether the fields in quotes are those that a CSV writer puts in quotes, in a file that can also be read without.
+    """Whether exactly those fields are in quotes that a CSV writer quotes; the file is also valid without quoting.
 
-    A line break in quotes: two rows without quoting, of which one begins with a quote and the other one ends with it,
-    look like that. In a file of one column nothing tells them apart, unless other quotes do.
+    A line break in quotes may also be two rows without quoting, of which the first begins with a quote and the second
+    ends with one. In a file of one column this is ambiguous, unless other quotes decide.
     """
     quoted_for_comma, quoted_for_quote, comma_without_quotes = 0, 0, False
     doubtful: _Row | None = None
@@ -84,24 +85,24 @@ def _is_csv(file: str, rows: list[_Row]) -> bool:
                 if len(row.fields) > 1:
                     return False
                 doubtful = doubtful or row
-            elif '"' in field or "\r" in field or not field:  # some writers tell "" from a missing value
+            elif '"' in field or "\r" in field or not field:  # some writers distinguish "" from a missing value
                 quoted_for_quote += 1
             elif "," in field:
                 quoted_for_comma += 1
             else:
                 return False
     if quoted_for_comma and (comma_without_quotes or quoted_for_comma + quoted_for_quote == 1):
-        return False  # once does not tell how a file was written
+        return False  # a single field does not prove how the file was written
     if doubtful is not None:
         raise UsageError(
-            f"{file}, line {doubtful.line}: a double quote closes here that opened in line {doubtful.begin}. This can "
-            "be one row, or several with quotes as characters. Save the file as .csv or .jsonl."
+            f"{file}, line {doubtful.line}: this double quote may close the one in line {doubtful.begin} (one row), or "
+            "be a character (several rows). Save the file as .csv or .jsonl."
         )
     return True
 
 
 def _read_rows(file: str, text: str, separator: str, quoting: bool) -> list[_Row]:
-    """The header and all rows, each with as many fields as the header."""
+    """Returns the header and all rows, each with as many fields as the header."""
     rows = _split_rows(file, text, separator, quoting)
     first = next(rows, _Row(1, 1, [], ()))
     header = first.fields
@@ -110,19 +111,19 @@ def _read_rows(file: str, text: str, separator: str, quoting: bool) -> list[_Row
     others = (mark for mark in (",;|" if separator == "\t" else ";\t|") if len(header) == 1 and mark in header[0])
     if (other := next(others, None)) is not None:
         raise UsageError(
-            f"{file}, line {first.line}: {shown(header[0])} is one column. Its fields seem to be separated by "
-            f"{other!r}: save it with commas between them, or with tabs as a .tsv file."
+            f"{file}, line {first.line}: {shown(header[0])} is one column. The separator seems to be {other!r}: save "
+            "the file with commas, or with tabs as .tsv."
         )
     if twins := [name for name in header if name and header.count(name) > 1]:
         raise UsageError(f"{file}, line {first.line}: duplicate column {shown(twins[0])}.")
     result = [first]
     for row in rows:
         if len(row.fields) != len(header):
-            unnamed = ", the last of them without a name" if not header[-1] else ""
+            unnamed = ", the last one without a name" if not header[-1] else ""
             what = "tab" if separator == "\t" else "comma, quote"
             raise UsageError(
-                f"{file}, row {len(result)} (line {row.line}): {len(row.fields)} fields, and the header has "
-                f"{len(header)}{unnamed}. A field with a {what} or line break in it must be in double quotes."
+                f"{file}, row {len(result)} (line {row.line}): {len(row.fields)} fields, but the header has "
+                f"{len(header)}{unnamed}. A field that contains a {what} or line break must be in double quotes."
                 + (f" The row begins in line {row.begin}, with a quote." if row.begin < row.line else "")
             )
         result.append(row)
@@ -130,8 +131,8 @@ def _read_rows(file: str, text: str, separator: str, quoting: bool) -> list[_Row
 
 
 def _split_rows(file: str, text: str, separator: str, quoting: bool) -> Iterator[_Row]:
-    """All lines that are not blank, split into fields; with quoting, as the strict reader of Python's csv does."""
-    # A field in quotes, which only a separator or the end of the line may follow, or one that does not begin with one.
+    """Yields all lines that are not blank, split into fields; with quoting, like Python's csv reader in strict mode."""
+    # A field in quotes, followed by a separator or the end of the line; or a field that does not begin with a quote.
     field = re.compile(rf'"([^"]*(?:""[^"]*)*)"(?={separator}|\r*(?:\n|\Z))|(?!")[^{separator}\n]*')
     position, line = 0, 1
     while position < len(text):
@@ -165,15 +166,12 @@ def _split_rows(file: str, text: str, separator: str, quoting: bool) -> Iterator
 
 
 def _quote_fault(file: str, text: str, position: int, line: int) -> UsageError:
-    """What is wrong with the field in quotes that begins at a position."""
+    """Returns the error for the quoted field that begins at a position."""
     closed = re.compile(r'"[^"]*(?:""[^"]*)*"(?!")').match(text, position)
     if closed is None:
-        what = "a double quote opens a field there that nothing closes before the end of the file."
+        what = "the double quote that opens a field here is never closed."
     else:
         last = line + text.count("\n", position, closed.end())
         rest = text[closed.end() :].partition("\n")[0]
-        what = (
-            f"a double quote opens a field there, and the one that closes it, in line {last}, is followed by "
-            f"{shown(rest)}."
-        )
-    return UsageError(f'{file}, line {line}: {what} A quote that is part of a text is written twice, "".')
+        what = f"a double quote opens a field here, but after the closing one, in line {last}, comes {shown(rest)}."
+    return UsageError(f'{file}, line {line}: {what} Write a quote inside a text twice: "".')

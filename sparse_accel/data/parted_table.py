@@ -1,4 +1,4 @@
-"""The numbered parts of a split as one table."""
+"""One table of the numbered parts of a split."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from sparse_accel.errors import UsageError, listed
 
 
 class PartedTable(Table):
-    """Rows of several files, one after another: the numbered parts of a split."""
+    """The rows of several files in order: the numbered parts of a split.
+
+    Raises:
+        UsageError: the parts do not have the same columns.
+    """
 
     def __init__(self, parts: list[Table]) -> None:
         first = parts[0]
@@ -21,24 +25,24 @@ class PartedTable(Table):
         for part in parts:
             if part.column_names != first.column_names:
                 raise UsageError(
-                    f"{part.name} has other columns than {first.name}: {listed(part.column_names)} instead of "
-                    f"{listed(first.column_names)}."
+                    f"{part.name}: expected the columns of {first.name}: {listed(first.column_names)}; "
+                    f"got {listed(part.column_names)}."
                 )
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
         return sum(len(part) for part in self._parts)
 
     def values(self, column: str) -> list[Any]:
-        """The column, row by row."""
+        """Returns the values of a column, row by row."""
         return [value for part in self._parts for value in part.values(column)]
 
     def is_text(self, column: str) -> bool:
-        """Whether the column can serve as input text, in one part at least: others may have none in it."""
+        """Whether the column can be input text in at least one part; it may be empty in others."""
         return any(part.is_text(column) for part in self._parts)
 
     def unusable_text(self, columns: tuple[str, ...]) -> tuple[int, str, str] | None:
-        """The first row whose text cannot be used, as (row from 0, column, what is wrong)."""
+        """Returns the first row whose text cannot be used, as (row from 0, column, what is wrong), else None."""
         before = 0
         for part in self._parts:
             if found := part.unusable_text(columns):
@@ -47,16 +51,16 @@ class PartedTable(Table):
         return None
 
     def class_names(self, column: str) -> list[str] | None:
-        """Names of the classes, where all parts declare the same."""
+        """Returns the class names if all parts declare the same; else None."""
         names = [part.class_names(column) for part in self._parts]
         return names[0] if all(each == names[0] for each in names) else None
 
     def texts(self, columns: tuple[str, ...]) -> Dataset:
-        """A dataset of these columns of text."""
+        """Returns a dataset of these text columns."""
         return concatenate_datasets([part.texts(columns) for part in self._parts])
 
     def entry(self, row: int, column: str, number: int) -> str:
-        """Where an entry of a row's list is, in the part that the row is in."""
+        """Returns the place of an entry of a row's list, in the part that contains the row."""
         for part in self._parts:
             if row < len(part):
                 return part.entry(row, column, number)
@@ -64,7 +68,7 @@ class PartedTable(Table):
         return self.name
 
     def place(self, row: int, column: str = "") -> str:
-        """File, row and line, of the part that the row is in."""
+        """Returns file, row and line, in the part that contains the row."""
         for part in self._parts:
             if row < len(part):
                 return part.place(row, column)
@@ -73,5 +77,9 @@ class PartedTable(Table):
 
 
 def concatenated(tables: list[Table]) -> Table:
-    """Returns the rows of several tables as one."""
+    """Returns one table with the rows of several.
+
+    Raises:
+        UsageError: the tables do not have the same columns.
+    """
     return tables[0] if len(tables) == 1 else PartedTable(tables)

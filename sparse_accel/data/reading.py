@@ -1,4 +1,4 @@
-"""What the readers of all data files share: the checks of a file's first bytes, its text, and the rows they return."""
+"""Shared by the readers of all data files: checks of the first bytes, decoding, and the type of the rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sparse_accel.errors import UsageError
 from sparse_accel.files import lfs_pointer_error
 
-# How files begin that are given the name of a data file by mistake, and what they are.
+# First bytes of files that get the name of a data file by mistake, and what they are.
 _PARQUET = re.compile(rb"PAR1\x15")
 _SIGNATURES = {
     re.compile(rb"\x1f\x8b"): "compressed with gzip: decompress it first",
@@ -26,12 +26,12 @@ _SIGNATURES = {
 
 
 class Rows(NamedTuple):
-    """Rows as a reader found them.
+    """The rows of a file, as the reader found them.
 
     Attributes:
         columns: values of each column, row by row.
-        lines: line of each row, from 1, a row of several lines by its last; empty when rows are not told by lines.
-        index_columns: names of the columns that are said to be row names, not data.
+        lines: last line of each row, from 1; empty if the rows have no line numbers.
+        index_columns: names of the columns that the file marks as row names, not data.
     """
 
     columns: dict[str, list[Any]]
@@ -40,9 +40,13 @@ class Rows(NamedTuple):
 
 
 def check_signature(file: str) -> None:
-    """Raises UsageError when a file is not what its name says: a Git LFS pointer, compressed, a workbook, a web page.
+    """Checks by the first bytes of a file that it is what its suffix says.
 
-    An empty file is an error here as well, but for .csv and .tsv: these lack a header line then.
+    An empty .csv or .tsv file passes: their reader reports the missing header line.
+
+    Raises:
+        UsageError: a Git LFS pointer, a compressed file, a workbook, a web page, another data format, an empty file.
+        OSError: the file cannot be read.
     """
     if message := lfs_pointer_error(file):
         raise UsageError(message)
@@ -57,18 +61,19 @@ def check_signature(file: str) -> None:
 
 
 def read_text(file: str) -> str:
-    """Returns the text of a UTF-8 file, without a byte order mark and with its line ends as they are.
+    """Returns the text of a UTF-8 file, without its byte order mark and with unchanged line ends.
 
     Raises:
-        UsageError: the file has another encoding, or a NUL character, which no text has.
+        UsageError: the file has another encoding, or contains a NUL character.
+        OSError: the file cannot be read.
     """
     content = Path(file).read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
         raise UsageError(f"{file} is not UTF-8 text but UTF-16 or UTF-32: save it as UTF-8.")
     if (place := content.find(b"\0")) >= 0:
         raise UsageError(
-            f"{file}, line {_line_of(content, place)}: a NUL character. The file is damaged, or it is UTF-16 text: "
-            "save it as UTF-8."
+            f"{file}, line {_line_of(content, place)}: contains a NUL character. The file is damaged or UTF-16: save "
+            "it as UTF-8."
         )
     try:
         return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")

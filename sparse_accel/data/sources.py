@@ -1,4 +1,4 @@
-"""Where rows come from: a dataset of the Hub, a local folder, or files."""
+"""Loads the rows: from a dataset on the Hub, a local folder, or files."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ SPLIT_WORDS = {"train": ("train", "training"), "validation": ("validation", "val
 
 
 def load_tables(arguments: Data, read: Reader = read_table) -> dict[str, Table]:
-    """All splits of a dataset, or of files, by our names: train, validation, test.
+    """Returns all splits of a dataset, or the files of the flags, by our names: train, validation, test.
 
     Args:
-        arguments: which; and, by their `suffixes`, which kinds of files.
+        arguments: flags that name the data; their `suffixes` are the supported types of files.
         read: reads one file.
 
     Raises:
-        UsageError: the data cannot be found, reached or read; the message says what was tried, and the ways out.
+        UsageError: the data cannot be found, reached or read; the message says what was tried and what to do.
     """
     if arguments.dataset_name:
         return _load_dataset(arguments, read)
@@ -65,7 +65,7 @@ def _our_splits(name: str, splits: DatasetDict) -> dict[str, Table]:
 
 
 def _load_folder(folder: Path, arguments: Data, read: Reader) -> dict[str, Table]:
-    """A folder that save_to_disk wrote, or one of data files whose names say train, validation or test."""
+    """Loads a folder from save_to_disk, or a folder of data files named train, validation or test."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         try:
             saved = load_from_disk(str(folder))
@@ -77,7 +77,7 @@ def _load_folder(folder: Path, arguments: Data, read: Reader) -> dict[str, Table
     for file in files:
         if split := _split_of(file.stem):
             found.setdefault(split, []).append(file)
-    # `datasets` would read CSV and TSV by guessing types and quotes: these are always read here.
+    # CSV and TSV are always read here, because `datasets` would guess their types and quotes.
     ours = {
         split: any(file.suffix.lower() in arguments.read_here for file in several) for split, several in found.items()
     }
@@ -88,8 +88,8 @@ def _load_folder(folder: Path, arguments: Data, read: Reader) -> dict[str, Table
         inside := sorted(file for file in folder.rglob("*") if file.suffix.lower() in arguments.read_here)
     ):
         raise UsageError(
-            f"--dataset_name: no file in {folder} itself is named train, validation or test. Files in it: "
-            f"{listed(file.relative_to(folder) for file in inside)}. Name them with --train_file, --validation_file "
+            f"--dataset_name: no file directly in {folder} is named train, validation or test. Files found: "
+            f"{listed(file.relative_to(folder) for file in inside)}. Pass them with --train_file, --validation_file "
             "and --test_file."
         )
     if not found or (any(len(several) > 1 for several in found.values()) and not any(ours.values())):
@@ -98,26 +98,26 @@ def _load_folder(folder: Path, arguments: Data, read: Reader) -> dict[str, Table
 
 
 def _split_of(stem: str) -> str:
-    """The split that a file's name says, by our names; empty where it says none."""
+    """Returns the split that a file name contains, by our names; empty if it contains none."""
     words = re.split(r"[^a-z]+", stem.lower())
     split = next((split for split, usual in SPLIT_WORDS.items() if any(word in usual for word in words)), "")
     return f"{split}_mismatched" if "mismatched" in words and split in ("validation", "test") else split
 
 
 def _check_numbered(folder: Path, split: str, files: list[Path]) -> None:
-    """Several CSV or TSV files of one split are parts of it where their names differ in numbers only."""
+    """Refuses several CSV or TSV files of one split unless their names differ in numbers only (parts of the split)."""
     if len({(re.sub(r"\d+", "#", file.stem), file.suffix) for file in files}) > 1 or not re.search(
         r"\d", files[0].stem
     ):
         names = listed(file.name for file in files)
         raise UsageError(
-            f"--dataset_name: {folder} has several files for {split}, and their names do not say that they are "
-            f"numbered parts of it: {names}. Name one with --{split.partition('_')[0]}_file."
+            f"--dataset_name: {folder} has several files for {split} that are not named as numbered parts: {names}. "
+            f"Choose one with --{split.partition('_')[0]}_file."
         )
 
 
 def _load_folder_as_repository(folder: Path, arguments: Data) -> dict[str, Table]:
-    """Several files to a split, subfolders, or a README that lists them: `datasets` knows these layouts."""
+    """Loads several files per split, subfolders, or files listed in a README, with `datasets`."""
     try:
         return _our_splits(
             str(folder), load_dataset(str(folder), arguments.dataset_config_name, cache_dir=arguments.cache_dir)
@@ -127,8 +127,8 @@ def _load_folder_as_repository(folder: Path, arguments: Data) -> dict[str, Table
     except Exception as error:
         there = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
         raise UsageError(
-            f"--dataset_name: no rows found in {folder} ({first_line(error)}). It holds: {there}. Wanted are files "
-            f"named train, validation or test that end in {', '.join(arguments.suffixes)}, or a folder of save_to_disk."
+            f"--dataset_name: no rows found in {folder} ({first_line(error)}). It contains: {there}. Expected files "
+            f"named train, validation or test that end in {', '.join(arguments.suffixes)}, or a save_to_disk folder."
         ) from error
 
 
@@ -136,25 +136,35 @@ def _load_folder_as_repository(folder: Path, arguments: Data) -> dict[str, Table
 
 
 def load_hub(typed: str, name: str, config: str | None, cache_dir: str | None) -> DatasetDict:
-    """All splits of a Hub dataset, from the local cache where the Hub is out of reach."""
+    """Returns all splits of a Hub dataset, from the local cache if the Hub cannot be reached.
+
+    Args:
+        typed: flag and value that name the dataset, for messages.
+        name: its Hub id.
+        config: name of its configuration; None: the default one.
+        cache_dir: folder for downloads; None: the Hugging Face cache.
+
+    Raises:
+        UsageError: the dataset cannot be reached or read, has no such configuration, or needs its own loading code.
+    """
     what = f"{name} ({config})" if config else name
     try:
         splits: Any = load_dataset(name, config, cache_dir=cache_dir)
     except DatasetNotFoundError as error:
-        reason = f"{first_line(error)} (for a private or gated one, log in with `hf auth login`)"
+        reason = f"{first_line(error)} (if it is private or gated, log in with `hf auth login`)"
         raise out_of_reach(typed, name, "dataset", reason, cache_dir) from error
-    except (DatasetGenerationError, ArrowInvalid) as error:  # it came; what lies behind says what is wrong with it
+    except (DatasetGenerationError, ArrowInvalid) as error:  # downloaded, but unreadable: the cause says why
         raise UsageError(f"{typed}: {what} cannot be read: {first_line(error.__cause__ or error)}") from error
     except ValueError as error:
         if not re.search("BuilderConfig|Config name is missing", str(error)):
             raise out_of_reach(typed, name, "dataset", first_line(error), cache_dir) from error
-        # A configuration that is missing or unknown; the library's message lists those there are, then Python to type.
+        # A missing or unknown configuration: the message lists all of them, then an example in Python (dropped).
         said = " ".join(str(error).partition("\nExample")[0].split()).rstrip(".")
-        raise UsageError(f"{what} cannot be loaded: {said}. Choose with --dataset_config_name.") from error
+        raise UsageError(f"{what} cannot be loaded: {said}. Choose one with --dataset_config_name.") from error
     except RuntimeError as error:
         raise UsageError(
-            f"{what} cannot be loaded: {first_line(error)}. A dataset that needs its own code to load is not "
-            "supported: look for a copy in Parquet, or save it with another version of `datasets`."
+            f"{what} cannot be loaded: {first_line(error)}. Datasets that need their own loading code are not "
+            "supported: use a copy in Parquet, or save it with another version of `datasets`."
         ) from error
     except Exception as error:
         raise out_of_reach(typed, name, "dataset", first_line(error), cache_dir) from error

@@ -1,4 +1,4 @@
-"""Draws of rows: a stratified hold-out, and a seeded subset. Both keep the order of the rows."""
+"""Draws rows: a stratified hold-out, and a seeded subset. Both keep the order of the rows."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 
 
 def hold_out(labels: Sequence[Hashable], ratio: float, seed: int) -> tuple[list[int], list[int]]:
-    """Splits rows into kept and held-out ones, each class in proportion.
+    """Returns the rows split into kept and held-out ones, with each class in proportion.
 
-    round(ratio * rows) rows are held out, of each class its exact share rounded down or up, and never all of a class
-    that has more than one row; a class of one row is kept. Give every row the same label for a plain random split.
+    round(ratio * rows) rows are held out: of each class its exact number rounded down or up, but never all rows of a
+    class; a class of one row is kept. For a plain random split, give every row the same label.
 
     Args:
         labels: class of each row, (rows,).
-        ratio: share to hold out, between 0 and 1.
-        seed: of the draw.
+        ratio: fraction of the rows to hold out, between 0 and 1.
+        seed: seed of the draw.
 
     Returns:
-        Row numbers kept and held out, each in rising order.
+        Row numbers kept and row numbers held out, both ascending.
     """
     random = np.random.default_rng(seed)
     rows_of: dict[Hashable, list[int]] = {}
@@ -28,7 +28,7 @@ def hold_out(labels: Sequence[Hashable], ratio: float, seed: int) -> tuple[list[
     shares = {label: ratio * len(rows) for label, rows in rows_of.items()}
     room = {label: len(rows) - 1 for label, rows in rows_of.items()}
     counts = {label: min(int(share), room[label]) for label, share in shares.items()}
-    # Largest remainder: what rounding down leaves over goes to the classes that lost most by it.
+    # Largest remainder method: the rows missing after rounding down are taken from the classes that lost most by it.
     by_remainder = sorted(shares, key=lambda label: counts[label] - shares[label])
     for label in by_remainder[: max(0, round(ratio * len(labels)) - sum(counts.values()))]:
         counts[label] += counts[label] < room[label]
@@ -40,9 +40,9 @@ def hold_out(labels: Sequence[Hashable], ratio: float, seed: int) -> tuple[list[
 
 
 def draw(rows: int, count: int | None, seed: int) -> list[int] | None:
-    """`count` of `rows` row numbers, in rising order; None for all of them.
+    """Returns `count` of `rows` row numbers, drawn at random, ascending; None for all of them.
 
-    Not the first `count`: files sorted by label would give one class.
+    Random, because the first rows of a file that is sorted by label have only one class.
     """
     if count is None or count >= rows:
         return None

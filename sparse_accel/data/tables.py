@@ -1,8 +1,7 @@
-"""A table of rows as it was found: in a file of the user, or as a split of a dataset.
+"""Tables of rows: from a user's file, or from a split of a dataset.
 
-Files are read by rules of their own rather than by guessing types: in CSV a text is the text that the file has ("NA",
-"None" and "1984" included), and every fault has a row and a line. Rows keep their order; a row's number in messages
-counts data rows from 1.
+Files are read without guessing types: in CSV a text is exactly the text in the file (also "NA", "None" and "1984"), and
+every error names a row and a line. Rows keep their order; row numbers in messages count data rows from 1.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from sparse_accel.data.json_rows import read_json
 from sparse_accel.data.reading import Rows, check_signature, read_text
 from sparse_accel.errors import UsageError, first_line, shown
 
-# Names that pandas gives to row names without one, when it writes Parquet and when it reads CSV.
+# Names that pandas gives to an index without a name, when it writes Parquet and when it reads CSV.
 _ROW_NAMES = re.compile(r"__index_level_\d+__|Unnamed: \d+(\.\d+)*")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -36,10 +35,10 @@ class Table(ABC):
     """Rows with named columns.
 
     Attributes:
-        name: what messages call it: a file, or a dataset and its split.
+        name: its name in messages: a file, or a dataset and its split.
         column_names: in the order of the source.
-        typed: False where every value is text, and numbers must be told from their spelling (CSV).
-        index_columns: columns that hold row names or row numbers, such as a pandas index: no guess takes them as text.
+        typed: False if every value is text, and numbers must be recognized by their spelling (CSV).
+        index_columns: columns with row names or row numbers, such as a pandas index: never guessed to be the text.
     """
 
     name: str
@@ -49,39 +48,39 @@ class Table(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
 
     @abstractmethod
     def values(self, column: str) -> list[Any]:
-        """The column, row by row."""
+        """Returns the values of a column, row by row."""
 
     @abstractmethod
     def is_text(self, column: str) -> bool:
-        """Whether the column can serve as input text."""
+        """Whether the column can be input text."""
 
     @abstractmethod
     def unusable_text(self, columns: tuple[str, ...]) -> tuple[int, str, str] | None:
-        """The first row whose text cannot be used, as (row from 0, column, what is wrong)."""
+        """Returns the first row whose text cannot be used, as (row from 0, column, what is wrong), else None."""
 
     @abstractmethod
     def texts(self, columns: tuple[str, ...]) -> Dataset:
-        """A dataset of these columns of text."""
+        """Returns a dataset of these text columns."""
 
     def class_names(self, column: str) -> list[str] | None:
-        """Names of the classes, in their order, where the source declares them."""
+        """Returns the class names in order if the source declares them; else None."""
         return None
 
     def entry(self, row: int, column: str, number: int) -> str:
-        """Where an entry of a row's list is, both counted from 0, for messages."""
+        """Returns the place of an entry of a row's list, for messages; `row` and `number` count from 0."""
         return f"{self.place(row, column)}, entry {number + 1}"
 
     def place(self, row: int, column: str = "") -> str:
-        """Where a row is, counted from 0, for messages."""
+        """Returns the place of a row, for messages; `row` counts from 0."""
         return f"{self.name}, row {row + 1}" + (f", column '{column}'" if column else "")
 
 
 class FileTable(Table):
-    """Rows of a file, held in memory."""
+    """The rows of a file, in memory."""
 
     def __init__(self, name: str, rows: Rows, typed: bool) -> None:
         self.name, self.column_names, self.typed = name, list(rows.columns), typed
@@ -89,38 +88,38 @@ class FileTable(Table):
         self._columns, self._lines = rows.columns, rows.lines
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
         return len(next(iter(self._columns.values()), []))
 
     def values(self, column: str) -> list[Any]:
-        """The column, row by row."""
+        """Returns the values of a column, row by row."""
         return self._columns[column]
 
     def is_text(self, column: str) -> bool:
-        """Whether a value among the first hundred is text with a letter in it."""
+        """Whether one of the first hundred values is text that contains a letter."""
         return any(isinstance(each, str) and any(map(str.isalpha, each)) for each in self._columns[column][:100])
 
     def unusable_text(self, columns: tuple[str, ...]) -> tuple[int, str, str] | None:
-        """The first row that holds no text at all, or something that is not text."""
+        """Returns the first row without any text, or with a value that is not text."""
         for row, texts in enumerate(zip(*(self._columns[column] for column in columns), strict=True)):
             for column, text in zip(columns, texts, strict=True):
                 if text is None or (isinstance(text, float) and math.isnan(text)):
                     return row, column, "has no text"
                 if not isinstance(text, str):
                     return row, column, f"is {shown(text)}, which is not text"
-                if _LONE_SURROGATE.search(text):  # JSON can spell it, and no encoding has it
+                if _LONE_SURROGATE.search(text):  # JSON can spell it, but no encoding has it
                     return row, column, "has a lone surrogate (half of a \\u pair)"
-            # One empty half of a pair occurs in real data; a row without any text is a fault of the file.
+            # One empty half of a pair occurs in real data; a row without any text is an error in the file.
             if not any(text.strip() for text in texts):
                 return row, columns[0], "has no text"
         return None
 
     def texts(self, columns: tuple[str, ...]) -> Dataset:
-        """A dataset of these columns of text."""
+        """Returns a dataset of these text columns."""
         return Dataset.from_dict({column: self._columns[column] for column in columns})
 
     def place(self, row: int, column: str = "") -> str:
-        """File, row and line."""
+        """Returns file, row and line, for messages; `row` counts from 0."""
         line = f" (line {self._lines[row]})" if self._lines else ""
         return f"{self.name}, row {row + 1}{line}" + (f", column '{column}'" if column else "")
 
@@ -130,17 +129,17 @@ class ArrowTable(Table):
 
     @abstractmethod
     def _type(self, column: str) -> pyarrow.DataType:
-        """The type of a column."""
+        """Returns the type of a column."""
 
     @abstractmethod
     def _column(self, column: str) -> pyarrow.ChunkedArray:
-        """A column, row by row."""
+        """Returns the values of a column, row by row."""
 
     def values(self, column: str) -> list[Any]:
-        """The column, row by row; decimals are whole numbers where their type has no digits after the point.
+        """Returns the values of a column, row by row; decimals without digits after the point as integers.
 
         Raises:
-            UsageError: the column has a type that no label can have.
+            UsageError: the type of the column cannot be a label, or a value cannot be read.
         """
         if not _can_be_label(self._type(column)):
             raise self._wrong_type(column, "cannot be a label")
@@ -154,10 +153,10 @@ class ArrowTable(Table):
         return _is_text(self._type(column))
 
     def unusable_text(self, columns: tuple[str, ...]) -> tuple[int, str, str] | None:
-        """The first null. Empty texts are used, since published datasets hold some (GLUE's QQP does).
+        """Returns the first null. Empty texts are valid, because published datasets contain some (GLUE's QQP).
 
         Raises:
-            UsageError: a column has a type that is not text.
+            UsageError: the type of a column is not text.
         """
         for column in columns:
             if not self.is_text(column) and not types.is_null(self._type(column)):
@@ -177,7 +176,7 @@ class ArrowTable(Table):
 
 
 class DatasetTable(ArrowTable):
-    """A split of a dataset, mapped from disk."""
+    """A split of a dataset, memory-mapped from disk."""
 
     def __init__(self, name: str, dataset: Dataset) -> None:
         self.name, self.column_names = name, dataset.column_names
@@ -185,7 +184,7 @@ class DatasetTable(ArrowTable):
         self._dataset = dataset
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
         return len(self._dataset)
 
     def _type(self, column: str) -> pyarrow.DataType:
@@ -195,18 +194,22 @@ class DatasetTable(ArrowTable):
         return self._dataset.select_columns([column]).with_format("arrow")[:].column(column)
 
     def texts(self, columns: tuple[str, ...]) -> Dataset:
-        """A dataset of these columns of text."""
+        """Returns a dataset of these text columns."""
         return self._dataset.select_columns(list(columns))
 
     def class_names(self, column: str) -> list[str] | None:
-        """Names of a ClassLabel column, or of a list of them."""
+        """Returns the names of a ClassLabel column, or of a column of lists of ClassLabels; else None."""
         feature = self._dataset.features[column]
         feature = feature.feature if isinstance(feature, (List, LargeList)) else feature
         return list(feature.names) if isinstance(feature, ClassLabel) and feature.names else None
 
 
 class ParquetTable(ArrowTable):
-    """A Parquet file. A column is read when it is asked for; what the others are does not matter."""
+    """A Parquet file. A column is read when it is needed; the others may have any type.
+
+    Raises:
+        UsageError: the file has no columns, or two with the same name.
+    """
 
     def __init__(self, file: str) -> None:
         self.name = file
@@ -217,18 +220,18 @@ class ParquetTable(ArrowTable):
             raise UsageError(f"{file} has no columns.")
         if twins := [name for name in self.column_names if self.column_names.count(name) > 1]:
             raise UsageError(f"{file}: duplicate column '{twins[0]}'.")
-        # A range index has no column: pandas stores its numbers here, as an object.
+        # A range index is not a column: pandas stores it as an object instead of a name.
         stored = self._metadata(b"pandas").get("index_columns")
         index = [name for name in stored if name in self.column_names] if isinstance(stored, list) else []
         self.index_columns = _row_names(self.column_names) | frozenset(index)
         self._columns: dict[str, pyarrow.ChunkedArray] = {}
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
         return int(self._file.metadata.num_rows)
 
     def _metadata(self, key: bytes) -> dict[str, Any]:
-        """What a library stored in the file about its columns; empty where it stored nothing that can be read."""
+        """Returns what a library stored in the file about its columns; empty if there is nothing readable."""
         try:
             content = json.loads((self._schema.metadata or {}).get(key, b"{}"))
         except ValueError:
@@ -241,12 +244,12 @@ class ParquetTable(ArrowTable):
     def _column(self, column: str) -> pyarrow.ChunkedArray:
         if column not in self._columns:
             with _faults_of(self.name):
-                # A name of columns= is also the beginning of the path of others: "a" of "a.b".
+                # `columns=` also matches the beginning of other paths ("a" matches "a.b"), so select by name.
                 self._columns[column] = self._file.read(columns=[column]).column(column)
         return self._columns[column]
 
     def texts(self, columns: tuple[str, ...]) -> Dataset:
-        """A dataset of these columns of text."""
+        """Returns a dataset of these text columns."""
         found = {column: self._column(column) for column in columns}
         plain = (types.is_string, types.is_large_string)
         for column, values in found.items():
@@ -255,7 +258,7 @@ class ParquetTable(ArrowTable):
         return Dataset(pyarrow.table(found))
 
     def class_names(self, column: str) -> list[str] | None:
-        """Names of the ClassLabel, or of the list of them, that `datasets` stored for a column of whole numbers."""
+        """Returns the ClassLabel names that `datasets` stored for a column of integers or lists of them; else None."""
         type_ = _stored_type(self._type(column))
         if not types.is_integer(_stored_type(type_.value_type) if _is_list(type_) else type_):
             return None
@@ -272,12 +275,12 @@ class ParquetTable(ArrowTable):
 
 
 def _row_names(columns: Iterable[str]) -> frozenset[str]:
-    """Those columns whose names say that another tool put its row names or row numbers there."""
+    """Returns the columns whose names mark them as row names or row numbers of another tool."""
     return frozenset(name for name in columns if _ROW_NAMES.fullmatch(name))
 
 
 def _stored_type(type_: pyarrow.DataType) -> pyarrow.DataType:
-    """The type of the values: of a dictionary's entries, and of what an extension type is stored as."""
+    """Returns the type of the values: the entries of a dictionary type, the storage of an extension type."""
     if isinstance(type_, pyarrow.BaseExtensionType):
         return _stored_type(type_.storage_type)
     return _stored_type(type_.value_type) if types.is_dictionary(type_) else type_
@@ -294,7 +297,7 @@ def _is_list(type_: pyarrow.DataType) -> bool:
 
 
 def _can_be_label(type_: pyarrow.DataType) -> bool:
-    """Whether `labels` can judge every value by itself: not those of maps, unions and intervals."""
+    """Whether values of this type can be labels; maps, unions and intervals cannot."""
     stored = _stored_type(type_)
     if _is_list(stored):
         return _can_be_label(stored.value_type)
@@ -302,7 +305,7 @@ def _can_be_label(type_: pyarrow.DataType) -> bool:
 
 
 def _first_unreadable(column: pyarrow.ChunkedArray) -> int:
-    """The first row whose text is not UTF-8; some programs write other bytes."""
+    """Returns the first row whose text is not UTF-8; some programs write other bytes."""
     for row, value in enumerate(column):
         try:
             value.as_py()
@@ -312,7 +315,7 @@ def _first_unreadable(column: pyarrow.ChunkedArray) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """A decimal as the number that it is, also in lists."""
+    """Returns a value with each Decimal as an int or float, also inside lists."""
     if isinstance(value, list):
         return [_plain(each) for each in value]
     if isinstance(value, Decimal):
@@ -324,13 +327,13 @@ def _plain(value: Any) -> Any:
 
 
 def read_table(file: str) -> Table:
-    """Reads a .csv, .tsv, .json, .jsonl or .parquet file.
+    """Returns the table of a .csv, .tsv, .json, .jsonl or .parquet file.
 
-    CSV and TSV files have a header line; how quotes in TSV are understood is told at `delimited.read_delimited`, which
-    forms JSON may have at `json_rows.read_json`.
+    CSV and TSV files have a header line. `delimited.read_delimited` describes the rules for quotes in TSV, and
+    `json_rows.read_json` the supported formats of JSON.
 
     Raises:
-        UsageError: the file cannot be read, is not what its name says, or a row does not fit its header.
+        UsageError: the file cannot be read, does not match its suffix, or a row does not fit the header.
     """
     suffix = Path(file).suffix.lower()
     with _faults_of(file):
@@ -345,7 +348,7 @@ def read_table(file: str) -> Table:
 
 @contextmanager
 def _faults_of(file: str) -> Iterator[None]:
-    """Turns what the system or Arrow says of a file into an error for people."""
+    """Turns errors of the system or of Arrow about a file into a UsageError."""
     try:
         yield
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:

@@ -1,4 +1,4 @@
-"""Texts into tokens, once: the result is kept under a fingerprint of everything that it depends on."""
+"""Tokenizes texts once: the result is cached under a fingerprint of everything that it depends on."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from datasets import Dataset
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What models take, of what tokenizers make.
+# Outputs of tokenizers that are inputs of models.
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-# Below this many rows a process costs more to start than it saves.
+# With fewer rows, starting a process costs more time than it saves.
 ROWS_PER_PROCESS = 10_000
-# Part of every fingerprint; to be raised when the same inputs come to give other tokens.
+# Part of every fingerprint; increase it when the same inputs give other tokens than before.
 _VERSION = "2"
 
 
@@ -33,16 +33,16 @@ def tokenize(
     num_workers: int | None = None,
     overwrite_cache: bool = False,
 ) -> dict[str, Dataset]:
-    """Tokenizes every split, once. The order of rows is the encoder's; what it returns takes the place of all columns.
+    """Returns every split tokenized, from the cache if possible. The columns of `encode` replace all columns.
 
     Args:
         splits: rows by the name of their split.
         tokenizer: of the model, or of its teacher.
-        encode: a function of a module, called as encode(columns of some rows, tokenizer, **settings); returns columns.
-        settings: what else the result depends on; plain values.
+        encode: a module-level function, called as encode(columns of some rows, tokenizer, **settings); returns columns.
+        settings: everything else that the result depends on; values that JSON can hold.
         cache_dir: folder for the result; None: the Hugging Face cache.
-        num_workers: processes.
-        overwrite_cache: whether to tokenize again although the result is at hand.
+        num_workers: number of processes; None: one.
+        overwrite_cache: whether to tokenize again even if the result is in the cache.
     """
     name = f"{encode.__module__}.{encode.__qualname__}"
     identity = f"{_VERSION} {name} {tokenizer_digest(tokenizer)} {json.dumps(settings, sort_keys=True)}"
@@ -69,13 +69,13 @@ def tokenize(
 def _encode(
     rows: Mapping[str, list[Any]], encode: Callable[..., dict[str, list[Any]]], tokenizer: Any, settings: Any
 ) -> dict[str, list[Any]]:
-    # Processes beside each other, each with threads of its own, would fight for the cores.
+    # Several processes, each with several threads, would compete for the cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return encode(rows, tokenizer, **settings)
 
 
 def digest_of_rows(dataset: Dataset) -> str:
-    """A SHA-256 of the rows, column by column in order: the same data gives the same digest on any machine."""
+    """Returns a SHA-256 of the rows, with sorted columns: the same data gives the same digest on any machine."""
     result = hashlib.sha256()
     columns = sorted(dataset.column_names)
     for batch in dataset.with_format(None).select_columns(columns).iter(batch_size=1000):
@@ -84,16 +84,16 @@ def digest_of_rows(dataset: Dataset) -> str:
 
 
 def model_inputs(encoded: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Returns what a model takes of what a tokenizer gave."""
+    """Returns the outputs of a tokenizer that are inputs of a model."""
     return {name: encoded[name] for name in MODEL_INPUTS if name in encoded}
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A SHA-256 of what a tokenizer does to text, whatever folder it came from and whatever it was used for before."""
+    """Returns a SHA-256 of what a tokenizer does to text; neither its folder nor earlier calls change it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content = json.loads(backend.to_str())
-        # What the last call left behind; every call sets them anew.
+        # Left over from the last call; every call sets them again.
         content.pop("truncation", None)
         content.pop("padding", None)
     else:

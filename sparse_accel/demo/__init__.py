@@ -1,1 +1,1 @@
-"""What quickstart and benchmarks need; the library never imports it."""
+"""Code for the quickstart and the benchmarks; the library never imports it."""

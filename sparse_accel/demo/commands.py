@@ -1,4 +1,4 @@
-"""Runs the project's scripts as a person would type them, and shows what it types."""
+"""Runs the project's scripts as a user would, and prints each command."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from sparse_accel.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# More threads than this do not help with batches of a few dozen sentences.
+# More threads do not help with batches of a few dozen sentences.
 _MOST_THREADS = 8
-# A training step allocates gradients and activations anew. Where glibc keeps that memory instead of giving it back to
-# the system each time, a MiniLM step on a CPU is a tenth faster. Other systems ignore these names.
+# Each training step allocates gradients and activations again. If glibc keeps that memory instead of returning it to
+# the system each time, a MiniLM step on a CPU is 10% faster. Other systems ignore these variables.
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**28)}
 
 
@@ -24,12 +24,12 @@ def run_script(script: str, flags: Mapping[str, object]) -> None:
     """Prints and runs `python SCRIPT --NAME VALUE ...` in the project's folder, offline, and waits for it.
 
     Args:
-        script: path from the project's folder.
-        flags: value by name. True stands for the name alone; paths are shown as they are typed in the project's folder.
+        script: path relative to the project's folder.
+        flags: value by name; True gives a flag without a value. Paths are printed relative to the project's folder.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, after the script has saved its checkpoint and ended.
-        UsageError: the script failed; its own message stands above.
+        KeyboardInterrupt: after Ctrl-C, when the script has saved its checkpoint and ended.
+        UsageError: the script failed; it has printed its own message.
     """
     parts = [[f"--{name}"] if value is True else [f"--{name}", typed(value)] for name, value in flags.items()]
     print(
@@ -38,7 +38,7 @@ def run_script(script: str, flags: Mapping[str, object]) -> None:
     )
     arguments = [text for part in parts for text in part]
     settings = {"OMP_NUM_THREADS": str(min(_cores(), _MOST_THREADS)), "HF_HUB_OFFLINE": "1", **_KEEP_MEMORY}
-    # Ctrl-C reaches the script too, and it needs a moment to save: it is waited for, not killed.
+    # Ctrl-C reaches the script too, and it needs time to save: wait for it instead of killing it.
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         code = subprocess.run([sys.executable, script, *arguments], cwd=ROOT, env=settings | os.environ).returncode
@@ -47,22 +47,22 @@ def run_script(script: str, flags: Mapping[str, object]) -> None:
     if code in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if code != 0:
-        raise UsageError(f"{script} ended with exit code {code}: its own message stands above")
+        raise UsageError(f"{script} ended with exit code {code}: see its message above")
 
 
 def typed(value: object) -> str:
-    """Returns a value as it is typed: paths inside the project's folder without the folder."""
+    """Returns a value as a user would type it: paths inside the project's folder relative to it."""
     if isinstance(value, Path) and value.is_absolute() and value.is_relative_to(ROOT):
         value = value.relative_to(ROOT)
     return str(value)
 
 
 def _cores() -> int:
-    """Cores that this process may use, where the system says so."""
+    """Number of cores that this process may use, or of all cores if the system does not tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def bfloat16_is_fast() -> bool:
-    """True where the CPU multiplies bfloat16 by itself, twice as fast as float32; elsewhere bfloat16 is slower."""
+    """Returns whether the CPU has bfloat16 products, twice as fast as float32; on other CPUs, bfloat16 is slower."""
     cpu = Path("/proc/cpuinfo")
     return cpu.exists() and bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpu.read_text().split()))

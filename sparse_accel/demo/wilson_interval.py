@@ -1,4 +1,4 @@
-"""The interval of a fraction that was seen."""
+"""The confidence interval of an observed fraction."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import math
 
 
 def wilson_interval(share: float, rows: int, z: float = 1.96) -> tuple[float, float]:
-    """Returns the 95% interval of a share that was seen in `rows` independent rows (Wilson, 1927)."""
+    """Returns the confidence interval of a fraction `share`, observed on `rows` independent rows (Wilson, 1927).
+
+    Args:
+        share: the observed fraction, 0 to 1.
+        rows: number of rows.
+        z: quantile of the normal distribution; 1.96 gives 95% confidence.
+    """
     centre = share + z * z / (2 * rows)
     spread = z * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
     return (centre - spread) / (1 + z * z / rows), (centre + spread) / (1 + z * z / rows)

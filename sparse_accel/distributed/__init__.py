@@ -1,1 +1,1 @@
-"""The only code that knows of more than one process: what they tell each other, and where weights lie."""
+"""The only code that knows about several processes: how they communicate, and how weights are distributed."""

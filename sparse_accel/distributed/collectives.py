@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other, however the model lies over them. All call these, in one order."""
+"""Communication between the processes of a run, for any layout. All processes must call these in the same order."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from sparse_accel.errors import UsageError
 
-# How long processes wait for one that does something alone, such as tokenizing a large data set for all.
+# How long processes wait while one of them works alone, such as tokenizing a large data set for all.
 LONGEST_WAIT = timedelta(hours=2)
 
 
 def world_size() -> int:
+    """Returns the number of processes of the run; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank_and_size() -> tuple[int, int]:
+    """Returns this process's rank and the number of processes; (0, 1) without torch.distributed."""
     return (dist.get_rank(), dist.get_world_size()) if world_size() > 1 else (0, 1)
 
 
 def open_store() -> Any:
-    """Returns a connection of one's own to the launcher's store; None for one process, or another kind of launch."""
+    """Returns a separate connection to the launcher's store; None for one process, or without MASTER_ADDR and _PORT."""
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if world_size() == 1 or not address or not port:
         return None
@@ -39,7 +41,12 @@ def open_store() -> Any:
 
 
 def by_main_process(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
-    """Runs `action` on the main process alone and returns its answer on all; what it raises, all raise."""
+    """Runs `action` on the main process only and returns its result on all processes.
+
+    Raises:
+        Exception: what `action` raised, on the main process.
+        UsageError: with the same message, on the others.
+    """
     if accelerator.num_processes == 1:
         return action()
     answer: list[Any] = [None, None]
@@ -62,7 +69,7 @@ def reduce_extrema(minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the smallest minimum and the largest maximum over all processes, by one all-reduce.
 
     Args:
-        minimum, maximum: of one shape, float32, on the process's device.
+        minimum, maximum: of the same shape, float32, on the process's device.
     """
     if world_size() == 1:
         return minimum, maximum
@@ -72,7 +79,7 @@ def reduce_extrema(minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reduce_sum(values: Tensor) -> Tensor:
-    """Returns the sum over all processes."""
+    """Returns the sum of a tensor over all processes; `values` itself is not changed."""
     if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
@@ -80,7 +87,7 @@ def reduce_sum(values: Tensor) -> Tensor:
 
 
 def largest(number: int) -> int:
-    """Returns the largest of all processes' numbers. It waits for no GPU: the processes talk over their CPUs."""
+    """Returns the largest number over all processes. It uses the CPUs (gloo), so it does not wait for a GPU."""
     if world_size() == 1:
         return number
     numbers = torch.tensor([number])

@@ -1,4 +1,4 @@
-"""The environment variables by which a launcher tells each process its place, judged before a library reads them.
+"""The environment variables that a launcher sets for each process, checked before a library reads them.
 
 Imports nothing heavy.
 """
@@ -15,7 +15,7 @@ from sparse_accel.errors import UsageError, listed, nearest
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# A cluster's names may come up later than its machines.
+# In a cluster, host names may become available later than the machines.
 _SECONDS_FOR_A_NAME = 60.0
 _NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 _PLACE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -25,19 +25,19 @@ _LAYOUTS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_M
 
 
 def is_asked_for(name: str) -> bool:
-    """Returns whether the launcher asked for a layout of Accelerate's: DEEPSPEED, FSDP, MEGATRON_LM, CPU."""
+    """Returns whether the launcher asked for an option of Accelerate: DEEPSPEED, FSDP, MEGATRON_LM or CPU."""
     return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes", "on", "t", "y")
 
 
 def check_environment() -> None:
-    """Refuses what is left over from another launch, or from a cluster's pod, and what is not a place among processes.
+    """Checks the launcher's variables: refuses incomplete or invalid ones, such as leftovers of another launch.
 
-    Call it before an `Accelerator` is made: Accelerate and PyTorch answer with tracebacks, or wait. `torchrun`,
-    `accelerate launch` and DeepSpeed's launcher set all variables. One process without a launcher needs none, and
-    WORLD_SIZE=1 does no harm there. Empty variables are removed: they count as unset.
+    Call it before creating an `Accelerator`, because Accelerate and PyTorch would print a traceback or wait.
+    `torchrun`, `accelerate launch` and DeepSpeed's launcher set all variables. One process without a launcher needs
+    none of them, and WORLD_SIZE=1 is harmless there. Empty variables are removed: they count as unset.
 
     Raises:
-        UsageError: names the variables that were found, those that are missing, and the command that starts without.
+        UsageError: names the variables found, the missing ones, and the command to start without them.
     """
     for name in (*_PLACE, *_LAYOUTS, "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU"):
         if not os.environ.get(name, "-").strip():
@@ -49,20 +49,20 @@ def check_environment() -> None:
         value = found.get(name, "-1").strip()
         if value.isdecimal():
             numbers[name] = int(value)
-        elif value != "-1":  # which some programs write for "not distributed"
+        elif value != "-1":  # some programs write -1 for "not distributed"
             raise _refusal(f"{name}={value} is not a whole number", found)
     several = numbers.get("WORLD_SIZE", 1)
     if several < 1:
         raise _refusal(f"WORLD_SIZE={several} is below 1", found)
     if numbers.get("RANK", 0) >= several:
-        known = f"WORLD_SIZE={several}" if "WORLD_SIZE" in numbers else "WORLD_SIZE, which is not set and counts as 1"
+        known = f"WORLD_SIZE={several}" if "WORLD_SIZE" in numbers else "WORLD_SIZE (not set, counts as 1)"
         raise _refusal(f"RANK={numbers['RANK']} is not below {known}", found)
     if {"WORLD_SIZE", "RANK", "LOCAL_RANK"} <= numbers.keys() and several == 1 and not found.keys() & set(_LAYOUTS):
-        for name in _PLACE:  # one process has nobody to meet, and PyTorch would wait for a main machine that is gone
+        for name in _PLACE:  # one process needs no rendezvous, and PyTorch would wait for a main machine that is gone
             os.environ.pop(name, None)
         found, numbers = {}, {}
     if "LOCAL_RANK" in numbers or several > 1 or any(name in found for name in _LAYOUTS):
-        # On CPUs Accelerate takes 0 for LOCAL_RANK and 29500 for MASTER_PORT where they are not set.
+        # On CPUs, Accelerate defaults to 0 for LOCAL_RANK and 29500 for MASTER_PORT.
         needed = ["WORLD_SIZE", "RANK", "MASTER_ADDR", *([] if is_asked_for("CPU") else ["LOCAL_RANK", "MASTER_PORT"])]
         missing = [name for name in needed if name not in (found if name == "MASTER_ADDR" else numbers)]
         if missing:
@@ -74,15 +74,15 @@ def check_environment() -> None:
         value = os.environ.get(name, words[0]).lower()
         if value not in words:
             raise UsageError(
-                f"{name}={value} is not known here.{nearest(value, words)} It takes {', '.join(words)}; or start "
+                f"{name}={value} is not a valid value.{nearest(value, words)} Use one of {', '.join(words)}, or start "
                 f"without it: env -u {name} python ..."
             )
     if "ACCELERATE_USE_MEGATRON_LM" in found:
-        raise UsageError("Megatron-LM is not supported: launch with a file of accelerate_configs/, such as ddp.yaml")
+        raise UsageError("Megatron-LM is not supported: launch with a file in accelerate_configs/, such as ddp.yaml")
 
 
 def _check_address(found: dict[str, str]) -> None:
-    """Refuses a main machine that has no address; PyTorch would try to reach it for hours."""
+    """Refuses a main machine whose name does not resolve; PyTorch would try to reach it for hours."""
     until = time.monotonic() + _SECONDS_FOR_A_NAME
     while True:
         try:
@@ -92,9 +92,9 @@ def _check_address(found: dict[str, str]) -> None:
             if time.monotonic() > until:
                 without = " ".join(f"-u {name}" for name in found)
                 raise UsageError(
-                    f"MASTER_ADDR={found['MASTER_ADDR']} is not a machine that can be found ({error.strerror}). "
-                    "Correct the address of the main machine; or, if a launch before left it over, start without it: "
-                    f"env {without} python ..."
+                    f"MASTER_ADDR={found['MASTER_ADDR']} cannot be resolved ({error.strerror}). Correct the address of "
+                    f"the main machine or, if it is left over from an earlier launch, start without it: env {without} "
+                    "python ..."
                 ) from error
         time.sleep(1)
 
@@ -111,7 +111,7 @@ def _check_backend(name: str) -> None:
 
 
 def compilation(accelerator: Accelerator) -> str:
-    """Returns the backend of torch.compile and what asked for it, in words; empty where nothing is compiled."""
+    """Returns the backend of torch.compile and what set it, as text; empty if nothing is compiled."""
     backend = accelerator.state.dynamo_plugin.backend.value.lower()
     if backend == "no":
         return ""
@@ -123,9 +123,9 @@ def _refusal(reason: str, found: dict[str, str]) -> UsageError:
     set_ones = ", ".join(f"{name}={value}" for name, value in found.items())
     without = " ".join(f"-u {name}" for name in found)
     error = UsageError(
-        f"the environment has variables of a launcher ({set_ones}), and no launcher started this process: {reason}. "
-        f"For one process, start it without them: env {without} python ... For several, start it with `accelerate "
-        "launch` or `torchrun`, which set all of them"
+        f"the environment has launcher variables ({set_ones}), but no launcher started this process: {reason}. "
+        f"For one process, start without them: env {without} python ... For several, start with `accelerate launch` "
+        "or `torchrun`, which set all of them"
     )
-    error.of_one_process = True  # nobody knows of other processes yet
+    error.of_one_process = True  # other processes are not known yet
     return error

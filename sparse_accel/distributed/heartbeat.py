@@ -1,8 +1,8 @@
-"""Which process is gone, when several train together and one dies.
+"""Which process is lost, when several train together and one dies.
 
-Collective operations of the others fail with an address and a port, or wait: they do not say who is missing. So each
-process counts up a number in the launcher's store once a second, from a thread, whatever its main thread waits for.
-Whose number stands still is gone.
+Then collective operations of the others fail with an address and a port, or wait: they do not name the lost process.
+So each process increments a counter in the launcher's store once per second, from a thread, even while its main thread
+waits. A process whose counter stops is lost.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from sparse_accel.errors import Stopped, UsageError
 
 _BEAT = 1.0  # seconds between two counts
 _GONE_AFTER = 5.0  # seconds without a count, once an operation has failed
-# A process that waits for one that is gone cannot notice by itself: a GPU's collective operation waits on. Longer than
-# any pause of a process that lives.
+# A process cannot notice by itself that it waits for a lost one: a collective operation on GPUs keeps waiting. This
+# must be longer than any pause of a live process.
 _END_AFTER = 120.0
-_PAUSED = 10.0  # more than this between two counts of one's own
+_PAUSED = 10.0  # a longer time between two counts of this process means that it was paused
 
 
 class Heartbeat:
-    """This process's count, and what it knows of the others'.
+    """The counter of this process, and what it knows about the counters of the others.
 
     Args:
-        store: a torch.distributed store that all processes reach.
-        rank, world_size: of this process.
+        store: a torch.distributed store that all processes can reach.
+        rank: of this process.
+        world_size: number of processes.
     """
 
     def __init__(self, store: Any, rank: int, world_size: int) -> None:
@@ -45,16 +46,18 @@ class Heartbeat:
         self.thread.start()
 
     def end(self) -> None:
-        """Counts no more. A thread that is inside the store when Python exits would abort the whole process."""
+        """Stops counting. A thread that is inside the store when Python exits would abort the process."""
         self.ended.set()
         self.thread.join(timeout=_GONE_AFTER)
 
     def gone(self, seconds: float) -> list[int]:
-        """Returns the ranks that have not counted for so long."""
+        """Returns the ranks whose counter has not changed for `seconds`."""
         now = time.monotonic()
         return [rank for rank, moved in enumerate(self.moved) if rank != self.rank and now - moved > seconds]
 
     def in_words(self, ranks: list[int]) -> str:
+        """Returns the ranks for a message, with their hosts: `process 1 (on node7) of 2`."""
+
         def place(rank: int) -> str:
             try:
                 return f"{rank} (on {self.store.get(f'host/{rank}').decode()})"
@@ -68,14 +71,14 @@ class Heartbeat:
         last = time.monotonic()
         while not self.ended.wait(_BEAT):
             now = time.monotonic()
-            if now - last > _PAUSED:  # this process was stopped, as by Ctrl-Z, and so were the others: all begin anew
+            if now - last > _PAUSED:  # this process was paused (Ctrl-Z), and so were the others: restart all timers
                 self.moved = [now] * self.world_size
             last = now
             try:
                 self._beat()
-            except RuntimeError:  # the store is gone, and with it the process, or the launcher, that kept it
+            except RuntimeError:  # the store is gone, and with it the process or launcher that hosted it
                 if not self.ended.wait(_END_AFTER):
-                    _end("the launcher's store cannot be reached any more")
+                    _end("the launcher's store cannot be reached")
                 return
             lost = [rank for rank in self.gone(_END_AFTER) if self.counts[rank]]
             if lost and not self.ended.is_set():
@@ -91,20 +94,20 @@ class Heartbeat:
 
 
 def _end(reason: str) -> None:
-    """Ends this process, whose main thread waits for something that will not come."""
-    print(f"error: {reason}, and this process would wait for ever. {_GO_ON}", file=sys.stderr, flush=True)
+    """Ends this process with exit code 1, because its main thread would wait forever."""
+    print(f"error: {reason}, and this process would wait forever. {_GO_ON}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
-_GO_ON = "What it printed says why. Run the same command again to go on from the last checkpoint"
+_GO_ON = "Its own output says why. Run the same command again to resume from the last checkpoint"
 
 
 @contextmanager
 def lost_processes_named() -> Iterator[None]:
-    """Turns a collective operation that failed because a process is gone into an error that says which.
+    """Turns the failure of a collective operation into an error that names the lost processes, if there are any.
 
     Raises:
-        UsageError: names the processes.
+        ProcessLost: names the lost processes.
     """
     from sparse_accel.distributed.collectives import open_store, rank_and_size
     from sparse_accel.distributed.signals import REQUESTS
@@ -117,10 +120,10 @@ def lost_processes_named() -> Iterator[None]:
     try:
         yield
     except (Exception, Stopped) as error:
-        # A signal that came outside of training may be the launcher's, which ends all when one is gone.
+        # A signal outside of training may come from the launcher, which ends all processes when one is lost.
         if not (_is_of_communication(error) or (isinstance(error, Stopped) and not error.agreed)):
             raise
-        for number in REQUESTS:  # the launcher ends the others at once: this takes a moment longer, and then ends too
+        for number in REQUESTS:  # the launcher sends these now; ignore them until the lost process is known
             signal.signal(number, signal.SIG_IGN)
         limit = time.monotonic() + (1.5 if isinstance(error, Stopped) else 2) * _GONE_AFTER
         while not (lost := heartbeat.gone(_GONE_AFTER)) and time.monotonic() < limit:
@@ -133,7 +136,7 @@ def lost_processes_named() -> Iterator[None]:
 
 
 class ProcessLost(UsageError):
-    """Another process of this run is gone; every one that is left says so, for it may be the first that is gone."""
+    """Another process of this run is lost. Every remaining process reports it, because rank 0 may be the lost one."""
 
     exit_code = 1
     of_one_process = True

@@ -1,4 +1,4 @@
-"""How processes are laid out: what launchers are asked for, and told, before and while the model is wrapped."""
+"""The layout of processes: options and checks for the launcher, before and while the model is wrapped."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from sparse_accel.errors import UsageError
 
 
 def launch_options(*, find_unused_parameters: bool = False) -> list[Any]:
-    """Returns what `Accelerator(kwargs_handlers=...)` needs for masks and quantizers to be right under DDP.
+    """Returns the `kwargs_handlers` that `Accelerator` needs so that masks and quantizers are correct under DDP.
 
-    Their buffers are kept equal by this project: DDP's broadcast would put rank 0's over the others' in every forward.
+    This project keeps their buffers equal itself; DDP's broadcast would overwrite them with rank 0's in every forward.
+
+    Args:
+        find_unused_parameters: as for DDP.
 
     Raises:
         UsageError: the environment has variables of a launcher that did not start this process.
     """
     check_environment()
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # Accelerate knows no newer name yet
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # Accelerate does not have the new name yet
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed guesses, and warns, wherever it is installed
-    # DeepSpeed would ask for a backend of its own on a CPU. With one process a backend stands for nothing.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed guesses the device and warns
+    # On a CPU, DeepSpeed would ask for its own backend instead of gloo. One process needs no backend.
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     gloo = "gloo" if several and not torch.cuda.is_available() else None
     return [
@@ -40,23 +43,23 @@ def launch_options(*, find_unused_parameters: bool = False) -> list[Any]:
 
 
 def check_launch(accelerator: Accelerator) -> None:
-    """Refuses launches that did not become what they ask for, and settings under which masks would be wrong.
+    """Refuses launches that Accelerate did not set up as requested, and settings under which masks would be wrong.
 
     Raises:
-        UsageError: says which setting, and what to set instead.
+        UsageError: names the setting, and what to set instead.
     """
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     alone = accelerator.distributed_type == DistributedType.NO
     if asked != accelerator.num_processes or (asked > 1 and alone):
         raise UsageError(
-            f"the launcher started {asked} processes and they do not train together: each would train alone. "
-            "On a CPU set distributed_type: MULTI_GPU in the launcher's file and ACCELERATE_USE_CPU=true in the "
+            f"the launcher started {asked} processes, but they do not train together: each would train alone. "
+            "On a CPU, set distributed_type: MULTI_GPU in the launcher's file and ACCELERATE_USE_CPU=true in the "
             "environment; FSDP needs GPUs"
         )
     if is_asked_for("FSDP") and accelerator.distributed_type != DistributedType.FSDP:
         raise UsageError(
-            f"the launcher asked for FSDP and Accelerate made {accelerator.distributed_type.value} of it: FSDP needs "
-            "GPUs, and use_cpu: false"
+            f"the launcher asked for FSDP, but Accelerate uses {accelerator.distributed_type.value}: FSDP needs GPUs "
+            "and use_cpu: false"
         )
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
@@ -64,8 +67,8 @@ def check_launch(accelerator: Accelerator) -> None:
             raise UsageError("FSDP 1 is not supported: set fsdp_version: 2 in the launcher's file (fsdp_config)")
         if plugin.cpu_ram_efficient_loading:
             raise UsageError(
-                "fsdp_cpu_ram_efficient_loading gives all processes but one an empty model, and masks are made from "
-                "what a process holds: set it to false in the launcher's file (fsdp_config)"
+                "fsdp_cpu_ram_efficient_loading gives all processes but one an empty model, but each process needs the "
+                "weights to make masks: set it to false in the launcher's file (fsdp_config)"
             )
         if plugin.activation_checkpointing:
             raise UsageError(
@@ -73,28 +76,28 @@ def check_launch(accelerator: Accelerator) -> None:
                 "and pass --gradient_checkpointing"
             )
         if accelerator.mixed_precision == "fp16":
-            raise UsageError("fp16 under FSDP is not supported: take bf16, or ddp.yaml for fp16")
+            raise UsageError("fp16 under FSDP is not supported: use bf16, or ddp.yaml for fp16")
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         if accelerator.state.deepspeed_plugin.zero3_init_flag:
             raise UsageError(
-                "zero3_init_flag splits the model while it loads, before its masks are made: set it to false in the "
+                "zero3_init_flag splits the model during loading, before masks are made: set it to false in the "
                 "launcher's file (deepspeed_config)"
             )
         from transformers.integrations import unset_hf_deepspeed_config  # type: ignore[attr-defined]
 
-        unset_hf_deepspeed_config()  # else transformers splits what it loads, the teacher too, whatever that flag says
-    largest(0)  # the processes' CPUs find each other now, or not at all
+        unset_hf_deepspeed_config()  # otherwise transformers splits all it loads, even the teacher, despite that flag
+    largest(0)  # connects the CPUs of the processes now, so that a failure shows here
 
 
 def before_prepare(accelerator: Accelerator, model: nn.Module, micro_batch_size: int, max_grad_norm: float) -> None:
-    """Tells the wrappers what they would guess otherwise. Call it before `accelerator.prepare`.
+    """Sets options of FSDP and DeepSpeed that they would guess otherwise. Call it before `accelerator.prepare`.
 
     Args:
-        micro_batch_size: rows of a process's micro-batch.
-        max_grad_norm: DeepSpeed clips gradients itself, at 1.0 unless told; 0 leaves them.
+        micro_batch_size: rows per micro-batch and process.
+        max_grad_norm: clip gradients to this norm; 0 turns clipping off. DeepSpeed clips itself, by default at 1.0.
     """
     if accelerator.distributed_type == DistributedType.FSDP:
-        # Its own guess takes the embeddings for a block as well, and then cannot shard the one inside it.
+        # FSDP's own guess treats the embeddings as a block too, and then cannot shard the block inside it.
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = _block_classes(model)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.state.deepspeed_plugin.deepspeed_config.update(
@@ -105,19 +108,19 @@ def before_prepare(accelerator: Accelerator, model: nn.Module, micro_batch_size:
 
 
 def _block_classes(model: nn.Module) -> list[str]:
-    """Returns the classes of the model's blocks: what stands in its outermost lists of modules."""
+    """Returns the class names of the model's blocks: the entries of its outermost ModuleLists."""
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     outermost = [m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
     return sorted({type(block).__name__ for blocks in outermost for block in blocks})
 
 
 def gives_gradients(accelerator: Accelerator) -> bool:
-    """Whether gradients can be read and changed between backward and step: DeepSpeed steps inside of the backward."""
+    """Returns whether gradients can be read and changed between backward and step; DeepSpeed steps in the backward."""
     return accelerator.distributed_type != DistributedType.DEEPSPEED
 
 
 def describe(accelerator: Accelerator) -> str:
-    """Returns the layout in words, for the start-up table."""
+    """Returns the layout as text for the start-up table, such as `FSDP2, 2 processes`."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         name = f"DeepSpeed ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}"
     else:
@@ -128,13 +131,17 @@ def describe(accelerator: Accelerator) -> str:
 
 @contextmanager
 def unused_weights_explained() -> Iterator[None]:
-    """Turns DDP's complaint about weights without a gradient into an error that names the flag."""
+    """Turns DDP's error about weights without a gradient into one that names the flag.
+
+    Raises:
+        UsageError: the model has weights without a gradient in some step.
+    """
     try:
         yield
     except RuntimeError as error:
         if "Expected to have finished reduction" not in str(error):
             raise
         raise UsageError(
-            "the model does not use all of its weights in every step, and DDP waits for a gradient of each: pass "
+            "the model does not use all weights in every step, but DDP waits for a gradient of each: pass "
             "--ddp_find_unused_parameters, or freeze those weights with a TrainableParamsModifier"
         ) from error

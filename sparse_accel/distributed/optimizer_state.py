@@ -1,4 +1,4 @@
-"""The state of an optimizer, for checkpoints that any layout can read."""
+"""The state of an optimizer, in a form for checkpoints that any layout can read."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from sparse_accel.distributed.weights import (
 
 @torch.no_grad()
 def training_state(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """Returns weights as the optimizer holds them and its state, by name, whole: `weight:NAME`, `exp_avg:NAME`, ...
+    """Returns the weights as the optimizer holds them, and its state, complete and by name: `weight:NAME`,
+    `exp_avg:NAME`, `loss_scale:KEY`, ...
 
-    The main process gets them, on its CPU; the others an empty dict.
+    All processes must call it. The main process gets the tensors on its CPU, the others get an empty dict.
     """
     state: dict[str, Tensor] = {}
     reshard(model)
@@ -33,7 +34,7 @@ def training_state(accelerator: Accelerator, model: nn.Module, optimizer: Any) -
         _link_deepspeed_state(optimizer.optimizer)
     for name, parameter in plain_model(accelerator, model).named_parameters():
         whole = {"weight": full_weight(parameter), **_optimizer_entries(optimizer, parameter)}
-        if accelerator.is_main_process:  # a copy on its CPU, one weight at a time
+        if accelerator.is_main_process:  # copied to its CPU one weight at a time, to save GPU memory
             state.update({f"{key}:{name}": value.detach().to("cpu", copy=True) for key, value in whole.items()})
     if accelerator.is_main_process:
         scale = scaler_state(accelerator, optimizer)
@@ -42,7 +43,7 @@ def training_state(accelerator: Accelerator, model: nn.Module, optimizer: Any) -
 
 
 def _optimizer_entries(optimizer: Any, parameter: Any) -> dict[str, Tensor]:
-    """Returns the optimizer's state of one parameter, whole; empty before its first step."""
+    """Returns the complete optimizer state of one parameter; empty before its first step."""
     if is_deepspeed(optimizer):
         steps = [entry["step"] for entry in optimizer.state.values() if "step" in entry]
         if not parameter.requires_grad or not steps:
@@ -57,10 +58,10 @@ def _optimizer_entries(optimizer: Any, parameter: Any) -> dict[str, Tensor]:
 def load_training_state(
     accelerator: Accelerator, model: nn.Module, optimizer: Any, state: Mapping[str, Tensor]
 ) -> None:
-    """Puts back what `training_state` returned under any layout. Every process has the whole `state`.
+    """Restores what `training_state` returned under any layout. Every process must have the complete `state`.
 
     Raises:
-        KeyError: a weight is missing.
+        KeyError: a weight is missing, or is not in the model.
     """
     named = {name.replace("_orig_mod.", ""): p for name, p in plain_model(accelerator, model).named_parameters()}
     entries: dict[str, dict[str, Tensor]] = {name: {} for name in named}
@@ -97,7 +98,7 @@ def _load_into_deepspeed(
     named: Mapping[str, nn.Parameter],
     entries: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
-    for part in _deepspeed_parts(optimizer.optimizer):  # it has no state before its first step
+    for part in _deepspeed_parts(optimizer.optimizer):  # DeepSpeed has no state before its first step
         zeros = {key: torch.zeros_like(part) for key in ("exp_avg", "exp_avg_sq")}
         optimizer.state[part] = {"step": torch.zeros((), device=part.device), **zeros}
     _link_deepspeed_state(optimizer.optimizer)
@@ -108,32 +109,32 @@ def _load_into_deepspeed(
                 step = value
             elif parameter.requires_grad:
                 to_deepspeed(parameter, value.to(accelerator.device), key)
-    for entry in optimizer.state.values():  # one a group of parameters
+    for entry in optimizer.state.values():  # one entry per parameter group
         if "step" in entry:
             entry["step"].copy_(step)
 
 
 def _deepspeed_parts(zero: Any) -> list[Tensor]:
-    """Returns the float32 parts that DeepSpeed's optimizer of any stage updates, one a group or sub-group."""
+    """Returns the float32 parts that DeepSpeed's optimizer updates at any stage, one per group or sub-group."""
     names = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
     return next(list(getattr(zero, name)) for name in names if hasattr(zero, name))
 
 
 def _link_deepspeed_state(zero: Any) -> None:
-    """Has ZeRO 1 and 2 find each parameter's state again. By itself it does so once, after the first group of
-    parameters has stepped: the others' state is not there yet, and stays unknown (DeepSpeed 0.19)."""
+    """Makes ZeRO 1 and 2 link each parameter to its state again. DeepSpeed 0.19 does it only once, after the first
+    parameter group has stepped, when the state of the other groups does not exist yet."""
     if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
         zero._hp_optimizer_states_linked = False
         zero._lazy_init_hp_params_optimizer_state()
 
 
 def is_deepspeed(optimizer: Any) -> bool:
-    """True for an optimizer that DeepSpeed keeps: its own, in parts of many weights joined."""
+    """Returns whether DeepSpeed owns the optimizer; its state is then in flat parts that join many weights."""
     return type(optimizer).__name__ == "DeepSpeedOptimizerWrapper"
 
 
 def scaler_state(accelerator: Accelerator, optimizer: Any) -> dict[str, float]:
-    """Returns the state of the fp16 loss scale; empty in other precisions."""
+    """Returns the state of the fp16 loss scaler; empty in other precisions."""
     if accelerator.scaler is not None:
         return dict(accelerator.scaler.state_dict())
     scaler = getattr(getattr(optimizer, "optimizer", None), "loss_scaler", None)
@@ -141,11 +142,11 @@ def scaler_state(accelerator: Accelerator, optimizer: Any) -> dict[str, float]:
 
 
 def load_scaler_state(accelerator: Accelerator, optimizer: Any, state: Mapping[str, float]) -> None:
-    """Puts back what `scaler_state` returned; across layouts, the scale itself."""
+    """Restores what `scaler_state` returned; between different layouts, only the scale."""
     if not state or accelerator.mixed_precision != "fp16":
         return
     if accelerator.scaler is not None:
-        own = accelerator.scaler.state_dict()  # some entries are whole numbers, and must stay so
+        own = accelerator.scaler.state_dict()  # some entries are integers and must stay integers
         accelerator.scaler.load_state_dict({key: type(own[key])(state.get(key, own[key])) for key in own})
     else:
         optimizer.optimizer.loss_scaler.cur_scale = state["scale"]

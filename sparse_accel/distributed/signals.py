@@ -1,10 +1,10 @@
-"""Signals that ask a run to stop: it ends after the step under way, on every process at the same one, and is saved.
+"""Signals that ask a run to stop: it saves a checkpoint and ends after the current step, the same on every process.
 
 SIGINT (Ctrl-C), SIGTERM (a scheduler that preempts) and SIGUSR1 (a scheduler's warning before the time limit) are
-requests. A process hears them at any moment, and processes hear them at different steps, so between two steps they
-agree on whether any of them was asked. Outside of training they end a script at once (`main.run_main`).
+requests. Processes receive them at different steps, so between two steps they agree on whether any of them received
+one. Outside of training, these signals end a script at once (`main.run_main`).
 
-A launcher that is killed leaves its processes behind, which nobody would end: that asks for a stop too.
+A killed launcher leaves its processes running, and nothing would end them: so its end is a request to stop, too.
 """
 
 from __future__ import annotations
@@ -23,20 +23,24 @@ from sparse_accel.distributed.collectives import largest, rank_and_size, world_s
 from sparse_accel.errors import Stopped
 
 REQUESTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-# A launcher passes Ctrl-C on to processes that the terminal has told already: one request, not an impatient one.
+# A launcher forwards Ctrl-C to processes that already got it from the terminal: count both as one request.
 _SECONDS_OF_ONE_REQUEST = 1.0
 
 _LAUNCHER_ENDED = 1000  # beyond all signals' numbers
 _SECONDS_BETWEEN_LOOKS = 0.5
 
-_asked = 0  # the signal that this process was asked by, 0 for none
+_asked = 0  # the signal that this process received, 0 for none
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], int]]:
-    """Turns signals into requests, and gives a function that says, on all processes alike, which signal asked; 0: none.
+    """Turns signals into requests, and yields a function that returns which signal was received (0: none), the same on
+    all processes.
 
-    All processes call that function between the same two steps. A second Ctrl-C interrupts at once.
+    All processes must call that function between the same two steps. A second Ctrl-C interrupts at once.
+
+    Raises:
+        KeyboardInterrupt: at the second Ctrl-C.
     """
     global _asked
     _asked, since = 0, 0.0
@@ -47,12 +51,12 @@ def stop_requests() -> Iterator[Callable[[], int]]:
         nonlocal since
         now = time.monotonic()
         if _asked == number == signal.SIGINT and now - since >= one_request:
-            raise KeyboardInterrupt("not saved: what was trained since the last checkpoint is lost")
+            raise KeyboardInterrupt("not saved: training since the last checkpoint is lost")
         if not _asked:
             _asked, since = number, now
             if number == signal.SIGINT and rank_and_size()[0] == 0:
-                # Not by print, which the signal may have come in the middle of.
-                os.write(2, b"\nCtrl-C: ending after this step, and saving. Once more ends at once, unsaved.\n")
+                # Not with print: the signal may have interrupted a print.
+                os.write(2, b"\nCtrl-C: saving and ending after this step. Press again to end at once, unsaved.\n")
 
     def launcher_ended() -> None:
         global _asked
@@ -60,7 +64,7 @@ def stop_requests() -> Iterator[Callable[[], int]]:
 
     try:
         before = {number: signal.signal(number, ask) for number in REQUESTS}
-    except ValueError:  # not in the main thread: signals never arrive here
+    except ValueError:  # not in the main thread, where signals never arrive
         yield lambda: largest(0)
         return
     try:
@@ -73,7 +77,12 @@ def stop_requests() -> Iterator[Callable[[], int]]:
 
 
 def stop(number: int) -> None:
-    """Ends the run as the signal asks: KeyboardInterrupt for Ctrl-C, Stopped for the others."""
+    """Ends the run as the signal asks.
+
+    Raises:
+        KeyboardInterrupt: for Ctrl-C.
+        Stopped: for other signals, and for a launcher that ended.
+    """
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise Stopped("the end of its launcher" if number == _LAUNCHER_ENDED else signal.Signals(number).name)
@@ -81,7 +90,7 @@ def stop(number: int) -> None:
 
 @contextmanager
 def _launcher_watched(ended: Callable[[], None]) -> Iterator[None]:
-    """Calls `ended` once when the launcher that started this process is gone; a shell may go, as under nohup."""
+    """Calls `ended` once when the launcher that started this process ends; a shell may end (nohup)."""
     launcher, over = os.getppid(), threading.Event()
     if not _is_launcher(launcher):
         yield
@@ -105,7 +114,7 @@ def _launcher_watched(ended: Callable[[], None]) -> Iterator[None]:
 def _is_launcher(process: int) -> bool:
     try:
         words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
-    except OSError:  # not Linux, or gone
+    except OSError:  # not Linux, or the process has ended
         return "TORCHELASTIC_RUN_ID" in os.environ
     known = r"(^|/)(accelerate|torchrun|deepspeed)$|accelerate\.commands|torch\.distributed|deepspeed\.launcher"
     return any(re.search(known, word) for word in words)

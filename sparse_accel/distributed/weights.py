@@ -1,13 +1,13 @@
-"""Where the weights of a model lie under each layout: one process, DDP, FSDP2, or DeepSpeed's ZeRO 1, 2 and 3.
+"""Reading and writing weights under each layout: one process, DDP, FSDP2, or DeepSpeed's ZeRO 1, 2 and 3.
 
-Where a weight lies                              the whole of it                          writing it
-plain, DDP   whole, on every process             itself                                   in place
-FSDP2        a DTensor: rows shared out          `full_tensor()`                          this process's rows, in place
-ZeRO 1, 2    whole, maybe in 16 bits; the        the float32 parts, gathered              this process's part of the
+layout       where a weight is                   the complete weight                      writing it
+plain, DDP   complete, on every process          the weight itself                        in place
+FSDP2        a DTensor: rows are distributed     `full_tensor()`                          this process's rows, in place
+ZeRO 1, 2    complete, maybe in 16 bits; the     the float32 parts, gathered              this process's part of the
              optimizer's float32 in parts                                                 float32, and the weight itself
 ZeRO 3       both in parts                       the float32 parts, gathered              both
 
-Everything here that takes a weight must be called by all processes, in the same order.
+All processes must call every function here that takes a weight, in the same order.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from sparse_accel.distributed.collectives import world_size
 
 
 def plain_model(accelerator: Accelerator, model: nn.Module) -> Any:
-    """Returns the model as it was before `prepare` wrapped and compiled it; its layers are the same objects."""
+    """Returns the model as it was before `prepare` wrapped and compiled it, with the same layer objects."""
     return accelerator.unwrap_model(model, keep_torch_compile=False)
 
 
 def reshard(model: nn.Module) -> None:
-    """Frees the whole weights that FSDP2 still holds after a forward without a backward: copies, that it would make
-    anew, and that stand in the place of the parameters. What reads or changes weights calls this first."""
+    """Frees the gathered weights that FSDP2 keeps after a forward without a backward. These copies replace the
+    parameters until then, so call this before reading or changing weights."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -41,7 +41,7 @@ def reshard(model: nn.Module) -> None:
 
 @torch.no_grad()
 def full_weight(parameter: nn.Parameter) -> Tensor:
-    """Returns the whole weight, detached, as the optimizer holds it, on every process."""
+    """Returns the complete weight on every process, detached, in the precision that the optimizer updates."""
     if isinstance(parameter, DTensor):
         return parameter.full_tensor().detach()
     if hasattr(parameter, "ds_id"):
@@ -58,7 +58,7 @@ def full_weight(parameter: nn.Parameter) -> Tensor:
 
 @torch.no_grad()
 def set_full_weight(parameter: nn.Parameter, value: Tensor) -> None:
-    """Writes a whole weight, of which every process has the same `value`, to wherever it and its copies lie."""
+    """Writes a complete weight to the parameter and all its copies. Every process must pass the same `value`."""
     if isinstance(parameter, DTensor):
         parameter.copy_(distribute(value, parameter))
         return
@@ -75,7 +75,11 @@ def set_full_weight(parameter: nn.Parameter, value: Tensor) -> None:
 
 
 def clear_weight(parameter: nn.Parameter, keep: Tensor) -> None:
-    """Sets a weight to 0 where `keep` is False, in every copy of it."""
+    """Sets a weight to 0 where `keep` is False, in all its copies.
+
+    Args:
+        keep: bool, of the weight's complete shape.
+    """
     if isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
         set_full_weight(parameter, full_weight(parameter).masked_fill(~keep, 0.0))
     else:
@@ -84,8 +88,8 @@ def clear_weight(parameter: nn.Parameter, keep: Tensor) -> None:
 
 
 def full_state_dict(accelerator: Accelerator, model: nn.Module) -> Mapping[str, Tensor]:
-    """Returns all weights and buffers under their plain names, whole, float32, on the main process's CPU; elsewhere
-    nothing."""
+    """Returns all weights (complete, float32) and buffers by name, on the CPU of the main process; an empty dict on the
+    other processes. All processes must call it."""
     plain = plain_model(accelerator, model)
     reshard(plain)
     whole: dict[int, Tensor] = {}
@@ -104,13 +108,13 @@ def full_state_dict(accelerator: Accelerator, model: nn.Module) -> Mapping[str, 
 
 
 def distribute(value: Tensor, like: DTensor) -> Tensor:
-    """Returns a tensor that every process holds whole as a DTensor laid out as `like`; nothing is sent."""
+    """Returns `value`, complete on every process, as a DTensor with the layout of `like`; nothing is communicated."""
     value = value.to(like.device, like.dtype)
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def from_deepspeed(parameter: Any, key: str | None) -> Tensor:
-    """Returns the whole float32 weight, or with `key` that entry of its optimizer state."""
+    """Returns the complete float32 weight or, with `key`, that entry of its optimizer state."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     found = safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
@@ -118,7 +122,7 @@ def from_deepspeed(parameter: Any, key: str | None) -> Tensor:
 
 
 def to_deepspeed(parameter: Any, value: Tensor, key: str | None) -> None:
-    """Writes this process's part of the float32 weight, or with `key` of that entry of its optimizer state."""
+    """Writes this process's part of the float32 weight or, with `key`, of that entry of its optimizer state."""
     from deepspeed import utils
 
     if not hasattr(parameter, "ds_id"):
@@ -127,7 +131,7 @@ def to_deepspeed(parameter: Any, value: Tensor, key: str | None) -> None:
         else:
             utils.safe_set_full_optimizer_state(parameter, value, key)
         return
-    # Its own setter for whole ZeRO-3 tensors runs over the end of those that do not divide evenly.
+    # DeepSpeed's own setter for complete ZeRO-3 tensors overruns tensors that do not divide evenly.
     if key is None:
         part = utils.safe_get_local_fp32_param(parameter)
     else:

@@ -1,7 +1,7 @@
-"""model.onnx in small: packed, and expanded again to the identical file.
+"""Compression of model.onnx to an archive, and expansion to the identical file.
 
-Pruned weights are runs of one byte in an 8-bit file, and xz packs them to nearly what a list of zeros and a list of the
-rest would take; so the archive is an ordinary .xz, which `xz -d` opens as well.
+In an 8-bit file, pruned weights are runs of one byte, and xz packs them nearly as well as a sparse format would. So the
+archive is an ordinary .xz file, which `xz -d` can expand too.
 """
 
 from __future__ import annotations
@@ -16,29 +16,33 @@ from typing import IO, Any
 from sparse_accel.errors import UsageError
 
 ARCHIVE = "model.onnx.xz"
-# No context bits: neighbouring weights say nothing about each other.
+# No context bits: neighbouring weights are independent of each other.
 _FILTERS: list[dict[str, Any]] = [{"id": lzma.FILTER_LZMA2, "preset": 6, "lc": 0, "lp": 0, "pb": 0}]
 
 
 def compress(path: Path, archive: Path) -> None:
-    """Packs a file, and holds what comes out of the archive against it."""
+    """Compresses a file, and checks that the archive expands to the same content.
+
+    Raises:
+        UsageError: it does not.
+    """
     with open(path, "rb") as source, lzma.open(archive, "wb", check=lzma.CHECK_SHA256, filters=_FILTERS) as packed:
         shutil.copyfileobj(source, packed, 2**20)
     with open(path, "rb") as source, lzma.open(archive) as packed:
         if _digest(source) != _digest(packed):
-            raise UsageError(f"{archive} does not expand to {path}: the disk is at fault; try again")
+            raise UsageError(f"{archive} does not expand to the content of {path}: check the disk and try again")
 
 
 def expand(archive: str | Path, target: str | Path | None = None) -> Path:
-    """Expands an archive of `--compress` to the model.onnx that it was made from, and returns its path.
+    """Expands an archive made with --compress to the identical model.onnx, and returns the path of that file.
 
     Args:
-        archive: model.onnx.xz, or the folder that holds it.
-        target: where to write; None: beside the archive, as model.onnx. An existing file is replaced when the archive
-            was read to its end.
+        archive: model.onnx.xz, or the folder that contains it.
+        target: the file to write; None writes model.onnx next to the archive. An existing file is replaced only after
+            the archive was read completely.
 
     Raises:
-        UsageError: no such archive, or a damaged one.
+        UsageError: the archive does not exist, or is damaged.
     """
     archive = Path(archive) / ARCHIVE if Path(archive).is_dir() else Path(archive)
     path = Path(target) if target is not None else archive.with_suffix("")

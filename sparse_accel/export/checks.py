@@ -1,7 +1,7 @@
-"""What a written model.onnx is held against: the checkpoint it came from, tensor by tensor, read back from the file.
+"""Checks of a written model.onnx: it is read back and compared with its checkpoint, tensor by tensor.
 
-Nothing of what the export computed is reused here. A quantized weight of the file, scaled back, must be the very tensor
-that PyTorch computes with; scales and zero points must be those of the checkpoint to the last bit.
+No result of the export is reused here. A quantized weight of the file, dequantized, must equal the tensor that PyTorch
+computes with; scales and zero points must equal those of the checkpoint bit by bit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sparse_accel.export.opset import check_opset
 from sparse_accel.nn.fake_quantize import FakeQuantize
 from sparse_accel.nn.layers import SparseLayer
 
-# The kernels that onnxruntime multiplies integers with; anything else works on floats.
+# The kernels with which onnxruntime multiplies integers; all others work on floats.
 INTEGER_KERNELS = (
     "MatMulInteger",
     "MatMulIntegerToFloat",
@@ -33,13 +33,19 @@ INTEGER_KERNELS = (
     "QGemm",
     "QAttention",
 )
-# A float tensor of this many numbers that belongs to no parameter is a copy of one.
+# A float tensor with at least so many numbers that does not belong to a parameter is a copy of one.
 _LARGEST_CONSTANT = 4096
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: passed, failed, or (None) not checked."""
+    """The result of one check.
+
+    Attributes:
+        name: of the check.
+        passed: None means not checked.
+        detail: what was found, as text.
+    """
 
     name: str
     passed: bool | None
@@ -48,7 +54,7 @@ class Check:
 
 @dataclass
 class _Tensors:
-    """The initializers of a file, and which of them were accounted for."""
+    """The initializers of a file, and which of them were checked."""
 
     by_name: dict[str, np.ndarray]
     used_by: dict[str, list[str]]  # operators that read an initializer
@@ -63,22 +69,22 @@ class _Tensors:
         return cls({tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}, used_by)
 
     def differs(self, name: str, expected: np.ndarray) -> str:
-        """Returns what is wrong with an initializer; nothing when it equals `expected` bit by bit and is read."""
+        """Returns what is wrong with an initializer; empty if it equals `expected` bit by bit and a node reads it."""
         self.seen.add(name)
         if name not in self.by_name:
             return f"{name} is missing"
         if name not in self.used_by:
-            return f"{name} is there and nothing reads it"
+            return f"{name} is not read by any node"
         found = self.by_name[name]
         if found.dtype != expected.dtype or found.shape != expected.shape:
             return f"{name} is {found.dtype} {found.shape}, not {expected.dtype} {expected.shape}"
         wrong = int((found != expected).sum())
-        same = found.tobytes() == expected.tobytes()  # -0.0 and 0.0 are equal, and not the same
+        same = found.tobytes() == expected.tobytes()  # compares bits: -0.0 == 0.0, but their bits differ
         return "" if same else f"{name}: {max(wrong, 1)} of {found.size} numbers differ"
 
 
 def check_file(path: Path, opset: int) -> Check:
-    """onnx's own checker, on the file as it was written, and the opset that was asked for."""
+    """Runs onnx's own checker on the written file, and checks that it has the requested opset."""
     try:
         onnx.checker.check_model(str(path), full_check=True)
         model = onnx.load(path)
@@ -89,15 +95,16 @@ def check_file(path: Path, opset: int) -> Check:
 
 
 def check_weights(path: Path, model: nn.Module, format: str) -> tuple[Check, Check, dict[str, dict[str, Any]]]:
-    """Holds every parameter and every quantizer of the checkpoint against the file.
+    """Compares every parameter and every quantizer of the checkpoint with the file.
 
     Args:
         path: of model.onnx.
-        model: the classifier as `sparse_accel.load` gives it, quantizers on.
-        format: qdq or integer.
+        model: the classifier from `sparse_accel.load`, quantizers on.
+        format: float, qdq or integer.
 
     Returns:
-        The checks of values and of zeros, and for each weight matrix how it is stored: zeros, weights, sparsity, dtype.
+        The check of values, the check of zeros, and by name how each weight matrix is stored: zeros, pruned, weights,
+        sparsity, dtype.
     """
     tensors = _Tensors.of(onnx.load(path))
     called = _called_modules(model)
@@ -126,13 +133,13 @@ def check_weights(path: Path, model: nn.Module, format: str) -> tuple[Check, Che
                 continue
             error = _compare_other(name, parameter.detach().numpy(), tensors)
             if error.endswith("is missing") and name.rpartition(".")[0] not in called:
-                unused.append(name)  # a part that this classifier never computes with
+                unused.append(name)  # a part of the model that this classifier does not use
                 continue
             compared["other"] += 1
             wrong += [error] if error else []
     wrong += _copies(tensors)
     counts = f"{compared['matrix']} matrices, {compared['quantizer']} quantizers, {compared['other']} other parameters"
-    note = f"; never used by the model: {', '.join(unused[:3])}" if unused else ""
+    note = f"; not used by the model: {', '.join(unused[:3])}" if unused else ""
     values = Check("weights, scales, zero points", not wrong, _listed(wrong) or f"{counts}: equal bit by bit{note}")
     total = [sum(int(entry[key]) for entry in layers.values()) for key in ("zeros", "weights")]
     shown = (
@@ -143,14 +150,14 @@ def check_weights(path: Path, model: nn.Module, format: str) -> tuple[Check, Che
 
 
 def check_kernels(optimized: Path, path: Path, model: nn.Module) -> tuple[Check, dict[str, int]]:
-    """Counts, in the graph as onnxruntime runs it, the integer kernels that multiply a quantized Linear's weight.
+    """Checks that each quantized Linear runs in integer kernels, in the graph as onnxruntime optimized it.
 
     Args:
-        optimized: what onnxruntime wrote after its own rewriting.
-        path: model.onnx, which says how often each weight is used (a layer that blocks share, several times).
+        optimized: the graph that onnxruntime wrote after its optimizations.
+        path: model.onnx, to count the uses of each weight (several for a layer that blocks share).
 
     Returns:
-        The check, and how many nodes of each kind the running graph has.
+        The check, and the number of nodes of each type in the optimized graph.
     """
     written, running = onnx.load(path), onnx.load(optimized)
     kernels = Counter(node.op_type for node in running.graph.node)
@@ -176,10 +183,10 @@ def check_kernels(optimized: Path, path: Path, model: nn.Module) -> tuple[Check,
 
 
 def _products(graph: onnx.GraphProto) -> Counter[str]:
-    """Counts the products of each quantized weight that depend on the text. The others are the same for every text
-    (DeBERTa's projected positions): onnxruntime computes them once, when it loads the file."""
+    """Counts, for each quantized weight, the products that depend on the text. The others are constant (DeBERTa's
+    projected positions), and onnxruntime computes them once, when it loads the file."""
     depends = {entry.name for entry in graph.input}
-    scaled: dict[str, str] = {}  # a weight scaled back -> the weight
+    scaled: dict[str, str] = {}  # name of a dequantized weight -> name of the weight
     counts = Counter[str]()
     for node in graph.node:
         if node.op_type == "DequantizeLinear":
@@ -196,7 +203,7 @@ def _products(graph: onnx.GraphProto) -> Counter[str]:
 
 
 def _compare_quantizers(name: str, layer: SparseLayer, tensors: _Tensors, format: str) -> Iterator[str]:
-    """What is wrong with scale and zero point of each quantizer of a layer; an empty string for one that is right."""
+    """Yields, for each quantizer of a layer, what is wrong with its scale and zero point; empty if nothing is."""
     weight, entry = active(layer, "weight_quantizer"), active(layer, "input_quantizer")
     product = format == "integer" and isinstance(layer, nn.Linear) and weight is not None
     if weight is not None:
@@ -254,11 +261,11 @@ def _compare_matrix(name: str, layer: Any, tensors: _Tensors, format: str) -> tu
 def _compare_integers(
     name: str, weight: torch.Tensor, quantizer: FakeQuantize, tensors: _Tensors, format: str, transposed: bool
 ) -> tuple[str, np.ndarray, np.ndarray]:
-    """Scales a file's integers back and holds them against the tensor that PyTorch computes with."""
+    """Dequantizes the integers of a file and compares them with the tensor that PyTorch computes with."""
     tensors.seen.add(name)
     dtype = "uint8" if format == "integer" else "int8"
     if name not in tensors.by_name or name not in tensors.used_by:
-        state = "missing" if name not in tensors.by_name else "there and nothing reads it"
+        state = "missing" if name not in tensors.by_name else "not read by any node"
         return f"{name} is {state}", np.zeros(0, dtype=dtype), np.zeros(0, dtype=bool)
     found = tensors.by_name[name]
     values = quantizer(weight)
@@ -272,12 +279,12 @@ def _compare_integers(
         return f"{name} is {found.dtype} {found.shape}, not {dtype} {expected.shape}", found, np.zeros(0, dtype=bool)
     integers = found.astype(np.int32) - OFFSET[format]
     wrong = int((integers.astype(np.float32) * scales != expected).sum())
-    error = f"{name}: {wrong} of {found.size} integers, scaled back, are not the weights of the checkpoint"
+    error = f"{name}: {wrong} of {found.size} dequantized values differ from the weights of the checkpoint"
     return error if wrong else "", found, integers == 0
 
 
 def _compare_other(name: str, expected: np.ndarray, tensors: _Tensors) -> str:
-    """A bias, a norm, a bare parameter: under its own name, or under another where two are equal and stored once."""
+    """Compares a bias, norm or bare parameter: under its own name, or another one, as equal tensors are stored once."""
     error = tensors.differs(name, expected)
     if error.endswith("is missing"):
         for other, found in tensors.by_name.items():
@@ -287,16 +294,16 @@ def _compare_other(name: str, expected: np.ndarray, tensors: _Tensors) -> str:
 
 
 def _copies(tensors: _Tensors) -> list[str]:
-    """Large float tensors that belong to no parameter: a quantized weight's float copy, left in the file."""
+    """Large float tensors that do not belong to a parameter, such as a float copy of a quantized weight."""
     return [
-        f"{name}: {array.size} float numbers that are no parameter of the checkpoint"
+        f"{name}: {array.size} float numbers that are not a parameter of the checkpoint"
         for name, array in tensors.by_name.items()
         if name not in tensors.seen and array.dtype.kind == "f" and array.size >= _LARGEST_CONSTANT
     ]
 
 
 def _called_modules(model: nn.Module) -> set[str]:
-    """Names of the modules that a forward pass calls, found by one."""
+    """Names of the modules that a forward pass calls; it runs one to find out."""
     from sparse_accel.export.trace import plain_inputs
 
     called: set[str] = set()

@@ -1,4 +1,4 @@
-"""Sentences in, labels out, from nothing but a deployment folder: what an application does with an export."""
+"""Classify sentences with a deployment folder, as an application would."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 
 
 def classify(folder: str | Path, sentences: Sequence[str]) -> list[tuple[str, float]]:
-    """Returns the label of each sentence and its probability, by onnxruntime on the CPU.
+    """Returns the label of each sentence and its probability (softmax), computed by onnxruntime on the CPU.
 
     Args:
-        folder: a deployment of a classifier with one label a sentence.
+        folder: a deployment of a classifier with one label per sentence.
+        sentences: the texts; longer ones are truncated.
 
     Raises:
-        ValueError: it classifies words.
+        ValueError: the model classifies tokens.
     """
     import onnxruntime
     from transformers import AutoTokenizer
@@ -25,7 +26,7 @@ def classify(folder: str | Path, sentences: Sequence[str]) -> list[tuple[str, fl
     labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    length = session.get_inputs()[0].shape[1]  # a number where the export fixed it, else a name
+    length = session.get_inputs()[0].shape[1]  # a number if --sequence_length fixed it, else a name
     fixed = {"padding": "max_length", "max_length": length} if isinstance(length, int) else {"padding": True}
     encoded = tokenizer(list(sentences), truncation=True, return_tensors="np", **fixed)
     logits = session.run(["logits"], {entry.name: encoded[entry.name] for entry in session.get_inputs()})[0]

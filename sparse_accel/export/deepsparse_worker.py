@@ -1,6 +1,6 @@
-"""Times models in DeepSparse 1.8, which needs Python <= 3.11 and packages of its own: run by its own interpreter.
+"""Times models in DeepSparse 1.8, which needs Python <= 3.11 and its own packages: another interpreter runs this file.
 
-Imports nothing of this project. Prints {"1": {"float": milliseconds, ...}, "32": {...}} as its last line.
+It imports nothing from this project. Its last line is {"1": {"float": milliseconds, ...}, "32": {...}}.
 """
 
 import json

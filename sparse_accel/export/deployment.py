@@ -1,4 +1,4 @@
-"""The export from end to end: trace, write, prove, measure, report; see folder.py for how it takes its place."""
+"""The export from end to end: trace, write, prove, measure, report; folder.py puts the result in its place."""
 
 from __future__ import annotations
 
@@ -35,32 +35,33 @@ if TYPE_CHECKING:
 
 _DEFAULT_OPSET = {"qdq": NATIVE_OPSET, "integer": 14}
 _LATENCY_TOKENS = 128
-# protobuf's limit for one message, which a model with its weights inside is
+# protobuf's limit for one message; a model with its weights is one message
 _LARGEST_FILE = 2**31
 
 
 def export(arguments: ExportArguments) -> dict[str, Any]:
-    """Exports, proves, measures and puts the deployment folder in its place. Returns the report.
+    """Exports a model, proves and measures the result, and writes the deployment folder. Returns the report.
 
     Raises:
-        UsageError: nothing to export there, or not in this form; the target is taken.
-        ProofFailed: a check failed; no folder was made, an existing one stands as it was.
+        UsageError: the model cannot be read, or not be exported with these flags; or the target belongs to something
+            else.
+        ProofFailed: a check failed. No folder was created; an existing one is unchanged.
     """
     transformers.utils.logging.disable_progress_bar()
     folder = Path(str(arguments.model_path))
     opset = arguments.opset or _DEFAULT_OPSET[arguments.format]
     if opset > onnx.defs.onnx_opset_version():
-        raise UsageError(f"--opset {opset}: the installed onnx knows opsets up to {onnx.defs.onnx_opset_version()}")
+        raise UsageError(f"--opset {opset}: the installed onnx supports opsets up to {onnx.defs.onnx_opset_version()}")
     model, tokenizer, limit = load_for_export(str(arguments.model_path), TASKS[arguments.task_name])
     length = arguments.sequence_length or min(limit, arguments.max_seq_length)
     if length > limit:
-        raise UsageError(f"--sequence_length {length}: this model takes up to {limit} tokens")
+        raise UsageError(f"--sequence_length {length}: this model accepts up to {limit} tokens")
     source = {
         "folder": str(folder.resolve()) if folder.is_dir() else str(folder),
         "weights": fingerprint_of_weights(model),
         "model_type": str(cast(Any, model).config.model_type),
     }
-    home = folder.resolve().parent if folder.is_dir() else Path()  # a Hub id: the working folder
+    home = folder.resolve().parent if folder.is_dir() else Path()  # for a Hub id, the working folder
     target = (Path(arguments.output_dir) if arguments.output_dir else home / "deployment").resolve()
     acquire(target, source["folder"], overwrite=arguments.overwrite)
     if arguments.deepsparse_python:
@@ -68,7 +69,7 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
     quantized = bool(quantizers(model))
     format = arguments.format if quantized else "float"
     if arguments.reduce_range and not quantized:
-        raise UsageError("--reduce_range acts on quantized activations, and this model has none: leave it out")
+        raise UsageError("--reduce_range acts on quantized activations, but this model has none: leave it out")
     if arguments.reduce_range:
         reduce_ranges(model)
     texts, note = find_texts(arguments, model, tokenizer, length)
@@ -78,7 +79,7 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
         traced = trace(model, tokenizer, sequence_length=arguments.sequence_length, opset=max(opset, NATIVE_OPSET))
         exported, in_float = write_graphs(traced, model, partial, scratch, format, opset)
         cast(Any, model).config.save_pretrained(partial)
-        tokenizer.model_max_length = min(tokenizer.model_max_length, limit)  # texts are cut to what the model takes
+        tokenizer.model_max_length = min(tokenizer.model_max_length, limit)  # so that it truncates for this model
         tokenizer.save_pretrained(partial)
         proof = prove(exported, model, tokenizer, texts, format, opset)
         proof.require(overflows=may_overflow(model, format))
@@ -121,7 +122,11 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
 def write_graphs(
     traced: onnx.ModelProto, model: nn.Module, folder: Path, scratch: Path, format: str, opset: int
 ) -> tuple[Path, Path]:
-    """Writes the graph that is deployed into `folder`, and the float one that it is measured by into `scratch`."""
+    """Writes the deployed graph to `folder` and the float graph, to compare it with, to `scratch`; returns both paths.
+
+    Raises:
+        UsageError: a graph is larger than 2 GB, or cannot be written in this format or opset.
+    """
     exported, in_float = folder / MODEL, scratch / "float.onnx"
     for path, its_format in ((in_float, "float"), (exported, format)):
         graph = lower(traced, model, its_format)
@@ -134,8 +139,8 @@ def write_graphs(
 
 
 def contestants(exported: Path, in_float: Path, scratch: Path, quantized: bool) -> dict[str, Path]:
-    """Returns the files to time: float and quantized, each also with its zeros filled in. All lie in `scratch`: the
-    worker of another runtime writes beside what it reads."""
+    """Returns the files to time: float and quantized, each also with its zeros filled in. All are in `scratch`, because
+    the worker of DeepSparse writes next to the file that it reads."""
     names = {"float": in_float}
     if quantized:
         names["quantized"] = Path(shutil.copy2(exported, scratch / "quantized.onnx"))
@@ -146,14 +151,14 @@ def contestants(exported: Path, in_float: Path, scratch: Path, quantized: bool) 
 
 
 def file_sizes(in_float: Path, *files: Path) -> dict[str, dict[str, float]]:
-    """Returns bytes of each file that is there, and their ratio to the dense float32 model's."""
+    """Returns the size in bytes of each existing file, and its ratio to the dense float32 model."""
     sizes = {"float32": os.path.getsize(in_float)}
     sizes |= {path.name: os.path.getsize(path) for path in files if path.exists()}
     return {name: {"bytes": size, "ratio": round(size / sizes["float32"], 4)} for name, size in sizes.items()}
 
 
 def reduce_ranges(model: nn.Module) -> None:
-    """Gives activations 7 bits over the same range: for CPUs whose 8-bit products can overflow."""
+    """Sets activations to 7 bits over the same range, for CPUs on which 8-bit sums can overflow. Changes the model."""
     for quantizer in quantizers(model).values():
         if not quantizer.scheme.signed:
             quantizer.scheme = replace(quantizer.scheme, reduce_range=True)

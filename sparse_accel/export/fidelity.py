@@ -1,4 +1,4 @@
-"""Does the file decide as the model does? PyTorch, quantizers on, and onnxruntime on the same real sentences."""
+"""Comparison of PyTorch (quantizers on) and onnxruntime on the same real sentences: decisions, logits and metrics."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from sparse_accel.export.texts import Texts
 from sparse_accel.tasks.base import starts_of, unit_numbers
 
 _BATCH_ROWS = 32
-# Quantization rounds; a value that lies on the edge of two integers may fall either way, and a sentence on the edge of
-# two labels with it. So many decisions may differ, and so far may logits lie apart, in parts of their own spread.
+# Quantization rounds: a value between two integers may go either way, and so may a sentence between two labels. So this
+# fraction of decisions may differ, and logits may differ by this fraction of their spread (mean absolute difference).
 MOST_DIFFERENT = 0.005
 FARTHEST_QUANTIZED, FARTHEST_FLOAT = 0.1, 1e-3
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How far the file's logits lie from the model's.
+    """How much the file's logits differ from the model's.
 
     Attributes:
-        rows: answers compared: one a sentence, or one a word.
-        agreement: share of decisions that are the same: the label, or each label of several; None for a score.
+        rows: number of answers compared: one per sentence, or one per word.
+        agreement: fraction of equal decisions: the label, or all labels of a multi-label task; None for a score.
         mean_difference, max_difference: of logits, absolute.
-        spread: standard deviation of the model's logits, which the differences are measured by.
-        pytorch, onnxruntime: metrics of both, None where there are no labels.
+        spread: standard deviation of the model's logits, the unit for the differences.
+        pytorch, onnxruntime: metrics of both; None without labels.
     """
 
     rows: int
@@ -45,12 +45,13 @@ class Fidelity:
 
 
 def compare(model: nn.Module, session: Any, tokenizer: Any, texts: Texts) -> Fidelity:
-    """Runs both on every sentence, in batches of like lengths.
+    """Runs both on every sentence and returns their differences.
 
     Args:
         model: with its quantizers on.
         session: an onnxruntime.InferenceSession of the file.
-        texts: tokenized sentences, with labels or without.
+        tokenizer: pads the batches.
+        texts: tokenized sentences, with or without labels.
     """
     task = texts.task
     counts = task.unit_counts(texts.rows)
@@ -73,7 +74,7 @@ def compare(model: nn.Module, session: Any, tokenizer: Any, texts: Texts) -> Fid
 
 
 def check_fidelity(found: Fidelity, texts: Texts, quantized: bool) -> list[Check]:
-    """Turns figures into checks: same decisions, near logits; same accuracy where there are labels."""
+    """Returns the checks for the figures: same decisions, similar logits and, with labels, similar metrics."""
     checks: list[Check] = []
     where = f"{found.rows} {texts.task.unit} of {texts.source}"
     if found.agreement is not None:
@@ -84,8 +85,8 @@ def check_fidelity(found: Fidelity, texts: Texts, quantized: bool) -> list[Check
     farthest = FARTHEST_QUANTIZED if quantized else FARTHEST_FLOAT
     near = found.mean_difference <= farthest * max(found.spread, 1e-6)
     detail = (
-        f"logits differ by {found.mean_difference:.2g} in the mean and {found.max_difference:.2g} at most; their "
-        f"spread is {found.spread:.2g} (the mean may be {farthest:g} of it)"
+        f"logits differ by {found.mean_difference:.2g} on average and {found.max_difference:.2g} at most; their "
+        f"spread is {found.spread:.2g} (the average may be {farthest:g} of it)"
     )
     checks.append(Check("logits", near and math.isfinite(found.max_difference), detail))
     if found.pytorch is None or found.onnxruntime is None:
@@ -102,12 +103,13 @@ def check_fidelity(found: Fidelity, texts: Texts, quantized: bool) -> list[Check
 
 
 def _allowed_gap(metric: str, rows: int, support: int) -> float:
-    """How far a metric of the file may lie from the model's: an accuracy by the decisions that may differ; others by
-    more, since a few decisions move them further; errors of a score have its unit: the logits check judges them.
+    """How much a metric of the file may differ from the model's. An accuracy: by the fraction of decisions that may
+    differ. Others: by more, because a few decisions change them more. Errors of a score have its unit, and the logits
+    check covers them.
 
     Args:
-        rows: decisions.
-        support: how many of them other figures than an accuracy rest on.
+        rows: number of decisions.
+        support: number of decisions that determine the other metrics.
     """
     if metric in ("mse", "mae"):
         return math.inf

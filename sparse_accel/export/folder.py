@@ -1,7 +1,7 @@
-"""The deployment folder's place: who may take it, and how a new one takes it without ever leaving it empty.
+"""The deployment folder: when it may be replaced, and how a new one replaces it without a half-written state.
 
-A new folder is made beside, under a name with this process's number; two renames put it in place, and what a killed
-process left behind is put back or cleared away by the next one.
+The new folder is written under a temporary name with this process's id, and two renames put it in place. The next
+export restores or deletes what a killed process left behind.
 """
 
 from __future__ import annotations
@@ -20,15 +20,20 @@ REPORT, READABLE_REPORT, MODEL = "export_report.json", "export_report.md", "mode
 
 
 def acquire(target: Path, source: str, *, overwrite: bool) -> None:
-    """Checks that `target` may be written, and puts back what an export that was killed had moved away.
+    """Checks that `target` may be written, and restores what a killed export had moved away.
+
+    Args:
+        target: absolute path of the deployment folder.
+        source: folder or id of the exported model.
+        overwrite: whether a model from another source may be replaced.
 
     Raises:
-        UsageError: it is taken by something else than an earlier export of the same source, or cannot be written.
+        UsageError: `target` contains another model than an earlier export of `source`, or cannot be written.
     """
     if target.exists() and not target.is_dir():
         raise UsageError(f"--output_dir {target} is a file: name a folder")
     if target == Path.cwd():
-        raise UsageError(f"--output_dir {target} is the working folder: name a folder of the deployment's own")
+        raise UsageError(f"--output_dir {target} is the working folder: name a separate folder for the deployment")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _clear_left_overs(target)
@@ -43,22 +48,25 @@ def acquire(target: Path, source: str, *, overwrite: bool) -> None:
         held = [path.name for path in target.iterdir()]
         if any(name in (MODEL, "config.json") or name.startswith(("tokenizer", "vocab")) for name in held):
             raise UsageError(
-                f"{target} holds a model that this script did not write. Choose another --output_dir, or pass "
-                "--overwrite to have it replaced"
+                f"{target} contains a model that this script did not write. Choose another --output_dir, or pass "
+                "--overwrite to replace it"
             )
-        return  # other files; they stay
+        return  # only other files, which stay
     if record["source"]["folder"] != source:
         raise UsageError(
             f"{target} was made from another model, {record['source']['folder']}. Choose another --output_dir, or pass "
-            "--overwrite to have it replaced"
+            "--overwrite to replace it"
         )
 
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """Gives a folder beside `target` that takes its place when the block ends well, and vanishes otherwise.
+    """Yields a temporary folder that replaces `target` at the end of the block, or is deleted after an error.
 
-    What an earlier export wrote into `target` goes; files of the user's stay.
+    Files in `target` that an earlier export wrote are deleted; the user's own files stay.
+
+    Raises:
+        UsageError: the folder cannot be written.
     """
     partial, replaced = (target.with_name(f".{target.name}.{os.getpid()}.{state}") for state in _STATES)
     try:
@@ -92,7 +100,7 @@ _STATES = ("partial", "replaced")
 
 
 def _record(target: Path) -> dict[str, Any] | None:
-    """The report of the export that `target` holds; None where there is none that can be read."""
+    """The report of the export in `target`; None if there is none, or it cannot be read."""
     try:
         found: dict[str, Any] = json.loads((target / REPORT).read_text(encoding="utf-8"))
         found["source"]["folder"]
@@ -102,7 +110,7 @@ def _record(target: Path) -> dict[str, Any] | None:
 
 
 def _clear_left_overs(target: Path) -> None:
-    """Puts back the folder of an export that was killed between its two renames, and deletes half-made ones."""
+    """Restores the folder of an export that was killed between its two renames, and deletes incomplete ones."""
     for state in reversed(_STATES):
         for path in target.parent.glob(f".{target.name}.*.{state}"):
             number = path.name.removeprefix(f".{target.name}.").removesuffix(f".{state}")

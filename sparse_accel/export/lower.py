@@ -1,12 +1,12 @@
-"""From placeholders to arithmetic: each layer of a traced graph in the form that a runtime executes.
+"""Lowering: replace the placeholder of each layer in a traced graph by the operators that a runtime executes.
 
-    float     MatMul(x, W) + b                                                             what the others are held by
+    float     MatMul(x, W) + b                                                             the reference
     qdq       MatMul(DQ(Q(x)), DQ(W int8)) + b                                             onnxruntime, OpenVINO
     integer   Cast(MatMulInteger(Q(x), W uint8, zero points)) * (x scale * W scale) + b    DeepSparse 1.8
 
-Weights lie in the file as 8-bit integers and nowhere else, a pruned 0 as the integer zero point; a Linear's lie
-transposed, (in, out), as MatMul takes them. An Embedding looks up integers and scales the rows that it found. Every
-initializer is named after its layer: `LAYER.weight_quantized`, `LAYER.input_scale`, ...
+A quantized weight is in the file only once, as 8-bit integers, with pruned weights equal to the zero point. The weight
+of a Linear is transposed, (in, out), as MatMul expects it. An Embedding looks up integer rows and dequantizes them.
+Every initializer is named after its layer: `LAYER.weight_quantized`, `LAYER.input_scale`, ...
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sparse_accel.export.trace import DOMAIN
 from sparse_accel.nn.fake_quantize import FakeQuantize
 from sparse_accel.nn.layers import export_obstacles
 
-# How a signed weight is stored: as it is, or moved to unsigned with 128 as its zero.
+# How a signed weight is stored: unchanged, or shifted to unsigned, so that 128 is its zero.
 OFFSET = {"qdq": 0, "integer": 128}
 
 
@@ -33,12 +33,12 @@ def lower(traced: onnx.ModelProto, model: nn.Module, format: str) -> onnx.ModelP
     """Returns the graph with every placeholder replaced.
 
     Args:
-        traced: from `trace`; left as it is.
-        model: whose layers are named there, quantizers on where it has any.
+        traced: from `trace`; it is not changed.
+        model: the traced model, with its quantizers on.
         format: float, qdq or integer.
 
     Raises:
-        UsageError: the model has quantizers that have no place in such a graph.
+        UsageError: the model has quantizers that such a graph cannot express.
     """
     _check_quantizers(model)
     layers = dict(model.named_modules())
@@ -69,9 +69,9 @@ def lower(traced: onnx.ModelProto, model: nn.Module, format: str) -> onnx.ModelP
 
 
 def integer_weight(layer: Any) -> Tensor:
-    """Returns the integers of a layer's quantized weight, of the weight's shape, int32, before any offset.
+    """Returns the integers of a layer's quantized weight: int32, in the weight's shape, without offset.
 
-    They are read off the very tensor that PyTorch computes with: fake-quantized values divided by their scale.
+    They come from the tensor that PyTorch computes with: fake-quantized values divided by their scale.
     """
     quantizer: FakeQuantize = layer.weight_quantizer
     axis = quantizer.scheme.channel_axis
@@ -84,8 +84,8 @@ def integer_weight(layer: Any) -> Tensor:
 
 
 class _Pieces:
-    """Makes the nodes of one layer at a time, and keeps the initializers that they use: once each, however often a
-    layer that several blocks share is called."""
+    """Makes the nodes of one layer at a time, and collects their initializers: only once each, also for a layer that
+    several blocks share."""
 
     def __init__(self, format: str) -> None:
         self.format = format
@@ -101,8 +101,8 @@ class _Pieces:
         result = f"{prefix}/sum" if output else y
         if self.format != "float" and active(layer, "weight_quantizer"):
             if is_matrix and self.format == "qdq":
-                # onnxruntime would join a MatMul of matrices and its bias to a float Gemm first, and look
-                # for integers later.
+                # Otherwise onnxruntime first fuses a MatMul of matrices and its bias to a float Gemm, before it looks
+                # for integers.
                 axis = self._keep("axis_0", np.array([0], dtype=np.int64))
                 yield helper.make_node("Unsqueeze", [x, axis], [f"{prefix}/unsqueezed"], f"{prefix}/Unsqueeze")
                 x, squeezed, product = f"{prefix}/unsqueezed", product, f"{prefix}/unsqueezed_product"
@@ -144,7 +144,7 @@ class _Pieces:
     # --- parts of a layer ---------------------------------------------------------------------------------------------
 
     def _quantized_product(self, name: str, layer: Any, x: str, y: str, prefix: str) -> Iterator[onnx.NodeProto]:
-        """x times the weight, in the form's own operators."""
+        """Yields the nodes of x times the quantized weight, in the operators of the format."""
         weight, weight_scale, weight_zero = self._weight(name, layer, transposed=True)
         if self.format == "qdq":
             yield from self._fake_quantize(f"{name}.input", layer.input_quantizer, x, f"{prefix}/input", prefix)
@@ -169,17 +169,17 @@ class _Pieces:
     def _fake_quantize(
         self, name: str, quantizer: FakeQuantize, x: str, y: str, prefix: str
     ) -> Iterator[onnx.NodeProto]:
-        """An activation onto its grid and back to float."""
+        """Yields the nodes that quantize an activation and dequantize it to float again."""
         scale, zero = yield from self._quantize(name, quantizer, x, f"{prefix}/quantized", prefix)
         inputs = [f"{prefix}/quantized", scale, zero]
         yield helper.make_node("DequantizeLinear", inputs, [y], f"{prefix}/DequantizeLinear")
 
     def _quantize(self, name: str, quantizer: FakeQuantize, x: str, y: str, prefix: str) -> Any:
-        """An activation as uint8. Yields nodes and returns the names of scale and zero point."""
+        """Yields the nodes that quantize an activation to uint8; returns the names of scale and zero point."""
         lowest, highest = quantizer.scheme.integers
         scale = self._keep(f"{name}_scale", plain(quantizer.scale))
         zero = self._keep(f"{name}_zero_point", plain(quantizer.zero_point).astype(np.uint8))
-        if (lowest, highest) != (0, 255):  # fewer bits: uint8 itself would not stop at the highest integer
+        if (lowest, highest) != (0, 255):  # fewer bits: uint8 itself does not clip at the highest integer
             limits = [
                 self._keep(f"{name}_{end}", plain((bound - quantizer.zero_point) * quantizer.scale))
                 for end, bound in (("lowest", lowest), ("highest", highest))
@@ -190,7 +190,7 @@ class _Pieces:
         return scale, zero
 
     def _weight(self, name: str, layer: Any, *, transposed: bool) -> tuple[str, str, str]:
-        """Keeps a layer's integers, scale and zero point, and returns their names."""
+        """Adds a layer's integers, scale and zero point as initializers, and returns their names."""
         offset = OFFSET[self.format]
         dtype: Any = np.uint8 if offset else np.int8
         integers = integer_weight(layer) + offset
@@ -209,18 +209,19 @@ class _Pieces:
 
 
 def active(layer: Any, which: str) -> FakeQuantize | None:
+    """Returns a layer's quantizer by attribute name (`weight_quantizer`, ...); None if there is none, or it is off."""
     quantizer: FakeQuantize | None = getattr(layer, which, None)
     return quantizer if quantizer is not None and quantizer.enabled else None
 
 
 def plain(values: Tensor) -> np.ndarray:
-    """One value as a scalar, several as a vector."""
+    """Returns an array on the CPU: a scalar for one value, otherwise unchanged."""
     array: np.ndarray = values.detach().cpu().numpy()
     return array.reshape(()) if array.size == 1 else array
 
 
 def _check_quantizers(model: nn.Module) -> None:
-    """Raises UsageError for quantizers of layers that `lower` leaves to the exporter, or of a kind it cannot write."""
+    """Raises UsageError for quantizers on layers that `lower` does not replace, or of a kind that it cannot write."""
     for reason, names in export_obstacles(model, only_enabled=True).items():
         raise UsageError(f"{listed(names, 3)}: {reason}")
 

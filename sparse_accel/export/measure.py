@@ -1,8 +1,8 @@
-"""How fast a file runs, and on what: contestants in turn in one run, one thread, medians.
+"""Latency of a file in several runtimes: medians of interleaved runs, on one thread.
 
-Four contestants tell apart what the quantization brings and what the zeros bring: the float model, the quantized one,
-and each with its zeros filled in. onnxruntime is always measured; OpenVINO where it can be imported; DeepSparse in an
-environment of its own (Python up to 3.11), which `deepsparse_worker.py` runs in.
+Four contestants separate the gain from quantization and the gain from zeros: the float model, the quantized model, and
+each of them with its zeros filled in. onnxruntime is always measured, OpenVINO if it is installed, and DeepSparse in
+its own environment (Python up to 3.11), where `deepsparse_worker.py` runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Inputs = dict[str, np.ndarray]
 Run = Callable[[Inputs], Any]
 
 BATCHES = (1, 32)
-_SECONDS, _FEWEST, _MOST = 6.0, 3, 60  # rounds of a batch size go on for so long, within these bounds
+_SECONDS, _FEWEST, _MOST = 6.0, 3, 60  # seconds per batch size, and the minimum and maximum number of rounds
 _DEEPSPARSE_TIMEOUT = 900
 
 
@@ -35,8 +35,8 @@ def session(path: Path, *, threads: int = 0, optimized: Path | None = None) -> A
     """Returns an onnxruntime session on the CPU.
 
     Args:
-        threads: 0 leaves it to onnxruntime.
-        optimized: where to write the graph as it will run.
+        threads: number of threads; 0 lets onnxruntime choose.
+        optimized: where to write the optimized graph; None does not write it.
     """
     import onnxruntime
 
@@ -52,12 +52,12 @@ def latencies(
     files: dict[str, Path], tokens: int, deepsparse_python: str | None
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Returns milliseconds by runtime, batch size and contestant, as {"onnxruntime": {"1": {"float": 31.5, ...}}}, and
-    a line on each other runtime that failed: it takes nothing from the proof.
+    one line for each other runtime that failed, which does not affect the proof.
 
     Args:
-        files: a model by its contestant's name.
-        tokens: of every row.
-        deepsparse_python: the interpreter of an environment with DeepSparse; None leaves DeepSparse out.
+        files: the file of each contestant, by name.
+        tokens: number of tokens per row.
+        deepsparse_python: the interpreter of an environment with DeepSparse; None skips DeepSparse.
     """
     inputs = {batch: random_inputs(next(iter(files.values())), batch, tokens) for batch in BATCHES}
     sessions = {name: session(path, threads=1) for name, path in files.items()}
@@ -70,7 +70,7 @@ def latencies(
             runs = openvino_runs(files)
             found["OpenVINO"] = {str(batch): interleaved(runs, inputs[batch]) for batch in BATCHES}
         except Exception as error:
-            failed.append(f"OpenVINO does not run the file: {str(error).strip().splitlines()[0]}")
+            failed.append(f"OpenVINO cannot run the file: {str(error).strip().splitlines()[0]}")
     if deepsparse_python is not None:
         try:
             found["DeepSparse"] = deepsparse_latencies(files, tokens, deepsparse_python)
@@ -80,7 +80,7 @@ def latencies(
 
 
 def interleaved(runs: dict[str, Run], feed: Inputs) -> dict[str, float]:
-    """Returns the median milliseconds of each contestant; every round takes each of them once, in a rotating order."""
+    """Returns the median milliseconds of each contestant; each round runs all of them once, in rotating order."""
     for run in runs.values():
         run(feed)
     names, times = list(runs), {name: list[float]() for name in runs}
@@ -96,7 +96,7 @@ def interleaved(runs: dict[str, Run], feed: Inputs) -> dict[str, float]:
 
 
 def random_inputs(path: Path, batch: int, tokens: int) -> Inputs:
-    """Returns rows of random ids, no padding, under the names of the file's inputs; what they say costs no time."""
+    """Returns rows of random token ids without padding, by input name. The ids do not affect the latency."""
     model = onnx.load(path)
     vocabulary = min(
         tensor.dims[0]
@@ -111,7 +111,7 @@ def random_inputs(path: Path, batch: int, tokens: int) -> Inputs:
 
 
 def without_zeros(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the same graph with random numbers for its weight matrices: what it costs without sparsity."""
+    """Returns the same graph with random weight matrices, to measure its latency without sparsity."""
     dense = onnx.ModelProto()
     dense.CopyFrom(model)
     random = np.random.default_rng(0)
@@ -128,7 +128,7 @@ def without_zeros(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def openvino_runs(files: dict[str, Path]) -> dict[str, Run]:
-    """Returns OpenVINO's contestants, on one thread of the CPU."""
+    """Returns a function per contestant that runs it in OpenVINO, on one thread of the CPU."""
     import openvino
 
     core = openvino.Core()
@@ -138,7 +138,7 @@ def openvino_runs(files: dict[str, Path]) -> dict[str, Run]:
 
 
 def require_deepsparse(python: str) -> None:
-    """Raises UsageError unless that interpreter starts and has DeepSparse."""
+    """Raises UsageError unless the interpreter `python` starts and can import DeepSparse."""
     try:
         done = subprocess.run(
             [python, "-c", "import deepsparse, onnx"],
@@ -155,10 +155,10 @@ def require_deepsparse(python: str) -> None:
 
 
 def deepsparse_latencies(files: dict[str, Path], tokens: int, python: str) -> dict[str, Any]:
-    """Runs `deepsparse_worker.py` in the environment that has DeepSparse.
+    """Returns milliseconds by batch size and contestant in DeepSparse: runs `deepsparse_worker.py` with `python`.
 
     Raises:
-        UsageError: that interpreter cannot be started, or DeepSparse failed there.
+        UsageError: the interpreter cannot be started, or DeepSparse failed in it.
     """
     worker = Path(__file__).with_name("deepsparse_worker.py")
     order = json.dumps({"files": {name: str(path) for name, path in files.items()}, "tokens": tokens})
@@ -174,19 +174,19 @@ def deepsparse_latencies(files: dict[str, Path], tokens: int, python: str) -> di
         raise UsageError(f"--deepsparse_python {python}: {error}") from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UsageError(f"--deepsparse_python {python}: DeepSparse failed there: {last}")
+        raise UsageError(f"--deepsparse_python {python}: DeepSparse failed: {last}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
 
 def cpu() -> dict[str, Any]:
-    """Returns the CPU's `name`, and `vnni`: whether its 8-bit dot products cannot overflow (None: not known)."""
+    """Returns the CPU's `name`, and `vnni`: True if its 8-bit dot products cannot overflow (None: not known)."""
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return {"name": "a CPU", "vnni": None}
     text = path.read_text()
     name = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "CPU")
     flags = set(next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "").split())
-    if "sse2" not in flags:  # not x86: the question does not arise
+    if "sse2" not in flags:  # VNNI exists only on x86
         return {"name": name, "vnni": None}
     return {"name": name, "vnni": bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8"})}

@@ -1,7 +1,7 @@
-"""Older opsets: the few newer operators of a graph rewritten into older ones, and the claim checked on what is there.
+"""Older opsets: rewrite the few newer operators of a graph into older ones, and check the result.
 
-PyTorch's exporter can miss the opset that it is asked for and report success, so nothing here trusts a version number:
-every node must exist in the target opset, and the whole model must pass onnx's checker under it.
+PyTorch's exporter can miss the requested opset and still report success, so this does not trust the version number:
+every node must exist in the target opset, and the complete model must pass onnx's checker with it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from sparse_accel.errors import UsageError
 
 
 def lower_opset(model: onnx.ModelProto, target: int) -> onnx.ModelProto:
-    """Returns the model in opset `target` and the oldest IR version that goes with it.
+    """Returns the model in opset `target`, with the oldest IR version that supports it.
 
     Args:
-        model: of a newer or the same opset; left as it is.
+        model: of the same or a newer opset; it is not changed.
+        target: the opset.
 
     Raises:
-        UsageError: an operator has no form in that opset.
+        UsageError: an operator cannot be written in that opset.
     """
     lowered = onnx.ModelProto()
     lowered.CopyFrom(model)
@@ -44,10 +45,10 @@ def lower_opset(model: onnx.ModelProto, target: int) -> onnx.ModelProto:
 
 
 def check_opset(model: onnx.ModelProto, target: int) -> None:
-    """Raises UsageError unless the model is one of opset `target` through and through."""
+    """Raises UsageError unless all nodes of the model exist in opset `target` and onnx's checker accepts it."""
     found = {entry.domain: entry.version for entry in model.opset_import}
     if found != {"": target}:
-        raise UsageError(f"opset {target} was asked for and the graph imports {found}")
+        raise UsageError(f"opset {target} was requested, but the graph imports {found}")
     for node in model.graph.node:
         try:
             onnx.defs.get_schema(node.op_type, target, node.domain)
@@ -63,7 +64,7 @@ def check_opset(model: onnx.ModelProto, target: int) -> None:
 
 
 class _Rewriter:
-    """Rewrites one node at a time; what it needs to know of the graph is its initializers."""
+    """Rewrites one node at a time; from the graph it needs only the initializers."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -76,9 +77,9 @@ class _Rewriter:
             "ReduceMax": (18, self._axes_as_attribute),
             "ReduceMin": (18, self._axes_as_attribute),
             "ReduceL2": (18, self._axes_as_attribute),
-            "Split": (18, lambda node: self._without(node, "num_outputs")),  # it counted its outputs itself
+            "Split": (18, lambda node: self._without(node, "num_outputs")),  # the number of outputs implies it
             "Shape": (15, self._shape),
-            "Reshape": (14, lambda node: self._without(node, "allowzero")),  # a shape without zeros does not need it
+            "Reshape": (14, lambda node: self._without(node, "allowzero")),  # not needed for a shape without zeros
         }
         since, rewriter = rewriters.get(node.op_type, (0, self._as_it_is))
         yield from (rewriter if since > target else self._as_it_is)(node)
@@ -115,7 +116,7 @@ class _Rewriter:
         yield from made
 
     def _axes_as_attribute(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-        """Reductions take their axes as an input from opset 18 on, and as an attribute before."""
+        """Reductions have their axes as an input since opset 18, and as an attribute before."""
         (older,) = self._without(node, "noop_with_empty_axes")
         if len(node.input) > 1:
             axes = self._value(node.input[1], node).tolist()
@@ -124,7 +125,7 @@ class _Rewriter:
         yield older
 
     def _shape(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-        """A part of a shape: the whole shape, then a slice of it."""
+        """A part of a shape becomes the complete shape and a slice of it."""
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         if not attributes:
             yield node
@@ -146,7 +147,7 @@ class _Rewriter:
 
     def _value(self, name: str, node: onnx.NodeProto) -> np.ndarray:
         if name not in self.constants:
-            raise UsageError(f"{node.op_type} {node.name} takes computed axes, which no opset before 18 has")
+            raise UsageError(f"{node.op_type} {node.name} has computed axes, which opsets before 18 do not support")
         values: np.ndarray = numpy_helper.to_array(self.constants[name])
         return values
 

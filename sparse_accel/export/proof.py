@@ -1,4 +1,4 @@
-"""The proof of an export: every check on the written file, run in order, and what they found."""
+"""The proof of an export: all checks on the written file, in order, and their results."""
 
 from __future__ import annotations
 
@@ -20,14 +20,21 @@ _MARKS = {True: "pass", False: "FAIL", None: "not checked"}
 
 
 class ProofFailed(UsageError):
-    """The file that was written is not the model that it came from."""
+    """The written file differs from the exported model."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was checked, how each weight is stored, which kernels run, and how far outputs lie apart."""
+    """The results of all checks.
+
+    Attributes:
+        checks: in the order they ran.
+        layers: how each weight matrix is stored, by name; see `check_weights`.
+        kernels: number of nodes by type in the graph that onnxruntime runs.
+        fidelity: differences of outputs; None if onnxruntime did not run the file.
+    """
 
     checks: list[Check]
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -35,13 +42,13 @@ class Proof:
     fidelity: Fidelity | None = None
 
     def require(self, *, overflows: bool) -> None:
-        """Raises ProofFailed, with every check that failed, unless none did. `overflows`: see `may_overflow`."""
+        """Raises ProofFailed, with all failed checks, if there are any. `overflows`: see `may_overflow`."""
         failed = [check for check in self.checks if check.passed is False]
         if failed:
             raise ProofFailed(reasons(failed, overflows=overflows))
 
     def to_dict(self) -> dict[str, Any]:
-        """The proof as export_report.json holds it."""
+        """Returns the proof as it is written to export_report.json."""
         return {
             "checks": [{"name": c.name, "result": _MARKS[c.passed], "detail": c.detail} for c in self.checks],
             "fidelity": asdict(self.fidelity) if self.fidelity else None,
@@ -51,7 +58,14 @@ class Proof:
 
 
 def prove(path: Path, model: nn.Module, tokenizer: Any, texts: Texts, format: str, opset: int) -> Proof:
-    """Holds a written model.onnx against the model. A file that cannot be read ends the proof at that check."""
+    """Checks a written model.onnx against the model. If the file cannot be read, the proof ends at that check.
+
+    Args:
+        path: of model.onnx.
+        model: with its quantizers on.
+        format: float, qdq or integer.
+        opset: the requested opset.
+    """
     first = check_file(path, opset)
     if not first.passed:
         return Proof([first])
@@ -60,9 +74,9 @@ def prove(path: Path, model: nn.Module, tokenizer: Any, texts: Texts, format: st
         optimized = Path(scratch) / "optimized.onnx"
         try:
             session = measure.session(path, optimized=optimized)
-        except Exception as error:  # onnxruntime has exceptions of its own, without a common base
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             reason = str(error).strip().splitlines()[0]
-            failed = Check("onnxruntime", False, f"does not load the file: {reason}")
+            failed = Check("onnxruntime", False, f"cannot load the file: {reason}")
             return Proof([first, values, zeros, failed], layers)
         kernels, counted = check_kernels(optimized, path, model)
     found = compare(model, session, tokenizer, texts)
@@ -71,19 +85,19 @@ def prove(path: Path, model: nn.Module, tokenizer: Any, texts: Texts, format: st
 
 
 def may_overflow(model: nn.Module, format: str) -> bool:
-    """True where sums of two 8-bit products can overflow 16 bits on a CPU without VNNI: signed weights, and activations
-    of 8 bits."""
+    """Returns whether sums of two 8-bit products can overflow 16 bits on a CPU without VNNI: with signed weights and
+    8-bit activations."""
     return format == "qdq" and any(quantizer.scheme.integers[1] > 127 for quantizer in quantizers(model).values())
 
 
 def reasons(failed: list[Check], *, overflows: bool) -> str:
-    """Returns what to say of a failed proof: the checks, and what may help where only outputs differ."""
-    lines = ["the export is not the model it came from; no deployment was written."]
+    """Returns the message of a failed proof: the failed checks, and what may help if only outputs differ."""
+    lines = ["the exported file differs from the model; no deployment was written."]
     lines += [f"  {check.name}: {check.detail}" for check in failed]
     cpu = measure.cpu()
     if overflows and cpu["vnni"] is False and {check.name for check in failed} <= {"agreement", "logits", "accuracy"}:
         lines.append(
-            f"The weights are right. This CPU ({cpu['name']}) has no VNNI, and onnxruntime's 8-bit sums overflow on "
+            f"The weights are correct. This CPU ({cpu['name']}) has no VNNI, and onnxruntime's 8-bit sums overflow on "
             "it: export with --reduce_range or --format integer, or on a CPU with VNNI"
         )
     return "\n".join(lines)

@@ -1,24 +1,24 @@
-"""export_report.json and export_report.md: what was proven, what was measured, and what that means."""
+"""export_report.json and export_report.md: the proof, the measurements, and advice."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# What runtimes are known to gain, where they were not measured in this run.
+# The known gains of runtimes, for those not measured in this run.
 _KNOWN = {
-    "onnxruntime": "gains from 8-bit integers; zeros bring it nothing",
-    "OpenVINO": "gains from 8-bit integers; zeros bring it nothing",
-    "DeepSparse": "gains from zeros too, in the form `--format integer`; it runs `qdq` slower than float. It was ended "
-    "in 2025: version 1.8 still installs on Python up to 3.11",
+    "onnxruntime": "faster with 8-bit integers; zeros have no effect",
+    "OpenVINO": "faster with 8-bit integers; zeros have no effect",
+    "DeepSparse": "faster with zeros too, with `--format integer`; it runs `qdq` slower than float. Discontinued in "
+    "2025, but version 1.8 still installs on Python up to 3.11",
 }
 
 
 def gains(table: dict[str, dict[str, float]], quantized: bool) -> dict[str, dict[str, float]]:
-    """Returns, by batch size, how many times faster the integers and the zeros make the model.
+    """Returns, by batch size, the speed-up from integers and from zeros, as a factor.
 
     Args:
         table: milliseconds by batch size and contestant; see `measure.latencies`.
-        quantized: whether the model has integers at all.
+        quantized: whether the model is quantized; otherwise there is no entry for integers.
     """
     found: dict[str, dict[str, float]] = {}
     for batch, times in table.items():
@@ -31,7 +31,7 @@ def gains(table: dict[str, dict[str, float]], quantized: bool) -> dict[str, dict
 
 
 def advice(report: dict[str, Any]) -> list[str]:
-    """Returns sentences on where this model runs fast, from what was measured, and from what is known elsewhere."""
+    """Returns sentences about where this model runs fast, from the measurements, else from known results."""
     lines: list[str] = []
     for runtime, words in _KNOWN.items():
         measured = report["gains"].get(runtime)
@@ -47,18 +47,18 @@ def advice(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"This CPU ({report['cpu']['name']}) has no VNNI: its 8-bit products are slower, and sums of two may "
             "overflow 16 bits in onnxruntime. If the agreement above is not good enough, export with --reduce_range "
-            "(7-bit activations), or --format integer, whose unsigned weights take kernels that cannot overflow."
+            "(7-bit activations), or --format integer, whose unsigned weights use kernels that cannot overflow."
         )
     if report["reduce_range"]:
         lines.append(
-            "--reduce_range: activations have 7 bits here and 8 in training; the checks above hold the file against "
+            "--reduce_range: activations have 7 bits here and 8 in training; the checks above compare the file with "
             "the 7-bit model."
         )
     return lines
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """Returns export_report.md."""
+    """Returns the content of export_report.md."""
     source, sizes = report["source"], report["files"]
     lines = [
         "# Export report",
@@ -73,7 +73,7 @@ def as_text(report: dict[str, Any]) -> str:
     ]
     lines += [f"| {check['name']} | {check['result']} | {check['detail']} |" for check in report["checks"]]
     lines += [line for note in report["notes"] for line in ("", f"Note: {note}.")]
-    lines += ["", "## Size", "", "| file | bytes | of the dense float32 model |", "|---|---|---|"]
+    lines += ["", "## Size", "", "| file | bytes | fraction of dense float32 |", "|---|---|---|"]
     lines += [f"| {name} | {size['bytes']:,} | {size['ratio']:.3f} |" for name, size in sizes.items()]
     lines += ["", f"## Speed: milliseconds, one thread, {report['tokens']} tokens, medians of one interleaved run", ""]
     for runtime, table in report["latency"].items():
@@ -91,7 +91,7 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def closing_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns the rows of the table that the script prints at its end."""
+    """Returns the rows of the table that the script prints at the end."""
     rows = [(check["name"], f"{check['result']}: {check['detail']}") for check in report["checks"]]
     rows += [
         ("size", f"{name} {size['bytes'] / 1e6:.1f} MB, {size['ratio']:.3f} of dense float32")

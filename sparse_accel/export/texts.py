@@ -1,4 +1,4 @@
-"""Real sentences to prove an export on: data that is named, the run's own validation data, or those shipped here."""
+"""Real sentences to prove an export on: the data of --data, the run's own validation data, or those of this package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sparse_accel.cli.export import ExportArguments
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
-# The flags of a training run that say what it was evaluated on.
+# The flags of a training run that select its validation data.
 _DATA_FLAGS = (
     *("task_name", "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file"),
     *("validation_ratio", "eval_on_test", "input_column_names", "text_column_name", "label_column_name"),
@@ -36,11 +36,11 @@ class Texts:
     """Tokenized sentences.
 
     Attributes:
-        source: where they come from, in words.
-        rows: input_ids, attention_mask, token_type_ids where the tokenizer makes them, and the task's columns; labels
-            where there are any.
-        task: that judges them.
-        split: of the task's data, that they are.
+        source: where they come from, as text.
+        rows: input_ids, attention_mask, token_type_ids if the tokenizer makes them, the task's columns, and labels if
+            there are any.
+        task: computes the metrics.
+        split: their split in the task's data.
     """
 
     source: str
@@ -54,43 +54,43 @@ class Texts:
 
 
 def find_texts(arguments: ExportArguments, model: nn.Module, tokenizer: Any, length: int) -> tuple[Texts, str]:
-    """Returns sentences and a line on why not better ones, empty where they are the best there can be.
+    """Returns sentences, and a line why they are only those of this package; empty if they are the requested ones.
 
     Args:
-        arguments: where the model lies, its task, and which data is named: a file, a GLUE task or a Hub dataset. None:
-            the data that the run was evaluated on, if it is still there.
-        length: tokens kept of a sentence.
+        arguments: name the model, its task, and the data: a file, a GLUE task or a Hub dataset. Without --data, the
+            run's validation data is used, if it still exists.
+        length: maximum number of tokens per sentence.
 
     Raises:
-        UsageError: the data that is named cannot be read.
+        UsageError: the data of --data cannot be read.
     """
     folder, kind = Path(str(arguments.model_path)), TASKS[arguments.task_name]
     flags: dict[str, Any] = {"max_eval_samples": arguments.max_eval_samples}
     if arguments.data is not None:
         try:
             return _load(folder, kind, model, tokenizer, length, flags | _named(arguments, kind)), ""
-        except UsageError as error:  # the flags that files have in training
+        except UsageError as error:  # it names the files' training flags
             raise UsageError(re.sub("--(validation_file|test_file)", "--data", str(error))) from error
     recorded = _recorded(folder)
     if recorded is None:
         return shipped(
             kind, model, tokenizer, length
-        ), "no validation data is recorded for this model; --data FILE names some"
+        ), "no validation data is recorded for this model; name it with --data FILE"
     try:
         return _load(folder, kind, model, tokenizer, length, recorded | flags), ""
     except UsageError as error:
-        return shipped(kind, model, tokenizer, length), f"the run's validation data cannot be used any more ({error})"
+        return shipped(kind, model, tokenizer, length), f"the run's validation data can no longer be used ({error})"
 
 
 def shipped(kind: type[Task], model: Any, tokenizer: Any, length: int) -> Texts:
-    """The sentences of this package, without labels."""
+    """Returns the sentences of this package, without labels."""
     lines = [line for line in SENTENCES.read_text(encoding="utf-8").splitlines() if line.strip()]
     task = kind.of_sentences(head_in(model.config, "config.json"), lines)
     return Texts("this package", _tokenized(task, tokenizer, length)["test"], task, "test")
 
 
 def _named(arguments: ExportArguments, kind: type[Task]) -> dict[str, Any]:
-    """The flags that read what --data names; rows without labels are such as are predicted."""
+    """The training flags that read the data of --data; a file without labels is read as a test file."""
     data, path = str(arguments.data), Path(str(arguments.data))
     flags = {"label_column_name": arguments.label_column_name, kind.text_flag: arguments.input_column_names}
     if kind.text_flag == "text_column_name" and arguments.input_column_names:

@@ -1,8 +1,8 @@
-"""From a PyTorch classifier to an ONNX graph in which every Linear and Embedding is one node that names its layer.
+"""Tracing: from a PyTorch classifier to an ONNX graph in which every Linear and Embedding is one node with its name.
 
-torch.export sees a placeholder instead of each such layer, so nothing that the exporter or its optimizer does can reach
-their weights: `lower.py` puts them in afterwards, in the form that is asked for. Everything else (attention, LayerNorm,
-activations, masks) is the exporter's, with the model's own names for its parameters.
+torch.export sees a placeholder instead of each such layer, so the exporter and its optimizer cannot change the weights:
+`lower.py` adds them afterwards, in the requested format. The exporter writes everything else (attention, LayerNorm,
+activations, masks), with the model's own names for its parameters.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from sparse_accel.errors import UsageError
 from sparse_accel.nn.layers import SparseEmbedding, SparseLinear
 
-# The domain of the placeholders; `lower.py` leaves none of them.
+# The operator domain of the placeholders; `lower.py` replaces all of them.
 DOMAIN = "sparse_accel"
-# What PyTorch's exporter writes by itself; `opset.py` rewrites for older ones.
+# The opset of PyTorch's exporter; `opset.py` rewrites the graph for older opsets.
 NATIVE_OPSET = 18
 _EXAMPLE_TOKENS = 8
 _LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
@@ -34,9 +34,9 @@ def trace(model: nn.Module, tokenizer: Any, *, sequence_length: int | None = Non
     """Returns the graph of a classifier, from token ids to logits, with placeholders for its layers.
 
     Args:
-        model: a sequence classifier of transformers, float32.
-        tokenizer: says which inputs there are: input_ids, attention_mask and, where it makes them, token_type_ids.
-        sequence_length: tokens of every row; None leaves the number of tokens open. Rows a batch are always open.
+        model: a classifier of transformers, float32.
+        tokenizer: determines the inputs: input_ids, attention_mask and, if it makes them, token_type_ids.
+        sequence_length: number of tokens per row; None leaves it open. The batch size is always open.
         opset: of the graph, at least NATIVE_OPSET.
 
     Returns:
@@ -45,7 +45,7 @@ def trace(model: nn.Module, tokenizer: Any, *, sequence_length: int | None = Non
         name, and `rank`, the input's number of axes.
 
     Raises:
-        UsageError: the exporter cannot follow this architecture, or fixed an axis that should be open.
+        UsageError: the exporter cannot trace this architecture, or fixed an axis that should be open.
     """
     model = _with_placeholders(model)
     inputs = example_inputs(model, tokenizer, sequence_length or _EXAMPLE_TOKENS)
@@ -66,8 +66,8 @@ def trace(model: nn.Module, tokenizer: Any, *, sequence_length: int | None = Non
             )
     except Exception as error:
         raise UsageError(
-            f"PyTorch's ONNX exporter cannot follow this {kind} ({_reason(error)}). "
-            "Exported so far: BERT, DistilBERT, RoBERTa, ELECTRA, ALBERT, MiniLM, ModernBERT, DeBERTa-v2"
+            f"PyTorch's ONNX exporter cannot trace this {kind} ({_reason(error)}). "
+            "Known to work: BERT, DistilBERT, RoBERTa, ELECTRA, ALBERT, MiniLM, ModernBERT, DeBERTa-v2"
         ) from error
     assert program is not None
     proto = program.model_proto
@@ -76,13 +76,13 @@ def trace(model: nn.Module, tokenizer: Any, *, sequence_length: int | None = Non
             if not value.type.tensor_type.shape.dim[axis].dim_param:
                 raise UsageError(
                     f"the exporter fixed the {axes[axis]} axis of this {kind}"
-                    + ("" if axis == 0 else ": give --sequence_length N, and pad every text to N tokens")
+                    + ("" if axis == 0 else ": pass --sequence_length N, and pad every text to N tokens")
                 )
     return proto
 
 
 def example_inputs(model: nn.Module, tokenizer: Any, tokens: int) -> dict[str, Tensor]:
-    """Returns two rows of `tokens` ids each, the second one padded, as the model and tokenizer name their inputs."""
+    """Returns two rows of `tokens` ids each, the second one padded, by the input names of model and tokenizer."""
     ids = torch.full((2, tokens), int(tokenizer.unk_token_id or tokenizer.mask_token_id or 5))
     mask = torch.ones_like(ids)
     ids[1, -1], mask[1, -1] = int(tokenizer.pad_token_id or 0), 0
@@ -93,7 +93,7 @@ def example_inputs(model: nn.Module, tokenizer: Any, tokens: int) -> dict[str, T
 
 
 def plain_inputs(tokens: int = 4) -> dict[str, Tensor]:
-    """Returns the smallest input that every classifier takes: one row of ids, none of them padding."""
+    """Returns the smallest input that every classifier accepts: one row of ids without padding."""
     return {"input_ids": torch.full((1, tokens), 2), "attention_mask": torch.ones((1, tokens), dtype=torch.int64)}
 
 
@@ -105,7 +105,7 @@ def _with_placeholders(model: nn.Module) -> nn.Module:
     """Returns a copy whose Linear and Embedding layers are placeholders, and whose attention is plain operations."""
     model = copy.deepcopy(model).eval().requires_grad_(False)
     if hasattr(model, "set_attn_implementation"):
-        # PyTorch's fused attention exports with guards against empty rows; plain operations are what runtimes fuse.
+        # Runtimes fuse plain operations, but PyTorch's fused attention is exported with guards against empty rows.
         cast(Any, model).set_attn_implementation("eager")
     for name, module in model.named_modules():
         if type(module) in (nn.Linear, SparseLinear):
@@ -116,7 +116,7 @@ def _with_placeholders(model: nn.Module) -> nn.Module:
 
 
 def _placeholder(kind: str, layer: str, width: int, *, input_axes: int | None) -> Callable[[Tensor], Tensor]:
-    """Returns a forward whose output has the first `input_axes` axes of its input (None: all) and one of `width`."""
+    """Returns a forward whose output has the first `input_axes` axes of its input (None: all), and one of `width`."""
 
     def forward(x: Tensor) -> Tensor:
         found: Tensor = torch.onnx.ops.symbolic(
@@ -134,7 +134,7 @@ def _placeholder(kind: str, layer: str, width: int, *, input_axes: int | None) -
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's own notes (packages that it looks for, names that it shortens) off the screen."""
+    """Hides the exporter's own messages (missing packages, shortened names) inside the block."""
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -148,7 +148,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause, on one line: the exporter wraps it several times in advice for its own developers."""
+    """The innermost cause on one line, because the exporter wraps it several times in advice for its own developers."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,1 +1,1 @@
-"""A model as folder or id: loaded, saved, taught, measured."""
+"""Models, by folder or Hub id: loading, saving, the teacher, and sparsity."""

@@ -1,7 +1,7 @@
-"""The files of a trained model: a plain Hugging Face folder, with what quantization adds beside it.
+"""The files of a trained model: a plain Hugging Face folder, plus a file with the quantizers.
 
-`from_pretrained(folder)` of transformers' AutoModelFor... reads the float sparse model; `load(folder)` here reads the
-model as it was trained, quantizers on. Their accuracies differ.
+`from_pretrained(folder)` of transformers' AutoModelFor... loads the sparse float model; `load(folder)` here loads the
+model as it was trained, with quantizers on. Their accuracies differ.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-# Else transformers asks a service of the Hub, in a thread of its own, to convert weights of the older format.
+# Otherwise transformers starts a thread that asks a Hub service to convert weights of the older format.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 QUANTIZATION_FILE = "quantization.json"
 _VERSION = 1
 
 
 def save_model(folder: Path, accelerator: Accelerator, model: nn.Module, tokenizer: Any) -> None:
-    """Writes configuration, weights, tokenizer and quantizers of a prepared model. Call it on every process.
+    """Writes configuration, weights, tokenizer and quantizers of a prepared model. All processes must call it.
 
-    The weights are float32 with exact zeros under the masks, and carry only names that transformers knows.
+    The weights are float32 with exact zeros where masks prune, under the names that transformers uses.
     """
     plain = plain_model(accelerator, model)
     weights = dict(full_state_dict(accelerator, model))
@@ -62,7 +62,7 @@ def save_model(folder: Path, accelerator: Accelerator, model: nn.Module, tokeniz
 
 
 def write_quantizers(folder: Path, model: nn.Module) -> None:
-    """Writes the quantizers that are on, with format, range, scale and zero point; no file when there are none."""
+    """Writes quantization.json: scheme, range, scale and zero point of each active quantizer; no file without any."""
     entries = {
         name: {
             **quantizer.scheme.to_dict(),
@@ -81,7 +81,7 @@ def write_quantizers(folder: Path, model: nn.Module) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keeps transformers from printing anything but errors."""
+    """Makes transformers print only errors inside the block."""
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     try:
@@ -91,15 +91,15 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def load(folder: str | Path, **options: Any) -> nn.Module:
-    """Returns the model of an output folder as it was trained, in eval mode, quantizers on; the head is the task's.
+    """Returns the model of an output folder as it was trained, in eval mode, with quantizers on and the task's head.
 
     Args:
-        folder: written by a training script; any Hugging Face folder or id, or `zoo:` stub, gives its plain model.
-        options: for the `from_pretrained` of transformers' class with that head.
+        folder: written by a training script. Another Hugging Face folder or id, or a `zoo:` stub, gives a plain model.
+        options: passed to `from_pretrained` of transformers' class with that head.
 
     Raises:
-        UsageError: the folder holds no trained classifier, config.json and weights do not fit together, or the
-            quantizers' file does not fit the model.
+        UsageError: there is no trained classifier in the folder, config.json and weights do not match, or
+            quantization.json does not match the model.
     """
     address = model_address("sparse_accel.load", str(folder), options.get("cache_dir"))
     source = {name: options[name] for name in ("revision", "cache_dir") if name in options}
@@ -108,10 +108,10 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
 
 
 def load_as(folder: str, task: type[Task], **options: Any) -> nn.Module:
-    """The same for a folder or Hub id whose model is of a task.
+    """Returns the same as `load`, for a folder or Hub id and a given task.
 
     Raises:
-        UsageError: as `load`.
+        UsageError: see `load`.
     """
     try:
         model, _ = read_model(folder, task, keeps_head=True, may_be_new=False, **options)
@@ -130,18 +130,19 @@ def load_as(folder: str, task: type[Task], **options: Any) -> nn.Module:
 def read_model(
     address: str, task: type[Task], *, config: Any = None, keeps_head: bool, may_be_new: bool, **source: Any
 ) -> tuple[Any, list[str]]:
-    """Returns a model with a task's head, float32, and the names of weights that are newly initialized: of its head.
+    """Returns a float32 model with a task's head, and the sorted names of its newly initialized weights.
 
     Args:
         address: folder or Hub id.
-        task: whose head it has.
-        config: of the model; None: the one that is there.
-        keeps_head: whether the head that is there is wanted; otherwise its output layer is a new one.
-        may_be_new: whether a head may be missing: for training.
+        task: the task of the head.
+        config: of the model; None reads it from `address`.
+        keeps_head: whether to keep the head in the file; otherwise its output layer is newly initialized.
+        may_be_new: whether the head may be missing in the file; True for training.
         source: for `from_pretrained`: revision, cache_dir, ...
 
     Raises:
-        UsageError: config.json and weights do not fit together; the message names a tensor, with both its shapes.
+        UsageError: config.json and weights do not match (the message names a tensor and its shapes), the head is
+            missing, or the file is a quantized checkpoint of SparseML.
     """
     auto_class: Any = getattr(transformers, f"AutoModel{task.architecture}")
     options: dict[str, Any] = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **source}
@@ -149,7 +150,7 @@ def read_model(
         options["config"] = config
 
     def read(**more: Any) -> tuple[Any, dict[str, Any]]:
-        with quiet_transformers():  # its report on missing weights
+        with quiet_transformers():  # hides its report on missing weights; it is checked below
             found: tuple[Any, dict[str, Any]] = auto_class.from_pretrained(
                 address, output_loading_info=True, **options, **more
             )
@@ -159,36 +160,34 @@ def read_model(
     if any(_OF_SPARSEML.search(key) for key in info["unexpected_keys"]):
         if not may_be_new:
             raise UsageError(
-                "a checkpoint that SparseML saved after quantization-aware training. Its weights can be read, its "
-                "quantization ranges cannot: start from it with a training script, --do_train or "
-                "--one_shot, and a recipe that quantizes"
+                "this checkpoint was saved by SparseML after quantization-aware training. Its weights can be read, its "
+                "quantization ranges cannot: start from it with a training script, --do_train or --one_shot, and a "
+                "recipe that quantizes"
             )
         renamed, info = read(key_mapping={_OF_SPARSEML.pattern: r".\1"})
-        # A model of its own: the renamed one would be saved under the names that it was read from.
+        # A second model, because the renamed one would be saved under the names it was read from.
         model = auto_class.from_config(renamed.config, dtype=torch.float32)
         model.load_state_dict(renamed.state_dict())
-        warn(
-            f"{address} was saved by SparseML after quantization-aware training: its weights are taken, not its ranges"
-        )
+        warn(f"{address} was saved by SparseML after quantization-aware training: its weights are used, its ranges not")
     fresh = _newly_initialized(model, info, keeps_head, may_be_new)
     if not keeps_head:
         fresh += _initialize_outputs(model, fresh)
     return model, sorted(fresh)
 
 
-# SparseML wrapped each quantized layer: `dense.module.weight` beside `dense.quant...` and `...weight_fake_quant...`.
+# SparseML wrapped each quantized layer: `dense.module.weight` next to `dense.quant...` and `...weight_fake_quant...`.
 _OF_SPARSEML = re.compile(r"\.module\.(weight|bias)$")
 
 
 def _newly_initialized(model: Any, info: Mapping[str, Any], keeps_head: bool, may_be_new: bool) -> list[str]:
-    """Returns the weights that the file lacks, or has for another number of labels.
+    """Returns the weights that the file does not contain, or contains for another number of labels.
 
     Args:
-        info: what `from_pretrained` found: missing_keys, mismatched_keys (name, shape in the file, shape in the model),
-            unexpected_keys.
+        info: the loading info of `from_pretrained`: missing_keys, mismatched_keys (name, shape in the file, shape in
+            the model), unexpected_keys.
 
     Raises:
-        UsageError: they are not all of the head; or the file has blocks that the model lacks.
+        UsageError: some of them do not belong to the head, or the file has blocks that the model does not have.
     """
     base = f"{model.base_model_prefix}."
     missing, shapes = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
@@ -198,43 +197,43 @@ def _newly_initialized(model: Any, info: Mapping[str, Any], keeps_head: bool, ma
     if wrong:
         name, in_file, in_model = wrong[0]
         raise UsageError(
-            f"config.json and weights are of different models: {name} is {_times(in_file)} in the file, and "
+            f"config.json and weights belong to different models: {name} is {_times(in_file)} in the file, but "
             f"{_times(in_model)} by config.json{_and_more(wrong)}. Copy both from the same model"
         )
     absent = [name for name in missing if not headless or not _is_of_head(name, base)]
     if absent and not may_be_new and all(_is_of_head(name, base) for name in absent):
-        absent.sort(key=lambda name: name.startswith(base))  # the classifier before the pooler
-        raise UsageError(f"no trained classifier: weights are missing ({listed(absent, 4)}). Train it first")
+        absent.sort(key=lambda name: name.startswith(base))  # list the classifier before the pooler
+        raise UsageError(f"no trained classifier: weights are missing ({listed(absent, 4)}). Train the model first")
     if absent:
         raise UsageError(
-            f"config.json and weights are of different models: the file holds no weights for {absent[0]} "
+            f"config.json and weights belong to different models: the file has no weights for {absent[0]} "
             f"({_times(model.state_dict()[absent[0]].shape)} by config.json){_and_more(absent)}. Copy both from "
             "the same model"
         )
     modules = {name for name, _ in model.named_modules()}
-    # A file of the encoder alone has names without its prefix.
+    # A file with only the encoder has names without its prefix.
     blocks = [(name, _BLOCK.match(prefix + name)) for name in info["unexpected_keys"] for prefix in ("", base)]
     beyond = sorted(name for name, found in blocks if found and found[1] in modules and found[0] not in modules)
     if beyond:
         raise UsageError(
-            f"config.json and weights are of different models: the file holds {beyond[0]}{_and_more(beyond)}, and by "
+            f"config.json and weights belong to different models: the file has {beyond[0]}{_and_more(beyond)}, but by "
             "config.json the model has no such block. Correct its number of layers; to drop layers on purpose, load "
             "the model with fewer layers in transformers and save it first"
         )
     return missing + [name for name, _, _ in shapes]
 
 
-# The list of blocks of an encoder, and one of its entries.
+# The name of a list of blocks, and of one of its blocks.
 _BLOCK = re.compile(r"(.*?)\.\d+(?=\.)")
 
 
 def _is_of_head(name: str, base: str) -> bool:
-    """Whether a weight is of the head: outside of the encoder, or its pooler, which language models lack."""
+    """Whether a weight belongs to the head: it is outside the encoder, or in its pooler, which language models lack."""
     return not name.startswith(base) or "pooler" in name.split(".")
 
 
 def _output_layers(model: Any) -> list[tuple[str, nn.Linear]]:
-    """The layers of the head that give one value for each label."""
+    """The layers of the head that give one value per label."""
     base = f"{model.base_model_prefix}."
     return [
         (name, module)
@@ -247,7 +246,7 @@ def _output_layers(model: Any) -> list[tuple[str, nn.Linear]]:
 
 @torch.no_grad()
 def _initialize_outputs(model: Any, fresh: list[str]) -> list[str]:
-    """Initializes output layers that the file happened to have in the right size: they are of other labels."""
+    """Newly initializes output layers that the file contains with the right size, but for other labels."""
     replaced = []
     for name, layer in _output_layers(model):
         if f"{name}.weight" not in fresh:
@@ -270,15 +269,22 @@ def _and_more(entries: Sequence[Any]) -> str:
 
 
 def read_quantizers(path: Path, model: nn.Module) -> None:
-    """Puts the quantizers of a file into a plain model, on and frozen."""
+    """Adds the quantizers of a file to a plain model, on and with frozen ranges.
+
+    Args:
+        path: of quantization.json.
+
+    Raises:
+        UsageError: the file cannot be read, is from a newer version, or belongs to another model.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version, entries = content["version"], dict(content["quantizers"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is not a quantizers' file ({error}): copy it anew from the training run") from error
+        raise UsageError(f"{path} is not a quantizer file ({error}): copy it again from the training run") from error
     if version != _VERSION:
         raise UsageError(
-            f"{path} has version {version}, and this sparse_accel reads version {_VERSION}: install a newer"
+            f"{path} has version {version}, but this sparse_accel reads version {_VERSION}: install a newer one"
         )
     modules = dict(model.named_modules())
     for name, entry in entries.items():
@@ -288,7 +294,7 @@ def read_quantizers(path: Path, model: nn.Module) -> None:
         except (KeyError, TypeError):
             layer = None
         if layer is None or which not in ("input_quantizer", "weight_quantizer", "output_quantizer"):
-            raise UsageError(f"{path}: this model has no layer for '{name}': the file belongs to another model")
+            raise UsageError(f"{path}: the model has no layer for '{name}': the file belongs to another model")
         setattr(layer, which, _quantizer(path, name, entry))
 
 
@@ -301,10 +307,12 @@ def _quantizer(path: Path, name: str, entry: dict[str, Any]) -> FakeQuantize:
         agrees = agrees and quantizer.zero_point.tolist() == entry["zero_point"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"{path}: '{name}' is incomplete ({error}): copy the file anew from the training run"
+            f"{path}: '{name}' is incomplete ({error}): copy the file again from the training run"
         ) from error
     if not agrees:
-        raise UsageError(f"{path}: scale and range of '{name}' disagree: the file was changed by hand")
+        raise UsageError(
+            f"{path}: scale and range of '{name}' do not match: the file was edited. Copy it again from the run"
+        )
     quantizer.enabled = True
     return quantizer
 
@@ -314,7 +322,7 @@ def _tensor(values: list[float]) -> Tensor:
 
 
 def fingerprint_of_model(model: nn.Module) -> str:
-    """Returns a digest of what a model computes with: its weights, and the ranges of quantizers that are on."""
+    """Returns a digest of what a model computes with: its weights, and scales and zero points of active quantizers."""
     from sparse_accel.nn.layers import quantizers
 
     tensors = dict(model.state_dict())

@@ -1,4 +1,4 @@
-"""Models and tokenizers by folder or Hub id, with errors that say what was tried."""
+"""Loading models and tokenizers by folder or Hub id, with errors that say what was tried."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from sparse_accel.tasks.label_names import Head, head_in, set_labels, taken_by_p
 if TYPE_CHECKING:
     from sparse_accel.cli.training import TrainingArguments
 
-# What transformers raises for a folder or id that is wrong or out of reach.
+# What transformers raises for a folder or id that is wrong or cannot be reached.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError)
 
 
 def fine_tuned_head(arguments: TrainingArguments, task: type[Task]) -> Head | None:
-    """Returns the head of the model that a run starts from; None for a model without one, or where --new_head asks.
+    """Returns the head of the model that a run starts from; None for a model without one, or with --new_head.
 
-    Its config.json tells, or, where that says nothing of a head, its weights.
+    config.json decides or, if it names no head, the weights do.
 
     Args:
-        arguments: which model.
-        task: whose head it is.
+        arguments: name the model.
+        task: the task of the head.
 
     Raises:
-        UsageError: its config.json cannot be read, or contradicts itself.
+        UsageError: the model's config.json cannot be read, or contradicts itself.
     """
     config = _own_config(arguments)
     if arguments.new_head or _has_head(config, task) is False:
@@ -53,16 +53,16 @@ def fine_tuned_head(arguments: TrainingArguments, task: type[Task]) -> Head | No
 
 
 def default_head(arguments: TrainingArguments) -> Head:
-    """Returns the head that the model has or, without a fine-tuned one, would get by its config.json.
+    """Returns the head of the model or, without a fine-tuned one, the head that its config.json describes.
 
     Raises:
-        UsageError: its config.json cannot be read, or contradicts itself.
+        UsageError: the model's config.json cannot be read, or contradicts itself.
     """
     return head_in(_own_config(arguments), f"--model_name_or_path {arguments.model_name_or_path}")
 
 
 def _own_config(arguments: TrainingArguments) -> Any:
-    """The model's own configuration, which names its outputs; --config_name's where it has none."""
+    """The model's own configuration, which names its outputs; that of --config_name if the model has none."""
     try:
         return _read_config(arguments, "--model_name_or_path", str(arguments.model_name_or_path))
     except UsageError:
@@ -81,21 +81,21 @@ def _read_config(arguments: TrainingArguments, flag: str, name: str) -> Any:
 
 
 def _has_head(config: Any, task: type[Task]) -> bool | None:
-    """Whether a configuration is of a model with a task's head; None where it names no head, or only an encoder."""
+    """Whether a configuration belongs to a model with a task's head; None if it names no head, or only an encoder."""
     kinds = [kind for kind in getattr(config, "architectures", None) or [] if "For" in kind]
     return any(kind.endswith(task.architecture) for kind in kinds) if kinds else None
 
 
 def load_model(arguments: TrainingArguments, task: Task | type[Task]) -> tuple[Any, list[str]]:
-    """Returns a model with the task's head, float32, and the names of its weights that are newly initialized.
+    """Returns a float32 model with the task's head, and the names of its newly initialized weights.
 
     Args:
-        arguments: which model.
-        task: says the labels, and whether the model's own head is kept; otherwise its head is a new one, as is the one
-            that a language model lacks. A class: labels and head are the model's own.
+        arguments: name the model.
+        task: gives the labels, and whether to keep the model's own head; otherwise, and for a language model, the head
+            is newly initialized. For a class, labels and head are the model's own.
 
     Raises:
-        UsageError: nothing can be read there, or config.json and weights do not fit together: only a head may be new.
+        UsageError: the model cannot be read, or config.json and weights do not match: only the head may be missing.
     """
     flag, name = "--model_name_or_path", str(arguments.model_name_or_path)
     config, address = _own_config(arguments), model_address(flag, name, arguments.cache_dir)
@@ -119,17 +119,21 @@ def load_model(arguments: TrainingArguments, task: Task | type[Task]) -> tuple[A
 
 
 def load_trained(arguments: TrainingArguments, task: type[Task]) -> nn.Module:
-    """Returns the model of an output folder as it was trained, quantizers on, for evaluation and prediction."""
+    """Returns the model of --model_name_or_path as it was trained, quantizers on, for evaluation and prediction.
+
+    Raises:
+        UsageError: the model cannot be read, belongs to another task, or its quantizers are incomplete.
+    """
     name = str(arguments.model_name_or_path)
     source = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
     return _load_named("--model_name_or_path", name, task, **source)
 
 
 def load_for_export(name: str, task: type[Task]) -> tuple[nn.Module, Any, int]:
-    """Returns a trained model with its quantizers on, its tokenizer, and the most tokens that both take.
+    """Returns a trained model with its quantizers on, its tokenizer, and the maximum number of tokens of both.
 
     Raises:
-        UsageError: nothing can be read there, the model has another head, or its quantizers are not all there.
+        UsageError: the model cannot be read, has the head of another task, or its quantizers are incomplete.
     """
     flag = "--model_path"
     address = model_address(flag, name)
@@ -140,8 +144,8 @@ def load_for_export(name: str, task: type[Task]) -> tuple[nn.Module, Any, int]:
         raise _unreadable(flag, name, address, error) from error
     if _has_head(config, task) is False:
         raise UsageError(
-            f"{flag} {name} holds a {config.architectures[0]}, which does not {task.purpose}: --task {task.name} needs "
-            f"a model {task.architecture}"
+            f"{flag} {name} is a {config.architectures[0]}, which does not {task.purpose}: --task {task.name} needs a "
+            f"model {task.architecture}"
         )
     model = _load_named(flag, name, task)
     tokenizer = _tokenizer(flag, name, task)
@@ -149,7 +153,7 @@ def load_for_export(name: str, task: type[Task]) -> tuple[nn.Module, Any, int]:
 
 
 def _quantized_in_training(folder: Path, default: int) -> int:
-    """How many Linears the run that wrote an output folder quantized; `default` where no record says so."""
+    """How many Linears the run that wrote an output folder quantized; `default` without a record."""
     try:
         return int(json.loads((folder / "train_results.json").read_text(encoding="utf-8"))["quantized_linears"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -157,24 +161,24 @@ def _quantized_in_training(folder: Path, default: int) -> int:
 
 
 def _check_quantizers(flag: str, name: str, address: str, model: nn.Module) -> None:
-    """Raises UsageError where training quantized other Linears than a folder has quantizers for."""
+    """Raises UsageError if training quantized more or fewer Linears than the folder has quantizers for."""
     found, _ = quantized_linears(model)
     trained = _quantized_in_training(Path(address), found)
     if trained == found:
         return
     if not (Path(address) / QUANTIZATION_FILE).is_file():
         raise UsageError(
-            f"{flag} {name}: training quantized {trained} Linears, and {QUANTIZATION_FILE}, which holds their scales, "
-            "is missing. Copy it from the training run"
+            f"{flag} {name}: training quantized {trained} Linears, but {QUANTIZATION_FILE} with their scales is "
+            "missing. Copy it from the training run"
         )
     raise UsageError(
-        f"{flag} {name}: training quantized {trained} Linears, and {QUANTIZATION_FILE} has scales of {found}. Copy "
+        f"{flag} {name}: training quantized {trained} Linears, but {QUANTIZATION_FILE} has scales for {found}. Copy "
         "that file again from the training run"
     )
 
 
 def _load_named(flag: str, name: str, task: type[Task], **source: Any) -> nn.Module:
-    """`files.load_as`, with errors that name the flag that the model was asked for by."""
+    """`files.load_as`, with errors that name the flag the model was given by."""
     address = model_address(flag, name, source.get("cache_dir"))
     _check_pointers(flag, name, address)
     try:
@@ -190,12 +194,16 @@ def _load_named(flag: str, name: str, task: type[Task], **source: Any) -> nn.Mod
 
 
 def head_of(model: nn.Module) -> Head:
-    """Returns the labels of a model in the order of its outputs, and its problem type."""
+    """Returns the head of a model: its labels in the order of the outputs, and its problem type."""
     return head_in(cast(Any, model).config, "config.json")
 
 
 def load_tokenizer(arguments: TrainingArguments, task: type[Task]) -> Any:
-    """Returns the tokenizer: --tokenizer_name's, the teacher's with --use_teacher_tokenizer, else the model's."""
+    """Returns the tokenizer of the teacher (--use_teacher_tokenizer), of --tokenizer_name, or else of the model.
+
+    Raises:
+        UsageError: the tokenizer cannot be read.
+    """
     source = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
     own = str(arguments.model_name_or_path)
     if arguments.use_teacher_tokenizer:
@@ -205,25 +213,25 @@ def load_tokenizer(arguments: TrainingArguments, task: type[Task]) -> Any:
     else:
         return _tokenizer("--model_name_or_path", own, task, **source)
     tokenizer = _tokenizer(flag, name, task, **source)
-    with contextlib.suppress(UsageError):  # the model may have no tokenizer of its own
+    with contextlib.suppress(UsageError):  # the model may not have its own tokenizer
         _warn_of_other_pieces(f"{flag} {name}", tokenizer, _tokenizer("--model_name_or_path", own, task, **source))
     return tokenizer
 
 
 def _warn_of_other_pieces(what: str, tokenizer: Any, own: Any) -> None:
-    """Warns where a tokenizer numbers pieces of text otherwise than the model's own, which its embeddings belong to."""
+    """Warns if a tokenizer has other token ids than the model's own, because the embeddings belong to the latter."""
     numbers, own_numbers = tokenizer.get_vocab(), own.get_vocab()
     differ = [piece for piece in sorted(numbers, key=numbers.get) if own_numbers.get(piece) != numbers[piece]]
     if differ:
         examples = ", ".join(f"{piece!r} {numbers[piece]} (there {own_numbers.get(piece)})" for piece in differ[:3])
         warn(
-            f"{what} is another vocabulary than the model's own: {len(differ)} of {len(numbers)} pieces have other "
-            f"numbers, such as {examples}. The model's embeddings are those of other pieces"
+            f"{what} has another vocabulary than the model: {len(differ)} of {len(numbers)} tokens have other ids, "
+            f"such as {examples}. The model's embeddings do not belong to these tokens"
         )
 
 
 def _tokenizer(flag: str, name: str, task: type[Task], **source: Any) -> Any:
-    """Returns the tokenizer of a folder or id, with errors that name the flag that it was asked for by."""
+    """Returns the tokenizer of a folder or id, with errors that name the flag it was given by."""
     address = model_address(flag, name, source.get("cache_dir"))
     _check_pointers(flag, name, address)
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
@@ -232,7 +240,7 @@ def _tokenizer(flag: str, name: str, task: type[Task], **source: Any) -> Any:
     except _LOADING_ERRORS as error:
         raise _unreadable(f"{flag} (its tokenizer)", name, address, error) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
-        # transformers makes an empty one of the right class where the files are missing: every word is unknown to it.
+        # If the files are missing, transformers returns an empty tokenizer for which every word is unknown.
         if complaint := hub_complaint(address):
             raise out_of_reach(f"{flag} (its tokenizer) {name}", address, "model", complaint)
         place = "the folder" if Path(address).is_dir() else f"{address} on the Hub"
@@ -241,42 +249,40 @@ def _tokenizer(flag: str, name: str, task: type[Task], **source: Any) -> Any:
 
 
 def max_length(tokenizer: Any, model: nn.Module) -> int:
-    """Returns the most tokens that tokenizer and model take."""
+    """Returns the maximum number of tokens that both tokenizer and model accept."""
     named = getattr(model.config, "max_position_embeddings", None) or 0
     limits = [int(tokenizer.model_max_length), *([named] if named > 0 else [])]  # XLNet says -1: no limit
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # Many a model counts positions from the one after its padding token's: those up to it hold no token.
+            # Many models count positions from padding_idx + 1: the positions up to padding_idx are unused.
             used = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - used)
     return min(limits)
 
 
 def load_teacher(arguments: TrainingArguments, student: nn.Module, task: Task) -> tuple[Teacher, Any]:
-    """Returns the teacher and its own tokenizer (None for `self`, a frozen copy of the student as it starts).
+    """Returns the teacher and its tokenizer (None for `self`: a frozen copy of the student before training).
 
     Raises:
-        UsageError: it cannot be read, or its labels are others.
+        UsageError: the teacher cannot be read, or its labels differ from the student's.
     """
     name = arguments.distill_teacher
     assert name is not None
     if name == "self":
         if not task.data.keeps_head:
-            warn("--distill_teacher self: the model has no head for these labels yet, so as a teacher it is random")
+            warn("--distill_teacher self: the model has no trained head for these labels, so the teacher is random")
         return Teacher(copy.deepcopy(student), task=task), None
     model = _load_named("--distill_teacher", name, type(task), cache_dir=arguments.cache_dir)
     tokenizer = _tokenizer("--distill_teacher", name, type(task), cache_dir=arguments.cache_dir)
     own, other = head_of(student).names, head_of(model).names
     order = label_order(own, other)
     if by_place := taken_by_position(dict(zip(own, (other[column] for column in order), strict=True))):
-        warn(
-            f"--distill_teacher {name}: its labels have other names than the data's, and are taken in order: {by_place}"
-        )
+        warn(f"--distill_teacher {name}: labels are matched by position, not by name: {by_place}")
     return Teacher(model, order, task=task), tokenizer
 
 
 def _check_pointers(flag: str, name: str, address: str) -> None:
-    """Raises UsageError where a folder of a model holds Git LFS pointers in place of its files."""
+    """Raises UsageError if a model folder contains Git LFS pointers instead of its files."""
     folder = Path(address)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model") and (error := lfs_pointer_error(path)):
@@ -284,12 +290,12 @@ def _check_pointers(flag: str, name: str, address: str) -> None:
 
 
 def _unreadable(flag: str, name: str, address: str, error: Exception) -> UsageError:
-    """The error for a model that did not load: what its folder holds, or where its id was looked for."""
+    """The error for a model that did not load: what its folder contains, or where the id was searched."""
     folder = Path(address)
     said = first_line(error)
     if folder.is_dir():
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
-        return UsageError(f"{flag} {name}: the folder holds no model that can be read ({said}). It holds: {held}")
-    if not isinstance(error, OSError):  # it came, and is not what it should be
-        return UsageError(f"{flag} {name}: {address} holds no model that can be read ({said})")
+        return UsageError(f"{flag} {name}: the folder contains no readable model ({said}). It contains: {held}")
+    if not isinstance(error, OSError):  # it was downloaded, but is not a valid model
+        return UsageError(f"{flag} {name}: {address} contains no readable model ({said})")
     return out_of_reach(f"{flag} {name}", address, "model", said)

@@ -1,4 +1,4 @@
-"""How sparse a model is, with every denominator stated."""
+"""The sparsity of a model, with every denominator stated."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from sparse_accel.nn.layers import SparseLayer, is_encoder_linear, prunable_name
 
 @torch.no_grad()
 def sparsity_report(model: nn.Module) -> dict[str, Any]:
-    """Counts zeros of the effective weights. Call it on every process: sharded weights are gathered.
+    """Returns the counts of zeros in the effective (masked) weights. All processes must call it: sharded weights are
+    gathered.
 
-    Returns a dict with `encoder_linear` (Linear weights of the encoder's blocks), `prunable` (all Linear and
-    convolution weights), `model` (all parameters), each with `zeros`, `weights` and `sparsity` = zeros / weights, and
-    `layers`: the same for each weight matrix by name.
+    Returns:
+        A dict with `encoder_linear` (Linear weights in the encoder's blocks), `prunable` (all Linear and convolution
+        weights) and `model` (all parameters), each with `zeros`, `weights` and `sparsity` = zeros / weights, and
+        `layers`: the same for each weight matrix by name.
     """
     reshard(model)
     layers: dict[str, dict[str, float]] = {}

@@ -1,8 +1,8 @@
-"""The teacher: a frozen model whose outputs the student follows.
+"""The teacher: a frozen model whose outputs the student learns to match.
 
-Its logits on a training set do not change between epochs, so they are computed once, shared over the processes, kept on
-disk and looked up by row: distillation then costs nothing a step. A batch without row numbers (your own loop, rows that
-are made anew each time) goes through the teacher's forward instead.
+Its logits on a training set do not change between epochs, so they are computed once (each process computes a part),
+stored on disk and looked up by row: distillation then costs almost nothing per step. A batch without row numbers (your
+own loop, or rows that change each time) goes through the teacher's forward instead.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def default_cache() -> Path:
-    """Returns the folder of logit tables: `$SPARSE_ACCEL_CACHE`, else ~/.cache/sparse_accel."""
+    """Returns the cache folder: `$SPARSE_ACCEL_CACHE`, else ~/.cache/sparse_accel."""
     return Path(expanded(os.environ.get("SPARSE_ACCEL_CACHE") or "~/.cache/sparse_accel", "SPARSE_ACCEL_CACHE"))
 
 
@@ -43,13 +43,13 @@ class Teacher:
     """A frozen model in eval mode, and the table of its logits.
 
     Args:
-        model: with as many outputs as the student has; it is not passed to `accelerator.prepare`.
-        order: the teacher's output column for each of the student's labels, (labels,), from `label_order`; None where
-            they agree.
-        task: of both; None: the model's.
+        model: with as many outputs as the student; it is not passed to `accelerator.prepare`.
+        order: the teacher's output column for each of the student's labels, (labels,), from `label_order`; None if the
+            orders are the same.
+        task: of both models; None takes the model's.
 
     Attributes:
-        table: logits (U, C) float32, in the student's label order, of all rows, or of all their labelled tokens.
+        table: logits (U, C) float32 in the student's label order, of all U rows, or of all their U labelled tokens.
     """
 
     def __init__(self, model: nn.Module, order: list[int] | None = None, task: Task | None = None) -> None:
@@ -63,8 +63,11 @@ class Teacher:
         """Returns the outputs named by `keys` for the rows of a batch, without gradient.
 
         Args:
-            batch: with `row_id` (rows,) where the table is to be used; fillers (-1) and tokens without a label get any
-                values, and weigh nothing.
+            batch: with `row_id` (rows,) to use the table; fillers (-1) and tokens without a label get arbitrary values,
+                because their weight in the loss is 0.
+
+        Raises:
+            UsageError: the teacher has no output of a name in `keys`.
         """
         if self.table is not None and "row_id" in batch and set(keys) == {"logits"}:
             return {"logits": self._look_up(batch)}
@@ -75,14 +78,14 @@ class Teacher:
         places = self.task.labelled(batch)
         if places.ndim == 1:
             return self.table[batch["row_id"]]
-        # All tokens are looked up, and those without an entry cleared: a choice by a mask would wait for a GPU, once a
-        # step, to learn how many it takes.
+        # All tokens are looked up, and those without an entry are set to 0: indexing with a mask would wait for a GPU
+        # once per step to get the number of selected tokens.
         numbers = self._starts[batch["row_id"].clamp(min=0)][:, None] + places.cumsum(1) - 1
         return torch.where(places[..., None], self.table[numbers.clamp(min=0)], 0.0)
 
     @torch.no_grad()
     def forward(self, inputs: dict[str, Any], keys: list[str]) -> dict[str, Tensor]:
-        """One forward pass; logits (..., labels) in the student's label order.
+        """Returns the outputs `keys` of one forward pass; logits (..., labels) are in the student's label order.
 
         Raises:
             UsageError: the teacher has no output of a name in `keys`.
@@ -99,15 +102,16 @@ class Teacher:
     def make_table(
         self, accelerator: Accelerator, dataset: Any, tokenizer: Any, *, batch_size: int, cache: Path | None = None
     ) -> bool:
-        """Fills the table for a training set, from disk where it was made before. Returns True if it was found there.
+        """Fills the table for a training set, from disk if possible. Returns True if it was found on disk.
 
-        The key on disk: the teacher's weights, the tokenized rows (so the text, the tokenizer, truncation), label order
-        and precision.
+        The file name on disk depends on the task, the teacher's weights and quantizers, the tokenized rows (and so on
+        text, tokenizer and truncation), the label order, and the precision.
 
         Args:
-            dataset: tokenized rows; row i of the table, or its labelled tokens, are those of row i.
-            tokenizer: pads them.
-            batch_size: rows a process and forward.
+            dataset: tokenized rows; the entries of the table are in their order.
+            tokenizer: pads the rows.
+            batch_size: rows per process and forward.
+            cache: folder of the file; None takes `default_cache`.
         """
         precision = accelerator.mixed_precision
         parts = [fingerprint_of_model(self.model), fingerprint_of_rows(dataset), repr(self.order), precision]
@@ -116,7 +120,7 @@ class Teacher:
         weights = self.task.row_weights(dataset)
         self._starts = starts_of(weights).to(accelerator.device)
         entries = int(weights.sum())
-        # The main process looks, for machines have caches of their own: what it finds, or does not, holds for all.
+        # Machines may have different caches, so the main process looks in its own and decides for all.
         kept = self._read(path, entries) if accelerator.is_main_process else None
         shape = by_main_process(accelerator, lambda: None if kept is None else tuple(kept.shape))
         if shape is None:
@@ -125,14 +129,14 @@ class Teacher:
                 _write(path, self.table)
         else:
             table = torch.zeros(shape) if kept is None else kept
-            self.table = reduce_sum(table.to(accelerator.device))  # the others' are zeros
+            self.table = reduce_sum(table.to(accelerator.device))  # on the other processes, the table is all zeros
         accelerator.wait_for_everyone()
         return shape is not None
 
     def _read(self, path: Path, entries: int) -> Tensor | None:
         try:
             table = load_file(path)["logits"]
-        except Exception:  # absent, or torn by a full disk: it is made anew
+        except Exception:  # missing or damaged: the table is computed again
             return None
         return table if len(table) == entries else None
 
@@ -153,11 +157,11 @@ class Teacher:
                 table[unit_numbers(places, batch["row_id"], self._starts)] = logits[places]
                 bar.update(int((batch["row_id"] >= 0).sum()) * accelerator.num_processes)
         assert table is not None
-        return reduce_sum(table)  # each row was computed by one process and is 0 on the others
+        return reduce_sum(table)  # one process computed each row, and it is 0 on the others
 
 
 def _write(path: Path, table: Tensor) -> None:
-    """Writes beside and renames into place; a cache that cannot be written costs time later, not this run."""
+    """Writes the table to a temporary file and renames it. If that fails, the run continues without the cache."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,26 +170,26 @@ def _write(path: Path, table: Tensor) -> None:
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        print(f"teacher logits are not kept on disk: {error}")
+        print(f"teacher logits are not stored on disk: {error}")
 
 
 def label_order(student: Sequence[str], teacher: Sequence[str]) -> list[int]:
     """Returns, for each of the student's labels in order, the teacher's output column of the same name.
 
-    Names are matched as labels of data are (`match_names`): labels that nobody named are taken in order.
+    Names are matched like labels of data (`match_names`): default names such as LABEL_0 are matched in order.
 
     Args:
-        student, teacher: their labels in the order of their outputs.
+        student, teacher: labels in the order of the model's outputs.
 
     Raises:
         UsageError: the labels differ.
     """
     if len(student) == len(teacher) == 1:
-        return [0]  # a score, whatever each calls it
+        return [0]  # a score, whatever its name
     matched = match_names(student, teacher)
     if matched is None:
         raise UsageError(
-            f"teacher and data do not agree on labels: the data has {listed(student)}, the teacher {listed(teacher)}. "
-            "Take a teacher that was trained on these labels, or rename them in its config.json (id2label)"
+            f"teacher and data have different labels: the data has {listed(student)}, the teacher {listed(teacher)}. "
+            "Use a teacher that was trained on these labels, or rename them in its config.json (id2label)"
         )
     return [list(teacher).index(matched[name]) for name in student]

@@ -1,4 +1,4 @@
-"""All modifiers by the tag that names them in a recipe. A new one is a file here and a line in REGISTRY."""
+"""All modifiers, by the tag that names them in a recipe. To add one, add a file here and a line in REGISTRY."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ REGISTRY: dict[str, type[Modifier]] = {
         DistillationModifier,
     )
 }
-REGISTRY["GMPruningModifier"] = MagnitudePruningModifier  # the same under its other name
+REGISTRY["GMPruningModifier"] = MagnitudePruningModifier  # SparseML's second name for the same modifier
 
-# Modifiers of the old tool that are not here yet. A recipe that names one is told so, unlike a misspelt name.
+# SparseML modifiers that are not supported yet. They have an error message different from that of a misspelt name.
 KNOWN_LATER = frozenset(
     {
         "ACDCPruningModifier",
@@ -56,7 +56,7 @@ KNOWN_LATER = frozenset(
         "SparsificationLoggingModifier",
         "StructuredPruningModifier",
         "TopKASTPruningModifier",
-        # of its later, one-shot recipes
+        # from SparseML's later one-shot recipes
         "GPTQModifier",
         "LogarithmicEqualizationModifier",
         "OutputDistillationModifier",

@@ -1,7 +1,7 @@
-"""What every modifier is: a dataclass of its recipe keys, and hooks at the seven moments of training.
+"""The base class of all modifiers: a dataclass of recipe keys, with hooks for the seven moments of training.
 
-Modifier files import without torch, so that a recipe error prints in milliseconds (a test holds this). Tensor
-arithmetic lives in `sparse_accel.nn`; the hooks that need it import it.
+Modifier files do not import torch at the top, so that recipe errors print in milliseconds (a test checks this). Tensor
+arithmetic is in `sparse_accel.nn`; the hooks that need it import it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 
 class FieldError(ValueError):
-    """A recipe key holds a value that its modifier cannot take, or that another modifier excludes.
+    """A recipe key has a value that its modifier does not accept, or that conflicts with another modifier.
 
-    The recipe reader adds file and line (and the line of `other`), and shows it as a usage error.
+    The recipe reader turns it into a RecipeError with the modifier, the key, file and line (and the line of `other`).
+
+    Attributes:
+        key: the recipe key.
+        other: the modifier that it conflicts with; None if there is none.
     """
 
     def __init__(self, key: str, message: str, other: Modifier | None = None) -> None:
@@ -34,196 +38,212 @@ class FieldError(ValueError):
 
 
 def no_teacher(modifier: Modifier) -> UsageError:
-    """The error for a modifier that follows a teacher in a run without one."""
+    """Returns the error for a modifier that needs a teacher in a run without one."""
     return UsageError(
-        f"the recipe distils ({modifier.name}) and there is no teacher: pass --distill_teacher PATH (a folder or Hub "
-        "id of a trained model), --distill_teacher self, or --distill_teacher disable to leave distillation out. In "
+        f"the recipe uses distillation ({modifier.name}), but there is no teacher: pass --distill_teacher PATH (a "
+        "folder or Hub id of a trained model), --distill_teacher self, or --distill_teacher disable to turn it off. In "
         "Python: RecipeRun(recipe, teacher=sparse_accel.Teacher(model)), or teacher='disable'"
     )
 
 
 def spans_overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    """True when two spans of epochs share more than an end point."""
+    """Returns True if two spans of epochs share more than an end point."""
     return max(one[0], other[0]) < min(one[1], other[1]) - ROUNDING
 
 
 @dataclass(kw_only=True)
 class Modifier:
-    """Base of all modifiers. Every hook does nothing unless a modifier says otherwise.
+    """Base class of all modifiers. Hooks do nothing unless a subclass overrides them.
 
-    A subclass's fields are exactly the recipe's keys, each with a docstring of unit and meaning; `__post_init__` raises
-    FieldError for a value that can be seen to be wrong without a model.
+    The fields of a subclass are its recipe keys. The docstring below a field says what it does and its unit, and is
+    printed in docs/modifiers.md. `__post_init__` raises FieldError for a value that is wrong for every model.
     """
 
     start_epoch: float = -1.0
-    """Epoch at which the modifier begins to act; -1 acts from the start."""
+    """Epoch at which the modifier starts; -1: at the start of training."""
     end_epoch: float = -1.0
-    """Epoch at which the modifier stops acting; -1 never stops."""
+    """Epoch at which the modifier stops; -1: never."""
 
-    # Recipes of the old tool carry keys that are not fields here. Three tables say what becomes of them; each table of
-    # a subclass adds to those of its bases. Anything else that would do nothing is an error.
+    # SparseML recipes contain keys that are not fields here. Three tables say how each is handled; the table of a
+    # subclass extends those of its base classes. Every other unknown key is an error.
 
-    # Values at which a key, a field or not, changes nothing: they are read as if the key was left out.
+    # Values at which a key (a field or not) changes nothing: the same as leaving the key out.
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"constant_logging": (False,), "update_frequency": (-1,)}
 
-    # Keys that have nothing to act on here: accepted at any value, and a line says why.
+    # Keys that are accepted with any value and have no effect; the user gets a line with the reason.
     without_effect: ClassVar[dict[str, str]] = {
-        "constant_logging": "what is logged is chosen by --logging_steps",
-        "log_types": "what is logged is chosen by --report_to",
+        "constant_logging": "use --logging_steps to set how often values are logged",
+        "log_types": "use --report_to to choose where values are logged",
     }
 
-    # Keys that are not supported yet at any other value than a neutral one, with a word on what is.
+    # Keys that are supported at their neutral values only, each with what is supported instead.
     known_later: ClassVar[dict[str, str]] = {
         "update_frequency": "nothing is updated between start_epoch and end_epoch",
     }
 
-    # What a modifier needs of its run, or sets in it. Nothing outside of this package asks for a modifier's class.
+    # What a modifier needs from its run, or sets in it. Code outside this package checks these, never a class.
 
-    # True: it follows a teacher; a run without one leaves it out, or is refused.
+    # True: it needs a teacher. A run without one is an error; with the teacher "disable" the modifier is left out.
     needs_teacher: ClassVar[bool] = False
 
-    # True: what it does depends on rows that the model is shown, padding included; --one_shot then needs some.
+    # True: its result depends on the rows that the model processes, padding included; --one_shot then needs rows.
     needs_rows: ClassVar[bool] = False
 
-    # True: its `grads_ready` reads gradients: it gets them unscaled, and only in steps that count. A layout that cannot
-    # give them (State.gives_gradients) is refused.
+    # True: its `grads_ready` reads gradients. They are unscaled, and skipped steps are left out. A layout that cannot
+    # provide them (State.gives_gradients) is an error.
     needs_gradients: ClassVar[bool] = False
 
-    # The key of the optimizer's parameter groups that it writes: lr, weight_decay; empty: none.
+    # The key of the optimizer's parameter groups that it sets: lr or weight_decay; empty: none.
     setting: ClassVar[str] = ""
 
-    # True: --one_shot can apply it; `apply_at_once` does, or there is nothing to do but in training.
+    # True: allowed with --one_shot: `apply_at_once` applies it, or it affects only training and is ignored there.
     acts_at_once: ClassVar[bool] = False
 
-    # True: at most one of this kind stands at a recipe's top level, or in one of its stages.
+    # True: at most one of this kind is allowed at the top level of a recipe, and in each of its stages.
     single: ClassVar[bool] = False
 
-    # True: no two modifiers of this kind may act at the same time, which the recipe reader checks by their epochs.
+    # True: two modifiers of this kind must not act at the same time; the recipe reader compares their epochs.
     one_at_a_time: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.end_epoch != -1 and self.end_epoch < self.start_epoch:
-            raise FieldError("end_epoch", f"end_epoch {self.end_epoch} lies before start_epoch {self.start_epoch}")
+            raise FieldError("end_epoch", f"{self.end_epoch} is before start_epoch {self.start_epoch}")
 
     @property
     def name(self) -> str:
+        """The name of the class, as in a recipe."""
         return type(self).__name__
 
     def covers_group(self, group: int) -> bool:
-        """Whether it writes `setting` of this parameter group of the optimizer, counted from 0."""
+        """Returns True if it sets `setting` of this parameter group of the optimizer, an index from 0."""
         return False
 
     @property
     def teacher_outputs(self) -> frozenset[str]:
-        """The outputs of the teacher that a modifier which follows one compares."""
+        """Names of the teacher outputs that it needs; empty if it needs no teacher."""
         return frozenset()
 
     @property
     def span(self) -> tuple[float, float]:
-        """The epochs between which the modifier acts: the first not negative, the second infinite for no end."""
+        """The epochs (start, end) between which it acts: start is 0 or more, end is infinite if it never stops."""
         return max(self.start_epoch, 0.0), math.inf if self.end_epoch == -1 else self.end_epoch
 
     def check_compatible(self, others: Sequence[Modifier]) -> None:
-        """Raises FieldError when this modifier cannot stand in one recipe with `others`, all its other modifiers."""
+        """Checks this modifier against `others`, all other modifiers of its recipe.
+
+        Raises:
+            FieldError: it conflicts with one of them.
+        """
         for other in others:
             if self.one_at_a_time and type(other) is type(self) and spans_overlap(self.span, other.span):
                 raise FieldError(
                     "start_epoch",
-                    f"from epoch {self.span[0]:g} on, two of this kind act at the same time; there can be one",
+                    f"two of this kind act at the same time from epoch {self.span[0]:g}; only one may",
                     other,
                 )
 
     def events(self) -> list[tuple[float, str]]:
-        """The moments of this modifier's timeline, as (epoch, what happens then), for tables and `max_epochs`."""
+        """Returns the timeline of this modifier as (epoch, what happens then), for tables and warnings."""
         return []
 
-    # --- the seven moments, in the order in which training meets them -----------------------------------------------
+    # --- the seven moments, in the order of training ------------------------------------------------------------------
 
     def attach(self, state: State) -> None:
-        """Before `accelerator.prepare`: the only place where structure may change."""
+        """Called before `accelerator.prepare`: the only place where the model's structure may change.
+
+        Raises:
+            UsageError: the recipe does not fit this model.
+        """
 
     def bind(self, state: State) -> None:
-        """After `prepare`: whatever needs the optimizer, the device, or the layout."""
+        """Called after `prepare`, for work that needs the optimizer, the device or the distributed layout.
+
+        Raises:
+            UsageError: the optimizer or the layout does not support it.
+        """
 
     def step_begin(self, progress: Progress) -> None:
-        """Before the first forward of an optimizer step."""
+        """Called before the first forward of an optimizer step."""
 
     def calibrate(self, forward: Callable[[], None]) -> None:
-        """Between step_begin and the step's first forward, in a loop that offers it.
+        """Called between step_begin and the first forward of the step, by loops that support it.
 
         Args:
-            forward: runs all rows of the step under way through the model, without gradients.
+            forward: runs all rows of the current step through the model, without gradients.
         """
 
     def loss_terms(self, batch: dict[str, Any], outputs: Any) -> Mapping[str, tuple[float, Tensor]]:
-        """Each micro-batch: the terms that this modifier adds to the loss, as {name: (weight, value)}.
+        """Returns the terms that this modifier adds to the loss of a micro-batch, as {name: (weight, value)}.
 
-        The loss is the sum of weight * value over the terms of all modifiers and the task's own, whose weight is the
-        product of all `task_weight`. A term whose weight is 0 plays no part, were it infinite.
+        The loss is the sum of weight * value over the terms of all modifiers and the task loss, whose weight is the
+        product of all `task_weight`. A term with weight 0 is left out, even if its value is infinite.
+
+        Args:
+            batch: the micro-batch.
+            outputs: what the model returned for it.
 
         Returns:
-            values of shape (rows,), or () for one that is not of rows; each is logged under its name.
+            values of shape (rows,), or () for a value that is not per row; each is logged under its name.
         """
         return {}
 
     def task_weight(self) -> float:
-        """The fraction of the task's own loss that stays, in the step under way."""
+        """Returns the weight of the task loss in the current step, 0 to 1."""
         return 1.0
 
     def grads_ready(self) -> None:
-        """Gradients are complete and not yet clipped. See `needs_gradients`."""
+        """Called when gradients are complete and not yet clipped. See `needs_gradients`."""
 
     def step_end(self, progress: Progress) -> None:
-        """After an optimizer step that was not skipped; `progress` counts it already."""
+        """Called after an optimizer step that was not skipped; `progress` already counts it."""
 
     def step_skipped(self) -> None:
-        """Instead of step_end, where the step's gradients were not used: what its forward has shown does not count."""
+        """Called instead of step_end if the gradients were not used: observations of this step must be dropped."""
 
     def finish(self) -> None:
-        """End of training."""
+        """Called at the end of training."""
 
     def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
-        """Applies the modifier's final structure without training, after `bind`.
+        """Applies the modifier's final structure without training. Called after `bind`.
 
         Args:
-            forwards: each step of the iterator that it returns is one forward over a batch of training rows.
+            forwards: returns an iterator; each of its steps is one forward over a batch of training rows.
 
         Raises:
-            UsageError: it has an effect in training only.
+            UsageError: it works only in training.
         """
         self.check_acts_at_once()
 
     def check_acts_at_once(self) -> None:
-        """Raises UsageError where `apply_at_once` cannot do what the modifier is for."""
+        """Raises UsageError if this modifier works only in training."""
         if not self.acts_at_once:
             raise UsageError(
-                f"--one_shot: {self.name} acts in training only: train with it (--do_train), or take it out of the "
-                "recipe"
+                f"--one_shot: {self.name} works only in training: use --do_train, or remove it from the recipe"
             )
 
     def structure_final(self, progress: Progress) -> bool:
-        """True once this modifier will change the model's structure no more (sparsity final, ranges frozen)."""
+        """Returns True once this modifier no longer changes the structure (sparsity final, ranges frozen)."""
         return True
 
     # --- state and report ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors that a resumed run needs beyond `progress`; empty for pure functions of the clock."""
+        """Returns the tensors that a resumed run needs in addition to `progress`; empty if it needs none."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Puts back what `state_dict` returned. Called after `bind`, with the run's clock put back already.
+        """Restores what `state_dict` returned. Called after `bind`, when the run's clock is already restored.
 
         Raises:
-            ValueError: it is the state of another modifier, or of another model.
+            ValueError: the state belongs to another modifier or another model.
         """
         if state:
-            raise ValueError(f"{self.name} keeps no state, and found {listed(state)}")
+            raise ValueError(f"{self.name} has no state, got {listed(state)}")
 
     def phase(self) -> str:
-        """A word for the progress bar on what the modifier is doing; empty when there is nothing to say."""
+        """Returns what the modifier is doing, for the progress bar; empty if nothing."""
         return ""
 
     def metrics(self) -> dict[str, float]:
-        """Figures to log at this moment, by name."""
+        """Returns the values to log now, by name."""
         return {}

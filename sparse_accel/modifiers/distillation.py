@@ -1,4 +1,4 @@
-"""Distillation: the student follows a teacher's outputs. The loss is a pure function in `sparse_accel.nn.losses`."""
+"""Distillation: the student learns from a teacher's outputs. The losses are functions in `sparse_accel.nn.losses`."""
 
 from __future__ import annotations
 
@@ -17,41 +17,45 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class DistillationModifier(Modifier):
-    """loss = (1 - hardness) * task loss + hardness * distillation loss, averaged over `distill_output_keys`."""
+    """Trains the model (the student) to match the outputs of a teacher, together with the labels.
+
+    loss = (1 - hardness) * task loss + hardness * distillation loss (Hinton et al. 2015, arXiv 1503.02531). The
+    distillation loss is the mean over `distill_output_keys`. `--distill_teacher` names the teacher.
+    """
 
     hardness: float = 0.5
-    """Share of the distillation loss, 0 to 1; at 1 the labels are not used."""
+    """Weight of the distillation loss, 0 to 1; 1: labels are not used."""
     temperature: float = 2.0
-    """Softens both distributions, above 0; 1 leaves them as they are."""
+    """Divisor of student and teacher logits, above 0; higher values give softer targets, 1 leaves them unchanged."""
     distill_output_keys: list[str] = field(default_factory=lambda: ["logits"])
-    """Outputs of the model to compare; an empty list stands for logits."""
+    """Names of the model outputs to compare; an empty list: logits."""
 
     needs_teacher: ClassVar[bool] = True
     one_at_a_time: ClassVar[bool] = True
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"distill_output_keys": (None,), "teacher_input_keys": (None, [])}
-    known_later: ClassVar[dict[str, str]] = {"teacher_input_keys": "the teacher is given all inputs of the student"}
+    known_later: ClassVar[dict[str, str]] = {"teacher_input_keys": "the teacher gets all inputs of the student"}
     without_effect: ClassVar[dict[str, str]] = {
-        "update_frequency": "the loss takes part in every step between start_epoch and end_epoch",
+        "update_frequency": "the loss is added in every step between start_epoch and end_epoch",
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.hardness <= 1:
-            raise FieldError("hardness", f"hardness is a share between 0 and 1, not {self.hardness:g}")
+            raise FieldError("hardness", f"expected a fraction between 0 and 1, got {self.hardness:g}")
         if self.temperature <= 0:
-            raise FieldError("temperature", f"temperature is above 0, not {self.temperature:g}")
+            raise FieldError("temperature", f"expected a number above 0, got {self.temperature:g}")
         self.distill_output_keys = self.distill_output_keys or ["logits"]
         self._active = False
 
     def events(self) -> list[tuple[float, str]]:
-        what = f"teacher followed: hardness {self.hardness:g}, temperature {self.temperature:g}"
+        what = f"distillation: hardness {self.hardness:g}, temperature {self.temperature:g}"
         events = [(max(self.start_epoch, 0.0), f"{what} ({', '.join(self.distill_output_keys)})")]
         if self.end_epoch != -1:
-            events.append((self.end_epoch, "teacher no longer followed"))
+            events.append((self.end_epoch, "distillation ends"))
         return events
 
     def attach(self, state: State) -> None:
-        assert state.teacher is not None  # the engine refuses a run without one
+        assert state.teacher is not None  # the engine raises an error without one
         self._teacher, self._task = state.teacher, state.task
 
     def step_begin(self, progress: Progress) -> None:

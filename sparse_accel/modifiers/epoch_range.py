@@ -1,4 +1,4 @@
-"""How long a recipe trains."""
+"""The number of epochs that a recipe trains."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from sparse_accel.progress import ROUNDING
 
 @dataclass(kw_only=True)
 class EpochRangeModifier(Modifier):
-    """Sets the number of epochs. Nothing of the recipe may lie beyond its end."""
+    """Sets the number of epochs. No other modifier of the recipe may start or end later."""
 
+    start_epoch: float = -1.0
+    """Has no effect: training starts at epoch 0."""
     end_epoch: float = field()
-    """Epoch at which training ends; above 0."""
+    """Epoch at which training ends, above 0; rounded up to a full epoch."""
 
     single: ClassVar[bool] = True
     acts_at_once: ClassVar[bool] = True  # there is nothing to apply without training
@@ -23,7 +25,7 @@ class EpochRangeModifier(Modifier):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.end_epoch <= 0:
-            raise FieldError("end_epoch", f"the number of epochs must be above 0, not {self.end_epoch:g}")
+            raise FieldError("end_epoch", f"must be above 0, got {self.end_epoch:g}")
 
     def check_compatible(self, others: Sequence[Modifier]) -> None:
         end = max(other.end_epoch for other in [self, *others] if isinstance(other, EpochRangeModifier))
@@ -33,7 +35,7 @@ class EpochRangeModifier(Modifier):
                 if epoch > end + ROUNDING:
                     raise FieldError(
                         "end_epoch",
-                        f"training ends at epoch {end:g}, but {other.name} has {key} {epoch:g}, beyond it",
+                        f"training ends at epoch {end:g}, but {other.name} has {key} {epoch:g}",
                         other,
                     )
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the clock, and the modifiers that write them to the optimizer."""
+"""Learning-rate schedules: pure functions of the clock, and the modifiers that set the rate in the optimizer."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from sparse_accel.progress import ROUNDING
 if TYPE_CHECKING:
     from sparse_accel.progress import Progress
 
-# --- schedules: the rate at a step; start, end and cycle are epochs, start not negative ---------------------------
+# --- schedules: each returns the rate of a step; start, end and cycle are in epochs, start is 0 or more -----------
 
 
 def linear_rate(progress: Progress, start: float, end: float, init: float, final: float) -> float:
-    """A straight line from `init` at `start` to `final` at `end`, level before and after."""
+    """Returns the linear interpolation from `init` at `start` to `final` at `end`; constant before and after."""
     return init + _fraction(progress, start, end) * (final - init)
 
 
 def cosine_rate(progress: Progress, start: float, end: float, init: float, final: float) -> float:
-    """Half a cosine wave from `init` at `start` to `final` at `end`, level before and after; it may rise or fall."""
+    """Returns half a cosine wave from `init` at `start` to `final` at `end` (up or down); constant before and after."""
     return (math.cos(math.pi * _fraction(progress, start, end)) + 1) / 2 * (init - final) + final
 
 
 def cyclic_linear_rate(progress: Progress, start: float, end: float, init: float, final: float, cycle: float) -> float:
-    """Falls from `init` at each cycle's first step to `final` at its last, again and again; `final` after `end`.
+    """Returns the line from `init` at the first step of each cycle to `final` at its last step; `final` after `end`.
 
-    A last cycle that `end` cuts short falls faster. A cycle of a single step is spent at `init`.
+    A last cycle that `end` shortens has a steeper line. A cycle of one step has the rate `init`.
     """
     if progress.reached(end):
         return final
@@ -43,19 +43,19 @@ def cyclic_linear_rate(progress: Progress, start: float, end: float, init: float
 
 
 def step_rate(progress: Progress, start: float, init: float, gamma: float, step_size: float) -> float:
-    """`init`, multiplied by `gamma` every `step_size` epochs from `start` on."""
+    """Returns `init`, multiplied by `gamma` every `step_size` epochs from `start` on."""
     size = max(round(step_size * progress.steps_per_epoch), 1)
     drops: int = max(progress.step - _first_step(start, progress), 0) // size
     return float(init * gamma**drops)
 
 
 def multi_step_rate(progress: Progress, init: float, gamma: float, milestones: list[float]) -> float:
-    """`init`, multiplied by `gamma` at each milestone, an epoch counted from the start of training."""
+    """Returns `init`, multiplied by `gamma` at each milestone (epochs from the start of training)."""
     return float(init * gamma ** sum(progress.reached(milestone) for milestone in milestones))
 
 
 def cosine_restarts_rate(progress: Progress, start: float, init: float, final: float, cycle: float) -> float:
-    """Half a cosine wave from `init` towards `final` in each cycle (Loshchilov & Hutter 2017, arXiv 1608.03983)."""
+    """Returns half a cosine wave from `init` to `final` in each cycle (Loshchilov & Hutter 2017, arXiv 1608.03983)."""
     cycles = max(progress.epoch - start, 0.0) / cycle
     fraction = max(cycles - math.floor(cycles + ROUNDING), 0.0)
     return (math.cos(math.pi * fraction) + 1) / 2 * (init - final) + final
@@ -66,22 +66,22 @@ def _fraction(progress: Progress, start: float, end: float) -> float:
 
 
 def _first_step(epoch: float, progress: Progress) -> int:
-    """The first step that begins at or after an epoch."""
+    """Returns the first step that begins at or after an epoch."""
     return math.ceil(epoch * progress.steps_per_epoch - ROUNDING)
 
 
 # --- modifiers --------------------------------------------------------------------------------------------------------
 
 _EVERY_STEP = "the rate is computed for every step"
-_LOGGED = "the rate that was applied is in every log line"
+_LOGGED = "every log line has the current learning rate"
 
 
 @dataclass(kw_only=True)
 class SetLearningRateModifier(SetOnceModifier):
-    """Sets the learning rate once, at its start; it holds until another learning-rate modifier starts."""
+    """Sets the learning rate at `start_epoch`. It stays until another learning-rate modifier starts."""
 
     learning_rate: float
-    """The rate, 0 to 1."""
+    """Learning rate, 0 to 1."""
 
     setting: ClassVar[str] = "lr"
     without_effect: ClassVar[dict[str, str]] = {"constant_logging": _LOGGED}
@@ -99,18 +99,18 @@ class SetLearningRateModifier(SetOnceModifier):
 
 @dataclass(kw_only=True)
 class LearningRateFunctionModifier(ParamGroupModifier):
-    """Moves the learning rate from `init_lr` to `final_lr` between two epochs, and holds it there."""
+    """Changes the learning rate from `init_lr` at `start_epoch` to `final_lr` at `end_epoch`, and keeps it there."""
 
     lr_func: Literal["linear", "cosine", "cyclic_linear"]
-    """The way from one to the other; cyclic_linear takes it anew in every cycle."""
+    """Shape of the schedule; cyclic_linear repeats the line from init_lr to final_lr in every cycle."""
     init_lr: float
-    """Rate at start_epoch, 0 to 1."""
+    """Learning rate at start_epoch, 0 to 1."""
     final_lr: float
-    """Rate at end_epoch, 0 to 1."""
+    """Learning rate at end_epoch, 0 to 1."""
     end_epoch: float = field()
-    """Epoch at which final_lr is reached."""
+    """Epoch at which final_lr is reached; later than start_epoch."""
     cycle_epochs: float = 1.0
-    """Length of a cycle of cyclic_linear, in epochs."""
+    """Length of a cycle in epochs, above 0; used by cyclic_linear only."""
 
     setting: ClassVar[str] = "lr"
     precedence: ClassVar[int] = 1
@@ -121,10 +121,10 @@ class LearningRateFunctionModifier(ParamGroupModifier):
         _check_rate("init_lr", self.init_lr)
         _check_rate("final_lr", self.final_lr)
         if self.end_epoch <= self.span[0]:
-            message = f"the schedule must end after epoch {self.span[0]:g}, where it starts, not at {self.end_epoch:g}"
+            message = f"the schedule must end after epoch {self.span[0]:g}, where it starts, got {self.end_epoch:g}"
             raise FieldError("end_epoch", message)
         if self.cycle_epochs <= 0:
-            raise FieldError("cycle_epochs", f"a cycle must be longer than 0 epochs, not {self.cycle_epochs:g}")
+            raise FieldError("cycle_epochs", f"must be above 0, got {self.cycle_epochs:g}")
 
     def value(self, progress: Progress) -> float:
         start, end = self.span
@@ -140,27 +140,29 @@ class LearningRateFunctionModifier(ParamGroupModifier):
         return [(start, way + self.where()), (end, f"learning rate {self.final_lr:g}{self.where()}")]
 
 
-# The keys that lr_kwargs holds for each class, with the type of each.
+# The keys of lr_kwargs for each class, with their types.
 _LR_KWARGS: dict[str, dict[str, str]] = {
-    "StepLR": {"gamma": "factor", "step_size": "epochs"},
+    "StepLR": {"gamma": "factor", "step_size": "number of epochs"},
     "MultiStepLR": {"gamma": "factor", "milestones": "list of epochs"},
     "ExponentialLR": {"gamma": "factor"},
-    "CosineAnnealingWarmRestarts": {"lr_min": "rate", "cycle_epochs": "epochs"},
+    "CosineAnnealingWarmRestarts": {"lr_min": "rate", "cycle_epochs": "number of epochs"},
 }
 
 
 @dataclass(kw_only=True)
 class LearningRateModifier(ParamGroupModifier):
-    """Follows one of PyTorch's schedules, by its class name, with lengths in epochs; then the last rate holds."""
+    """Follows a PyTorch schedule, named by its class, with lengths in epochs. After `end_epoch` the last rate stays."""
 
+    end_epoch: float = -1.0
+    """Epoch at which the schedule stops and the last rate stays; -1: it continues until the end of training."""
     lr_class: Literal["StepLR", "MultiStepLR", "ExponentialLR", "CosineAnnealingWarmRestarts"]
-    """StepLR multiplies by gamma every step_size epochs, ExponentialLR every epoch, MultiStepLR at its milestones;
-    CosineAnnealingWarmRestarts falls to lr_min in every cycle."""
+    """Schedule. StepLR multiplies the rate by gamma every step_size epochs, ExponentialLR every epoch, MultiStepLR at
+    each milestone; CosineAnnealingWarmRestarts falls to lr_min in every cycle."""
     lr_kwargs: dict[str, Any] = field(default_factory=dict)
-    """gamma, step_size (StepLR); gamma, milestones (MultiStepLR, epochs counted from the start of training); gamma
-    (ExponentialLR); lr_min, cycle_epochs (CosineAnnealingWarmRestarts)."""
+    """Parameters of the schedule. StepLR: gamma, step_size (epochs). MultiStepLR: gamma, milestones (epochs from the
+    start of training). ExponentialLR: gamma. CosineAnnealingWarmRestarts: lr_min, cycle_epochs."""
     init_lr: float
-    """Rate at start_epoch, 0 to 1."""
+    """Learning rate at start_epoch, 0 to 1."""
 
     setting: ClassVar[str] = "lr"
     precedence: ClassVar[int] = 1
@@ -186,14 +188,14 @@ class LearningRateModifier(ParamGroupModifier):
             for value in values if isinstance(values, list) else [values]:
                 if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                     raise FieldError("lr_kwargs", f"{key}: expected a {kind}, got {values!r}")
-                if value < 0 or (value == 0 and kind == "epochs"):
-                    raise FieldError("lr_kwargs", f"{key}: must be above 0, not {value:g}")
+                if value < 0 or (value == 0 and kind == "number of epochs"):
+                    raise FieldError("lr_kwargs", f"{key}: must be above 0, got {value:g}")
             if isinstance(values, list) != (key == "milestones"):
                 raise FieldError("lr_kwargs", f"{key}: expected a {kind}, got {values!r}")
         start, end = self.span
         for milestone in self.lr_kwargs.get("milestones", []):
             if not start < milestone < end:
-                raise FieldError("lr_kwargs", f"milestone {milestone:g} does not lie between start_epoch and end_epoch")
+                raise FieldError("lr_kwargs", f"milestone {milestone:g} is not between start_epoch and end_epoch")
         if "lr_min" in self.lr_kwargs:
             _check_rate("lr_kwargs", self.lr_kwargs["lr_min"])
 
@@ -218,10 +220,10 @@ class LearningRateModifier(ParamGroupModifier):
         options = ", ".join(f"{key} {value}" for key, value in self.lr_kwargs.items())
         events = [(start, f"learning rate from {self.init_lr:g}, {self.lr_class} ({options}){self.where()}")]
         if self.end_epoch != -1:
-            events.append((end, f"learning rate stays as {self.lr_class} left it{self.where()}"))
+            events.append((end, f"learning rate stays at the last value of {self.lr_class}{self.where()}"))
         return events
 
 
 def _check_rate(key: str, rate: float) -> None:
     if not 0 <= rate <= 1:
-        raise FieldError(key, f"a learning rate lies between 0 and 1, not {rate:g}")
+        raise FieldError(key, f"a learning rate must be between 0 and 1, got {rate:g}")

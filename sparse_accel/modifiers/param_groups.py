@@ -1,4 +1,4 @@
-"""Modifiers that write one setting of the optimizer's parameter groups, and the one rule of which of them governs."""
+"""Modifiers that set one value in the optimizer's parameter groups, and the rule that decides which of them applies."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class ParamGroupModifier(Modifier):
-    """Writes `setting` of parameter groups at every step that it governs, as a pure function of the clock."""
+    """Sets `setting` of parameter groups at every step in which it applies, as a pure function of the clock."""
 
     param_groups: list[int] | None = None
-    """Indices of the optimizer's parameter groups, from 0; left out: all of them."""
+    """Indices of the optimizer's parameter groups, from 0; left out: all groups."""
 
     acts_at_once: ClassVar[bool] = True  # there is nothing to apply without training
     precedence: ClassVar[int] = 0
-    """Among modifiers that start together, the one with the highest governs."""
+    """Of modifiers that start together, the one with the highest value applies."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.param_groups is not None and (not self.param_groups or min(self.param_groups) < 0):
-            raise FieldError("param_groups", f"expected indices from 0, none for all, not {self.param_groups}")
+            raise FieldError("param_groups", f"expected indices from 0, got {self.param_groups}; leave it out for all")
 
     def value(self, progress: Progress) -> float:
-        """The setting at a step at or after the modifier's start."""
+        """Returns the setting for a step at or after the modifier's start."""
         raise NotImplementedError
 
     def covers_group(self, group: int) -> bool:
@@ -47,22 +47,24 @@ class ParamGroupModifier(Modifier):
             if other_start + ROUNDING < start < other_end - ROUNDING:
                 until = "the end" if other.end_epoch == -1 else f"epoch {other_end:g}"
                 message = (
-                    f"epoch {start:g} lies within the time of {other.name}, epoch {other_start:g} to {until}, and both "
-                    "set the same parameter groups: move one of them"
+                    f"at epoch {start:g}, {other.name} (epoch {other_start:g} to {until}) already sets the same "
+                    "parameter groups: move one of them"
                 )
                 raise FieldError("start_epoch", message, other)
             if abs(start - other_start) <= ROUNDING and self.precedence == other.precedence:
-                message = f"two modifiers set the same value of the same parameter groups at epoch {start:g}"
+                message = (
+                    f"two modifiers set {self.setting} of the same parameter groups at epoch {start:g}: remove one"
+                )
                 raise FieldError("start_epoch", message, other)
 
     def overlaps(self, other: ParamGroupModifier) -> bool:
-        """True when some parameter group is written by both."""
+        """Returns True if both set at least one common parameter group."""
         if self.param_groups is None or other.param_groups is None:
             return True
         return not set(self.param_groups).isdisjoint(other.param_groups)
 
     def where(self) -> str:
-        """The groups in words, for the timeline; empty for all."""
+        """Returns the parameter groups as text for the timeline; empty for all."""
         return "" if self.param_groups is None else f" (parameter groups {', '.join(map(str, self.param_groups))})"
 
     def bind(self, state: State) -> None:
@@ -82,12 +84,15 @@ class ParamGroupModifier(Modifier):
 
 @dataclass(kw_only=True)
 class SetOnceModifier(ParamGroupModifier):
-    """Writes one value, from its start until another modifier of the same setting starts."""
+    """Sets one value, from its start until another modifier of the same setting starts."""
+
+    end_epoch: float = -1.0
+    """Must be left out: the value stays until another modifier changes it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.end_epoch != -1:
-            message = f"{self.name} acts at its start and holds until another takes over: leave end_epoch out"
+            message = "the value stays until another modifier changes it: leave end_epoch out"
             raise FieldError("end_epoch", message)
 
     @property
@@ -97,10 +102,11 @@ class SetOnceModifier(ParamGroupModifier):
 
 
 def governing(modifiers: Iterable[ParamGroupModifier], group: int, progress: Progress) -> ParamGroupModifier | None:
-    """The modifier that sets a parameter group's value at this step: of those that cover it, the last to have started.
+    """Returns the modifier that sets the value of a parameter group at this step; None before the first one starts.
 
-    Of two that start together a schedule comes before a single value; recipes in which neither would are refused when
-    they are read. None until the first starts. The order of `modifiers` does not matter.
+    Of the modifiers that cover the group, the last to start applies. Of two that start together, a schedule has
+    precedence over a single value; a recipe with two of the same precedence is an error when it is read. The order of
+    `modifiers` does not matter.
     """
     started = [m for m in modifiers if m.covers_group(group) and progress.reached(m.start_epoch)]
     return max(started, key=lambda modifier: (round(modifier.span[0], 6), modifier.precedence), default=None)

@@ -1,4 +1,4 @@
-"""Which parameters a recipe means: `__ALL__`, `__ALL_PRUNABLE__`, `re:PATTERN` and plain names."""
+"""Finds the parameters that a recipe names: `__ALL__`, `__ALL_PRUNABLE__`, `re:PATTERN` and plain names."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ ALL_PRUNABLE = "__ALL_PRUNABLE__"
 def match_parameter_names(
     patterns: str | list[str], names: Iterable[str], prunable: Iterable[str], *, strict: bool = True
 ) -> list[str]:
-    """The names that at least one pattern means, in the order of `names`.
+    """Returns the names that match at least one pattern, in the order of `names`.
 
     Args:
-        patterns: `__ALL__` is every name, `__ALL_PRUNABLE__` every name in `prunable`, `re:PATTERN` each name that the
-            pattern matches from its beginning (as re.match does), anything else the name itself.
-        names: all names that there are.
-        prunable: those that `__ALL_PRUNABLE__` stands for.
-        strict: a pattern that means no name is an error; False passes over it.
+        patterns: `__ALL__` matches every name, `__ALL_PRUNABLE__` every name in `prunable`, `re:PATTERN` each name that
+            the regular expression matches from its beginning (as re.match does), anything else the name itself.
+        names: all parameter names of the model.
+        prunable: the names that `__ALL_PRUNABLE__` matches.
+        strict: True: a pattern that matches nothing is an error; False: it is ignored.
 
     Raises:
-        UsageError: a pattern means no name; the message names near misses.
+        UsageError: a pattern matches nothing (the message lists similar names) or is not a regular expression.
     """
     listed = list(names)
     matched: set[str] = set()
@@ -52,18 +52,18 @@ def _matches(pattern: str, names: list[str], prunable: Iterable[str]) -> set[str
 
 
 def _near(pattern: str, names: list[str]) -> str:
-    """What may have been meant: names that hold the pattern further in, or that are spelt much like it."""
+    """Returns a hint: names that match later than at their beginning, or names with a similar spelling."""
     plain = pattern.removeprefix("re:")
     if not names:
-        return " It has none."
+        return " The model has no parameters."
     if pattern.startswith("re:"):
         inside = [name for name in names if re.search(plain, name)]
         if inside:
-            return f" It does match inside {_few(inside)}; patterns match from a name's beginning: put .* first"
+            return f" It matches inside {_few(inside)}; patterns match from the beginning of a name: put .* first"
     elif inside := [name for name in names if name.startswith(f"{plain}.")]:
-        return f" It is a part of the model that holds {_few(inside)}: write 're:{re.escape(plain)}[.]' for all of it"
+        return f" It is a module with {_few(inside)}: write 're:{re.escape(plain)}[.]' for all its parameters"
     near = difflib.get_close_matches(re.sub(r"[\\^$*+?()\[\]|]", "", plain), names, n=3, cutoff=0.4)
-    return f" Near it: {', '.join(near)}" if near else f" There are {_few(names)}"
+    return f" Similar names: {', '.join(near)}" if near else f" The model has {_few(names)}"
 
 
 def _few(names: list[str], most: int = 3) -> str:

@@ -22,37 +22,39 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class QuantizationModifier(Modifier):
-    """Trains with fake quantization: activations uint8 affine, weights int8 symmetric, one scale a tensor.
+    """Trains with fake quantization: activations uint8 affine, weights int8 symmetric, one scale per tensor.
 
-    Every Linear and convolution gets a quantizer for its input and one for its weight; every Embedding one for its
-    weight and one for its output. Weights are symmetric so that a pruned 0 stays the integer 0. Ranges follow a moving
-    average of each step's minimum and maximum (constant 0.01, Jacob et al. 2018) over training data only.
+    Linear and convolution layers get a quantizer each for input, weight and output, Embedding layers for weight and
+    output. Weights are symmetric, so that a pruned 0 stays the integer 0. Ranges follow a moving average of the minimum
+    and maximum of each step (constant 0.01; Jacob et al. 2018, arXiv 1712.05877), over training data only.
     """
 
+    end_epoch: float = -1.0
+    """Must be left out: quantization stays until the end of training."""
     submodules: list[str] | None = None
-    """Parts of the model to quantize, by name, such as bert.encoder; left out: the whole model."""
+    """Names of the modules to quantize, such as bert.encoder; left out: the entire model."""
     disable_quantization_observer_epoch: float | None = None
-    """Epoch at which ranges freeze; left out: they move until the end."""
+    """Epoch at which ranges freeze; left out: they are updated until the end of training."""
     freeze_bn_stats_epoch: float | None = None
-    """Epoch at which statistics of batch normalization freeze, where the model has any."""
+    """Epoch at which the statistics of batch normalization freeze; left out: never."""
     quantize_embeddings: bool = True
-    """Quantize the weights of Embedding layers."""
+    """Quantize the weights of Embedding layers; false: these layers stay in float."""
     quantize_embedding_activations: bool = True
     """Quantize the outputs of quantized Embedding layers."""
     quantize_linear_activations: bool = True
-    """Quantize the outputs of Linear layers, beside their inputs."""
+    """Quantize the outputs of Linear layers; their inputs are always quantized."""
     quantize_conv_activations: bool = True
-    """Quantize the outputs of convolutions, beside their inputs."""
+    """Quantize the outputs of convolution layers; their inputs are always quantized."""
     exclude_module_types: list[str] = field(default_factory=list)
-    """Class names of modules that stay float, such as LayerNorm."""
+    """Class names of layers to keep in float, such as Conv1d or LayerNorm; left out: none."""
     activation_bits: int = 8
-    """Width of activations, 2 to 8."""
+    """Bits per activation, 2 to 8."""
     weight_bits: int = 8
-    """Width of weights, 2 to 8."""
+    """Bits per weight, 2 to 8."""
     reduce_range: bool = False
-    """Use 7 of the 8 bits of activations, for CPUs without VNNI."""
+    """Use one bit less for activations, for CPUs without VNNI."""
     tensorrt: bool = False
-    """The old tool's layout for TensorRT; only false is supported."""
+    """SparseML's scheme for TensorRT; only false is supported."""
 
     needs_rows: ClassVar[bool] = True
     acts_at_once: ClassVar[bool] = True
@@ -75,8 +77,8 @@ class QuantizationModifier(Modifier):
         key: "use submodules, exclude_module_types and the quantize_ keys instead of a scheme"
         for key in ("scheme", "scheme_overrides", "ignore", "strict")
     } | {
-        "activation_qconfig_kwargs": "activations are uint8 affine, as the old tool's defaults are",
-        "weight_qconfig_kwargs": "weights are int8 symmetric, as the old tool's defaults are",
+        "activation_qconfig_kwargs": "activations are uint8 affine, the default of SparseML",
+        "weight_qconfig_kwargs": "weights are int8 symmetric, the default of SparseML",
         "custom_quantizable_module_types": "only Linear, Embedding and convolution layers are quantized",
     }
     without_effect: ClassVar[dict[str, str]] = {
@@ -89,10 +91,10 @@ class QuantizationModifier(Modifier):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.end_epoch != -1:
-            raise FieldError("end_epoch", "quantization lasts to the end of training: leave end_epoch out")
+            raise FieldError("end_epoch", "quantization stays until the end of training: leave end_epoch out")
         for key in ("activation_bits", "weight_bits"):
             if not 2 <= getattr(self, key) <= 8:
-                raise FieldError(key, f"{key} is 2 to 8, not {getattr(self, key)}")
+                raise FieldError(key, f"expected 2 to 8, got {getattr(self, key)}")
         freeze = self.disable_quantization_observer_epoch
         if freeze == -1:
             self.disable_quantization_observer_epoch = None
@@ -100,20 +102,21 @@ class QuantizationModifier(Modifier):
             raise FieldError(
                 "disable_quantization_observer_epoch",
                 f"ranges would freeze at epoch {freeze:g}, before quantization begins at epoch "
-                f"{max(self.start_epoch, 0):g}: let the freeze come later",
+                f"{max(self.start_epoch, 0):g}: freeze them later",
             )
         if self.tensorrt:
-            message = "activations are uint8 affine, and TensorRT wants them int8 symmetric"
+            message = "activations are uint8 affine, but TensorRT needs int8 symmetric"
             raise FieldError("tensorrt", f"tensorrt is known, not supported yet: {message}")
         self._quantizers: list[FakeQuantize] = []
         self._batch_norms: list[nn.Module] = []
 
     @property
     def freeze_epoch(self) -> float | None:
+        """The epoch at which ranges freeze; None: never."""
         return self.disable_quantization_observer_epoch
 
     def events(self) -> list[tuple[float, str]]:
-        where = ", ".join(self.submodules) if self.submodules else "the whole model"
+        where = ", ".join(self.submodules) if self.submodules else "the entire model"
         embeddings = ", embeddings too" if self.quantize_embeddings else ""
         bits = f"{self.weight_bits}-bit weights, {self.activation_bits}-bit activations"
         events = [(max(self.start_epoch, 0.0), f"quantization-aware training begins: {bits} ({where}{embeddings})")]
@@ -135,13 +138,14 @@ class QuantizationModifier(Modifier):
                 self._quantize(module)
         if not self._quantizers:
             raise UsageError(
-                f"{self.name}: nothing to quantize in {', '.join(parts)}: no Linear, Embedding or convolution"
+                f"{self.name}: nothing to quantize in {', '.join(self.submodules or ['the model'])}: it has no Linear, "
+                "Embedding or convolution layer"
             )
         for reason, names in export_obstacles(model, only_enabled=False).items():
             warn(f"{self.name}: {listed(names, 3)}: {reason}")
         self._batch_norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
         if self.freeze_bn_stats_epoch is not None and not self._batch_norms:
-            notice = "freeze_bn_stats_epoch has nothing to freeze: no batch normalization here"
+            notice = "freeze_bn_stats_epoch has no effect: the model has no batch normalization"
             state.notices.append(f"{self.name}: {notice}")
 
     def _check_submodules(self, state: State, modules: dict[str, Any]) -> None:
@@ -150,17 +154,19 @@ class QuantizationModifier(Modifier):
             if part in modules:
                 continue
             parent, _, name = part.rpartition(".")
-            if getattr(modules.get(parent), name, part) is None:  # a pooler, which token classifiers do without
-                state.notices.append(f"{self.name}: submodules: {type(model).__name__} has no {part}: passed over")
+            if getattr(modules.get(parent), name, part) is None:  # a pooler, which token classifiers do not have
+                state.notices.append(
+                    f"{self.name}: submodules: {type(model).__name__} has no {part}; this entry is ignored"
+                )
                 continue
             kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
             raise UsageError(
-                f"{self.name}: submodules: this model has no part '{part}'.{nearest(part, modules)} "
-                f"It is a {kind}; its parts are: {', '.join(_parts(model))}. Name those, or leave submodules out"
+                f"{self.name}: submodules: this {kind} model has no module '{part}'.{nearest(part, modules)} "
+                f"Its modules are: {', '.join(_parts(model))}. Use these names, or leave submodules out"
             )
 
     def _quantize(self, module: torch.nn.Module) -> None:
-        """Puts the quantizers of one layer in place, off. Layers of other kinds are left as they are."""
+        """Adds the quantizers of one layer, switched off. Layers of other classes are not changed."""
         from torch import nn
 
         from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationScheme
@@ -195,7 +201,7 @@ class QuantizationModifier(Modifier):
     def step_begin(self, progress: Progress) -> None:
         enabled = progress.reached(self.start_epoch)
         frozen = self.freeze_epoch is not None and progress.reached(self.freeze_epoch)
-        # A freeze at the very start still lets the first step show the ranges what they freeze to.
+        # With a freeze at the start, the first step still sets the ranges that are then frozen.
         self._switch(enabled, observing=enabled and (not frozen or self._observers.fresh))
         if self.freeze_bn_stats_epoch is not None and progress.reached(self.freeze_bn_stats_epoch):
             for module in self._batch_norms:
@@ -209,7 +215,7 @@ class QuantizationModifier(Modifier):
         self._switch(self._quantizers[0].enabled, observing=False)
 
     def calibrate(self, forward: Callable[[], None]) -> None:
-        """Before the first step with quantization: ranges to begin with, from all its rows, however they are split."""
+        """Sets the initial ranges before the first step with quantization, from all rows of that step."""
         if not self._quantizers[0].enabled or any(quantizer.ready for quantizer in self._quantizers):
             return
         for quantizer in self._quantizers:
@@ -223,7 +229,7 @@ class QuantizationModifier(Modifier):
         self._observers.reset()
 
     def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
-        """Ranges follow the batches shown, as they would over as many steps; nothing else moves."""
+        """Updates the ranges with each batch, as in as many training steps; nothing else changes."""
         self._switch(enabled=True, observing=True)
         for quantizer in self._quantizers:
             quantizer.train()  # quantizers observe in training mode only; the model around them stays in eval mode
@@ -246,24 +252,22 @@ class QuantizationModifier(Modifier):
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         if {name: value.shape for name, value in state.items()} != {n: v.shape for n, v in self.state_dict().items()}:
-            raise ValueError(f"the ranges of {self.name} are of other quantizers")
+            raise ValueError(f"the ranges of {self.name} belong to other quantizers")
         self._observers.load(state["minimum"], state["maximum"], state["ready"].tolist())
-        self._switch(
-            enabled=not self._observers.fresh, observing=False
-        )  # the next step's beginning says whether it does
+        self._switch(enabled=not self._observers.fresh, observing=False)  # the next step_begin sets `observing`
 
     def phase(self) -> str:
         first = self._quantizers[0]
         return "" if not first.enabled else "QAT" if first.observing else "QAT, ranges frozen"
 
     def metrics(self) -> dict[str, float]:
-        """The phase: 0 before quantization, 1 while ranges move, 2 once they are frozen."""
+        """Returns the phase: 0 before quantization, 1 while ranges are updated, 2 when they are frozen."""
         first = self._quantizers[0]
         return {"quantization/phase": float(first.enabled) * (1.0 if first.observing else 2.0)}
 
 
 def _parts(model: torch.nn.Module) -> list[str]:
-    """The names that `submodules` usually lists: the children of the backbone, and of the head."""
+    """Returns the names that `submodules` usually lists: the children of the backbone, and the head."""
     parts: list[str] = []
     for name, child in model.named_children():
         inner = [f"{name}.{grandchild}" for grandchild, _ in child.named_children()]

@@ -1,6 +1,6 @@
-"""What a modifier may see of its run. The engine (`RecipeRun`) fills it in; a test may make one by hand.
+"""The part of a run that a modifier can use. The engine (`RecipeRun`) fills it in; a test may create one by hand.
 
-Teacher and task are protocols here, so that a modifier names no module above it.
+Teacher and task are protocols here, so that modifiers import no module above them.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ if TYPE_CHECKING:
 
 
 class Teacher(Protocol):
-    """A frozen model whose outputs a student can follow."""
+    """A frozen model whose outputs the student is trained to match."""
 
     def outputs(self, batch: dict[str, Any], keys: list[str]) -> dict[str, Tensor]:
-        """Returns the outputs named by `keys` for the rows of a batch, without gradient."""
+        """Returns the outputs named by `keys` for the rows of a batch, without gradients."""
 
 
 class Task(Protocol):
-    """What the engine must know of the task that the model is trained for."""
+    """What the engine needs from the task that the model is trained for."""
 
     def distance(self, student: Tensor, teacher: Tensor, batch: dict[str, Any], temperature: float) -> Tensor:
-        """Returns (rows,) float32: how far the student's outputs are from the teacher's."""
+        """Returns (rows,) float32: the distance of the student's outputs from the teacher's."""
 
 
 @dataclass
 class State:
-    """One for all modifiers of a run.
+    """The state that all modifiers of a run share.
 
     Attributes:
         model: the plain model; its modules stay the same objects when `accelerator.prepare` wraps it.
-        modifiers: all of the run, in order of application; a modifier looks for those of its own family.
-        task: what the outputs mean.
-        teacher: None where there is none.
-        max_epochs: epochs that the recipe asks for; 0 when it names none.
-        notices: lines for the user on what the recipe asks for and this model has no use for; modifiers add theirs.
-        gives_gradients: whether the layout lets gradients be read and changed between backward and step. DeepSpeed,
-            which steps inside of backward, does not.
-        optimizer: the prepared one; from `bind` on.
-        progress: the clock; from `bind` on.
+        modifiers: all modifiers of the run, in order of application.
+        task: the task that the model is trained for.
+        teacher: the teacher; None if there is none.
+        max_epochs: number of epochs of the recipe; 0 if it sets none.
+        notices: lines for the user about parts of the recipe that have no effect on this model; modifiers add to them.
+        gives_gradients: whether gradients can be read and changed between backward and step. With DeepSpeed they
+            cannot, because it steps inside backward.
+        optimizer: the prepared optimizer; set before `bind`.
+        progress: the clock; set before `bind`.
     """
 
     model: nn.Module

@@ -1,4 +1,4 @@
-"""Which parameters train, and when."""
+"""Freezes parameters, or trains them, between two epochs."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class TrainableParamsModifier(Modifier):
-    """Freezes parameters, or lets them train, from `start_epoch` to `end_epoch`; outside they are as they came.
+    """Freezes parameters, or trains them, from `start_epoch` to `end_epoch`; at other epochs nothing is changed.
 
-    A parameter that never trains has `requires_grad` False from the start, so that it costs no gradient. One that
-    trains for a part of the time has True throughout, because distributed wrappers fix the set of gradients when they
-    are made; while it is frozen its gradient is dropped before the step, and an optimizer leaves a parameter without a
-    gradient as it is, weight decay and momentum included.
+    A parameter that never trains has `requires_grad` False from the start, so it needs no gradient. One that trains in
+    some epochs has True in all, because distributed wrappers fix the set of gradients when they are created. While it
+    is frozen, its gradient is dropped before the optimizer step; an optimizer does not change a parameter without a
+    gradient, not even by weight decay or momentum.
 
-    Where several name one parameter, the last to have started decides, and of those that start together the one that
-    is applied last: freeze `__ALL__`, then free `re:classifier`.
+    If several modifiers name one parameter, the one that started last decides; of those that start together, the one
+    that is applied last. Example: freeze `__ALL__`, then train `re:classifier`.
     """
 
+    end_epoch: float = -1.0
+    """Epoch from which the parameters are as before start_epoch; -1: never."""
     params: str | list[str]
-    """Names, `re:PATTERN`, `__ALL__`, or `__ALL_PRUNABLE__` (Linear and convolution weights)."""
+    """Parameter names, `re:PATTERN`, `__ALL__`, or `__ALL_PRUNABLE__` (weights of Linear and convolution layers)."""
     trainable: bool
-    """True to train them, false to freeze them."""
+    """true trains the parameters, false freezes them."""
     params_strict: bool = True
-    """A name or pattern that matches nothing is an error; false: it is passed over."""
+    """true: a name or pattern that matches nothing is an error; false: it is ignored."""
 
     acts_at_once: ClassVar[bool] = True  # there is nothing to apply without training
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.params:
-            raise FieldError("params", "params is empty: name parameters, or __ALL__")
+            raise FieldError("params", "params is empty: name parameters, or use __ALL__")
 
     def events(self) -> list[tuple[float, str]]:
         start, end = self.span
@@ -60,7 +62,7 @@ class TrainableParamsModifier(Modifier):
         self._names = set(match_parameter_names(self.params, parameters, prunable_names(state.model), strict=strict))
         self._part_time: list[str] = []
         self._all = [modifier for modifier in state.modifiers if isinstance(modifier, TrainableParamsModifier)]
-        if self is self._all[-1]:  # it knows the names of all, and acts for them
+        if self is self._all[-1]:  # the last one sets requires_grad for all of them
             self._set_requires_grad(parameters, state.max_epochs)
 
     def _set_requires_grad(self, parameters: dict[str, torch.nn.Parameter], max_epochs: int) -> None:
@@ -76,18 +78,20 @@ class TrainableParamsModifier(Modifier):
             if len(answers) == 2:
                 self._part_time.append(name)
         if not any(parameter.requires_grad for parameter in parameters.values()):
-            raise UsageError(f"{self.name}: every parameter is frozen throughout: nothing is left to train")
+            raise UsageError(f"{self.name}: every parameter is frozen in all epochs: nothing is left to train")
 
     def _trains(self, name: str, active: Sequence[TrainableParamsModifier]) -> bool:
-        """Whether a parameter trains while these modifiers act, given in order of application."""
+        """Returns True if a parameter trains while the modifiers `active` act; they are in order of application."""
         naming = [modifier for modifier in reversed(active) if name in modifier._names]
-        last = max(naming, key=lambda modifier: modifier.span[0], default=None)  # of equals, max takes the first
+        last = max(
+            naming, key=lambda modifier: modifier.span[0], default=None
+        )  # of equal starts, max returns the first
         return self._original[name] if last is None else last.trainable
 
     def bind(self, state: State) -> None:
         if self._part_time and not state.gives_gradients:
             raise UsageError(
-                f"{self.name}: DeepSpeed cannot freeze a parameter for a part of the training: leave start_epoch and "
+                f"{self.name}: DeepSpeed cannot freeze a parameter for part of the training: leave start_epoch and "
                 "end_epoch out, or train without DeepSpeed"
             )
         self._model = state.model

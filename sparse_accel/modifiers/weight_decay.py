@@ -1,4 +1,4 @@
-"""Weight decay set by the recipe."""
+"""The modifier that sets the weight decay."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class SetWeightDecayModifier(SetOnceModifier):
-    """Sets the weight decay of parameter groups from an epoch on: of all, bias and LayerNorm included, unless listed.
+    """Sets the weight decay from `start_epoch` on, in all parameter groups (bias and LayerNorm too) or in some.
 
-    Before its start the optimizer's own weight decay applies.
+    Before `start_epoch`, the weight decay that the optimizer was created with applies.
     """
 
     weight_decay: float
-    """The optimizer's weight decay, 0 or more."""
+    """Weight decay of the optimizer, 0 or more."""
 
     setting: ClassVar[str] = "weight_decay"
-    without_effect: ClassVar[dict[str, str]] = {"constant_logging": "the weight decay changes at this epoch only"}
+    without_effect: ClassVar[dict[str, str]] = {"constant_logging": "the weight decay changes only at start_epoch"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.weight_decay < 0:
-            raise FieldError("weight_decay", f"weight decay is 0 or more, not {self.weight_decay:g}")
+            raise FieldError("weight_decay", f"must be 0 or more, got {self.weight_decay:g}")
 
     def value(self, progress: Progress) -> float:
         return self.weight_decay

@@ -1,1 +1,1 @@
-"""Tensors in, tensors out: no recipe, no files."""
+"""Functions and layers on tensors. Nothing here reads recipes or files."""

@@ -1,4 +1,4 @@
-"""What a CPU computes several times faster by other operations, bit by bit the same."""
+"""Faster CPU versions of two operations; the results are the same bit for bit."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from torch import Tensor
 
 
 class FakeQuantizeOnCpu(torch.autograd.Function):
-    """What torch.fake_quantize_per_tensor_affine computes, bit for bit, from vectorized operations: a fifth of its time
-    on a CPU, where its kernel works number by number. A GPU has no such gap, and would have to wait for `item()`."""
+    """Computes torch.fake_quantize_per_tensor_affine with vectorized operations, with the same result bit for bit.
+
+    On a CPU it takes a fifth of the time, because PyTorch's kernel processes single numbers there. A GPU has no such
+    difference, and would have to wait for `item()`.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest: int) -> Tensor:
@@ -27,12 +30,12 @@ class FakeQuantizeOnCpu(torch.autograd.Function):
 
 
 def mask_bits(mask: Tensor) -> Tensor:
-    """Returns int32 of the mask's shape: all bits set where the mask is True, none where it is False."""
+    """Returns an int32 tensor of the mask's shape: all bits set where the mask is True, none where it is False."""
     return mask.to(torch.int32).neg_()
 
 
 class MaskedOnCpu(torch.autograd.Function):
-    """Clears the bits of masked numbers, in the forward and in the backward."""
+    """Clears all bits of masked numbers, in the forward and in the backward."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bits: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Quantization as training sees it: pure functions, and the module that applies them to one tensor of a layer.
+"""Quantization in training: pure functions, and the module that applies them to one tensor of a layer.
 
-Integers q and reals x are related by x = scale * (q - zero_point). A fake-quantized tensor is float32 whose values lie
-on that grid; its gradient passes straight through inside the range and is zero outside (Jacob et al. 2018, arXiv
-1712.05877). Matched against the figures of SparseML 1.8.0 in `tests/golden/fake_quantize.json`.
+Integers q and reals x are related by x = scale * (q - zero_point). A fake-quantized tensor is float32 with values on
+that grid; its gradient passes straight through inside the range and is zero outside (Jacob et al. 2018, arXiv
+1712.05877). Tests compare the results with SparseML 1.8.0 (`tests/golden/fake_quantize.json`).
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from sparse_accel.nn.cpu_kernels import FakeQuantizeOnCpu
 
-# The scale of a constant tensor would be 0: the smallest that float32 tells apart from 1 stands in.
+# The smallest scale, because a tensor of zeros would get scale 0: the epsilon of float32.
 _SMALLEST_SCALE = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
 class QuantizationScheme:
-    """How one tensor is held in integers.
+    """How one tensor is represented by integers.
 
     Attributes:
         bits: width, 2 to 8.
-        signed: int (-128..127 at 8 bits) or uint (0..255).
-        symmetric: the zero point is the middle of the integers, so that zero stays exactly zero.
-        channel_axis: None for one scale a tensor, else the axis with one scale each (0: an output row of a weight).
+        signed: True: int (-128..127 at 8 bits); False: uint (0..255).
+        symmetric: the zero point is the middle of the integers, so that 0 stays exactly 0.
+        channel_axis: None: one scale per tensor; else the axis with one scale per index (0: per row of a weight).
         reduce_range: leave one bit unused, for CPUs whose 8-bit dot product overflows 16 bits (before VNNI).
     """
 
@@ -44,6 +44,7 @@ class QuantizationScheme:
         return (-width // 2, width // 2 - 1) if self.signed else (0, width - 1)
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns the attributes by name."""
         return asdict(self)
 
 
@@ -51,7 +52,7 @@ class QuantizationScheme:
 
 
 def extrema(x: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:
-    """Returns minimum and maximum of `x`, each (1,), or (channels,) with a channel axis; float32."""
+    """Returns (minimum, maximum) of `x`, each float32 of shape (1,), or (channels,) with a channel axis."""
     if channel_axis is None:
         minimum, maximum = torch.aminmax(x)
         return minimum.float().reshape(1), maximum.float().reshape(1)
@@ -60,12 +61,20 @@ def extrema(x: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:
 
 
 def moving_average(average: Tensor, value: Tensor, averaging_constant: float) -> Tensor:
-    """Returns average + averaging_constant * (value - average): how a range follows what each step shows."""
+    """Returns average + averaging_constant * (value - average): the update of a range after a step."""
     return average + averaging_constant * (value - average)
 
 
 def quantization_parameters(minimum: Tensor, maximum: Tensor, scheme: QuantizationScheme) -> tuple[Tensor, Tensor]:
-    """Returns (scale float32, zero point int32), of the shape of `minimum`, for a range that is stretched to hold 0."""
+    """Returns the (scale, zero point) of a range, which is extended to contain 0.
+
+    Args:
+        minimum, maximum: float32, (1,) or (channels,).
+        scheme: the integers to map the range to.
+
+    Returns:
+        scale float32 and zero point int32, both of the shape of `minimum`.
+    """
     lowest, highest = scheme.integers
     minimum, maximum = minimum.clamp(max=0.0), maximum.clamp(min=0.0)
     if scheme.symmetric:
@@ -82,8 +91,9 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Quantiza
     """Returns `x` rounded to the grid and clipped to the range, float32, with a straight-through gradient.
 
     Args:
-        x: any shape, float; taken to float32 first, under autocast too.
+        x: any shape, float; converted to float32 first, also under autocast.
         scale, zero_point: float32 and int32, (1,) or (channels,).
+        scheme: the integers that `scale` and `zero_point` belong to.
     """
     lowest, highest = scheme.integers
     if torch.compiler.is_compiling():
@@ -96,7 +106,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Quantiza
 
 
 def _fake_quantize_in_a_graph(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: QuantizationScheme) -> Tensor:
-    """The same from ordinary operations, for torch.compile, which has no kernel of its own for PyTorch's (2.13)."""
+    """Does the same with ordinary operations, because torch.compile (2.13) has no kernel for PyTorch's functions."""
     lowest, highest = scheme.integers
     if scheme.channel_axis is not None:
         shape = [1] * x.ndim
@@ -114,20 +124,24 @@ def _fake_quantize_in_a_graph(x: Tensor, scale: Tensor, zero_point: Tensor, sche
 class FakeQuantize(nn.Module):
     """Fake-quantizes one tensor of a layer: its input, its weight or its output.
 
-    It is put in place before training, off, and Python flags say what it does: `enabled` (rounds), `observing` (gathers
-    minimum and maximum, in training mode only), `calibrating` (gathers and does not round yet) and `ready` (has a
-    range). During an optimizer step it only gathers; `QuantizationModifier` folds what was gathered into the range
-    once, at the step's end, for all quantizers and processes together. The training loop lets it calibrate on the first
-    step's rows; in a loop that does not, the first forward of all starts from its own values.
+    It is added before training, switched off. Python flags control it: `enabled` (rounds), `observing` (collects
+    minimum and maximum, in training mode only), `calibrating` (collects, does not round yet), `ready` (has a range).
+    During an optimizer step it only collects; at the end of the step `QuantizationModifier` updates the range once, for
+    all quantizers and processes together. The training loop calibrates it on the rows of the first step; in a loop that
+    does not, the very first forward sets the range from its own values.
 
-    The buffers are not persistent: a weight file of a quantized model holds the keys of a plain one.
+    The buffers are not persistent: a weight file of a quantized model has the same keys as that of a plain model.
+
+    Args:
+        scheme: how the tensor is represented by integers.
+        channels: number of scales, 1 for one per tensor.
     """
 
-    minimum: Tensor  # (channels or 1,) float32: the range in force
+    minimum: Tensor  # (channels or 1,) float32: the current range
     maximum: Tensor
     scale: Tensor
     zero_point: Tensor
-    seen_minimum: Tensor  # extremes of the step under way; +inf and -inf while it has shown nothing
+    seen_minimum: Tensor  # extremes of the current step; +inf and -inf before its first forward
     seen_maximum: Tensor
 
     def __init__(self, scheme: QuantizationScheme, channels: int = 1) -> None:
@@ -144,11 +158,15 @@ class FakeQuantize(nn.Module):
         self.register_buffer("seen_maximum", torch.full((channels,), -torch.inf), persistent=False)
 
     def forward(self, x: Tensor, whole: Tensor | None = None) -> Tensor:
-        """Returns `x` on the grid, or as it is while the quantizer is off.
+        """Returns `x` rounded to the grid, or unchanged while the quantizer is off.
 
         Args:
-            x: any shape, float; what comes back has its dtype, and is computed in float32.
-            whole: what to observe where `x` is a part of it: an embedding's weight, of which a batch uses some rows.
+            x: any shape, float; the result has its dtype, and is computed in float32.
+            whole: the tensor to observe if `x` is only a part of it: the weight of an embedding, of which a batch uses
+                some rows.
+
+        Raises:
+            RuntimeError: it is on and has no range.
         """
         if not self.enabled:
             return x
@@ -157,12 +175,12 @@ class FakeQuantize(nn.Module):
         if self.calibrating:
             return x
         if not self.ready:
-            raise RuntimeError("a quantizer is on before it has seen a batch: it has no range to round to")
+            raise RuntimeError("a quantizer is on but has no range: run a batch in training mode first")
         return fake_quantize(x, self.scale, self.zero_point, self.scheme).to(x.dtype)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Widens what this step has shown; the first tensor of all also becomes the range."""
+        """Updates the extremes of the current step; the very first tensor also sets the range."""
         minimum, maximum = extrema(x, self.scheme.channel_axis)
         torch.minimum(self.seen_minimum, minimum, out=self.seen_minimum)
         torch.maximum(self.seen_maximum, maximum, out=self.seen_maximum)
@@ -173,8 +191,13 @@ class FakeQuantize(nn.Module):
 
     @torch.no_grad()
     def set_range(self, minimum: Tensor, maximum: Tensor) -> None:
-        """Takes [minimum, maximum] as the range, and scale and zero point from it. Written in place: the tensors may
-        be views into one that is shared by all quantizers."""
+        """Sets the range to [minimum, maximum], and scale and zero point accordingly.
+
+        Writes in place, because the buffers may be views of tensors that all quantizers share.
+
+        Args:
+            minimum, maximum: float32, (1,) or (channels,).
+        """
         self.minimum.copy_(minimum)
         self.maximum.copy_(maximum)
         scale, zero_point = quantization_parameters(self.minimum, self.maximum, self.scheme)
@@ -188,18 +211,18 @@ class FakeQuantize(nn.Module):
 
 
 class Observers:
-    """The ranges of many quantizers in one place, so that a step's end costs one all-reduce and a few operations.
+    """The ranges of many quantizers in one place, so that the end of a step costs one all-reduce and few operations.
 
-    The quantizers' buffers become views of the table's. Make it once they are on their device.
+    The buffers of the quantizers become views of the tensors here. Create it when they are on their final device.
 
     Args:
-        quantizers: any number, of any formats.
+        quantizers: any number, with any schemes.
         averaging_constant: weight of a new step in the moving average.
     """
 
     def __init__(self, quantizers: list[FakeQuantize], averaging_constant: float = 0.01) -> None:
         self.averaging_constant = averaging_constant
-        # Those of one format lie side by side: their parameters are computed together.
+        # Quantizers of one scheme are next to each other, because their parameters are computed together.
         self.quantizers = sorted(quantizers, key=lambda quantizer: str(quantizer.scheme))
         self.sizes = [quantizer.minimum.numel() for quantizer in self.quantizers]
         self._schemes: list[tuple[QuantizationScheme, slice]] = []
@@ -226,9 +249,9 @@ class Observers:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves every range towards what the step has shown, on all processes alike, and forgets the step.
+        """Moves every range towards the extremes of the step, equally on all processes, and resets the extremes.
 
-        The first step's extremes are the range; a quantizer that saw nothing keeps its own.
+        After the first step the range is its extremes. A quantizer that observed nothing keeps its range.
         """
         from sparse_accel.distributed.collectives import reduce_extrema
 
@@ -243,13 +266,13 @@ class Observers:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Drops what the step under way has shown."""
+        """Drops the extremes of the current step."""
         self.seen_minimum.fill_(torch.inf)
         self.seen_maximum.fill_(-torch.inf)
 
     @torch.no_grad()
     def calibrate(self) -> None:
-        """Takes what calibration has shown as the ranges to begin with; the first step's own will replace them."""
+        """Sets the initial ranges from the calibration. The extremes of the first step will replace them."""
         shown = (self.seen_minimum <= self.seen_maximum).split(self.sizes)
         self.update()
         for quantizer, seen in zip(self.quantizers, shown, strict=True):
@@ -257,7 +280,12 @@ class Observers:
         self.fresh = True
 
     def load(self, minimum: Tensor, maximum: Tensor, ready: list[bool]) -> None:
-        """Takes ranges as another table of the same quantizers held them."""
+        """Restores the ranges of another `Observers` with the same quantizers.
+
+        Args:
+            minimum, maximum: float32, the ranges of all quantizers, concatenated in the order of `quantizers`.
+            ready: per quantizer, whether it has a range.
+        """
         self.minimum.copy_(minimum)
         self.maximum.copy_(maximum)
         for quantizer, known in zip(self.quantizers, ready, strict=True):

@@ -1,12 +1,12 @@
-"""The one mechanism: layers whose weight is masked and whose tensors are fake-quantized in the forward.
+"""Layers whose weight is masked and whose tensors are fake-quantized in the forward, for all of pruning and QAT.
 
     Linear       output_quantizer(F.linear(input_quantizer(x), weight_quantizer(masked(weight)), bias))
     Embedding    output_quantizer(F.embedding(ids, weight_quantizer(masked(weight))))
     Conv1d, 2d   as Linear
 
 A layer keeps its identity and its parameters: only its class changes, so weights keep their names, a layer that several
-blocks share (ALBERT) stays one, and DDP, FSDP2, DeepSpeed and torch.compile meet ordinary modules. The weight used is
-the masked one, so a pruned weight gets no gradient, and a mask needs no code in the optimizer or in sharding.
+blocks share (ALBERT) stays one, and DDP, FSDP2, DeepSpeed and torch.compile get ordinary modules. The forward uses the
+masked weight, so a pruned weight gets no gradient, and masks need no code in the optimizer or in sharding.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from sparse_accel.nn.masks import masked
 
 
 class SparseLayer(nn.Module):
-    """What the layers below share: a mask, and a quantizer each for input, weight and output. All start absent."""
+    """Base class of the layers below: a mask, and a quantizer each for input, weight and output, all None at first."""
 
     weight: Any  # the layer's own parameter
     mask: Tensor | None  # bool, of the weight's shape, True where kept; not persistent
-    bias_mask: Tensor | None  # bool, (out,), True where kept: of outputs that are removed as a whole; not persistent
+    bias_mask: Tensor | None  # bool, (out,), True where kept, for outputs that are removed entirely; not persistent
     input_quantizer: FakeQuantize | None
     weight_quantizer: FakeQuantize | None
     output_quantizer: FakeQuantize | None
 
     def masked_weight(self) -> Tensor:
-        """The effective weight: the stored one with exact zeros under the mask."""
+        """Returns the stored weight with exact zeros where the mask is False."""
         return self.weight if self.mask is None else masked(self.weight, self.mask, self._mask_bits())
 
     def _mask_bits(self) -> Tensor | None:
-        """The mask as a CPU applies it fastest, made anew when the mask has changed; None elsewhere."""
+        """Returns the mask in the form that is fastest on a CPU, updated if the mask has changed; None elsewhere."""
         assert self.mask is not None
         if self.weight.device.type != "cpu" or self.weight.dtype != torch.float32 or torch.compiler.is_compiling():
             return None
@@ -50,22 +50,25 @@ class SparseLayer(nn.Module):
         return bits
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy's mask counts its changes anew: bits that were made for the original could pass for its own.
+        # The mask of a copy counts its changes from 0 again, so bits of the original could be mistaken for its own.
         return {name: value for name, value in self.__dict__.items() if name != "_known_bits"}
 
     def bias_in_use(self) -> Tensor | None:
-        """The effective bias: a masked weight row alone leaves its output the bias, and is not removed."""
+        """Returns the bias, with zeros for removed outputs: masking their weight rows alone would leave the bias."""
         bias: Tensor | None = cast(Any, self).bias
         return bias if bias is None or self.bias_mask is None else masked(bias, self.bias_mask)
 
     def weight_in_use(self) -> Tensor:
+        """Returns the weight that the forward uses: masked, then fake-quantized."""
         weight = self.masked_weight()
         return weight if self.weight_quantizer is None else self.weight_quantizer(weight)
 
     def quantize_input(self, x: Tensor) -> Tensor:
+        """Returns `x`, fake-quantized if the layer has an input quantizer."""
         return x if self.input_quantizer is None else self.input_quantizer(x)
 
     def quantize_output(self, x: Tensor) -> Tensor:
+        """Returns `x`, fake-quantized if the layer has an output quantizer."""
         return x if self.output_quantizer is None else self.output_quantizer(x)
 
 
@@ -76,8 +79,8 @@ class SparseLinear(SparseLayer, nn.Linear):
 
 class SparseEmbedding(SparseLayer, nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
-        # Only the rows in use are masked and rounded, which gives the same numbers: a vocabulary is far larger than a
-        # batch. Padding, maximum norm and sparse gradients are as nn.Embedding has them.
+        # Only the rows in use are masked and rounded: the result is the same, and a vocabulary is far larger than a
+        # batch. Padding, max_norm and sparse gradients work as in nn.Embedding.
         rows = super().forward(ids)
         if self.mask is not None:
             rows = masked(rows, self.mask[ids])
@@ -110,15 +113,15 @@ _PLAIN_NAME: dict[type[nn.Module], str] = {sparse: plain.__name__ for plain, spa
 
 
 def plain_class_name(module: nn.Module) -> str:
-    """The class name that a recipe knows a module by, before or after `make_sparse`: Linear, LayerNorm, ..."""
+    """Returns the class name of a module as in recipes, before or after `make_sparse`: Linear, LayerNorm, ..."""
     return _PLAIN_NAME.get(type(module), type(module).__name__)
 
 
 def make_sparse(module: nn.Module) -> SparseLayer:
-    """Turns a Linear, Embedding or convolution into its sparse kind, in place, and returns it.
+    """Changes a Linear, Embedding or convolution layer to its sparse class, in place, and returns it.
 
     Raises:
-        TypeError: for any other module, a subclass of these included: its forward may do something else.
+        TypeError: it is another module, or of a subclass of these, whose forward may be different.
     """
     if isinstance(module, SparseLayer):
         return module
@@ -133,10 +136,10 @@ def make_sparse(module: nn.Module) -> SparseLayer:
 
 
 def mask_outputs(layer: SparseLayer, kept: Tensor) -> None:
-    """Removes outputs of a Linear or convolution: their weight rows and their biases are masked together.
+    """Removes outputs of a Linear or convolution layer: masks their weight rows together with their biases.
 
     Args:
-        kept: bool, (out,); what the layer's mask prunes already stays pruned.
+        kept: bool, (out,), False for outputs to remove; weights that are already pruned stay pruned.
     """
     whole = kept.view(-1, *[1] * (layer.weight.ndim - 1)).expand(layer.weight.shape)
     layer.mask = whole.clone() if layer.mask is None else layer.mask & whole
@@ -145,9 +148,9 @@ def mask_outputs(layer: SparseLayer, kept: Tensor) -> None:
 
 
 def maskable_layers(model: nn.Module) -> dict[str, list[nn.Module]]:
-    """Returns the layers of each weight that can have a mask, by the weight's name: Linear, Embedding, convolutions.
+    """Returns the layers whose weight can have a mask (Linear, Embedding, convolution), by the name of the weight.
 
-    A weight that several layers hold (tied) is listed once, under its first name, with all of its layers.
+    A weight that several layers share (tied) is listed once, under its first name, with all its layers.
     """
     by_weight: dict[int, tuple[str, list[nn.Module]]] = {}
     for name, module in model.named_modules():
@@ -158,12 +161,13 @@ def maskable_layers(model: nn.Module) -> dict[str, list[nn.Module]]:
 
 
 def prunable_names(model: nn.Module) -> list[str]:
-    """Returns what `__ALL_PRUNABLE__` means: names of the weights of Linear and convolution layers."""
+    """Returns the names that `__ALL_PRUNABLE__` matches: weights of Linear and convolution layers."""
     layers = maskable_layers(model)
     return [name for name, modules in layers.items() if not any(isinstance(m, nn.Embedding) for m in modules)]
 
 
 def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
+    """Yields (name, layer) of each sparse layer, in the model's order."""
     for name, module in model.named_modules():
         if isinstance(module, SparseLayer):
             yield name, module
@@ -175,7 +179,7 @@ def quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the masks by the name of the weight, or bias, that they are of."""
+    """Returns all masks, by the name of the weight or bias that they belong to."""
     found = {f"{name}.{kind}": mask for name, layer in sparse_layers(model) for kind, mask in _masks_of(layer)}
     return {name: mask for name, mask in found.items() if mask is not None}
 
@@ -185,10 +189,10 @@ def _masks_of(layer: SparseLayer) -> tuple[tuple[str, Tensor | None], ...]:
 
 
 def export_obstacles(model: nn.Module, *, only_enabled: bool) -> dict[str, list[str]]:
-    """Returns why the export cannot write some quantizers of a model, as {reason: names}; empty when it can.
+    """Returns why some quantizers of a model cannot be exported, as {reason: names}; empty if all can.
 
     Args:
-        only_enabled: quantizers that are off do not count; False before training, when all are in place and off.
+        only_enabled: True: ignore quantizers that are off. Use False before training, when all are off.
     """
     found: dict[str, list[str]] = {}
     for name, layer in sparse_layers(model):
@@ -207,7 +211,7 @@ def export_obstacles(model: nn.Module, *, only_enabled: bool) -> dict[str, list[
             elif kind == "weight" and not (scheme.signed and scheme.symmetric):
                 reason = "only signed symmetric weights can be exported"
             elif kind == "weight" and scheme.channel_axis is not None and isinstance(layer, nn.Embedding):
-                reason = "an embedding with one scale a row cannot be exported yet"
+                reason = "an embedding with one scale per row cannot be exported yet"
             elif kind == "weight" and isinstance(layer, nn.Linear) and "input" not in used:
                 reason = "a Linear with a quantized weight and a float input has no integer kernel"
             if reason:
@@ -216,7 +220,7 @@ def export_obstacles(model: nn.Module, *, only_enabled: bool) -> dict[str, list[
 
 
 def quantized_linears(model: nn.Module) -> tuple[int, int]:
-    """Returns (Linears whose input and weight quantizers are on, Linears in all)."""
+    """Returns two counts: (Linear layers with input and weight quantizers on, all Linear layers)."""
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     on = sum(1 for m in linears if _is_on(m, "input_quantizer") and _is_on(m, "weight_quantizer"))
     return on, len(linears)
@@ -227,10 +231,10 @@ def _is_on(module: Any, which: str) -> bool:
     return quantizer is not None and quantizer.enabled
 
 
-# A block of an encoder is an entry of a list of blocks, so its weights have a number in their names.
+# The blocks of an encoder are in a list, so the names of their weights contain a number.
 _IN_A_BLOCK = re.compile(r"\.\d+\.")
 
 
 def is_encoder_linear(name: str, module: nn.Module) -> bool:
-    """True for the Linear weights of the encoder's blocks; embeddings, pooler and classifier are counted apart."""
+    """Returns True for Linear layers in encoder blocks; embeddings, pooler and classifier are counted separately."""
     return isinstance(module, nn.Linear) and bool(_IN_A_BLOCK.search(f".{name}."))

@@ -1,6 +1,6 @@
-"""Task and distillation losses, one value a row: pure functions of logits.
+"""Task and distillation losses, one value per row: pure functions of logits.
 
-Rows are kept apart so that a batch can be weighted by its real rows, over processes and micro-batches too.
+Rows are kept separate, so that a batch can be weighted by its real rows, also over processes and micro-batches.
 Shapes: R rows, T tokens, C classes (1 for regression).
 """
 
@@ -17,8 +17,8 @@ def task_loss(logits: Tensor, labels: Tensor, problem_type: str, label_smoothing
     Args:
         logits: (R, C).
         labels: (R,) int64 class numbers; (R, C) 0/1 for multi-label; (R,) float for regression.
-        problem_type: single_label_classification, multi_label_classification or regression, as transformers has it.
-        label_smoothing: share of the target spread over all classes, 0 to 1; single-label classification only.
+        problem_type: single_label_classification, multi_label_classification or regression, as in transformers.
+        label_smoothing: fraction of the target spread over all classes, 0 to 1; single-label classification only.
     """
     logits = logits.float()
     if problem_type == "regression":
@@ -29,15 +29,16 @@ def task_loss(logits: Tensor, labels: Tensor, problem_type: str, label_smoothing
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, problem_type: str) -> Tensor:
-    """Returns (R,) float32: how far the student's outputs lie from the teacher's.
+    """Returns (R,) float32: the distance of the student's outputs from the teacher's.
 
     Single label: T^2 * KL(teacher || student), both softened by the temperature T (Hinton et al. 2015, arXiv
     1503.02531; T^2 keeps the gradient's size when T changes). Multi-label: T^2 times the mean over labels of the binary
     cross-entropy to the teacher's probabilities at T. Regression: squared error (KL over one logit is always 0).
 
     Args:
-        student, teacher: (R, C) logits; the teacher's carry no gradient.
-        temperature: > 0.
+        student, teacher: (R, C) logits; those of the teacher have no gradient.
+        temperature: above 0.
+        problem_type: as for `task_loss`.
     """
     student, teacher = student.float(), teacher.float()
     if problem_type == "regression":
@@ -53,7 +54,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, prob
 
 # --- losses of tokens: the mean over the labelled ones of each row ----------------------------------------------------
 
-# The label of tokens that count in no loss and no figure, as torch.nn.CrossEntropyLoss has it.
+# The label of tokens that are left out of losses and metrics, as in torch.nn.CrossEntropyLoss.
 IGNORED = -100
 
 
@@ -72,14 +73,14 @@ def token_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> 
 
 
 def token_distillation_loss(student: Tensor, teacher: Tensor, labelled: Tensor, temperature: float) -> Tensor:
-    """Returns (R,) float32: `distillation_loss` of one label, averaged over each row's labelled tokens.
+    """Returns (R,) float32: the single-label `distillation_loss`, averaged over each row's labelled tokens.
 
-    Padding and pieces without a label do not count: results would depend on how rows are put into batches.
+    Padding and word pieces without a label do not count; otherwise results would depend on how rows are batched.
 
     Args:
-        student, teacher: (R, T, C) logits; the teacher's carry no gradient.
-        labelled: (R, T) bool.
-        temperature: > 0.
+        student, teacher: (R, T, C) logits; those of the teacher have no gradient.
+        labelled: (R, T) bool, True for tokens with a label.
+        temperature: above 0.
     """
     each = distillation_loss(student, teacher, temperature, "single_label_classification")
     return _mean_of_tokens(each.masked_fill(~labelled, 0.0), labelled)

@@ -1,7 +1,7 @@
 """Which weights stay: pure functions from scores to masks.
 
-A mask is a bool tensor of its weight's shape, True where the weight is kept. Sparsity is the share of False.
-Matched against the figures of SparseML 1.8.0 in `tests/golden/masks.json`.
+A mask is a bool tensor of its weight's shape, True where the weight is kept. Sparsity is the fraction of False.
+Tests compare the results with SparseML 1.8.0 (`tests/golden/masks.json`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MaskType = str | Sequence[int]
 
 
 def block_shape(mask_type: MaskType) -> tuple[int, int] | None:
-    """Returns (rows, columns) of the blocks that are kept or pruned as one; None for masks that are not blocks.
+    """Returns (rows, columns) of the blocks that are kept or pruned as one; None for masks without blocks.
 
     `block4` is 1 x 4: four neighbours along the input dimension. A pair [a, b] is a x b.
     """
@@ -34,11 +34,11 @@ def kept_of_group(mask_type: MaskType) -> tuple[int, int] | None:
 
 
 def keep_all_but_lowest(score: Tensor, pruned: int) -> Tensor:
-    """Returns the mask that drops the `pruned` lowest scores; among equal scores the earlier position goes first.
+    """Returns the mask that drops the `pruned` lowest scores; of equal scores, the earlier position is dropped first.
 
     Args:
         score: any shape, float; not NaN.
-        pruned: how many are dropped, 0 to score.numel().
+        pruned: number of scores to drop, 0 to score.numel().
     """
     mask = torch.ones(score.numel(), dtype=torch.bool, device=score.device)
     if pruned > 0:
@@ -56,7 +56,7 @@ def magnitude_mask(weight: Tensor, sparsity: float, mask_type: MaskType = "unstr
 
     Args:
         weight: (out, in) or (out, in, ...) for a convolution, float. Zeros count as the smallest weights.
-        sparsity: share to drop, 0 to 1; round(sparsity * n) of the n units (weights or blocks) are dropped.
+        sparsity: fraction to drop, 0 to 1; round(sparsity * n) of the n units (weights or blocks) are dropped.
         mask_type: `unstructured`, `block4`, `N:M`, or a pair [rows, columns] of a block.
 
     Raises:
@@ -68,9 +68,12 @@ def magnitude_mask(weight: Tensor, sparsity: float, mask_type: MaskType = "unstr
 def global_magnitude_masks(
     weights: Sequence[Tensor], sparsity: float, mask_type: MaskType = "unstructured"
 ) -> list[Tensor]:
-    """As `magnitude_mask`, with one ranking over all `weights`: layers that matter less become sparser.
+    """Returns a `magnitude_mask` for each weight, with one ranking over all `weights`, so that sparsity may differ.
 
-    An N:M mask has the same sparsity in every group, so one ranking over all layers and one for each layer agree.
+    An N:M mask has the same sparsity in every group, so a ranking over all layers and one per layer agree.
+
+    Raises:
+        ValueError: as `magnitude_mask`.
     """
     group = kept_of_group(mask_type)
     if group is not None:
@@ -90,7 +93,7 @@ def global_magnitude_masks(
 def masked(weight: Tensor, mask: Tensor, bits: Tensor | None = None) -> Tensor:
     """Returns the effective weight: `weight` with exact zeros where `mask` is False, and no gradient there.
 
-    Never a product: inf * 0 is NaN.
+    It is not a product, because inf * 0 is NaN.
 
     Args:
         weight: any shape, float.
@@ -103,17 +106,17 @@ def masked(weight: Tensor, mask: Tensor, bits: Tensor | None = None) -> Tensor:
 
 
 def constant_mask(weight: Tensor) -> Tensor:
-    """Returns the mask that keeps a sparse weight as sparse as it is: True where it is not zero."""
+    """Returns the mask that keeps the zeros of a weight: True where it is not zero."""
     return weight != 0
 
 
 def sparsity_of(weight: Tensor) -> float:
-    """Returns the share of exact zeros."""
+    """Returns the fraction of exact zeros."""
     return int((weight == 0).sum()) / weight.numel() if weight.numel() else 0.0
 
 
 def _block_scores(weight: Tensor, block: tuple[int, int]) -> Tensor:
-    """(out, in) -> (out / rows, in / columns): mean magnitude of each block."""
+    """Returns the mean magnitude of each block: (out, in) -> (out / rows, in / columns)."""
     matrix = weight.detach().float().abs().flatten(1)
     rows, columns = block
     if matrix.shape[0] % rows or matrix.shape[1] % columns:
@@ -126,7 +129,7 @@ def _expand_blocks(mask: Tensor, weight: Tensor, block: tuple[int, int]) -> Tens
 
 
 def _group_mask(weight: Tensor, sparsity: float, kept: int, size: int) -> Tensor:
-    """The N:M mask: in each run of `size` neighbours the `kept` largest stay, the later one of equals."""
+    """Returns the N:M mask: of each `size` neighbours the `kept` largest are kept; of equal ones, the later."""
     if sparsity == 0:
         return torch.ones_like(weight, dtype=torch.bool)
     if abs(sparsity - (1 - kept / size)) > 1e-6:

@@ -22,17 +22,17 @@ def load_recipe(
     recipe_args: str | dict[str, Any] | None = None,
     resolve_stub: Callable[[str], Path] = recipe_path,
 ) -> Recipe:
-    """Reads a recipe, evaluates it and builds its modifiers.
+    """Returns a recipe with its variables evaluated and its modifiers built.
 
     Args:
-        source: path of a .yaml, .yml or .md file; a text with a newline in it; or a `zoo:` stub.
+        source: path of a .yaml, .yml or .md file; a `zoo:` stub; or the text of a recipe, which contains a newline.
         recipe_args: values that replace variables of the recipe before it is evaluated: a JSON object, `a=1,b:2`, or
             a dict.
         resolve_stub: returns the path of the recipe that a `zoo:` stub names.
 
     Raises:
-        RecipeError: the recipe cannot be read or cannot be meant; the message names file, line and key.
-        UsageError: a stub leads nowhere.
+        RecipeError: the recipe cannot be read or is not valid; the message has file, line and key.
+        UsageError: the stub does not exist.
     """
     arguments = parse_recipe_args(recipe_args)
     text, name = read_source(source, resolve_stub)

@@ -1,4 +1,4 @@
-"""What a recipe does, epoch by epoch, without a model:
+"""Prints what a recipe does, epoch by epoch, without a model:
 
 python -m sparse_accel.recipe recipe.yaml
 python -m sparse_accel.recipe recipe.yaml --recipe_args num_epochs=12,init_lr=1e-4
@@ -19,19 +19,21 @@ from sparse_accel.zoo import recipe_path
 
 
 def main() -> None:
-    """Prints the timeline, or with --resolved the recipe as it will be applied."""
+    """Prints the timeline; with --resolved, the recipe with variables and defaults filled in."""
     parser = argparse.ArgumentParser(
         prog="python -m sparse_accel.recipe", description="Checks a recipe and prints what it does, epoch by epoch."
     )
-    parser.add_argument("recipe", help="path of a .yaml, .yml or .md file, or a zoo: stub")
-    parser.add_argument("--recipe_args", metavar="ARGS", help="""replace variables: '{"num_epochs": 12}' or a=1,b:2""")
-    parser.add_argument("--resolved", action="store_true", help="print the recipe with everything filled in, as YAML")
+    parser.add_argument("recipe", help="a .yaml, .yml or .md file, or a zoo: stub")
+    parser.add_argument("--recipe_args", metavar="ARGS", help="""set variables: '{"num_epochs": 12}' or a=1,b:2""")
+    parser.add_argument(
+        "--resolved", action="store_true", help="print the recipe as YAML, with variables and defaults filled in"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
     recipe = load_recipe(expanded(arguments.recipe, "recipe"), arguments.recipe_args, recipe_path)
     if arguments.resolved and isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # it is a recipe again, whatever the terminal's encoding
+        sys.stdout.reconfigure(encoding="utf-8")  # the output is a recipe, whatever the terminal's encoding
     print(recipe.resolved() if arguments.resolved else timeline_table(recipe), end="")
     for line in recipe.notes:
         print(f"note: {shortened(line)}", file=sys.stderr)
@@ -40,10 +42,10 @@ def main() -> None:
 
 
 def timeline_table(recipe: Recipe) -> str:
-    """The recipe's events as lines of `epoch  what happens`, with a heading."""
+    """Returns the events of a recipe as lines of `epoch  what happens`, with a heading."""
     rows = [(f"{epoch:g}", event) for epoch, event in recipe.timeline()]
     width = max([len("epoch"), *(len(epoch) for epoch, _ in rows)])
-    length = f"{recipe.max_epochs} epochs" if recipe.max_epochs else "no epochs of its own"
+    length = f"{recipe.max_epochs} epochs" if recipe.max_epochs else "number of epochs not set"
     heading = f"{recipe.source}: {length}, {len(recipe.modifiers)} modifiers"
     lines = [heading, "", f"{'epoch':>{width}}  what happens", f"{'-' * width}  {'-' * 12}"]
     lines += [f"{epoch:>{width}}  {event}" for epoch, event in rows]

@@ -1,4 +1,4 @@
-"""A parsed document -> a Recipe: variables are replaced and evaluated, modifiers are built and checked together."""
+"""Parsed document -> Recipe: replaces and evaluates variables, builds modifiers and checks them together."""
 
 from __future__ import annotations
 
@@ -28,10 +28,18 @@ def build(
     text: str,
     source: str,
 ) -> Recipe:
-    """Builds the recipe that `parsed` describes, `arguments` replacing its variables.
+    """Returns the recipe that `parsed` describes.
 
-    `registry` holds the modifiers by tag, `known_later` the names that are refused as not supported yet.
-    Raises RecipeError with file, line and key.
+    Args:
+        parsed: what `document.parse` returned.
+        arguments: values that replace variables, by name.
+        registry: modifier classes by tag.
+        known_later: names of modifiers that are not supported yet.
+        text: the recipe as given.
+        source: its path, or `<text>`.
+
+    Raises:
+        RecipeError: the recipe is not valid; the message has file, line and key.
     """
     return _Builder(registry, known_later, source).recipe(parsed, arguments, text)
 
@@ -55,7 +63,7 @@ class _Builder:
         self.check_together(recipe)
         used = set().union(*(scope.used for scope in self.used))
         unused = [name for name in arguments if name not in used]
-        recipe.warnings += [f"recipe_args sets '{name}', which no modifier of this recipe uses" for name in unused]
+        recipe.warnings += [f"recipe_args sets '{name}', but no modifier uses it" for name in unused]
         recipe.warnings += self.inactive(recipe)
         if (ignored := below_front_matter(text, self.source)) is not None:
             recipe.warnings.append(ignored)
@@ -67,30 +75,30 @@ class _Builder:
     # --- layout -------------------------------------------------------------------------------------------------------
 
     def check_layout(self, parsed: document.Mapping) -> None:
-        """Modifiers stand where they may: in lists under `...modifiers`, at the top level or in a stage."""
+        """Checks that modifiers are in lists under `...modifiers`, at the top level or in a stage."""
         for key, value in parsed.items():
             if not is_stage(value):
                 self.check_entry(key, value, parsed.line_of(key))
                 continue
             for inner, entry in value.items():
                 if is_stage(entry):
-                    message = f"the stage '{inner}' stands inside the stage '{key}'; a stage holds no other"
+                    message = f"stage '{inner}' is inside stage '{key}': stages cannot be nested"
                     raise self.error(message, value.line_of(inner), inner)
                 self.check_entry(inner, entry, value.line_of(inner))
 
     def check_entry(self, key: Any, value: Any, line: int) -> None:
         if not isinstance(key, str):
-            raise self.error(f"a recipe's keys are names, not {key!r}", line, key)
+            raise self.error(f"expected a name as key, got {key!r}", line, key)
         if is_group(key, value):
             for entry in value or []:
                 self.check_list_entry(key, entry, line)
             return
         if isinstance(value, dict | Tagged) and "modifiers" in key:
-            raise self.error(f"'{key}' must hold a list, each modifier as `- !Name` with its keys below", line, key)
+            raise self.error(f"'{key}' must be a list, each modifier as `- !Name` with its keys below", line, key)
         for tagged in document.walk(value):
             raise self.error(
-                f"!{tagged.tag} stands under '{key}', but modifiers stand in lists under a key with 'modifiers' in its "
-                f"name: call it '{str(key).removesuffix('_modifier')}_modifiers'",
+                f"!{tagged.tag} is under '{key}', but modifiers must be in a list under a key with 'modifiers' in its "
+                f"name: rename it to '{str(key).removesuffix('_modifier')}_modifiers'",
                 tagged.line,
                 key,
             )
@@ -98,17 +106,17 @@ class _Builder:
     def check_list_entry(self, key: str, entry: Any, line: int) -> None:
         if isinstance(entry, Tagged):
             for tagged in document.walk(entry.keys):
-                raise self.error(f"!{tagged.tag} stands inside !{entry.tag}", tagged.line, key)
+                raise self.error(f"!{tagged.tag} is inside !{entry.tag}: modifiers cannot be nested", tagged.line, key)
             return
         if isinstance(entry, document.Mapping):
             line = entry.line
         name = next(iter(entry)) if isinstance(entry, dict) and entry else entry
-        raise self.error(f"'{key}' lists {name!r}, which is no modifier: write `- !Name`, its keys below", line, key)
+        raise self.error(f"'{key}' lists {name!r}, which is not a modifier: write `- !Name`, its keys below", line, key)
 
     # --- variables ----------------------------------------------------------------------------------------------------
 
     def replace_variables(self, parsed: document.Mapping, arguments: dict[str, Any]) -> None:
-        """Puts each argument into every level, top and stages, that has a variable of its name."""
+        """Sets each argument in every level (top and stages) that has a variable of this name."""
         levels = [parsed, *(value for value in parsed.values() if is_stage(value))]
         known = [name for level in levels for name in _variables(level)]
         for name, value in arguments.items():
@@ -117,16 +125,16 @@ class _Builder:
                 message = f"recipe_args: the recipe has no variable '{name}'.{nearest(name, known)} It has: {listed}"
                 raise RecipeError(message, self.source, key=name)
             if is_group(name, value) or is_stage(value):
-                raise RecipeError(f"recipe_args: '{name}' cannot bring modifiers", self.source, key=name)
+                raise RecipeError(f"recipe_args: '{name}' cannot contain modifiers", self.source, key=name)
             for level in levels:
                 if name in _variables(level):
                     level[name] = value
 
     def level(self, level: document.Mapping, enclosing: Scope | None = None) -> dict[str, Any]:
-        """The content of the top level or of a stage: variables evaluated, modifiers built."""
+        """Returns the content of the top level or of a stage, with variables evaluated and modifiers built."""
         variables = _variables(level)
         values = self.variable_values(level, variables, enclosing)
-        scope = Scope(variables, enclosing)  # a second one, to learn which variables the modifiers use
+        scope = Scope(variables, enclosing)  # a second one, which records the variables that modifiers use
         self.used.append(scope)
         content: dict[str, Any] = {}
         for key, value in level.items():
@@ -179,7 +187,7 @@ class _Builder:
                     message = f"{kind.__name__}: {key} is known, not supported yet: {known_later[key]}"
                     raise self.error(message, line, key)
             except TypeMismatch as error:
-                origin = f" It comes from {written}" if value != written and isinstance(written, str) else ""
+                origin = f" The value comes from {written}" if value != written and isinstance(written, str) else ""
                 raise self.error(f"{kind.__name__}: {key}: {error}{origin}", line, key) from None
             except ExpressionError as error:
                 raise self.error(f"{kind.__name__}: {key}: {error}", line, key) from None
@@ -193,7 +201,7 @@ class _Builder:
         return modifier
 
     def kind(self, tagged: Tagged) -> type[Modifier]:
-        """The class that a tag names; `!pytorch.Name` is the same as `!Name`."""
+        """Returns the class that a tag names; `!pytorch.Name` is the same as `!Name`."""
         name = tagged.tag.removeprefix("sparseml.").removeprefix("pytorch.")
         if name in self.registry:
             return self.registry[name]
@@ -208,15 +216,15 @@ class _Builder:
         beside = f" (the other: {error.other.name}, line {other.line})" if error.other and other else ""
         return self.error(f"{name}: {error.key}: {error}{beside}", keys.line_of(error.key), error.key)
 
-    # --- the recipe as a whole ----------------------------------------------------------------------------------------
+    # --- the entire recipe --------------------------------------------------------------------------------------------
 
     def check_single(self, content: dict[str, Any]) -> None:
-        """Of some kinds of modifier, a level holds at most one."""
+        """Checks that a level has at most one modifier of each kind that must be single."""
         first: dict[type[Modifier], Modifier] = {}
         for modifier in [modifier for key, value in content.items() if is_group(key, value) for modifier in value]:
             if first.setdefault(type(modifier), modifier) is not modifier and modifier.single:
                 line = self.written[id(first[type(modifier)])].line
-                message = f"a second {modifier.name} (the first: line {line}); several are possible in stages only"
+                message = f"a second {modifier.name} (first in line {line}): only stages may have one each"
                 raise self.error(message, self.written[id(modifier)].line)
 
     def check_together(self, recipe: Recipe) -> None:
@@ -227,16 +235,16 @@ class _Builder:
                 raise self.field_error(modifier.name, self.written[id(modifier)], error) from None
 
     def inactive(self, recipe: Recipe) -> list[str]:
-        """Warnings for what can never happen."""
+        """Returns warnings about modifiers and events that come after the end of training."""
         end = recipe.max_epochs
         lines = []
         for modifier in recipe.modifiers if end else []:
             place = f"{self.source}:{self.written[id(modifier)].line_of('start_epoch')}: {modifier.name}"
             if modifier.start_epoch >= end - ROUNDING:
-                lines.append(f"{place} starts at epoch {modifier.start_epoch:g}, where training ends: it never acts")
+                lines.append(f"{place} starts at epoch {modifier.start_epoch:g}, but training ends at {end}")
                 continue
             beyond = [(epoch, event) for epoch, event in modifier.events() if epoch > end + ROUNDING]
-            lines += [f"{place}: '{event}' at epoch {epoch:g}: training ends at {end}" for epoch, event in beyond]
+            lines += [f"{place}: '{event}' at epoch {epoch:g}, but training ends at {end}" for epoch, event in beyond]
         return lines
 
 

@@ -1,6 +1,7 @@
-"""Recipe text -> plain values that know their lines: YAML 1.2 with `!Modifier` tags, alone or as front matter.
+"""Recipe text -> plain values with line numbers: YAML 1.2 with `!Modifier` tags, alone or as front matter.
 
-Reading never makes an object: PyYAML only composes its node tree, which becomes dicts, lists, scalars and `Tagged`.
+Reading never creates arbitrary objects: PyYAML only builds its node tree, which becomes dicts, lists, scalars and
+`Tagged`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from sparse_accel.recipe.errors import RecipeError
 
 ENDINGS = (".yaml", ".yml", ".md")
 
-# Far beyond any recipe: aliases can make a short text expand without end.
+# Far more than any recipe has. Without a limit, aliases can expand a short text without end.
 MOST_VALUES = 20_000
 
-# Comments may stand before it: many a recipe begins with its licence.
+# Comments may come first: many recipes begin with a licence.
 _FRONT_MATTER = re.compile(
     r"\s*(?:<!--.*?-->\s*)*^(?P<mark>---|\+\+\+)[ \t]*\n(?P<yaml>.*?)^(?P=mark)[ \t]*$", re.DOTALL | re.MULTILINE
 )
@@ -35,7 +36,7 @@ _STANDARD = "tag:yaml.org,2002:"
 
 
 class Mapping(dict[Any, Any]):
-    """A mapping of the recipe, with the line of each of its keys."""
+    """A mapping in a recipe, with the line of each key."""
 
     def __init__(self, line: int) -> None:
         super().__init__()
@@ -43,12 +44,12 @@ class Mapping(dict[Any, Any]):
         self.lines: dict[Any, int] = {}
 
     def line_of(self, key: object) -> int:
-        """The line of a key; the line of the mapping for a key that it does not hold."""
+        """Returns the line of a key; for a key that does not exist, the line of the mapping."""
         return self.lines.get(key, self.line)
 
 
 class Tagged:
-    """A tagged mapping, `!Tag` and its keys: one modifier as written."""
+    """A tagged mapping, `!Tag` with its keys: one modifier as written."""
 
     def __init__(self, tag: str, keys: Mapping) -> None:
         self.tag = tag
@@ -56,11 +57,12 @@ class Tagged:
 
     @property
     def line(self) -> int:
+        """The line of the tag."""
         return self.keys.line
 
 
 class CoreSchema(BaseResolver):
-    """Which plain scalars are not texts: YAML 1.2's core schema, so 1e-4 is a number and `off` is a text."""
+    """Decides which plain scalars are not strings: YAML 1.2's core schema, so 1e-4 is a number and `off` a string."""
 
 
 _STARTS = {
@@ -78,7 +80,7 @@ for _kind, (_pattern, _first) in _STARTS.items():
 
 
 class _Loader(Reader, Scanner, Parser, Composer, CoreSchema):
-    """PyYAML up to its node tree, with the core schema; there is no constructor that could make objects."""
+    """PyYAML up to its node tree, with the core schema. It has no constructor, so it cannot create objects."""
 
     def __init__(self, text: str) -> None:
         Reader.__init__(self, text)
@@ -89,16 +91,17 @@ class _Loader(Reader, Scanner, Parser, Composer, CoreSchema):
 
 
 def read_source(source: str | Path, resolve_stub: Callable[[str], Path]) -> tuple[str, str]:
-    """Returns the recipe's text as given and its name for messages: its path, or `<text>`.
+    """Returns (text, name): the recipe's text as given, and its path or `<text>` for messages.
 
-    Raises RecipeError for anything that is not a readable text file with a recipe's ending.
+    Raises:
+        RecipeError: it is not a readable text file, or does not end in .yaml, .yml or .md.
     """
     if isinstance(source, str) and "\n" in source:
         return source, "<text>"
     if isinstance(source, str) and source.startswith("zoo:"):
         source = resolve_stub(source)
     if not str(source).strip():
-        raise RecipeError("no recipe is named: pass the path of its file")
+        raise RecipeError("no recipe given: pass the path of its file")
     path = Path(source).expanduser()
     try:
         problem = _not_a_recipe(path)
@@ -106,27 +109,35 @@ def read_source(source: str | Path, resolve_stub: Callable[[str], Path]) -> tupl
             raise RecipeError(f"{source}: {problem}")
         return path.read_bytes().decode("utf-8"), str(source)
     except UnicodeDecodeError:
-        raise RecipeError(f"{source}: not a text file in UTF-8, so not a recipe") from None
+        raise RecipeError(f"{source}: not a text file in UTF-8") from None
     except (OSError, ValueError) as error:
         raise RecipeError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _not_a_recipe(path: Path) -> str:
-    """Why a path cannot be a recipe's file; empty when it may be one."""
+    """Returns why a path cannot be a recipe file; empty if it can."""
     if path.is_dir():
         inside = sorted(file.name for file in path.iterdir() if file.suffix.lower() in ENDINGS)
-        hint = f" It holds {', '.join(inside)}: pass one of them." if inside else ""
-        return f"a folder, where a recipe's file is expected.{hint}"
+        hint = f" It contains {', '.join(inside)}: pass one of them." if inside else ""
+        return f"expected a recipe file, got a folder.{hint}"
     if not path.exists():
         if not path.parent.is_dir():
             return f"no such file; the folder {path.parent} does not exist"
         beside = [file.name for file in path.parent.iterdir() if file.suffix.lower() in ENDINGS]
         return f"no such file.{nearest(path.name, beside)}"
-    return "" if path.suffix.lower() in ENDINGS else f"a recipe's file ends in {', '.join(ENDINGS)}"
+    return "" if path.suffix.lower() in ENDINGS else f"expected a file that ends in {', '.join(ENDINGS)}"
 
 
 def parse(text: str, source: str) -> Mapping:
-    """Parses a recipe's text to a mapping of plain values, `Tagged` among them. Raises RecipeError with the line."""
+    """Returns a recipe's text as a mapping of plain values and `Tagged`.
+
+    Args:
+        text: the recipe as given.
+        source: its path or `<text>`, for messages.
+
+    Raises:
+        RecipeError: the text is not valid; the message has the line.
+    """
     text = normalized(text)
     if found := front_matter(text, source):
         text = "\n" * text.count("\n", 0, found.start("yaml")) + found["yaml"]  # lines keep their numbers
@@ -141,30 +152,33 @@ def parse(text: str, source: str) -> Mapping:
         code = error.character if isinstance(error.character, int) else ord(str(error.character))
         raise RecipeError(f"the character U+{code:04X} is not allowed in YAML", source, line) from None
     except RecursionError:
-        raise RecipeError("nested too deeply to be a recipe", source) from None
+        raise RecipeError("nested too deeply", source) from None
     if document is None:
         return Mapping(1)
     if not isinstance(document, Mapping):
-        raise RecipeError("a recipe is a mapping of `key: value` lines, and this is none", source, 1)
+        raise RecipeError("a recipe must be a mapping: `key: value` lines", source, 1)
     return document
 
 
 def normalized(text: str) -> str:
-    """The text without a byte order mark, every line ending in a line feed."""
+    """Returns the text without a byte order mark, and with a line feed at the end of every line."""
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def front_matter(text: str, source: str) -> re.Match[str] | None:
-    """The front matter of a normalized text, with the groups `mark` and `yaml`; None where all of it is the recipe.
+    """Returns the match of a normalized text's front matter, with the groups `mark` and `yaml`; None if there is none.
 
-    Raises RecipeError for Markdown without front matter.
+    Raises:
+        RecipeError: it is Markdown without front matter.
     """
     markdown = source.lower().endswith(".md")
     if not markdown and source != "<text>":
         return None
     found = _FRONT_MATTER.match(text)
     if not found and (markdown or text.lstrip().startswith("+++")):
-        raise RecipeError("a Markdown recipe begins with YAML between two `---` lines (or two `+++` lines)", source, 1)
+        raise RecipeError(
+            "a Markdown recipe must begin with YAML between two `---` lines (or two `+++` lines)", source, 1
+        )
     return found
 
 
@@ -178,14 +192,14 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, source: str) -> Recipe
         shown = lines[mark.line]
         hint = f"\n    {shown.rstrip()}" if shown.strip() else ""
         if "\t" in shown:
-            hint += "\nYAML is indented with spaces; this line holds a tab."
+            hint += "\nYAML must be indented with spaces; this line has a tab."
     if "single document" in (error.context or ""):
-        problem = "a recipe is one YAML document, and a second one begins here"
+        problem = "a recipe must be one YAML document, but a second one begins here"
     return RecipeError(f"not valid YAML: {problem}{hint}", source, line)
 
 
 class _Values:
-    """Turns PyYAML's nodes into plain values with lines."""
+    """Converts PyYAML's nodes to plain values with line numbers."""
 
     def __init__(self, loader: _Loader, source: str) -> None:
         self.loader = loader
@@ -207,7 +221,7 @@ class _Values:
             case kind, ScalarNode():
                 return self.scalar(node)
             case kind, _:
-                raise RecipeError(f"the tag '!!{kind}' means nothing in a recipe", self.source, line)
+                raise RecipeError(f"the tag '!!{kind}' is not supported in a recipe", self.source, line)
 
     def tagged_keys(self, node: Node) -> Mapping:
         if isinstance(node, MappingNode):
@@ -215,7 +229,7 @@ class _Values:
         line = node.start_mark.line + 1
         if isinstance(node, ScalarNode) and not node.value:
             return Mapping(line)
-        raise RecipeError(f"'{node.tag}' is followed by its keys, as `key: value` lines", self.source, line)
+        raise RecipeError(f"'{node.tag}' must be followed by its keys, as `key: value` lines", self.source, line)
 
     def mapping(self, node: MappingNode) -> Mapping:
         result = Mapping(node.start_mark.line + 1)
@@ -227,16 +241,16 @@ class _Values:
                 merged.extend(value if isinstance(value, list) else [value])
                 continue
             if not isinstance(key_node, ScalarNode):
-                raise RecipeError("a key is a name, not a list or a mapping", self.source, line)
+                raise RecipeError("expected a name as key, got a list or a mapping", self.source, line)
             key = self.scalar(key_node)
             if key in result:
                 first = result.lines[key]
-                raise RecipeError(f"the key '{key}' stands here twice (first in line {first})", self.source, line, key)
+                raise RecipeError(f"duplicate key '{key}' (first in line {first})", self.source, line, key)
             result[key] = self.value(value_node)
             result.lines[key] = line
         for defaults in merged:
             if not isinstance(defaults, Mapping):
-                raise RecipeError("`<<` takes a mapping, as in `<<: *defaults`", self.source, result.line)
+                raise RecipeError("expected a mapping after `<<`, as in `<<: *defaults`", self.source, result.line)
             for key in defaults.keys() - result.keys():
                 result[key] = defaults[key]
                 result.lines[key] = defaults.lines[key]
@@ -258,12 +272,12 @@ class _Values:
                 case "float":
                     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         except (ValueError, KeyError):
-            raise RecipeError(f"'{text}' is no {kind}", self.source, node.start_mark.line + 1) from None
-        raise RecipeError(f"the tag '!!{kind}' means nothing in a recipe", self.source, node.start_mark.line + 1)
+            raise RecipeError(f"'{text}' is not a valid {kind}", self.source, node.start_mark.line + 1) from None
+        raise RecipeError(f"the tag '!!{kind}' is not supported in a recipe", self.source, node.start_mark.line + 1)
 
 
 def walk(value: Any) -> Iterable[Tagged]:
-    """Every `Tagged` in a value, however deep."""
+    """Yields every `Tagged` in a value, at any depth."""
     if isinstance(value, Tagged):
         yield value
     elif isinstance(value, dict):
@@ -275,7 +289,11 @@ def walk(value: Any) -> Iterable[Tagged]:
 
 
 def parse_scalar(text: str) -> Any:
-    """One value in YAML, as in `a=1e-4,b:[x, y]`. Raises ValueError."""
+    """Returns the value of a YAML text, such as those in `a=1e-4,b:[x, y]`.
+
+    Raises:
+        ValueError: the text is not valid YAML, or not supported in a recipe.
+    """
     try:
         loader = _Loader(text)
         node = loader.get_single_node()

@@ -1,4 +1,4 @@
-"""The error of a recipe without a modifier: which line to look at, and what to do with it."""
+"""The error for a recipe without modifiers: which line to look at, and what to do."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from sparse_accel.recipe.errors import RecipeError
 from sparse_accel.recipe.recipe import is_group, is_stage
 
 _EMPTY = "the recipe has no modifiers, so it would change nothing"
-_HOW = "List modifiers under a key with 'modifiers' in its name, each as `- !Name`, its keys below it"
-# A line that begins a list of modifiers or one of its entries, and an entry that is a comment.
+_HOW = "List modifiers under a key with 'modifiers' in its name, each as `- !Name` with its keys below"
+# A line that begins a list of modifiers or one of its entries; and an entry that is a comment.
 _BEGINS = re.compile(
     r"^[ \t]*(?:[\w.-]*modifiers[\w.-]*[ \t]*:[ \t]*(?:[#\[].*)?|-[ \t]+!\S*Modifier\b.*)$", re.MULTILINE
 )
@@ -19,10 +19,10 @@ _COMMENT = re.compile(r"^[ \t]*#[#\t ]*-[ \t]+!\S*Modifier\b.*$", re.MULTILINE)
 
 
 def empty_recipe_error(parsed: Mapping, text: str, source: str) -> RecipeError:
-    """Returns the error of a recipe in which nothing is a modifier.
+    """Returns the error for a recipe without modifiers.
 
     Args:
-        parsed: what `parse` made of `text`.
+        parsed: what `parse` returned for `text`.
         text: the recipe as given.
         source: its path, or `<text>`.
     """
@@ -45,7 +45,7 @@ def empty_recipe_error(parsed: Mapping, text: str, source: str) -> RecipeError:
     for level in (parsed, *(value for value in parsed.values() if is_stage(value))):
         for key, value in level.items():
             if is_group(key, value):
-                message = f"'{key}' lists nothing.{where} Write each modifier there as `- !Name`, its keys below it"
+                message = f"'{key}' is an empty list.{where} Write each modifier there as `- !Name` with its keys below"
                 return RecipeError(f"{_EMPTY}: {message}", source, level.line_of(key), key)
     return RecipeError(f"{_EMPTY}.{where} {_HOW}", source)
 
@@ -59,7 +59,7 @@ def _quoted(line: re.Match[str]) -> str:
 
 
 def below_front_matter(text: str, source: str) -> str | None:
-    """Returns a warning where modifiers are written below a front matter that has others; None where there are none."""
+    """Returns a warning if there are modifiers below a front matter that has others; None if there are none."""
     text = normalized(text)
     found = front_matter(text, source)
     below = _BEGINS.search(text, found.span("yaml")[1]) if found else None
@@ -67,5 +67,5 @@ def below_front_matter(text: str, source: str) -> str | None:
         return None
     return (
         f"{source}:{_line(text, below.start())}: {_quoted(below)} is below the front matter and is not read: only "
-        "what is between its two marker lines is"
+        "the YAML between its two marker lines is"
     )

@@ -1,4 +1,4 @@
-"""The error of everything that can be wrong with a recipe."""
+"""The error for everything that can be wrong with a recipe."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from sparse_accel.errors import UsageError
 
 
 class RecipeError(UsageError):
-    """A recipe that cannot be read or cannot be meant.
+    """A recipe that cannot be read or is not valid.
 
     Attributes:
-        source: file of the recipe, or `<text>`; empty when the fault is not in a recipe's text.
-        line: line in it, from 1; None when the fault is in no one line.
-        key: the offending key; None when there is none.
+        source: file of the recipe, or `<text>`; empty if the error is not in a recipe's text.
+        line: line in it, from 1; None if the error is not in one line.
+        key: the key that is wrong; None if there is none.
     """
 
     def __init__(self, message: str, source: str = "", line: int | None = None, key: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The arithmetic of `eval(...)` in recipes: a parser of its own, which never executes anything.
+"""The arithmetic of `eval(...)` in recipes: a parser that never executes code.
 
 Grammar, with Python's precedence and results:
 
@@ -21,7 +21,7 @@ from sparse_accel.errors import nearest
 
 Number = int | float
 
-# Bounds that no recipe comes near, and that keep every expression's evaluation instant.
+# Limits that no real recipe reaches; they keep the evaluation of every expression fast.
 LONGEST = 1000
 DEEPEST = 50
 LARGEST = 10**18
@@ -53,13 +53,14 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], int, int]] = {
 
 
 class ExpressionError(ValueError):
-    """An expression that cannot be read or has no value. The recipe reader adds file and line."""
+    """An expression that is not valid or has no value. The recipe reader adds file and line."""
 
 
 def expression_in(value: object) -> str | None:
-    """The expression inside a value that is wholly `eval(...)`; None for any other value.
+    """Returns the expression of a value that is entirely `eval(...)`; None for any other value.
 
-    Raises ExpressionError for a text that begins with `eval(` and is not wholly one expression.
+    Raises:
+        ExpressionError: the value begins with `eval(` but is not one complete expression.
     """
     if not isinstance(value, str) or not (opening := _EXPRESSION.match(value)):
         return None
@@ -70,25 +71,29 @@ def expression_in(value: object) -> str | None:
         if depth == 0:
             if position == len(text) - 1:
                 return text[opening.end() : position].strip()
-            raise ExpressionError(f"the whole value must stand inside eval(...): '{text}'")
+            raise ExpressionError(f"the entire value must be inside eval(...), got '{text}'")
     raise ExpressionError(f"'{text}' has no closing parenthesis")
 
 
 def evaluate_expression(text: str, variable: Callable[[str], Any]) -> Any:
-    """Evaluates the text between the parentheses of `eval(...)`.
+    """Returns the value of the text between the parentheses of `eval(...)`.
 
-    `variable` returns the value of a name, and raises ExpressionError when there is none. A text that is nothing but a
-    name may have any value (a text, a list); all else is arithmetic on finite numbers. Raises ExpressionError.
+    Args:
+        text: a name alone, whose value may have any type; or arithmetic on finite numbers.
+        variable: returns the value of a name; raises ExpressionError if it does not exist.
+
+    Raises:
+        ExpressionError: the expression is not valid or has no value.
     """
     if len(text) > LONGEST:
-        raise ExpressionError(f"the expression is {len(text)} characters long; {LONGEST} are allowed")
+        raise ExpressionError(f"the expression is {len(text)} characters long; at most {LONGEST} are allowed")
     if text.isidentifier() and text not in _FUNCTIONS:
         return variable(text)
     return _Parser(text, variable).value()
 
 
 class _Parser:
-    """Recursive descent over the tokens of one expression; every method returns the value of what it read."""
+    """Recursive-descent parser of one expression; every method returns the value of what it parsed."""
 
     def __init__(self, text: str, variable: Callable[[str], Any]) -> None:
         self.text = text
@@ -120,7 +125,7 @@ class _Parser:
     def unary(self) -> Number:
         self.depth += 1
         if self.depth > DEEPEST:
-            raise ExpressionError(f"the expression is nested more than {DEEPEST} deep")
+            raise ExpressionError(f"the expression is nested more than {DEEPEST} levels deep")
         sign = self.take("-", "+")
         value: Number
         if sign:
@@ -155,12 +160,12 @@ class _Parser:
             arguments.append(self.sum())
         self.expect(")")
         if name not in _FUNCTIONS:
-            raise ExpressionError(f"'{name}' is not a function here; there are {', '.join(_FUNCTIONS)}")
+            raise ExpressionError(f"'{name}' is not a function; use one of {', '.join(_FUNCTIONS)}")
         function, fewest, most = _FUNCTIONS[name]
         if not fewest <= len(arguments) <= most:
-            raise ExpressionError(f"{name}() does not take this number of arguments: {len(arguments)}")
+            raise ExpressionError(f"{name}() got a wrong number of arguments: {len(arguments)}")
         if name == "round" and not all(isinstance(digits, int) and abs(digits) <= DEEPEST for digits in arguments[1:]):
-            raise ExpressionError(f"the digits that round() keeps must be a whole number of at most {DEEPEST}")
+            raise ExpressionError(f"the digits of round() must be a whole number of at most {DEEPEST}")
         return _checked(function(*arguments))
 
     def number(self, name: str) -> Number:
@@ -168,7 +173,7 @@ class _Parser:
             raise ExpressionError(f"'{name}' is a function: write {name}(...)")
         value = self.variable(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ExpressionError(f"'{name}' is {value!r}, not a number, and cannot be calculated with")
+            raise ExpressionError(f"'{name}' is {value!r}, not a number")
         return _checked(value)
 
     def apply(self, operation: str, left: Number, right: Number) -> Number:
@@ -178,7 +183,7 @@ class _Parser:
             raise ExpressionError(f"division by zero: {left} {operation} {right}") from None
 
     def take(self, *operators: str) -> str:
-        """The operator that comes next, when it is one of these, now read; an empty string otherwise."""
+        """Moves past the next token if it is one of `operators` and returns it; otherwise returns an empty string."""
         if self.position < len(self.tokens):
             kind, token = self.tokens[self.position]
             if kind == "operator" and token in operators:
@@ -203,7 +208,7 @@ def _tokens(text: str) -> list[tuple[str, str]]:
             character = text[position:].lstrip()[0]
             raise ExpressionError(
                 f"the expression '{text}' cannot be read at '{character}': "
-                "there are numbers, variables, + - * / // ** %, parentheses and " + ", ".join(_FUNCTIONS)
+                "use numbers, variables, + - * / // ** %, parentheses and " + ", ".join(_FUNCTIONS)
             )
         tokens.append((token.lastgroup, token[token.lastgroup]))
         position = token.end()
@@ -226,17 +231,17 @@ def _power(base: Number, exponent: Number) -> Number:
 
 def _checked(value: Number) -> Number:
     if isinstance(value, int) and abs(value) > LARGEST:
-        raise ExpressionError(f"a whole number grows beyond {LARGEST}")
+        raise ExpressionError(f"a whole number is larger than {LARGEST}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ExpressionError("a number grows too large")
+        raise ExpressionError("a number is too large")
     return value
 
 
 class Scope:
-    """Variables by name, each evaluated when first asked for; an enclosing scope supplies what is not found here.
+    """Variables by name, each evaluated at its first use; names that are not found here come from an enclosing scope.
 
     Attributes:
-        used: the names that were asked for, here or by an inner scope.
+        used: the names that were used, here or in an inner scope.
     """
 
     def __init__(self, variables: dict[str, Any], enclosing: Scope | None = None) -> None:
@@ -247,7 +252,11 @@ class Scope:
         self._open: list[str] = []
 
     def variable(self, name: str) -> Any:
-        """The evaluated value of a variable. Raises ExpressionError for an unknown name and for a cycle."""
+        """Returns the evaluated value of a variable.
+
+        Raises:
+            ExpressionError: the name does not exist, its expression is not valid, or variables form a cycle.
+        """
         if name not in self.variables:
             if self.enclosing and name in self.enclosing.names():
                 return self.enclosing.variable(name)
@@ -257,7 +266,7 @@ class Scope:
         self.used.add(name)
         if name in self._open:
             cycle = " -> ".join([*self._open[self._open.index(name) :], name])
-            raise ExpressionError(f"the variables depend on each other in a circle: {cycle}")
+            raise ExpressionError(f"the variables depend on each other in a cycle: {cycle}")
         if name not in self._values:
             self._open.append(name)
             try:
@@ -267,10 +276,11 @@ class Scope:
         return self._values[name]
 
     def names(self) -> set[str]:
+        """Returns the names of all variables, those of enclosing scopes included."""
         return {str(name) for name in self.variables} | (self.enclosing.names() if self.enclosing else set())
 
     def evaluate(self, value: Any) -> Any:
-        """`value` with every `eval(...)` in it, however deep in lists and mappings, replaced by its result."""
+        """Returns `value` with every `eval(...)` replaced by its result, at any depth of lists and mappings."""
         if isinstance(value, dict):
             return {self.evaluate(key): self.evaluate(entry) for key, entry in value.items()}
         if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""A recipe's values -> the types of a modifier's dataclass fields."""
+"""Converts values of a recipe to the types of a modifier's dataclass fields."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sparse_accel.modifiers.base import Modifier
 
 
 class TypeMismatch(ValueError):
-    """A value that a field's type cannot take; the message says which type is expected."""
+    """A value that does not fit the type of its field; the message has the expected type."""
 
 
 def recipe_fields(modifier: type[Modifier]) -> dict[str, dataclasses.Field[Any]]:
-    """The recipe keys of a modifier, by name."""
+    """Returns the recipe keys of a modifier, by name."""
     return {field.name: field for field in dataclasses.fields(modifier) if field.init}
 
 
 def required_fields(modifier: type[Modifier]) -> list[str]:
-    """The recipe keys that have no default."""
+    """Returns the recipe keys that have no default."""
     missing = dataclasses.MISSING
     return [
         name
@@ -35,35 +35,38 @@ def required_fields(modifier: type[Modifier]) -> list[str]:
 
 
 def field_types(modifier: type[Modifier]) -> dict[str, Any]:
-    """The type of each recipe key, annotations resolved."""
+    """Returns the type of each recipe key, with annotations resolved."""
     hints = typing.get_type_hints(modifier)
     return {name: hints[name] for name in recipe_fields(modifier)}
 
 
 def key_table(modifier: type[Modifier], name: str) -> Mapping[str, Any]:
-    """One of a modifier's tables of keys, such as `without_effect`, with the entries of its base classes."""
+    """Returns one of a modifier's key tables, such as `without_effect`, including those of its base classes."""
     return ChainMap(*(vars(kind).get(name, {}) for kind in modifier.__mro__))
 
 
 def describe_type(expected: Any) -> str:
-    """A field's type in words."""
+    """Returns the type of a field as text, for messages and docs."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if origin in (Union, types.UnionType):
         return " or ".join(describe_type(member) for member in arguments)
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
     if origin in (list, tuple):
-        return f"a list ({describe_type(arguments[0])} each)" if arguments else "a list"
+        return f"a list (each {describe_type(arguments[0])})" if arguments else "a list"
     if origin is dict or expected is dict:
         return "a mapping"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", type(None): "null"}
     return words.get(expected, str(expected))
 
 
 def convert(value: Any, expected: Any) -> Any:
-    """`value` as the type `expected`, or TypeMismatch.
+    """Returns `value` as the type `expected`.
 
-    Ints 0 and 1 stand in for bools, ints for floats, whole floats for ints; a bool is never a number.
+    The ints 0 and 1 are accepted as bool, ints as float, whole floats as int; a bool is never a number.
+
+    Raises:
+        TypeMismatch: the value does not fit the type.
     """
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if expected is Any:
@@ -123,5 +126,5 @@ def _mismatch(value: Any, expected: Any, hint: str = "") -> TypeMismatch:
 
 
 def field_values(modifier: Modifier) -> dict[str, Any]:
-    """The values of a modifier's recipe keys, defaults included, epochs first."""
+    """Returns the values of a modifier's recipe keys, including defaults; epochs come first."""
     return {name: copy.deepcopy(getattr(modifier, name)) for name in recipe_fields(type(modifier))}

@@ -1,4 +1,4 @@
-"""`recipe_args`: what replaces a recipe's variables before anything is evaluated."""
+"""`recipe_args`: values that replace variables of a recipe before it is evaluated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ _PAIR = re.compile(r"\s*(?P<name>[^\s=:{}\[\],]+)\s*[=:](?P<value>.*)\s*\Z", re.
 
 
 def parse_recipe_args(recipe_args: str | dict[str, Any] | None) -> dict[str, Any]:
-    """Values by variable name, from a JSON object, from `a=1,b:2`, or from a dict. Raises RecipeError."""
+    """Returns values by variable name.
+
+    Args:
+        recipe_args: a JSON object, `a=1,b:2`, a dict, or None.
+
+    Raises:
+        RecipeError: it cannot be read, or a name or value is not valid.
+    """
     if recipe_args is None:
         return {}
     if isinstance(recipe_args, dict):
@@ -29,18 +36,18 @@ def _parse_json(text: str) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         for name in names:
             if names.count(name) > 1:
-                raise RecipeError(f"recipe_args: '{name}' stands there twice")
+                raise RecipeError(f"recipe_args: duplicate name '{name}'")
         return dict(pairs)
 
     def refuse(constant: str) -> Any:
-        raise RecipeError(f"recipe_args: {constant} is not a value that a recipe can use")
+        raise RecipeError(f"recipe_args: the value {constant} is not supported in a recipe")
 
     try:
         values = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except (json.JSONDecodeError, RecursionError) as error:
         raise RecipeError(
             f"recipe_args: not valid JSON ({error}): {text}\n"
-            """Names stand in double quotes, the whole in single ones: --recipe_args '{"num_epochs": 12}'; """
+            """Put names in double quotes, the object in single ones: --recipe_args '{"num_epochs": 12}'; """
             "or write --recipe_args num_epochs=12,init_lr=1e-4"
         ) from None
     if not isinstance(values, dict):
@@ -56,7 +63,7 @@ def _parse_pairs(text: str) -> dict[str, Any]:
             raise RecipeError(f"recipe_args: '{part.strip()}' is not NAME=VALUE, as in num_epochs=12,init_lr=1e-4")
         name = pair["name"].strip("\"'")
         if name in values:
-            raise RecipeError(f"recipe_args: '{name}' stands there twice")
+            raise RecipeError(f"recipe_args: duplicate name '{name}'")
         try:
             values[name] = parse_scalar(pair["value"].strip())
         except ValueError as error:
@@ -65,7 +72,7 @@ def _parse_pairs(text: str) -> dict[str, Any]:
 
 
 def _split(text: str) -> list[str]:
-    """`text` at its commas, except those inside brackets or quotes."""
+    """Splits `text` at its commas, except those inside brackets or quotes."""
     parts, depth, quote = [""], 0, ""
     for character in text:
         if character == "," and depth == 0 and not quote:
@@ -87,7 +94,7 @@ def _name(name: Any) -> str:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A value from a program as a recipe's text would give it: numbers of NumPy, for one, become plain."""
+    """Returns a Python value as a recipe's text would give it; NumPy numbers, for example, become plain."""
     if isinstance(value, dict):
         return {_plain(name, key): _plain(name, entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -97,4 +104,4 @@ def _plain(name: str, value: Any) -> Any:
     for kind in (int, float, str):
         if isinstance(value, kind):
             return kind(value)
-    raise RecipeError(f"recipe_args: the value of '{name}' is {value!r}, which a recipe cannot hold", key=name)
+    raise RecipeError(f"recipe_args: the value of '{name}' is {value!r}, which is not supported in a recipe", key=name)

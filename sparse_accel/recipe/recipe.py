@@ -1,4 +1,4 @@
-"""The recipe as the program uses it: typed modifiers in order, the epochs it asks for, its text."""
+"""The recipe as the program uses it: typed modifiers in order, number of epochs, text."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ AnyModifier = TypeVar("AnyModifier", bound=Modifier)
 
 
 def is_group(key: object, value: object) -> bool:
-    """True for a key that lists modifiers: it contains `modifiers` and holds a list, or nothing yet."""
+    """Returns True for a key that lists modifiers: its name contains `modifiers`, its value is a list or empty."""
     return isinstance(key, str) and "modifiers" in key and (value is None or isinstance(value, list))
 
 
 def is_stage(value: object) -> bool:
-    """True for a mapping with modifiers of its own, were they in a list, as they must be, or not."""
+    """Returns True for a mapping with a `modifiers` key, whether its value is a list (as it must be) or not."""
     return isinstance(value, dict) and any(
         isinstance(key, str) and "modifiers" in key and not isinstance(entry, str | int | float)
         for key, entry in value.items()
@@ -32,15 +32,15 @@ def is_stage(value: object) -> bool:
 
 @dataclass
 class Recipe:
-    """A recipe that was read and found consistent. Two are equal when they say the same, however they were written.
+    """A recipe that was read and checked. Two are equal if their contents are, however they were written.
 
     Attributes:
-        content: the recipe's keys in their order: variables with their values, lists of modifiers, stages (mappings).
+        content: the recipe's keys in order: variables with their values, lists of modifiers, stages (mappings).
         text: the recipe as given.
         source: its path, or `<text>`.
-        warnings: lines for the user: what probably is not meant.
-        notes: lines for the user: what has nothing to act on here.
-        modifiers: all modifiers in order of application: end (never last), then start, then name.
+        warnings: lines for the user about what is probably a mistake.
+        notes: lines for the user about keys that have no effect.
+        modifiers: all modifiers in order of application: by end (no end is last), then start, then name.
     """
 
     content: dict[str, Any]
@@ -55,40 +55,42 @@ class Recipe:
 
     @property
     def max_epochs(self) -> int:
-        """Epochs that the recipe asks for: its largest start or end, rounded up; 0 when it names none."""
+        """Number of epochs: the largest start or end of a modifier, rounded up; 0 if none is set."""
         return max((math.ceil(max(m.start_epoch, m.end_epoch, 0) - ROUNDING) for m in self.modifiers), default=0)
 
     def select(self, kind: type[AnyModifier]) -> list[AnyModifier]:
-        """The modifiers of one class, in order of application."""
+        """Returns the modifiers of one class, in order of application."""
         return [modifier for modifier in self.modifiers if isinstance(modifier, kind)]
 
     def check_teacher(self, teacher: str | None) -> None:
-        """Raises UsageError where the recipe distils without a teacher, or there is one and nothing that follows it.
+        """Checks --distill_teacher against the recipe.
 
         Args:
-            teacher: what --distill_teacher says; None when it is left out.
+            teacher: value of --distill_teacher; None if it was left out.
+
+        Raises:
+            UsageError: distillation without a teacher, or a teacher without distillation.
         """
         following = [modifier for modifier in self.modifiers if modifier.needs_teacher]
         if following and teacher is None:
             raise no_teacher(following[0])
         if not following and teacher not in (None, "disable"):
             raise UsageError(
-                "--distill_teacher does nothing: the recipe has no DistillationModifier. Add one to the recipe, or "
-                "leave the flag out"
+                "--distill_teacher has no effect: the recipe has no DistillationModifier. Add one, or remove the flag"
             )
 
     def timeline(self) -> list[tuple[float, str]]:
-        """What happens when: (epoch, event), by epoch."""
-        # Of one epoch, what ends first comes last: the end of training closes the table.
+        """Returns all events as (epoch, what happens), sorted by epoch."""
+        # Within an epoch, modifiers come in reverse order, so that the end of training is the last line.
         events = [event for modifier in reversed(self.modifiers) for event in modifier.events()]
         return sorted(events, key=lambda event: event[0])
 
     def resolved(self) -> str:
-        """The recipe as YAML with variables evaluated and defaults filled in, which reads back to an equal recipe."""
+        """Returns the recipe as YAML, with variables and defaults filled in; reading it gives an equal recipe."""
         return write_recipe(self.content)
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe in plain dicts, lists and scalars, each modifier as {name: {key: value}}."""
+        """Returns the recipe as plain dicts, lists and scalars, each modifier as {name: {key: value}}."""
         plain: dict[str, Any] = _plain(self.content)
         return plain
 

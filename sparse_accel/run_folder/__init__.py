@@ -1,1 +1,1 @@
-"""The output folder of a run: whose it is, what it holds, and what survives a crash."""
+"""The output folder of a run: which run owns it, what it contains, and what survives a crash."""

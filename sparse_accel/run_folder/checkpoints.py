@@ -1,13 +1,13 @@
-"""Checkpoints: everything a run needs to go on, written beside and renamed into place.
+"""Checkpoints: everything a run needs to resume, written to a temporary folder and renamed into place.
 
-checkpoint-120/                 also a Hugging Face model folder, as the output folder is
-    model.safetensors, config.json, tokenizer, quantization.json     the model as it stands
-    training_state.safetensors  weights as the optimizer knows them, its state, the fp16 loss scale
+checkpoint-120/                 also a Hugging Face model folder, like the output folder
+    model.safetensors, config.json, tokenizer, quantization.json     the model at this step
+    training_state.safetensors  weights as the optimizer holds them, the optimizer's state, the fp16 loss scale
     recipe_state.safetensors    step, masks, ranges
     trainer_state.json          history, best evaluation
-    checksums.json              size and SHA-256 of each of these, written last
+    checksums.json              size and SHA-256 of each of these files, written last
 
-All tensors are whole and go by their weights' names, whatever layout wrote them: a run may go on under another one.
+All tensors are complete and stored by weight name, whatever layout wrote them: a run may resume under another layout.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ CHECKSUMS = "checksums.json"
 
 
 def checkpoint_step(folder: Path) -> int:
-    """Returns the step in a checkpoint folder's name, -1 for another folder."""
+    """Returns the step in a checkpoint folder's name; -1 for any other folder."""
     found = re.fullmatch(r"checkpoint-(\d+)", folder.name)
     return int(found[1]) if found else -1
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Returns the checkpoints of an output folder, oldest first. One that was being written has another name."""
+    """Returns the checkpoints of an output folder, oldest first. An incomplete checkpoint has another name."""
     found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and checkpoint_step(path) >= 0]
     return sorted(found, key=checkpoint_step)
 
@@ -65,10 +65,19 @@ def save_checkpoint(
     history: History,
     keep: int | None = None,
 ) -> Path:
-    """Writes `folder`/checkpoint-STEP, and deletes the oldest beyond `keep`, never the best. All processes call it.
+    """Writes `folder`/checkpoint-STEP and deletes the oldest beyond `keep`, never the best. All processes must call it.
+
+    Args:
+        folder: the output folder.
+        model, tokenizer: `model` as `accelerator.prepare` returned it.
+        keep: number of checkpoints to keep; None keeps all.
+
+    Returns:
+        The path of the checkpoint.
 
     Raises:
-        UsageError: it cannot be written, for want of room mostly, or the model broke. What was there is as it was.
+        UsageError: the checkpoint cannot be written (often a full disk), or a weight contains NaN or inf. Earlier
+            checkpoints are unchanged.
     """
     final = folder / f"checkpoint-{run.progress.step}"
     partial = folder / f".{final.name}.partial"
@@ -82,13 +91,14 @@ def save_checkpoint(
         if keep is not None:
             delete_old(folder, keep, best=history.best_step)
 
-    training, recipe_state = training_state(accelerator, model, run.optimizer), run.state_dict()  # of all processes
-    # The loss of a step is that of the weights before its update: it does not show that the update broke them.
+    training, recipe_state = training_state(accelerator, model, run.optimizer), run.state_dict()  # on all processes
+    # The weights are checked, because the loss of a step is computed before its update and cannot show a bad update.
     broken = by_main_process(accelerator, lambda: _not_finite(training))
     if broken:
         raise UsageError(
-            f"{broken} holds what is no number at step {run.progress.step}: nothing is saved, and the last checkpoint "
-            "is kept. Lower --learning_rate (or the recipe's init_lr), or train with --bf16 or float32 and not --fp16"
+            f"{broken} contains NaN or inf after step {run.progress.step}: this checkpoint was not written, the "
+            "previous one is intact. Lower --learning_rate (or the recipe's init_lr), or use --bf16 or float32 "
+            "instead of --fp16"
         )
     with write_errors(accelerator, partial, f"checkpoint {final}"):
         by_main_process(accelerator, lambda: shutil.rmtree(partial, ignore_errors=True))
@@ -98,27 +108,35 @@ def save_checkpoint(
 
 
 def _not_finite(state: dict[str, Tensor]) -> str:
-    """Returns the first weight of a training state that is not all numbers; empty where there is none."""
+    """Returns the name of the first weight that contains NaN or inf; empty if there is none."""
     weights = {key.partition(":")[2]: value for key, value in state.items() if key.startswith("weight:")}
     return next((name for name, weight in weights.items() if not weight.isfinite().all()), "")
 
 
 @contextmanager
 def write_errors(accelerator: Accelerator, partial: Path, what: str) -> Iterator[None]:
-    """Turns a disk that takes no more into an error for people, and deletes what was half written."""
+    """Turns a failed write (full disk, no permission) into a UsageError and deletes the partial folder.
+
+    Args:
+        partial: the folder that the block writes to.
+        what: what is written, for the message.
+
+    Raises:
+        UsageError: the block raised OSError or SafetensorError.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
         raise UsageError(
-            f"{what} cannot be written ({error}). What was written before is whole: make room on that disk (--save_"
-            "total_limit keeps fewer checkpoints) and run the same command again to go on"
+            f"{what} cannot be written ({error}). Earlier files are intact. Free disk space (--save_total_limit keeps "
+            "fewer checkpoints), then run the same command again to resume"
         ) from error
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes the checksums of a folder's files, and has the disk hold all of them, before the folder gets its name."""
+    """Writes checksums.json for a folder's files and flushes all of them to disk; call it before the final rename."""
     sums = {}
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         to_disk(path)
@@ -129,7 +147,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def verify(checkpoint: Path) -> str:
-    """Returns in words what is wrong with a checkpoint's files; empty where each is as it was written."""
+    """Returns what is wrong with a checkpoint's files, as text; empty if every file matches its checksum."""
     try:
         sums = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
         for name in (TRAINING_STATE, RECIPE_STATE, TRAINER_STATE):
@@ -140,7 +158,7 @@ def verify(checkpoint: Path) -> str:
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != entry["bytes"] or digest_of(path) != entry["sha256"]:
-                return f"{name} is not what was written"
+                return f"{name} does not match its checksum"
     except FileNotFoundError:
         return f"{CHECKSUMS} is missing"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -149,7 +167,7 @@ def verify(checkpoint: Path) -> str:
 
 
 def restore_complete(folder: Path) -> None:
-    """Gives their names to checkpoints that were written whole, and whose run was killed before they had them."""
+    """Renames checkpoints that are complete but whose run was killed before the final rename."""
     for partial in sorted(folder.glob(".checkpoint-*.partial")):
         final = folder / partial.name.removeprefix(".").removesuffix(".partial").removesuffix(".older")
         if not final.exists() and not verify(partial):
@@ -157,7 +175,7 @@ def restore_complete(folder: Path) -> None:
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """Returns the newest checkpoint whose files are as they were written. Damaged ones are moved aside, and named."""
+    """Returns the newest intact checkpoint, None if there is none. Damaged ones are moved aside with a warning."""
     for checkpoint in reversed(checkpoints_in(folder)):
         problem = verify(checkpoint)
         if not problem:
@@ -165,24 +183,28 @@ def newest_intact(folder: Path) -> Path | None:
         aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
         aside = free_name(aside) if aside.exists() else aside
         os.rename(checkpoint, aside)
-        warn(f"{checkpoint} is damaged: {problem}. It was moved to {aside.name}; an older one is used if there is one")
+        warn(f"{checkpoint} is damaged: {problem}. It was moved to {aside.name}; an older checkpoint is used, if any")
     return None
 
 
 def delete_old(folder: Path, keep: int, best: int | None) -> None:
-    """Deletes all but `keep` checkpoints: the newest, the best, and of the others the newest."""
+    """Deletes all but `keep` checkpoints. The newest and the best are always kept, then the newest of the others.
+
+    Args:
+        best: step of the best checkpoint; None if there is none.
+    """
     found = checkpoints_in(folder)
     kept = [path for path in found if path == found[-1] or checkpoint_step(path) == best]
     others = [path for path in found if path not in kept]
     for path in others[: max(len(found) - max(keep, len(kept)), 0)]:
-        doomed = path.with_name(f".deleted-{path.name}.partial")  # killed in between, it is no checkpoint any more
+        doomed = path.with_name(f".deleted-{path.name}.partial")  # if killed here, this is not a checkpoint any more
         shutil.rmtree(doomed, ignore_errors=True)
         os.rename(path, doomed)
         shutil.rmtree(doomed)
 
 
 def check_recipe(checkpoint: Path, run: RecipeRun) -> None:
-    """Raises UsageError where a checkpoint holds the state of other modifiers than the run has, by their names."""
+    """Raises UsageError if a checkpoint contains the state of modifiers that the run does not have (by name)."""
     with safe_open(checkpoint / RECIPE_STATE, framework="pt") as state:
         found = {":".join(key.split(":")[:2]) for key in state.keys() if ":" in key}  # noqa: SIM118
     if not found <= {f"{number}:{modifier.name}" for number, modifier in enumerate(run.modifiers)}:
@@ -190,10 +212,10 @@ def check_recipe(checkpoint: Path, run: RecipeRun) -> None:
 
 
 def load_checkpoint(folder: Path, accelerator: Accelerator, run: RecipeRun, history: History) -> None:
-    """Puts model, optimizer, recipe state and history back as `save_checkpoint` found them.
+    """Restores model, optimizer, recipe state and history from a checkpoint. All processes must call it.
 
     Raises:
-        UsageError: the folder is no checkpoint of this run's recipe, or cannot be read.
+        UsageError: the checkpoint belongs to another recipe or model, or cannot be read.
     """
     try:
         state, training = load_file(folder / RECIPE_STATE), load_file(folder / TRAINING_STATE)
@@ -208,23 +230,23 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, run: RecipeRun, hist
         raise
     except Exception as error:
         raise UsageError(
-            f"checkpoint {folder} cannot be read ({type(error).__name__}: {error}). Delete that folder to go on from "
+            f"checkpoint {folder} cannot be read ({type(error).__name__}: {error}). Delete that folder to resume from "
             "an older checkpoint, or name one with --resume_from_checkpoint"
         ) from error
 
 
-_OF_ANOTHER_RUN = "belongs to a run of another recipe or model: it cannot be resumed here"
+_OF_ANOTHER_RUN = "belongs to a run with another recipe or model: this run cannot resume from it"
 
 
 def publish(source: Path, output: Path) -> None:
-    """Moves the files of a finished folder into the output folder, each by one rename, and deletes what it left."""
+    """Moves the files of `source` into the output folder, one rename per file, and deletes the empty `source`."""
     for path in sorted(source.iterdir()):
         os.replace(path, output / path.name)
     source.rmdir()
 
 
 def copy_model(checkpoint: Path, target: Path) -> None:
-    """Copies the model files of a checkpoint, without what only training needs."""
+    """Copies the model files of a checkpoint to the new folder `target`, without the files that only training needs."""
     target.mkdir(parents=True)
     for path in checkpoint.iterdir():
         if path.is_file() and path.name not in (TRAINING_STATE, RECIPE_STATE, TRAINER_STATE, CHECKSUMS):

@@ -1,4 +1,4 @@
-"""The output folder of a run: claimed at the start, filled at the end, shown when it is asked for again."""
+"""Ownership of the output folder: lock it, start or resume a run in it, or move its content aside."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _locks: list[Any] = []
 
 @contextmanager
 def release_folders() -> Iterator[None]:
-    """At its end, other processes may claim what was claimed inside of the block."""
+    """At the end of the block, releases the locks of all output folders that were acquired inside it."""
     try:
         yield
     finally:
         while _locks:
             if (lock := _locks.pop()) is not None:
-                Path(lock.lock_file).unlink(missing_ok=True)  # first: then nobody else has it
+                Path(lock.lock_file).unlink(missing_ok=True)  # before the release, while nobody else can hold it
                 lock.release()
 
 
@@ -47,7 +47,15 @@ def acquire(
     identity: dict[str, Any],
     settings: dict[str, Any],
 ) -> str:
-    """As `acquire_folder`, decided by the main process for all."""
+    """Locks the output folder and returns what `acquire_folder` returns; the main process decides for all.
+
+    Args:
+        identity, settings: see `acquire_folder`.
+
+    Raises:
+        UsageError: see `acquire_folder`; also if another process is training in the folder, the checkpoint of
+            --resume_from_checkpoint cannot be used, or a process cannot see the folder.
+    """
     folder, resume_from = Path(str(arguments.output_dir)), arguments.resume_from_checkpoint
 
     def resumed_already() -> bool:
@@ -68,26 +76,26 @@ def acquire(
             settings=settings,
             checkpoint=None if finished else _named_checkpoint(folder, resume_from, run),  # before anything is moved
         )
-        if not (folder / LOCK_FILE).exists():  # what was there was moved aside, its lock with it
+        if not (folder / LOCK_FILE).exists():  # the old content was moved aside, and the lock file with it
             _locks.append(lock_folder(folder))
         return action
 
     answer = by_main_process(accelerator, decide)
     if answer == "show" and isinstance(resume_from, str) and not by_main_process(accelerator, resumed_already):
         raise UsageError(
-            f"--output_dir {folder} holds this very run, finished: nothing is left to resume from {resume_from}. Leave "
+            f"--output_dir {folder} contains this run, finished: there is nothing to resume from {resume_from}. Leave "
             "out --resume_from_checkpoint to see its results, or name another --output_dir to train from there"
         )
-    blind = largest(0 if folder.is_dir() else accelerator.process_index + 1)  # one of another machine
+    blind = largest(0 if folder.is_dir() else accelerator.process_index + 1)  # a process on another machine
     if blind:
         raise UsageError(
-            f"--output_dir {folder} was made by the main process and is not to be seen from process {blind - 1}: with "
-            "several machines it must lie on a file system that they share"
+            f"process {blind - 1} cannot see --output_dir {folder}: with several machines it must be on a shared file "
+            "system"
         )
     return str(answer)
 
 
-# Settings that an unfinished run may go on with in another way: it may have to, on another machine.
+# Settings that may change when an unfinished run resumes: another machine may require it.
 MAY_CHANGE = ("precision", "nan_loss")
 LOCK_FILE = ".lock"
 
@@ -96,17 +104,17 @@ LOCK_FILE = ".lock"
 
 
 def lock_folder(folder: Path, patience: float = 10.0) -> Any:
-    """Takes an output folder for this process and returns its lock, which ends with the process or by `release`.
+    """Locks an output folder for this process and returns the lock, held until `release` or the end of the process.
 
     Args:
-        folder: made where it is not there.
-        patience: seconds to wait for another process that has it.
+        folder: created if it does not exist.
+        patience: seconds to wait for another process that holds the lock.
 
     Returns:
-        the lock; None where the file system has none.
+        The lock; None if the file system does not support locks.
 
     Raises:
-        UsageError: another process has it.
+        UsageError: another process holds the lock, or the folder cannot be created.
     """
     from filelock import FileLock, Timeout
 
@@ -114,24 +122,24 @@ def lock_folder(folder: Path, patience: float = 10.0) -> Any:
     lock = FileLock(folder / LOCK_FILE)
     try:
         lock.acquire(timeout=patience)
-        if not (folder / LOCK_FILE).exists():  # who had it deleted it when it ended
+        if not (folder / LOCK_FILE).exists():  # the previous owner deleted the file at its end
             lock.release()
             lock.acquire(timeout=patience)
     except Timeout:
         raise UsageError(
             f"--output_dir {folder}: another process is training there, perhaps one whose launcher was killed. Wait "
-            "until it ends, or end it; or choose another folder"
+            "for it, stop it, or choose another folder"
         ) from None
-    except (NotImplementedError, OSError):  # if it cannot be written at all, the next file says so
+    except (NotImplementedError, OSError):  # if the folder is not writable, writing the next file reports it
         return None
     return lock
 
 
 def make_folder(folder: Path) -> None:
-    """Makes an output folder where it is not there.
+    """Creates an output folder if it does not exist.
 
     Raises:
-        UsageError: it cannot be made there.
+        UsageError: the folder cannot be created, or is a link to a folder that does not exist.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +148,7 @@ def make_folder(folder: Path) -> None:
             raise UsageError(
                 f"--output_dir {folder} is a link to {os.readlink(folder)}, which does not exist"
             ) from error
-        raise UsageError(f"--output_dir {folder} cannot be made ({error.strerror}). Name another folder") from error
+        raise UsageError(f"--output_dir {folder} cannot be created ({error.strerror}). Name another folder") from error
 
 
 def acquire_folder(
@@ -152,24 +160,24 @@ def acquire_folder(
     settings: dict[str, Any] | None = None,
     checkpoint: Path | None = None,
 ) -> str:
-    """Prepares an output folder for a run and returns what is to be done: `start`, `continue` or `show`.
+    """Prepares an output folder for a run and returns what to do: `start`, `continue` or `show`.
 
-    An unfinished run of the same identity is continued, a finished one shown. A finished run of another identity is
-    moved aside to FOLDER.1 (.2, ...), and so is whatever is there when `overwrite` is set, but for this very run where
-    a scheduler `restarted` it with the words that it was first given. The main process calls it.
+    An unfinished run with the same identity resumes, and the results of a finished one are shown. A finished run with
+    another identity is moved aside to FOLDER.1 (.2, ...). With `overwrite`, any content is moved aside, except this
+    run's own when a scheduler `restarted` it with its original command. Only the main process calls it.
 
     Args:
-        folder: may be a link to a folder: what it leads to is moved aside there.
-        identity: what makes this run itself.
-        overwrite: whether to move aside what is there.
-        restarted: by a scheduler.
-        settings: what is not part of the identity and yet changes the result. A run of this identity with others is
-            refused; an unfinished one may continue with another precision (`MAY_CHANGE`).
-        checkpoint: to start from; one of a run that is moved aside comes along.
+        folder: may be a link to a folder: then the target of the link is moved aside, on its own disk.
+        identity: what identifies this run; see `training.identity.identity_of`.
+        overwrite: whether to move the content aside.
+        restarted: whether a scheduler restarted this run.
+        settings: values outside the identity that change the result. A run with the same identity and other settings
+            is refused, but an unfinished one may resume with another precision (`MAY_CHANGE`).
+        checkpoint: to start from; if its run is moved aside, the new folder gets this checkpoint too.
 
     Raises:
-        UsageError: the folder holds an unfinished run of another identity, this very run finished with other settings,
-            or files that no run of ours wrote; or it cannot be moved.
+        UsageError: the folder contains an unfinished run with another identity, this run with other settings, or files
+            that no run of this project wrote; or it is a file, the working folder, or cannot be moved.
     """
     real, aside, brought = folder.resolve(), folder, None
     record = read_record(folder)
@@ -178,7 +186,7 @@ def acquire_folder(
         action = "start"
     elif overwrite and record is None and real == Path.cwd():
         raise UsageError(
-            f"--output_dir {folder} is the folder that you are in, and holds files that are not of a run of this "
+            f"--output_dir {folder} is your working folder, and contains files that are not from a run of this "
             "script: name a folder in it, such as ./run"
         )
     elif overwrite and not (restarted and this_run):
@@ -188,8 +196,8 @@ def acquire_folder(
         raise UsageError(f"--output_dir {folder} is a file: name a folder")
     elif record is None:
         raise UsageError(
-            f"--output_dir {folder} is not empty, and what it holds is not a run of this script. Choose another "
-            "folder, or pass --overwrite_output_dir to have it moved aside"
+            f"--output_dir {folder} is not empty and does not contain a run of this script. Choose another folder, or "
+            "pass --overwrite_output_dir to move it aside"
         )
     elif record["identity"] == identity:
         if record["finished"]:
@@ -201,17 +209,17 @@ def acquire_folder(
         return "continue"
     elif record["finished"]:
         differs = difference(record["identity"], identity)
-        aside = move_aside(folder, f"it holds a finished run that differs in {differs}")
+        aside = move_aside(folder, f"it contains a finished run that differs in {differs}")
         if checkpoint is not None and real in checkpoint.resolve().parents:
             brought = checkpoint.resolve().relative_to(real)
         action = "start"
     elif {path.name for path in _content(folder)} <= {RUN_FILE, "arguments.json", "tracking"}:
-        action = "start"  # it ended before it had trained anything
+        action = "start"  # that run ended before it trained anything
     else:
         raise UsageError(
-            f"--output_dir {folder} holds an unfinished run that differs from this one in "
+            f"--output_dir {folder} contains an unfinished run that differs from this one in "
             f"{difference(record['identity'], identity)}. Repeat its command to finish it, choose another folder, "
-            "or pass --overwrite_output_dir to have it moved aside"
+            "or pass --overwrite_output_dir to move it aside"
         )
     real.mkdir(parents=True, exist_ok=True)
     write_record(real, identity, finished=False, **({"trained_with": settings} if settings else {}))
@@ -221,32 +229,32 @@ def acquire_folder(
 
 
 def _check_settings(folder: Path, record: dict[str, Any], settings: dict[str, Any]) -> None:
-    recorded = record.get("trained_with")  # older runs have none, and newer ones may have more
+    recorded = record.get("trained_with")  # older versions wrote no settings, and newer ones may write more
     before = {key: recorded[key] for key in settings if key in recorded} if isinstance(recorded, dict) else {}
     here = {key: settings[key] for key in before}
     if before != here:
         state = "a finished" if record["finished"] else "an unfinished"
         raise UsageError(
-            f"--output_dir {folder} holds {state} run of this recipe and data, and this command would train another "
-            f"model: they differ in {difference(before, here)}. Repeat the command of that run, choose another folder, "
-            "or pass --overwrite_output_dir to train again"
+            f"--output_dir {folder} contains {state} run with this recipe and data, but this command would train "
+            f"another model: they differ in {difference(before, here)}. Repeat the command of that run, choose another "
+            "folder, or pass --overwrite_output_dir to train again"
         )
 
 
 def _content(folder: Path) -> Iterator[Path]:
-    """What a folder holds, but for its lock and what a killed process was writing."""
+    """The content of a folder, without its lock file and partial files of a killed process."""
     own = {path for path in folder.glob(".*.partial")} | {folder / LOCK_FILE}
     return (path for path in folder.iterdir() if path not in own)
 
 
 def move_aside(folder: Path, reason: str) -> Path:
-    """Renames a folder to the first free FOLDER.N, says so, and returns its new place.
+    """Renames a folder to the first free FOLDER.N, prints it with the `reason`, and returns the new path.
 
-    Of a link, the folder that it leads to is renamed: the disk that it was meant for stays the same. Of the working
-    folder, all that is in it is moved: it stays the folder that a shell is in.
+    For a link, its target is renamed, so the data stays on the disk that was chosen for it. For the working folder,
+    its content is moved and the folder itself stays, so that a shell in it keeps working.
 
     Raises:
-        UsageError: it cannot be renamed.
+        UsageError: the folder cannot be renamed, or this program runs in a folder below it.
     """
     real, here = folder.resolve(), Path.cwd()
     if real in here.parents:
@@ -259,7 +267,7 @@ def move_aside(folder: Path, reason: str) -> Path:
     try:
         if real == here:
             aside.mkdir()
-            for path in sorted(real.iterdir(), key=lambda path: path.name == RUN_FILE):  # the record last
+            for path in sorted(real.iterdir(), key=lambda path: path.name == RUN_FILE):  # run.json last
                 if path.name != LOCK_FILE:
                     os.rename(path, aside / path.name)
         else:
@@ -270,12 +278,12 @@ def move_aside(folder: Path, reason: str) -> Path:
         ) from error
     if aside.is_dir():
         (aside / LOCK_FILE).unlink(missing_ok=True)
-    print(f"{folder} was moved aside to {as_typed}: {reason}")
+    print(f"{folder} was moved to {as_typed}: {reason}")
     return as_typed
 
 
 def _delete_partial(folder: Path) -> None:
-    """Deletes what a killed run was writing beside the files and folders that it was meant to become."""
+    """Deletes the partial files and folders of a killed run."""
     for path in folder.glob(".*.partial"):
         if path.is_dir():
             shutil.rmtree(path)

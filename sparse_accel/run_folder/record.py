@@ -1,4 +1,4 @@
-"""The record of an output folder's run, run.json: its identity, whether it is finished, what was measured."""
+"""The record of an output folder's run, run.json: its identity, whether it is finished, and what was measured."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ RUN_FILE = "run.json"
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
+    """Returns the run.json of a folder; None if it is missing, cannot be read, or has no identity."""
     try:
         record: Any = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -21,16 +22,16 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def write_record(folder: Path, identity: dict[str, Any], *, finished: bool, **others: Any) -> None:
-    """Writes a run's record: its identity, whether it is finished, and what `change_record` may add."""
+    """Writes a new run.json: the identity, whether the run is finished, and other entries (see `change_record`)."""
     record = {"finished": finished, "identity": identity, **others}
     write_text(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
 def change_record(folder: Path, **entries: Any) -> None:
-    """Sets entries of the record of a folder's run, where there is one:
+    """Sets entries in the run.json of a folder, if there is one:
 
-    finished: whether its result is complete. resumed_from: the checkpoint that was named to start from. trained_with:
-    its settings. measured: what its figures and predictions were measured on, by the name of their file.
+    finished: whether its result is complete. resumed_from: the checkpoint given to start from. trained_with: its
+    settings. measured: for each file of figures or predictions, a digest of what they were measured on.
     """
     record = read_record(folder)
     if record is not None and record != {**record, **entries}:
@@ -38,7 +39,7 @@ def change_record(folder: Path, **entries: Any) -> None:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Returns the entries in which two identities differ, in words: of a recipe, its first line that differs."""
+    """Returns the entries in which two identities differ, as text; for a recipe, the first line that differs."""
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     return "; ".join(f"{key} ({_in_words(old.get(key), new.get(key))})" for key in keys)
 

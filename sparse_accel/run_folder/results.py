@@ -1,4 +1,4 @@
-"""The output folder of a run: claimed at the start, filled at the end, shown when it is asked for again."""
+"""The files of an output folder: the flags of the run, the trained model, its figures and predictions."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ ARGUMENTS_FILE = "arguments.json"
 
 
 def record_arguments(accelerator: Accelerator, folder: Path, arguments: TrainingArguments) -> None:
-    """Writes the run's flags as a file of settings, data files by their whole paths: what the run can be repeated from,
-    and where the export looks for its validation data."""
+    """Writes the run's flags to arguments.json, with absolute paths of data files. The run can be repeated from this
+    file, and the export finds the validation data in it."""
     if not accelerator.is_main_process:
         return
     flags = arguments.to_dict()
@@ -48,7 +48,7 @@ def record_arguments(accelerator: Accelerator, folder: Path, arguments: Training
 
 
 def print_line(accelerator: Accelerator, run: RecipeRun, figures: dict[str, float]) -> None:
-    """Prints an evaluation."""
+    """Prints one line with the figures of an evaluation, above the progress bar."""
     words = ", ".join(f"{name.removeprefix('eval_')} {value:.4f}" for name, value in sorted(figures.items()))
     moment = f"epoch {run.progress.epoch:6.2f}  step {run.progress.step:6d}"
     print_above_bar(accelerator, f"{moment}  {words}  [{run.phase() or 'dense'}]")
@@ -56,7 +56,7 @@ def print_line(accelerator: Accelerator, run: RecipeRun, figures: dict[str, floa
 
 @contextmanager
 def timed() -> Iterator[Callable[[], float]]:
-    """Gives a function that returns the seconds since the block began."""
+    """Yields a function that returns the seconds since the start of the block."""
     start = time.perf_counter()
     yield lambda: time.perf_counter() - start
 
@@ -70,15 +70,22 @@ def write_final(
     history: History,
     seconds: float,
 ) -> None:
-    """Fills the output folder with the trained model (the best checkpoint's, where one was chosen) and its figures.
+    """Writes the trained model (of the best checkpoint, if one was chosen) and its figures to the output folder.
 
-    Everything is written into a folder beside, read back, and only then moved into place. Called by all processes.
+    Everything is written to a temporary folder, read back, and only then moved into place. All processes must call it.
+
+    Args:
+        folder: the output folder.
+        seconds: the training time.
+
+    Raises:
+        UsageError: the files cannot be written.
     """
     partial = folder / ".final.partial"
     best = folder / f"checkpoint-{history.best_step}"
     chosen = by_main_process(accelerator, lambda: history.best_step is not None and best.is_dir() and not verify(best))
     if history.best_step is not None and not chosen:
-        warn(f"the best checkpoint, {best.name}, is gone or damaged: the model of the last step is written instead")
+        warn(f"the best checkpoint, {best.name}, is missing or damaged: the model of the last step is saved instead")
         history.best_step = None
 
     def fill() -> None:
@@ -120,11 +127,11 @@ def write_final(
 def write_evaluation(
     accelerator: Accelerator, folder: Path, model: str, figures: dict[str, Any], measured_on: str
 ) -> None:
-    """Writes the figures of an evaluation into a file of their own and into all_results.json, in place of older ones.
+    """Writes the figures of an evaluation to eval_results.json and all_results.json, and replaces older ones there.
 
     Args:
-        model: folder or id of what was measured; `eval_model` names it where the folder is the run of another model.
-        measured_on: what `evaluation.measured_on` says; the next same command then has nothing to measure.
+        model: folder or id of the measured model; it is added as `eval_model` if the folder is the run of another one.
+        measured_on: the digest of `evaluation.measured_on`; the same command can then skip the measurement.
     """
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,15 +145,16 @@ def write_evaluation(
 
 
 def record_measured(accelerator: Accelerator, folder: Path, name: str, measured_on: str) -> None:
-    """Records what the figures or predictions in the file `name` of a run's folder were measured on."""
+    """Records in run.json what the figures or predictions in the file `name` were measured on."""
     if accelerator.is_main_process:
         change_record(folder, measured=_measured(folder) | {name: measured_on})
 
 
 def is_measured(accelerator: Accelerator, folder: Path, names: list[str], measured_on: str) -> bool:
-    """Whether the files `names` of a finished run already hold what would be measured now.
+    """Returns whether the files `names` of a finished run already contain what would be measured now.
 
-    Where they do not, what they were measured on is forgotten first: a kill while they are written leaves no claim.
+    If they do not, the record of their measurement is deleted first, so that a run killed while it writes them does not
+    leave a wrong record.
     """
 
     def look() -> bool:
@@ -167,7 +175,7 @@ def _measured(folder: Path) -> dict[str, str]:
 
 
 def _figures_are_there(folder: Path, names: list[str]) -> bool:
-    """Whether eval_results.json, where it is asked for, can be read and is what all_results.json says."""
+    """Whether eval_results.json, if it is in `names`, can be read and agrees with all_results.json."""
     if EVAL_RESULTS not in names:
         return True
     try:
@@ -178,7 +186,7 @@ def _figures_are_there(folder: Path, names: list[str]) -> bool:
 
 
 def mark_finished(accelerator: Accelerator, folder: Path) -> None:
-    """From now on the same command shows the folder's results."""
+    """Records that the run is finished: from now on the same command shows the results."""
     if accelerator.is_main_process:
         change_record(folder, finished=True)
 
@@ -191,7 +199,7 @@ def show(accelerator: Accelerator, folder: Path) -> None:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Returns all_results.json, empty where there is none."""
+    """Returns all_results.json; empty if it is missing or cannot be read."""
     try:
         found: dict[str, Any] = json.loads((folder / ALL_RESULTS).read_text(encoding="utf-8"))
         return found
@@ -200,11 +208,11 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def _without_evaluation(folder: Path) -> dict[str, Any]:
-    """all_results.json without the figures of an evaluation: of other rows, or of another model."""
+    """all_results.json without evaluation figures: they may be from other rows, or from another model."""
     return {name: value for name, value in read_results(folder).items() if not name.startswith("eval_")}
 
 
 def results_table(results: dict[str, Any]) -> str:
-    """Returns the figures of a finished run."""
+    """Returns the figures of a finished run as a printable table."""
     rows = [(name, f"{value:.4f}" if isinstance(value, float) else value) for name, value in sorted(results.items())]
     return table("results", [row for row in rows if row[1] is not None and not isinstance(row[1], (dict, list))])

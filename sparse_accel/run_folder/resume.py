@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from."""
+"""Which checkpoint a run resumes from."""
 
 from __future__ import annotations
 
@@ -29,24 +29,29 @@ if TYPE_CHECKING:
 
 
 def resume_run(arguments: TrainingArguments, accelerator: Accelerator, run: RecipeRun, history: History) -> None:
-    """Puts model, optimizer, recipe and history back to where the run is to go on, after `run.bind`; else nothing."""
+    """Restores model, optimizer, recipe and history from the checkpoint to resume from, if any. Call it after
+    `run.bind`, on all processes.
+
+    Raises:
+        UsageError: the checkpoint cannot be read.
+    """
     checkpoint = checkpoint_to_resume(arguments, accelerator, Path(str(arguments.output_dir)))
     if checkpoint is not None:
         load_checkpoint(checkpoint, accelerator, run, history)
 
 
 def checkpoint_to_resume(arguments: TrainingArguments, accelerator: Accelerator, folder: Path) -> Path | None:
-    """Returns the checkpoint to go on from: the one that was named, else the newest whole one in the folder, if any.
+    """Returns the checkpoint to resume from: the one given, else the newest intact one in the folder; None if none.
 
-    A named one counts at the run's first start from there; the same command again goes on from what that start saved.
-    Newer checkpoints in the folder are of the course that is left, and moved aside.
+    A given checkpoint is used only at the first start from it: the same command again resumes from the checkpoints
+    saved since. Checkpoints in the folder that are newer than the given one are moved aside.
     """
     asked = arguments.resume_from_checkpoint
     found: Path | None
     if isinstance(asked, str) and by_main_process(accelerator, lambda: _resumed_from(folder, asked)):
         found = by_main_process(accelerator, lambda: newest_intact(folder))
         if found is not None:
-            say(accelerator, f"{folder} holds what was trained since {asked}: going on from {found.name}")
+            say(accelerator, f"{folder} contains training done since {asked}: resuming from {found.name}")
             return found
     if isinstance(asked, str):
         path = Path(asked)
@@ -58,19 +63,19 @@ def checkpoint_to_resume(arguments: TrainingArguments, accelerator: Accelerator,
 
 
 def _named_checkpoint(folder: Path, asked: str | bool | None, run: RecipeRun) -> Path | None:
-    """The checkpoint that --resume_from_checkpoint asks for, checked; None where it asks for none, or has been used.
+    """The checkpoint of --resume_from_checkpoint, verified; None if the flag is not set, or was used before.
 
     Raises:
-        UsageError: it is not there, damaged, or of another recipe.
+        UsageError: the checkpoint does not exist, is damaged, or belongs to another recipe.
     """
     if not asked or (isinstance(asked, str) and _resumed_from(folder, asked) and checkpoints_in(folder)):
         return None
     path = newest_intact(folder) if asked is True else Path(str(asked))
     if path is None:
-        raise UsageError(f"--resume_from_checkpoint: {folder} holds no checkpoint. Leave the flag out to start")
+        raise UsageError(f"--resume_from_checkpoint: {folder} contains no checkpoint. Leave the flag out to start")
     if not path.is_dir():
         near = ", ".join(found.name for found in checkpoints_in(path.parent)) or "none"
-        raise UsageError(f"--resume_from_checkpoint {asked}: there is no such folder. Checkpoints beside it: {near}")
+        raise UsageError(f"--resume_from_checkpoint {asked}: the folder does not exist. Checkpoints next to it: {near}")
     if problem := verify(path):
         raise UsageError(f"--resume_from_checkpoint {asked} is damaged: {problem}. Name another checkpoint")
     check_recipe(path, run)
@@ -87,14 +92,14 @@ def _warn_of_another_run(folder: Path, checkpoint: Path) -> None:
     here, there = read_record(folder), read_record(checkpoint.parent)
     if here is not None and there is not None and here["identity"] != there["identity"]:
         different = difference(there["identity"], here["identity"])
-        warn(f"{checkpoint} is of a run that differs from this one in {different}")
+        warn(f"{checkpoint} belongs to a run that differs from this one in {different}")
 
 
 def _set_newer_aside(folder: Path, start: Path, asked: str) -> None:
-    """Moves checkpoints of a folder that are newer than the one to start from aside, and records the start."""
+    """Moves aside the checkpoints of a folder that are newer than the one to start from, and records the start."""
     for checkpoint in checkpoints_in(folder):
         if checkpoint_step(checkpoint) > checkpoint_step(start):
             aside = free_name(checkpoint.with_name(f"{checkpoint.name}.left"))
             os.rename(checkpoint, aside)
-            warn(f"{checkpoint} is of the course that --resume_from_checkpoint leaves: it was moved to {aside.name}")
+            warn(f"{checkpoint} is newer than the checkpoint you resume from: it was moved to {aside.name}")
     change_record(folder, finished=False, resumed_from=asked)

@@ -1,4 +1,4 @@
-"""The tasks that a model can be trained for, by name. A new one is a folder here and a line in TASKS."""
+"""All tasks by name. A new task is a folder here and an entry in TASKS."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in (TextClassification,
 
 
 def task_class(config: Any) -> type[Task] | None:
-    """Returns the task that a configuration's head is for; None for another head, or none."""
+    """Returns the task of a configuration's head; None for another head or no head."""
     names = getattr(config, "architectures", None) or []
     return next((task for task in TASKS.values() if any(name.endswith(task.architecture) for name in names)), None)
 
 
 def task_of(model: Any) -> Task:
-    """Returns the task of a model by its class and configuration, without rows. One without either classifies texts."""
+    """Returns the task of a model, without rows, by its class or else its configuration; default: TextClassification.
+
+    Raises:
+        UsageError: the labels in its configuration are invalid.
+    """
     config = getattr(model, "config", None)
     kinds = (task for task in TASKS.values() if type(model).__name__.endswith(task.architecture))
     kind = next(kinds, None) or task_class(config) or TextClassification

@@ -1,6 +1,6 @@
-"""What differs between tasks: head, rows, loss, figures. A new task is a folder here, flags in cli/, and a script.
+"""What differs between tasks: head, rows, loss, metrics. A new task is a folder here, flags in cli/, and a script.
 
-Tasks differ in what they judge. A *unit* is one answer of the model that is right or wrong: a row of text
+Tasks also differ in what is evaluated. A *unit* is one answer of the model that is right or wrong: a row of text
 classification, a word of token classification. Shapes: R rows, T tokens, C outputs of the head, U units.
 """
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Rows and labels, before a tokenizer or a model is known.
+    """Rows and labels of a run; independent of tokenizer and model.
 
     Attributes:
-        splits: train, validation, test, and what else the task has, as far as they are asked for. `validation` is what
-            is evaluated on, be it the test rows (--eval_on_test) or a hold-out.
-        sources: where the rows of each split come from, for people.
+        splits: those of train, validation, test and the task's other splits that the run needs. `validation` is the
+            split for evaluation, also if it is the test rows (--eval_on_test) or held-out rows.
+        sources: where the rows of each split come from, for messages.
         label_names: in the order of the model's outputs.
-        keeps_head: whether these are the outputs of the model's own fine-tuned head; else it gets a new one.
+        keeps_head: whether the labels are the outputs of the model's fine-tuned head; else it gets a new head.
         cache_dir: folder for tokenized rows; None: the Hugging Face cache.
     """
 
@@ -45,27 +45,27 @@ class TaskData:
 
 
 class Task(ABC):
-    """One task of one run.
+    """The task of a run.
 
     Args:
         head: names of the model's outputs, and its problem type.
-        data: the rows; None for a task that is known by its model alone.
+        data: the rows; None if only the model is known.
 
     Attributes:
         label_smoothing: fraction of each label's weight that is spread over all labels in training.
     """
 
-    # Its name in commands and scripts, its flags, the one of the text's columns, and how the class names of models with
-    # its head end.
+    # Name in commands and scripts; flags; the flag of the text columns; suffix of the class names of models with this
+    # head.
     name: ClassVar[str]
     arguments: ClassVar[type[TrainingArguments]]
     text_flag: ClassVar[str]
     architecture: ClassVar[str]
-    # What models with that head do, in words.
+    # What models with this head do, for messages.
     purpose: ClassVar[str]
-    # What is judged, and what the loss is a mean over, in words.
+    # What is evaluated, and what the loss is a mean over, for messages.
     unit: ClassVar[str]
-    # Columns of tokenized rows that have one value a token, and what these are padded with.
+    # Columns of tokenized rows with one value per token -> their padding value.
     token_columns: ClassVar[Mapping[str, int]] = {}
 
     def __init__(self, head: Head, data: TaskData | None = None) -> None:
@@ -78,49 +78,50 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def load(cls, arguments: Any, head: Head | None) -> Task:
-        """Loads the rows that a run needs.
+        """Returns the task with the rows that a run needs.
 
         Args:
-            arguments: which data, and what is done with it.
-            head: of a fine-tuned model, whose labels the data's are matched with; None: the data says them.
+            arguments: flags that name the data and its use.
+            head: of a fine-tuned model, with whose labels those of the data are matched; None: the data defines them.
 
         Raises:
-            UsageError: data that is not there or not as asked: with file, row, line and column; or labels of data and
-                model that do not match.
+            UsageError: data is missing or invalid (with file, row, line and column), or its labels do not match those
+                of the model.
         """
 
     @classmethod
     @abstractmethod
     def of_sentences(cls, head: Head, sentences: list[str]) -> Task:
-        """The task with sentences without labels, as its split `test`."""
+        """Returns the task with sentences without labels as its split `test`."""
 
     @classmethod
     @abstractmethod
     def has_labels(cls, file: str) -> bool:
-        """Whether the rows of a file of data have labels, in the column that usually has them."""
+        """Whether the rows of a data file have labels, in a column with a usual name."""
 
     @property
     def data(self) -> TaskData:
+        """Returns the rows; only for a task that has some."""
         assert self.rows is not None
         return self.rows
 
     def configure(self, config: Any) -> None:
-        """Writes the task into a model's configuration."""
+        """Writes labels and settings of the task into a model's configuration."""
         set_labels(config, self.head.names)
 
     @classmethod
     def tokenizer_options(cls, address: str, **source: Any) -> dict[str, Any]:
-        """What the tokenizer of a model, a folder or Hub id, is loaded with beside the usual."""
+        """Returns additional arguments for loading the tokenizer of a model (a folder or Hub id)."""
         return {}
 
     @abstractmethod
     def tokenize(self, tokenizer: Any, length: int, **options: Any) -> dict[str, Dataset]:
-        """Returns every split as the model takes it.
+        """Returns every split tokenized, as inputs for the model.
 
         Args:
             tokenizer: of the model, or of its teacher.
-            length: most tokens of a row, special tokens included.
-            options: num_workers and overwrite_cache, as `data.tokenizing.tokenize` takes them.
+            length: maximum number of tokens of a row, special tokens included.
+            options: num_workers and overwrite_cache of `data.tokenizing.tokenize`.
 
         Raises:
             UsageError: the tokenizer cannot do what the task needs.
@@ -128,14 +129,18 @@ class Task(ABC):
 
     @abstractmethod
     def describe_columns(self) -> str:
-        """Which columns are read, in words."""
+        """Returns which columns are read, for the table at the start of a run."""
 
     @abstractmethod
     def describe_labels(self) -> str:
-        """What the labels are, in words."""
+        """Returns what the labels are, for the table at the start of a run."""
 
     def check_flags(self, arguments: TrainingArguments) -> None:
-        """Takes what flags say of the loss, and raises UsageError for those that these labels have no use for."""
+        """Takes over the flags of the loss.
+
+        Raises:
+            UsageError: a flag has no effect for these labels, or --metric_for_best_model is unknown.
+        """
         self.label_smoothing = arguments.label_smoothing_factor
         if arguments.load_best_model_at_end:
             check_metric_name(arguments.metric_for_best_model, self.figure_names())
@@ -144,79 +149,82 @@ class Task(ABC):
 
     @abstractmethod
     def row_weights(self, rows: Dataset) -> np.ndarray:
-        """What each tokenized row counts in the loss: 1, or the number of its labelled tokens; (rows,) int64."""
+        """Returns the weight of each tokenized row in the loss: 1, or its number of labelled tokens; (rows,) int64."""
 
     @abstractmethod
     def weights(self, batch: dict[str, Tensor]) -> Tensor:
-        """The same for the rows of a batch, (R,) float32; 0 for fillers."""
+        """Returns the same for the rows of a batch, (R,) float32; 0 for fillers."""
 
     @abstractmethod
     def loss(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> Tensor:
-        """Returns (R,) float32: each row's loss, the mean over its labelled tokens where it has several."""
+        """Returns the loss of each row, (R,) float32: a mean over its labelled tokens if it has several."""
 
     @abstractmethod
     def distance(self, student: Tensor, teacher: Tensor, batch: dict[str, Any], temperature: float) -> Tensor:
-        """Returns (R,) float32: how far the student's logits are from the teacher's, where the loss has labels."""
+        """Returns the distance of the student's logits from the teacher's, (R,) float32, where the loss has labels."""
 
     def mean(self, values: Tensor, batch: dict[str, Any]) -> Tensor:
-        """Returns the mean loss of a batch, (), of that of its rows, (R,): for a loop that has a mean loss only."""
+        """Returns the mean loss of a batch, (), from the losses of its rows, (R,); for loops that use a mean loss."""
         return values.mean()
 
     def answers(self, rows: Dataset) -> np.ndarray | None:
-        """The right class, by number, of what a teacher's logits are kept of; None where there are no classes."""
+        """Returns the class numbers of all rows or tokens whose teacher logits are kept; None: there are no classes."""
         return None
 
     @abstractmethod
     def labelled(self, batch: dict[str, Tensor]) -> Tensor:
-        """What a teacher's logits are kept of: (R,) bool, the real rows; or (R, T) bool, their labelled tokens."""
+        """Returns where teacher logits are kept: (R,) bool, the real rows; or (R, T) bool, their labelled tokens."""
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def unit_counts(self, rows: Dataset) -> np.ndarray:
-        """The number of units of each tokenized row, (rows,) int64."""
+        """Returns the number of units of each tokenized row, (rows,) int64."""
 
     @abstractmethod
     def units(self, batch: dict[str, Tensor]) -> Tensor:
-        """Where the units of real rows are among a batch's outputs: (R,) bool, or (R, T) bool."""
+        """Returns which outputs of a batch are units of real rows: (R,) bool, or (R, T) bool."""
 
     @abstractmethod
     def decisions(self, logits: np.ndarray) -> np.ndarray | None:
-        """What the model decides by its logits (U, C), one row a unit; None where it decides nothing: a score."""
+        """Returns the decisions for logits (U, C), one row per unit; None if there is none (a score)."""
 
     @abstractmethod
     def judged_by(self) -> list[Any]:
-        """What figures and predictions depend on beside model and rows; plain values."""
+        """Returns what metrics and predictions depend on besides model and rows; plain values."""
 
     @abstractmethod
     def figure_names(self) -> tuple[str, ...]:
-        """The names of `figures`."""
+        """Returns the names of the metrics of `figures`."""
 
     @abstractmethod
     def figures(self, logits: np.ndarray, rows: Dataset, split: str) -> dict[str, float]:
-        """Returns what a model is judged by.
+        """Returns the metrics of a model, by name.
 
         Args:
             logits: (U, C), in the order of the rows and of their units.
-            rows: tokenized, with labels.
-            split: whose rows they are.
+            rows: tokenized rows with labels.
+            split: name of the split that the rows belong to.
         """
 
     def support(self, rows: Dataset, split: str) -> int:
-        """How many answers figures other than an accuracy rest on: rows, or words of entities."""
+        """Returns the number of answers behind metrics other than accuracy: rows, or words of entities."""
         return len(rows)
 
     @abstractmethod
     def predictions(self, logits: np.ndarray, rows: Dataset, split: str) -> str:
-        """Returns what the model predicts for the rows of a split, as CSV; arguments as for `figures`."""
+        """Returns the predictions for the rows of a split, as CSV; arguments as for `figures`."""
 
 
 def check_metric_name(name: str, names: Sequence[str]) -> None:
-    """Raises UsageError when --metric_for_best_model names no figure of a task; `loss` is always one.
+    """Checks that --metric_for_best_model is a metric of the task; `loss` always is.
 
     Args:
-        name: with `eval_` in front, or without.
-        names: the task's figures.
+        name: value of the flag, with or without the prefix `eval_`.
+        names: names of the task's metrics.
+
+    Raises:
+        UsageError: it is not; the message gives the nearest name and all names.
     """
     known = ("loss", *names)
     if (plain := name.removeprefix("eval_")) not in known:
@@ -226,11 +234,11 @@ def check_metric_name(name: str, names: Sequence[str]) -> None:
 
 
 def unit_numbers(units: Tensor, row_id: Tensor, starts: Tensor) -> Tensor:
-    """Returns the place of each unit of a batch in a table of all units, in the order of `tensor[units]`.
+    """Returns the position of each unit of a batch in a table of all units, (U,) int64, ordered as `tensor[units]`.
 
     Args:
         units: (R,) or (R, T) bool.
-        row_id: (R,) int64, not negative where there are units.
+        row_id: (R,) int64, at least 0 in rows that have units.
         starts: (rows,) int64: the number of units before each row.
     """
     first = starts[row_id.clamp(min=0)]
@@ -240,5 +248,5 @@ def unit_numbers(units: Tensor, row_id: Tensor, starts: Tensor) -> Tensor:
 
 
 def starts_of(counts: np.ndarray) -> Tensor:
-    """Returns the number of units before each row, (rows,) int64, of their counts."""
+    """Returns the number of units before each row, (rows,) int64, from the number of units of each row."""
     return torch.from_numpy(np.cumsum(counts) - counts)

@@ -1,6 +1,6 @@
-"""What labels are called, and how names of the data meet those of a model.
+"""Names of labels, and how names in the data are matched with those of a model.
 
-The order of names is deterministic: as declared, else by number where all are whole numbers, else by code point.
+The order of names is deterministic: as declared, else by number if all are integers, else by code point.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NUMBERED = re.compile(r"(?:LABEL_)?(\d+)", re.IGNORECASE)
 
 
 def name_order(names: Sequence[str]) -> list[str]:
-    """The distinct names in their order: by number where all are whole numbers, else by code point."""
+    """Returns the distinct names in order: by number if all are integers, else by code point."""
     distinct = sorted(set(names))
     if all(_WHOLE.fullmatch(name) for name in distinct):
         return sorted(distinct, key=lambda name: (int(name), name))
@@ -36,8 +36,8 @@ class Head:
     """The outputs of a fine-tuned model.
 
     Attributes:
-        names: of its labels, in the order of its outputs.
-        problem_type: as its config.json says; None where it says nothing.
+        names: names of the outputs, in order.
+        problem_type: as in config.json; None if it is not set there.
     """
 
     names: list[str]
@@ -45,45 +45,48 @@ class Head:
 
     @property
     def is_regression(self) -> bool:
-        """Whether it gives one score. transformers takes a single output for one unless told otherwise."""
+        """Whether the output is one score. Without a problem type, transformers uses a single output as a score."""
         return self.problem_type == REGRESSION or (self.problem_type is None and len(self.names) == 1)
 
     def judged_as(self, asked: str | None) -> str:
-        """The problem type that its outputs are judged by: its own, else the one that is asked for, else the usual.
+        """Returns the problem type for its outputs: its own, else the requested one, else the default.
+
+        Args:
+            asked: the requested problem type; None: none.
 
         Raises:
-            UsageError: another one is asked for than it was trained for.
+            UsageError: it was trained for another problem type than the requested one.
         """
         if self.problem_type is not None and asked not in (None, self.problem_type):
             raise UsageError(
-                f"the model was trained for {self.problem_type}, and the task or --problem_type says {asked}: take a "
-                "model that was trained for it, or leave the flag out."
+                f"the model was trained for {self.problem_type}, but the task or --problem_type says {asked}: use a "
+                "model that was trained for it, or remove the flag."
             )
         return self.problem_type or asked or (REGRESSION if self.is_regression else SINGLE_LABEL)
 
 
 def are_unnamed(names: Sequence[str]) -> bool:
-    """Whether a model's labels are only numbered: LABEL_0, LABEL_1, ... or 0, 1, ... in the order of its outputs."""
+    """Whether a model's labels are only numbers: LABEL_0, LABEL_1, ... or 0, 1, ... in the order of its outputs."""
     return _numbers(names) == list(range(len(names)))
 
 
 def _numbers(names: Sequence[str]) -> list[int] | None:
-    """The numbers of names such as 1 or LABEL_1; None where one has no number."""
+    """Returns the numbers in names such as 1 or LABEL_1; None if a name has no number."""
     found = [_NUMBERED.fullmatch(name) for name in names]
     return [int(each[1]) for each in found if each] if all(found) else None
 
 
 def match_names(data_names: Sequence[str], model_names: Sequence[str], complete: bool = True) -> dict[str, str] | None:
-    """The model's name for each label of the data, or None where they do not fit.
+    """Returns the model's name for each label of the data; None if they do not match.
 
-    In this order: the same names; the same but for capitals; the data's are whole numbers or LABEL_0, LABEL_1, ... and
-    so are positions in the model's list, unless its names are other numbers; the model's are LABEL_0, LABEL_1, ... or
-    0, 1, ..., no names at all, and so are positions in the data's.
+    Rules, in this order: the same names; the same except for case; the data's names are integers or LABEL_0, LABEL_1,
+    ..., and are positions in the model's list, unless its names are other numbers; the model's names are only numbers
+    (LABEL_0, LABEL_1, ... or 0, 1, ...), and are positions in the data's list.
 
     Args:
-        data_names: labels of the data in their order.
+        data_names: labels of the data in order.
         model_names: labels of the model in the order of its outputs.
-        complete: whether data_names are all labels there are; the last rule needs them all.
+        complete: whether data_names are all labels; the last rule needs all of them.
     """
     if complete and len(data_names) != len(model_names):
         return None
@@ -104,7 +107,7 @@ def match_names(data_names: Sequence[str], model_names: Sequence[str], complete:
 
 
 def fold_names(data_names: Sequence[str], model_names: Sequence[str]) -> dict[str, str] | None:
-    """The model's name for each label of data that spells one name in several ways, such as neg and NEG; else None."""
+    """Returns the model's name for each label if all match except for case, also several (neg, NEG); else None."""
     folded = {name.casefold(): name for name in model_names}
     if len(folded) < len(model_names) or not all(name.casefold() in folded for name in data_names):
         return None
@@ -112,8 +115,9 @@ def fold_names(data_names: Sequence[str], model_names: Sequence[str]) -> dict[st
 
 
 def taken_by_position(matched: dict[str, str]) -> str:
-    """Returns `0 as negative, 1 as positive` where labels were matched by number though one side has names for them, or
-    though numbers without a 0 may be counted from 1.
+    """Returns `0 as negative, 1 as positive` if labels were matched by position and this may be wrong; else "".
+
+    It may be wrong if one side has names for them, or if the numbers have no 0 and may count from 1.
 
     Args:
         matched: name in the data -> name in the model.
@@ -129,26 +133,25 @@ def taken_by_position(matched: dict[str, str]) -> str:
 
 
 def head_in(config: Any, place: str) -> Head:
-    """Returns the labels that a configuration names, in the order of the outputs, and its problem type.
+    """Returns the label names of a configuration, in the order of the outputs, and its problem type.
 
-    `id2label` decides: it is what outputs are called by. `label2id` may lack, or be a stale LABEL_0, LABEL_1, ...
+    `id2label` decides, because it names the outputs. `label2id` may be missing, or an old LABEL_0, LABEL_1, ...
 
     Args:
-        config: of a transformers model.
+        config: configuration of a transformers model.
         place: where it comes from, for messages.
 
     Raises:
-        UsageError: outputs are not numbered from 0, two have one name, or `label2id` says something else.
+        UsageError: outputs are not numbered from 0, two have the same name, a regression has several, or `label2id`
+            contradicts `id2label`.
     """
     id2label, label2id = dict(config.id2label), dict(getattr(config, "label2id", None) or {})
     if sorted(id2label) != list(range(len(id2label))):
-        raise UsageError(f"{place}: id2label of config.json must number the outputs from 0; it has {listed(id2label)}")
+        raise UsageError(f"{place}: id2label of config.json must number the outputs from 0; got {listed(id2label)}")
     names = [str(id2label[number]) for number in sorted(id2label)]
     problem_type = getattr(config, "problem_type", None)
     if problem_type == REGRESSION and len(names) != 1:
-        raise UsageError(
-            f"{place}: a regression gives one score, and config.json has {len(names)} outputs: not supported"
-        )
+        raise UsageError(f"{place}: config.json has {len(names)} outputs for a regression: only one is supported")
     if are_unnamed(names) and not are_unnamed(list(label2id)):  # named in one direction only
         ordered = sorted(label2id, key=lambda name: str(label2id[name]))
         if [str(label2id[name]) for name in ordered] == sorted(str(number) for number in id2label):
@@ -156,19 +159,19 @@ def head_in(config: Any, place: str) -> Head:
                 next(name for name in ordered if str(label2id[name]) == str(number)) for number in sorted(id2label)
             ]
     if twins := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"{place}: id2label of config.json calls two outputs {shown(twins[0])}: give them two names")
+        raise UsageError(f"{place}: duplicate name {shown(twins[0])} in id2label of config.json: rename one output")
     numbers = {name.casefold(): number for number, name in enumerate(names)}
     for name, number in label2id.items():
         known = numbers.get(str(name).casefold())
         if known is not None and len(numbers) == len(names) and str(number) != str(known):
             raise UsageError(
-                f"{place}: config.json contradicts itself: id2label calls output {known} {shown(name)}, and label2id "
-                f"says that {shown(name)} is output {number}. Correct the wrong one, or delete label2id"
+                f"{place}: config.json contradicts itself: {shown(name)} is output {known} in id2label, but {number} "
+                "in label2id. Fix the wrong one, or delete label2id"
             )
     return Head(names, problem_type)
 
 
 def set_labels(config: Any, names: list[str]) -> None:
-    """Names the outputs of a configuration, both ways."""
+    """Writes the names of the outputs into a configuration: id2label and label2id."""
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""Which splits a run reads, and which of their rows: the same for every task."""
+"""Selects the splits that a run reads, and their rows; the same for every task."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ if TYPE_CHECKING:
 
 
 def needed_splits(arguments: TrainingArguments, found: dict[str, Table]) -> dict[str, Table]:
-    """The tables that the run reads, by what they are for; train first.
+    """Returns the tables that the run reads, by purpose; train first.
 
     Raises:
-        UsageError: a split is missing or empty.
+        UsageError: a split is missing or empty, or --validation_ratio is not needed.
     """
     needed: dict[str, Table] = {}
     name = next(iter(found.values())).name.partition(", split")[0]
 
     def take(purpose: str, split: str, advice: str) -> None:
         if split not in found:
-            raise UsageError(f"{name} has no {split} rows, which {advice}")
+            raise UsageError(f"{name} has no {split} rows; {advice}")
         needed[purpose] = found[split]
 
     if arguments.do_train or arguments.validation_ratio is not None:
-        take("train", "train", "--do_train and --validation_ratio need.")
+        take("train", "train", "--do_train and --validation_ratio need them.")
     elif arguments.one_shot and "train" in found:
         needed["train"] = found["train"]
     if arguments.validation_ratio is not None and "validation" in found:
-        raise UsageError(f"{name} has validation rows of its own: leave out --validation_ratio.")
+        raise UsageError(f"{name} already has validation rows: remove --validation_ratio.")
     if arguments.eval_on_test:
-        take("validation", "test", "--eval_on_test needs.")
+        take("validation", "test", "--eval_on_test needs them.")
     elif arguments.do_eval and arguments.validation_ratio is None:
-        advice = "--do_eval needs: add --validation_ratio 0.1 to hold out a tenth of the training rows"
+        advice = "--do_eval needs them: add --validation_ratio 0.1 to hold out 10% of the training rows"
         take("validation", "validation", advice + (", or --eval_on_test." if "test" in found else "."))
         if "validation_mismatched" in found:
             needed["validation_mismatched"] = found["validation_mismatched"]
     if arguments.do_predict:
-        take("test", "test", "--do_predict needs.")
+        take("test", "test", "--do_predict needs them.")
         if "test_mismatched" in found:
             needed["test_mismatched"] = found["test_mismatched"]
     for table in needed.values():
@@ -53,7 +53,7 @@ def needed_splits(arguments: TrainingArguments, found: dict[str, Table]) -> dict
 
 
 def needs_no_labels(arguments: TrainingArguments, split: str) -> bool:
-    """Rows to predict, and those that --one_shot takes quantization ranges from."""
+    """Whether the labels of a split are not needed: rows to predict, and calibration rows of --one_shot."""
     return split.startswith("test") or (arguments.one_shot and split == "train" and arguments.validation_ratio is None)
 
 
@@ -63,20 +63,19 @@ def draw_rows(
     sources: dict[str, str],
     strata: Sequence[Hashable] | None,
 ) -> tuple[dict[str, Dataset], dict[str, str]]:
-    """Holds out validation rows, then takes subsets.
+    """Returns the splits after --validation_ratio and the --max_*_samples limits, and their sources.
 
-    Rows to predict are the first ones, so that a prediction's row is the row of the data; others are drawn.
+    A limit keeps the first rows to predict, so that row numbers of predictions are those of the data; the rows of other
+    splits are drawn at random.
 
     Args:
+        arguments: flags with ratio, limits and seed.
         splits: rows by the name of their split.
-        sources: where they come from, for people.
-        strata: class of each training row, which a hold-out keeps in proportion; None: there are no classes.
-
-    Returns:
-        splits and sources.
+        sources: where the rows of each split come from, for messages.
+        strata: class of each training row, kept in proportion by a hold-out; None: there are no classes.
 
     Raises:
-        UsageError: a hold-out leaves nothing to train on, or nothing to evaluate on.
+        UsageError: the hold-out leaves no rows for training or none for evaluation.
     """
     splits, sources = dict(splits), dict(sources)
     if arguments.validation_ratio is not None:
@@ -85,7 +84,7 @@ def draw_rows(
         if not held or not kept:
             raise UsageError(
                 f"--validation_ratio {arguments.validation_ratio} of {len(train)} rows ({sources['train']}) leaves "
-                f"{len(kept)} to train on and {len(held)} to evaluate on."
+                f"{len(kept)} for training and {len(held)} for evaluation."
             )
         splits["train"], splits["validation"] = train.select(kept), train.select(held)
         sources["validation"] = f"{sources['train']} ({len(held)} rows held out)"

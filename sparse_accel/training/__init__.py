@@ -1,1 +1,1 @@
-"""From flags to a trained model."""
+"""Training: from flags to a trained model."""

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 def make_teacher(
     arguments: TrainingArguments, recipe: Recipe | None, accelerator: Accelerator, student: nn.Module, task: Task
 ) -> tuple[Teacher | str | None, Any]:
-    """Returns the teacher that the recipe's distillation follows, and its tokenizer; None where there is none."""
+    """Returns the teacher for the recipe's distillation, and its tokenizer (None if it has none, or is the student).
+
+    If no modifier needs a teacher, it returns the value of --distill_teacher instead, without loading anything.
+
+    Raises:
+        UsageError: the teacher cannot be read, or its labels differ from the student's.
+    """
     following = [modifier for modifier in (recipe.modifiers if recipe else []) if modifier.needs_teacher]
     if arguments.distill_teacher in (None, "disable") or not following:
         return arguments.distill_teacher, None
@@ -36,33 +42,33 @@ def make_teacher(
 
 
 def check_teacher_inputs(arguments: TrainingArguments, run: RecipeRun, rows: TokenizedRows, own_tokenizer: Any) -> None:
-    """Refuses what a teacher cannot be asked for, where it cannot read the student's token ids.
+    """Refuses a teacher that cannot read the student's token ids, if the recipe or the task requires it to.
 
     Args:
-        rows: of training, as the student reads them.
-        own_tokenizer: the teacher's own, or None.
+        rows: the training rows, tokenized for the student.
+        own_tokenizer: the teacher's tokenizer, or None.
 
     Raises:
-        UsageError: outputs that no table holds, or answers on tokens, and a teacher that would be fed ids of another
-            vocabulary, or more tokens than it takes.
+        UsageError: the recipe compares other outputs than logits, or the task has labels per token, but the teacher
+            has another vocabulary or takes fewer tokens.
     """
     if run.teacher is None or (limit := _own_limit(arguments, run.teacher, rows, own_tokenizer)) is None:
         return
     asked = frozenset().union(*(modifier.teacher_outputs for modifier in run.modifiers)) - {"logits"}
     what = f"the recipe compares {listed(sorted(asked))}" if asked else ""
-    what = what or ("this task compares answers on tokens" if run.task.token_columns else "")
+    what = what or ("this task compares the logits of tokens" if run.task.token_columns else "")
     if what:
         only = " or distil logits only (distill_output_keys: [logits])" if asked and not run.task.token_columns else ""
         raise UsageError(
-            f"--distill_teacher {arguments.distill_teacher} reads text through its own tokenizer, up to {limit} "
-            f"tokens, and {what}, which needs the same tokens in both models: take a teacher with the model's "
-            f"tokenizer and length,{'' if only else ' or'} add --use_teacher_tokenizer{',' if only else ''}{only}"
+            f"--distill_teacher {arguments.distill_teacher} needs its own tokenizer, up to {limit} tokens, but {what}, "
+            "which requires the same tokens in both models: use a teacher with the model's tokenizer and length,"
+            f"{'' if only else ' or'} add --use_teacher_tokenizer{',' if only else ''}{only}"
         )
 
 
 def _own_limit(arguments: TrainingArguments, teacher: Teacher, rows: TokenizedRows, own_tokenizer: Any) -> int | None:
-    """The tokens that a teacher takes that must read texts through its own tokenizer; None for one that need not: it
-    does the same with a text, and takes as many tokens as the longest row has."""
+    """The maximum number of tokens of a teacher that must use its own tokenizer; None if the student's rows fit it: its
+    tokenizer gives the same ids, and it takes as many tokens as the longest row has."""
     if own_tokenizer is None:
         return None
     limit = min(arguments.max_seq_length, max_length(own_tokenizer, teacher.model))
@@ -73,30 +79,30 @@ def _own_limit(arguments: TrainingArguments, teacher: Teacher, rows: TokenizedRo
 def fill_teacher_table(
     arguments: TrainingArguments, accelerator: Accelerator, run: RecipeRun, rows: TokenizedRows, own_tokenizer: Any
 ) -> str:
-    """Computes or finds the teacher's logits on the training rows; returns what was done, in words.
+    """Computes the teacher's logits on the training rows, or reads them from disk; returns what was done, as text.
 
-    A teacher whose tokenizer does otherwise with a text, or that takes fewer tokens than the longest row has, reads the
-    same texts through its own.
+    If the teacher's tokenizer gives other ids, or the teacher takes fewer tokens than the longest row has, the texts
+    are tokenized again for the teacher.
 
     Args:
-        rows: as the student reads them.
-        own_tokenizer: the teacher's own, or None.
+        rows: the training rows, tokenized for the student.
+        own_tokenizer: the teacher's tokenizer, or None.
     """
     teacher = run.teacher
     assert teacher is not None
     words = "its logits on the training rows"
     if (limit := _own_limit(arguments, teacher, rows, own_tokenizer)) is not None:
-        words += f", read through its own tokenizer, up to {limit} tokens"
+        words += f", with its own tokenizer, up to {limit} tokens"
         rows = tokenize_rows(arguments, accelerator, run.task, own_tokenizer, teacher.model)
     dataset, cache = rows.splits["train"], Path(arguments.cache_dir) if arguments.cache_dir else None
     size = arguments.per_device_eval_batch_size
     found = teacher.make_table(accelerator, dataset, rows.tokenizer, batch_size=size, cache=cache)
-    words += f": {'found on disk' if found else 'computed once, kept on disk'}"
+    words += f": {'found on disk' if found else 'computed once, stored on disk'}"
     return words + _right_on(arguments, teacher, dataset)
 
 
 def _right_on(arguments: TrainingArguments, teacher: Teacher, dataset: Any) -> str:
-    """`; right on 91.2% of them`, and a warning where a guess would be right more often: labels in other order, say."""
+    """`; correct on 91.2% of them`. Warns if a constant answer would be correct more often, as with swapped labels."""
     answers = teacher.task.answers(dataset)
     if answers is None or teacher.table is None:
         return ""
@@ -106,7 +112,7 @@ def _right_on(arguments: TrainingArguments, teacher: Teacher, dataset: Any) -> s
     what = "rows" if teacher.task.unit == "sentences" else teacher.task.unit
     if right < most:
         warn(
-            f"--distill_teacher {arguments.distill_teacher} is right on {right:.1%} of the training {what}, and one "
-            f"answer for all would be on {most:.1%}: is it a teacher of this task, with its labels in this order?"
+            f"--distill_teacher {arguments.distill_teacher} is correct on {right:.1%} of the training {what}; always "
+            f"the same answer would be on {most:.1%}. Is it a teacher for this task, with its labels in this order?"
         )
-    return f"; right on {right:.1%} of {'them' if what == 'rows' else f'the {what}'}"
+    return f"; correct on {right:.1%} of {'them' if what == 'rows' else f'the {what}'}"

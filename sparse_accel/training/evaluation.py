@@ -1,4 +1,4 @@
-"""Figures and predictions of a model on the splits of its task."""
+"""Evaluation: figures and predictions of a model on the splits of its task."""
 
 from __future__ import annotations
 
@@ -37,9 +37,15 @@ if TYPE_CHECKING:
 def evaluate_and_predict(
     arguments: TrainingArguments, recipe: Recipe | None, accelerator: Accelerator, kind: type[Task]
 ) -> None:
-    """Measures a trained model as its files hold it, in float32 and quantizers on, and writes what it predicts.
+    """Measures a trained model as stored in its files (float32, quantizers on), and writes figures and predictions.
 
-    What the folder of a finished run already holds for the same rows, labels and weights is not measured again.
+    If the folder of a finished run already contains them for the same rows, labels and weights, nothing is measured.
+
+    Args:
+        kind: the task class.
+
+    Raises:
+        UsageError: the model, its tokenizer or the data cannot be read, or do not fit together.
     """
     model, folder = load_trained(arguments, kind), Path(str(arguments.output_dir))
     tokenizer, weights = load_tokenizer(arguments, kind), fingerprint_of_model(model)
@@ -50,7 +56,7 @@ def evaluate_and_predict(
     if not of_a_run:
         say(accelerator, f"columns: {task.describe_columns()}")
     rows = tokenize_rows(arguments, accelerator, task, tokenizer, model)
-    model = model.to(accelerator.device)  # not prepared: no precision but that of its files
+    model = model.to(accelerator.device)  # not prepared, so that it keeps the precision of its files
     if arguments.do_eval:
         question = measured_on(weights, task, "validation", rows)
         if not results.is_measured(accelerator, folder, [results.EVAL_RESULTS], question) or not of_a_run:
@@ -66,20 +72,20 @@ def evaluate_and_predict(
             write_predictions(arguments, accelerator, model, task, rows)
             results.record_measured(accelerator, folder, files[0], question)
         else:
-            say(accelerator, f"{folder / files[0]} has these predictions already")
+            say(accelerator, f"{folder / files[0]} already contains these predictions")
 
 
 def measured_on(weights: str, task: Task, purpose: str, rows: TokenizedRows) -> str:
     """Returns a digest of everything that figures or predictions depend on.
 
     Args:
-        weights: the model's, by `fingerprint_of_model`.
-        purpose: `validation`: figures; `test`: predictions.
+        weights: the digest of the model, from `fingerprint_of_model`.
+        purpose: `validation` for figures, `test` for predictions.
     """
     splits = sorted(name for name in rows.splits if name.startswith(purpose))
     parts = {
         "weights": weights,
-        "precision": "no",  # always float32; older folders tell by this entry
+        "precision": "no",  # always float32; kept so that digests in older folders stay valid
         "labels": [*task.judged_by(), *task.head.names],
         "rows": {split: fingerprint_of_rows(rows.splits[split]) for split in splits},
     }
@@ -87,14 +93,14 @@ def measured_on(weights: str, task: Task, purpose: str, rows: TokenizedRows) -> 
 
 
 def prediction_files(rows: TokenizedRows) -> list[str]:
-    """Returns the names of the files that predictions are written to: one for each test split."""
+    """Returns the names of the prediction files, one per test split."""
     return [f"{split}_predictions.csv" for split in rows.splits if split.startswith("test")]
 
 
 def evaluate_splits(
     arguments: TrainingArguments, accelerator: Accelerator, model: nn.Module, task: Task, rows: TokenizedRows
 ) -> dict[str, float]:
-    """Returns eval_loss (the task loss) and the task's figures on the validation rows; MNLI's second set as well."""
+    """Returns eval_loss (the task loss) and the task's figures on the validation rows, and on MNLI's second set."""
     figures: dict[str, float] = {}
     for split in [name for name in rows.splits if name.startswith("validation")]:
         suffix = split.removeprefix("validation").replace("_mismatched", "_mm")
@@ -111,7 +117,7 @@ def evaluate_splits(
 def write_predictions(
     arguments: TrainingArguments, accelerator: Accelerator, model: nn.Module, task: Task, rows: TokenizedRows
 ) -> None:
-    """Writes test_predictions.csv, one a test split; the task says its columns."""
+    """Writes SPLIT_predictions.csv for each test split, with the columns of the task."""
     for split in [name for name in rows.splits if name.startswith("test")]:
         dataset = rows.splits[split]
         dataset = dataset.remove_columns([name for name in dataset.column_names if name == "labels"])
@@ -132,11 +138,11 @@ def predict(
     task: Task,
     dataset: Dataset,
 ) -> tuple[np.ndarray, float | None]:
-    """Returns the logits of all units (units, outputs) float32, in the order of the rows, and the mean task loss where
-    there are labels. The model is left in the mode that it was in.
+    """Returns the logits of all units, (units, outputs) float32 in the order of the rows, and the mean task loss (None
+    without labels). The model stays in the mode (train or eval) that it was in.
 
     Args:
-        loader: each row of `dataset` once (fillers aside), prepared by `accelerator`; fillers are dropped here.
+        loader: gives each row of `dataset` once, plus filler rows, which are dropped here; prepared by `accelerator`.
     """
     training = model.training
     model.eval()

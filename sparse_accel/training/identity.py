@@ -1,4 +1,4 @@
-"""What makes a run itself, and what changes its result without being part of that."""
+"""The identity of a run, and the settings that change its result without being part of the identity."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def take_folder(
     sampler: GlobalBatchSampler,
     schedule: Schedule,
 ) -> bool:
-    """Takes the output folder for this run, and opens its trackers.
+    """Acquires the output folder for this run, writes arguments.json, and starts the trackers.
 
     Returns:
-        False where the folder holds this very run, finished.
+        False if the folder contains this run, finished; then there is nothing to train.
 
     Raises:
-        UsageError: the folder is another run's, or cannot be made.
+        UsageError: the folder belongs to another run, or cannot be created; or a tracker does not start.
     """
     identity = identity_of(arguments, run, model, rows, sampler, schedule)
     settings = settings_of(arguments, accelerator, run, model, rows.splits, schedule)
@@ -57,7 +57,7 @@ def identity_of(
     sampler: GlobalBatchSampler,
     schedule: Schedule,
 ) -> dict[str, Any]:
-    """Returns what makes this run itself: another value of any of these is another run."""
+    """Returns the identity of this run: if any of these values differs, it is another run."""
     flags: tuple[str, ...] = ("seed", "learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps")
     flags += ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "max_seq_length")
     flags += ("label_smoothing_factor",)
@@ -72,7 +72,7 @@ def identity_of(
     }
 
 
-# Entries of a model's configuration that change nothing that it computes, or are told apart elsewhere.
+# Entries of a model's configuration that do not change what it computes, or are compared elsewhere.
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "problem_type", "initializer_range", "use_cache")
 
 
@@ -84,12 +84,12 @@ def settings_of(
     rows: dict[str, Any],
     schedule: Schedule | None = None,
 ) -> dict[str, Any]:
-    """Returns what is not part of a run's identity and yet changes its result: a finished run with others is another
-    result. An unfinished one may go on in another precision, and in nothing else.
+    """Returns the settings that change a run's result but are not part of its identity. A finished run with other
+    settings is another result; an unfinished one may resume only with other settings of `ownership.MAY_CHANGE`.
 
     Args:
-        rows: tokenized splits.
-        schedule: of a run that trains; None for --one_shot.
+        rows: tokenized splits, by name.
+        schedule: None for --one_shot.
     """
     head, config = head_of(model), cast(Any, model).config.to_dict()
     settings: dict[str, Any] = {
@@ -103,13 +103,13 @@ def settings_of(
         },
     }
     if any(modifier.needs_rows for modifier in run.modifiers):
-        settings["pad_to_max_length"] = arguments.pad_to_max_length  # ranges see padding too
+        settings["pad_to_max_length"] = arguments.pad_to_max_length  # observers see padding too
     if run.teacher is not None:
         settings["teacher"] = f"{fingerprint_of_model(run.teacher.model)} {run.teacher.order}"
     if schedule is not None:
         settings["nan_loss"] = arguments.nan_loss
         settings["load_best_model_at_end"] = arguments.load_best_model_at_end
-    if schedule is not None and arguments.load_best_model_at_end:  # then the evaluations choose the result
+    if schedule is not None and arguments.load_best_model_at_end:  # then the evaluations decide the result
         judged = ("metric_for_best_model", "greater_is_better", "best_model_after_epoch")
         settings |= {name: getattr(arguments, name) for name in judged}
         validation = [fingerprint_of_rows(rows[split]) for split in sorted(rows) if split.startswith("validation")]

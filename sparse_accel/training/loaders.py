@@ -1,4 +1,4 @@
-"""Tokenized rows, and the loaders that show them."""
+"""Tokenized rows, and the loaders that make batches of them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenizedRows:
-    """The rows of a run as a model takes them.
+    """The rows of a run, tokenized for a model.
 
     Attributes:
-        splits: by name; columns are the model's inputs and the task's own.
-        tokenizer: that made them.
-        limit: most tokens of a row.
-        collator: makes batches of them.
+        splits: datasets by name; their columns are the model's inputs and the task's columns.
+        tokenizer: the tokenizer that produced them.
+        limit: maximum number of tokens per row.
+        collator: makes batches of rows.
     """
 
     splits: dict[str, Dataset]
@@ -40,12 +40,12 @@ class TokenizedRows:
 def tokenize_rows(
     arguments: TrainingArguments, accelerator: Accelerator, task: Task, tokenizer: Any, model: nn.Module
 ) -> TokenizedRows:
-    """Returns all splits tokenized for a model; one process does the work, the others find it in the cache.
+    """Returns all splits tokenized for a model. The main process does the work, the others read its cache.
 
-    Batches are padded to their longest row, or all to the sequence length.
+    Batches are padded to their longest row, or to the maximum length with --pad_to_max_length.
 
     Raises:
-        UsageError: the rows hold tokens that the model, which is to read them, has no embedding for.
+        UsageError: a row contains a token id for which the model has no embedding.
     """
     limit = min(arguments.max_seq_length, max_length(tokenizer, model))
     options = {"num_workers": arguments.preprocessing_num_workers, "overwrite_cache": arguments.overwrite_cache}
@@ -57,8 +57,8 @@ def tokenize_rows(
         if largest >= known:
             word = tokenizer.convert_ids_to_tokens(largest)
             raise UsageError(
-                f"the tokenizer belongs to another model: '{word}', in the {split} rows, is its token {largest}, and "
-                f"the model knows {known} tokens. Leave out --tokenizer_name and --use_teacher_tokenizer, or name the "
+                f"the tokenizer belongs to another model: '{word}' in the {split} rows has token id {largest}, but "
+                f"the model has {known} tokens. Leave out --tokenizer_name and --use_teacher_tokenizer, or name the "
                 "tokenizer that the model was trained with"
             )
     on_tensor_cores = accelerator.device.type == "cuda" and accelerator.mixed_precision != "no"
@@ -69,7 +69,7 @@ def tokenize_rows(
 def training_loader(
     arguments: TrainingArguments, accelerator: Accelerator, task: Task, rows: TokenizedRows
 ) -> tuple[DataLoader[Any], GlobalBatchSampler]:
-    """Returns the loader of the training rows, not yet prepared, and its sampler."""
+    """Returns the loader of the training rows, not yet prepared by Accelerate, and its sampler."""
     dataset, splits = rows.splits["train"], accelerator.num_processes * accelerator.gradient_accumulation_steps
     lengths = [len(ids) for ids in dataset["input_ids"]]
     weights = task.row_weights(dataset) if "labels" in dataset.column_names else None  # --one_shot needs no labels
@@ -81,7 +81,7 @@ def training_loader(
 def evaluation_loader(
     arguments: TrainingArguments, accelerator: Accelerator, dataset: Dataset, collator: Collator
 ) -> DataLoader[Any]:
-    """Returns a prepared loader that shows each row once, in batches of like lengths."""
+    """Returns a prepared loader that gives each row once, in batches of rows with similar lengths."""
     lengths = [len(ids) for ids in dataset["input_ids"]]
     sampler = GlobalBatchSampler(lengths, arguments.per_device_eval_batch_size, accelerator.num_processes, seed=None)
     loader = make_loader(dataset, sampler, collator, workers=arguments.dataloader_num_workers)

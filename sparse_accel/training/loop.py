@@ -3,7 +3,7 @@
     run.attach(model)                             1  run (a RecipeRun) is called at seven moments
     model, optimizer, loader = accelerator.prepare(...)
     run.bind(accelerator, model, optimizer, ...)  2
-    for step, batch in loop:                         `training_steps`: resumes, stops on signals, shows a bar
+    for step, batch in loop:                         `training_steps`: resumes, stops on signals, shows a progress bar
         train_step(...):
             run.step_begin()                      3  learning rate, masks, quantization phase ...
             run.calibrate(one forward)               ... and its first ranges
@@ -17,8 +17,8 @@
         log, evaluate, save, where due
     run.finish()                                  7  final sparsity, ranges frozen
 
-Random numbers (dropout) of a step are drawn from a seed made of run seed, step and process, so a resumed run draws what
-the uninterrupted one drew and no random state has to be saved.
+The random numbers of a step (dropout) depend only on the run's seed, the step and the process. So a resumed run draws
+the same numbers as an uninterrupted one, and no random state has to be saved.
 """
 
 from __future__ import annotations
@@ -50,25 +50,25 @@ if TYPE_CHECKING:
     from sparse_accel.recipe_run import RecipeRun
     from sparse_accel.training.schedule import Schedule
 
-# A step that the fp16 scaler skips is tried again at half the loss scale; from 65536 this reaches 1 in 16 tries.
+# A step that the fp16 scaler skips is repeated at half the loss scale; from 65536, the scale is 1 after 16 repeats.
 _MOST_SKIPS_IN_A_ROW = 30
-# A model that gives no number for so many batches one after another will not give one for the next.
+# After so many batches in a row with NaN or inf, the model will not recover.
 _MOST_NAN_STEPS_IN_A_ROW = 30
-# The progress bar's loss is the mean since the last log, read this often: reading it waits for a GPU.
+# The progress bar shows the mean loss since the last log, updated only this often: reading it waits for a GPU.
 _STEPS_BETWEEN_SHOWN_LOSSES = 20
 
-# The terms of a micro-batch's loss by name, each (rows,), and what its rows weigh, (rows,).
+# The terms of a micro-batch's loss by name, each (rows,), and the weights of its rows, (rows,).
 Measured: TypeAlias = tuple[dict[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """What one optimizer step sees on this process.
+    """The part of one optimizer step's batch on this process.
 
     Attributes:
         micro_batches: one for each accumulation step.
-        rows: real rows in the global batch, over all processes.
-        weight: what these weigh together in the loss: rows, or their labelled tokens.
+        rows: number of rows in the global batch over all processes, without fillers.
+        weight: their total weight in the loss: the number of rows, or of their labelled tokens.
     """
 
     micro_batches: list[dict[str, Tensor]]
@@ -78,13 +78,13 @@ class GlobalBatch:
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a step is taken.
+    """Options of `train_step`.
 
     Attributes:
-        seed: of the run; with step and process it seeds dropout.
-        max_grad_norm: gradients are clipped to this norm; 0 leaves them.
-        skip_nan_steps: a step whose loss or gradient is not a number changes nothing, and training goes on with the
-            next; otherwise it ends the run.
+        seed: of the run; together with step and process it seeds dropout.
+        max_grad_norm: clip gradients to this norm; 0 turns clipping off.
+        skip_nan_steps: skip a step whose loss or gradients contain NaN or inf, and continue with the next; otherwise
+            such a loss ends the run.
     """
 
     seed: int
@@ -100,16 +100,16 @@ class Averages:
     rows: int = 0
     weight: int = 0
     seconds: float = 0.0
-    skipped_steps: int = 0  # steps whose loss was not a number, since the start
+    skipped_steps: int = 0  # steps skipped for NaN or inf since the start
     in_a_row: int = 0
     _began: float = 0.0
 
     def begin_step(self) -> None:
-        """From here on, time counts to a step: from before its batch is made."""
+        """Starts the timer of a step; call it before its batch is made."""
         self._began = time.perf_counter()
 
     def add(self, measured: list[Measured] | None, batch: GlobalBatch) -> None:
-        """Adds what `train_step` has measured on a batch; None stands for a step that was given up."""
+        """Adds what `train_step` returned for a batch; None means that the step was skipped."""
         self.seconds += time.perf_counter() - self._began
         if measured is None:
             self.skipped_steps += 1
@@ -124,23 +124,23 @@ class Averages:
         self.in_a_row = 0
 
     def loss(self) -> float:
-        """Returns this process's mean loss so far; waits for the device."""
+        """Returns this process's mean loss since the last log, NaN if there is none; waits for the device."""
         return float(self.sums["loss"]) / max(self.weight, 1) if "loss" in self.sums else float("nan")
 
     def check_finite(self, step: int) -> None:
-        """Raises UsageError where the loss since the last log is not a number: on all processes alike."""
+        """Raises UsageError, on all processes, if the loss since the last log is NaN or inf."""
         if self.rows:
             _check_finite(float(reduce_sum(self.sums["loss"])), step)
 
     def take(self, step: int) -> dict[str, float]:
-        """Returns the means over all processes and rows a second, and starts anew.
+        """Returns the means over all processes and the rows per second, and resets them.
 
         Raises:
-            UsageError: the loss is no longer a number, at `step`.
+            UsageError: the loss is NaN or inf; the message names `step`.
         """
         began = time.perf_counter()
         sums = {name: float(reduce_sum(total)) for name, total in self.sums.items()}
-        self.seconds += time.perf_counter() - began  # a GPU ends its steps while their sums are waited for
+        self.seconds += time.perf_counter() - began  # the time in which a GPU finishes its steps
         figures = {f"train/{name}": total / max(self.weight, 1) for name, total in sums.items()}
         figures["train/samples_per_second"] = self.rows / max(self.seconds, 1e-9)
         if self.skipped_steps:
@@ -151,11 +151,11 @@ class Averages:
 
 
 class TrainingSteps:
-    """The steps of a run from `run.progress` on, and what is due after each. Made by `training_steps`.
+    """The steps of a run from `run.progress` on, and what is due after each. `training_steps` makes it.
 
     Args:
-        batches: from there on, without end.
-        stop_asked: which signal asked for the end of the run, on all processes alike; 0: none.
+        batches: an endless iterator from `run.progress` on.
+        stop_asked: returns the signal that asked to stop, the same on all processes; 0 if none did.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class TrainingSteps:
         self._batches, self._stop_asked, self._stopping = batches, stop_asked, 0
 
     def __iter__(self) -> Iterator[tuple[int, GlobalBatch]]:
-        """Gives the number of each step, which its completion will make `run.progress.step`, and its batch."""
+        """Yields the number of each step (the value of `run.progress.step` after it), and its batch."""
         while self.run.progress.step < self.schedule.total_steps:
             self.averages.begin_step()
             yield self.run.progress.step + 1, next(self._batches)
@@ -179,17 +179,17 @@ class TrainingSteps:
                 stop(self._stopping)
 
     def add(self, measured: list[Measured] | None, batch: GlobalBatch) -> None:
-        """Takes what `train_step` has measured on a batch into the averages, and shows the step.
+        """Adds what `train_step` returned for a batch to the averages, and updates the progress bar.
 
         Raises:
-            UsageError: so many steps were given up one after another that the model is broken.
+            UsageError: too many steps in a row were skipped for NaN or inf.
         """
         self.averages.add(measured, batch)
         if self.averages.in_a_row >= _MOST_NAN_STEPS_IN_A_ROW:
             raise UsageError(
-                f"the loss was not a number in {self.averages.in_a_row} steps, one after another, up to step "
-                f"{self.run.progress.step}: the model is broken. The last checkpoint is kept; lower --learning_rate "
-                "(or the recipe's init_lr) and start again from one"
+                f"the loss is NaN or inf in {self.averages.in_a_row} steps in a row, up to step "
+                f"{self.run.progress.step}: the model is broken. The last checkpoint is intact. Lower --learning_rate "
+                "(or the recipe's init_lr) and start again from a checkpoint"
             )
         self.bar.update()
         self.bar.set_description(f"epoch {self.run.progress.epoch:.2f} {self.run.phase()}", refresh=False)
@@ -197,23 +197,26 @@ class TrainingSteps:
             self.bar.set_postfix_str(f"loss {self.averages.loss() * world_size():.4f}", refresh=False)
 
     def figures(self) -> dict[str, float]:
-        """Returns what is logged of the steps since the last log; see `Averages.take`."""
+        """Returns the figures to log for the steps since the last log; see `Averages.take`."""
         found = self.averages.take(self.run.progress.step)
         return {**found, "train/learning_rate": self.run.learning_rate(), "train/epoch": self.run.progress.epoch}
 
     def log_due(self, step: int) -> bool:
-        """The first step is logged too; not a time in which all steps were given up."""
+        """Returns whether to log after `step`. The first step is logged too, but nothing if all steps were skipped."""
         due = step == 1 or self.schedule.due(self.schedule.log_every, step)
         return due and bool(self.averages.rows or not self.averages.skipped_steps)
 
     def evaluate_due(self, step: int) -> bool:
+        """Returns whether to evaluate after `step`."""
         return self.schedule.due(self.schedule.evaluate_every, step)
 
     def save_due(self, step: int) -> bool:
-        """Also where a signal asked for the end of the run, which then ends after this step. All processes ask.
+        """Returns whether to save after `step`: also if a signal asked to stop; the run then ends after this step.
+
+        All processes must call it.
 
         Raises:
-            UsageError: the loss is no longer a number: a checkpoint of that model would push out the last good one.
+            UsageError: the loss is NaN or inf; a checkpoint of that model would replace the last good one.
         """
         self._stopping = self._stop_asked()
         due = bool(self._stopping) or self.schedule.due(self.schedule.save_every, step)
@@ -230,13 +233,14 @@ def training_steps(
     sampler: GlobalBatchSampler,
     schedule: Schedule,
 ) -> Iterator[TrainingSteps]:
-    """Gives the steps from `run.progress` to `schedule.total_steps`, with a bar, and ends them on signals.
+    """Yields the steps from `run.progress` to `schedule.total_steps`, with a progress bar, and stops on signals.
 
     Args:
         loader: micro-batches of `sampler`, prepared by `accelerator`.
 
     Raises:
-        KeyboardInterrupt, Stopped: after Ctrl-C or a scheduler's signal, once the step under way is saved.
+        KeyboardInterrupt, Stopped: after Ctrl-C or a scheduler's signal, once the current step is saved.
+        UsageError: DDP, and some weight has no gradient in a step.
     """
     bar = progress_bar(accelerator, schedule.total_steps, "train", "steps", done=run.progress.step)
     if run.progress.step >= schedule.total_steps:  # resumed after the last step
@@ -248,7 +252,7 @@ def training_steps(
 def _global_batches(
     accelerator: Accelerator, run: RecipeRun, loader: DataLoader[dict[str, Tensor]], sampler: GlobalBatchSampler
 ) -> Iterator[GlobalBatch]:
-    """The batches from `run.progress` on, epoch after epoch."""
+    """Yields the batches from `run.progress` on, epoch after epoch, without end."""
     while True:
         sampler.epoch, sampler.first_step = divmod(run.progress.step, run.progress.steps_per_epoch)
         first, weights, batches = sampler.first_step, sampler.weights_of_steps(), iter(loader)
@@ -265,13 +269,14 @@ def train_step(
     batch: GlobalBatch,
     options: StepOptions,
 ) -> list[Measured] | None:
-    """One optimizer step, tried again while the fp16 scaler skips it: moments 3 to 6.
+    """Runs one optimizer step (moments 3 to 6), and repeats it while the fp16 scaler skips it.
 
     Returns:
-        the terms of the loss, and what rows weigh, of each micro-batch; None for a step that was given up.
+        For each micro-batch, the terms of the loss and the weights of the rows; None for a step that was skipped for
+        NaN or inf.
 
     Raises:
-        UsageError: gradients overflow, however small the loss scale.
+        UsageError: gradients overflow in fp16 even at the smallest loss scale.
     """
     for _ in range(_MOST_SKIPS_IN_A_ROW):
         run.step_begin()
@@ -285,9 +290,8 @@ def train_step(
                 outputs = model(**inputs_of(micro_batch))
                 task_loss = run.task.loss(outputs, micro_batch, run.task.label_smoothing)
                 terms = run.losses(task_loss, micro_batch, outputs)
-                # Every real row (or labelled token) of the global batch weighs the same, on whatever process and in
-                # whatever micro-batch. DDP averages over processes and Accelerate over micro-batches, so both are
-                # multiplied in here.
+                # Every row (or labelled token) of the global batch has the same weight, on any process and in any
+                # micro-batch. DDP averages over processes and Accelerate over micro-batches, so multiply by both.
                 weights = run.task.weights(micro_batch)
                 parts = accelerator.num_processes * len(batch.micro_batches)
                 loss = (terms["loss"] * weights).sum() * (parts / batch.weight)
@@ -298,7 +302,7 @@ def train_step(
                     good = _gradients_done(accelerator, model, optimizer, run, options) and good
                     if options.skip_nan_steps and largest(not good):
                         if accelerator.scaler is not None:
-                            optimizer.step()  # which it skips, and lowers its scale
+                            optimizer.step()  # the scaler skips it and lowers its scale
                         optimizer.zero_grad()
                         run.skip_step()
                         return None
@@ -309,17 +313,17 @@ def train_step(
         if not skipped:
             return measured
     raise UsageError(
-        f"gradients overflow in fp16 at step {run.progress.step}, however small the loss scale: lower --learning_rate, "
-        "or train with --bf16"
+        f"gradients overflow in fp16 at step {run.progress.step}, even at the smallest loss scale: lower "
+        "--learning_rate, or train with --bf16"
     )
 
 
 def _gradients_done(
     accelerator: Accelerator, model: nn.Module, optimizer: Any, run: RecipeRun, options: StepOptions
 ) -> bool:
-    """Shows the modifiers the gradients of a step, and clips them. Returns whether their norm is a number, as far as
-    that was asked for; an overflow in fp16 is its scaler's own affair."""
-    # A modifier that reads gradients gets them without the loss scale, and not those of a step that will be skipped.
+    """Passes the gradients of a step to the modifiers, then clips them. Returns False if `skip_nan_steps` is set and
+    their norm is NaN or inf; overflows in fp16 are left to the scaler."""
+    # A modifier that reads gradients gets them without the loss scale, and never those of a step that will be skipped.
     unscaled = accelerator.scaler is not None and run.needs_gradients
     if unscaled:
         accelerator.unscale_gradients(optimizer)
@@ -327,21 +331,21 @@ def _gradients_done(
         run.grads_ready()
     if not (options.max_grad_norm > 0 or options.skip_nan_steps):
         return True
-    # Accelerate's own clipping would unscale, which a scaler does once a step.
+    # Accelerate's own clipping would unscale again, but a scaler allows that only once per step.
     clip = torch.nn.utils.clip_grad_norm_ if unscaled else accelerator.clip_grad_norm_
     norm = clip(model.parameters(), options.max_grad_norm or math.inf)
     return not options.skip_nan_steps or accelerator.scaler is not None or math.isfinite(norm)
 
 
 def _are_finite(model: nn.Module) -> bool:
-    """Whether all gradients are numbers; where they are not, the fp16 scaler skips the step. Waits for the device."""
+    """Whether all gradients are finite; if not, the fp16 scaler skips the step. Waits for the device."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return math.isfinite(torch.nn.utils.get_total_norm(gradients)) if gradients else True
 
 
 @torch.no_grad()
 def calibration_forward(model: nn.Module, micro_batches: list[dict[str, Tensor]]) -> None:
-    """Runs the rows of a step through the model, for what its quantizers see."""
+    """Runs the rows of a step through the model, so that its observers see the activations."""
     for batch in micro_batches:
         model(**inputs_of(batch))
 
@@ -354,6 +358,6 @@ def seed_step(seed: int, step: int, process: int) -> None:
 def _check_finite(loss: float, step: int) -> None:
     if not math.isfinite(loss):
         raise UsageError(
-            f"the loss is {loss} at step {step}: the last checkpoint is kept. Lower --learning_rate (or "
-            "the recipe's init_lr), or train with --bf16 or float32 instead of --fp16"
+            f"the loss is {loss} at step {step}; the last checkpoint is intact. Lower --learning_rate (or the recipe's "
+            "init_lr), or use --bf16 or float32 instead of --fp16"
         )

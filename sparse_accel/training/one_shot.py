@@ -1,6 +1,6 @@
-"""--one_shot: a recipe's structure applied to a model at once, without training.
+"""--one_shot: apply a recipe's final structure to a model at once, without training.
 
-Weights are pruned to their final sparsity by magnitude; quantizers take their ranges from forwards over training rows.
+Weights are pruned to their final sparsity by magnitude; observers take ranges from forward passes over training rows.
 """
 
 from __future__ import annotations
@@ -35,28 +35,32 @@ if TYPE_CHECKING:
     from sparse_accel.recipe import Recipe
     from sparse_accel.tasks import Task
 
-# Batches of training rows that quantization ranges are taken from.
+# Number of batches of training rows to calibrate the quantization ranges with.
 CALIBRATION_BATCHES = 32
 
 
 def apply_at_once(
     arguments: TrainingArguments, recipe: Recipe | None, accelerator: Accelerator, kind: type[Task]
 ) -> bool:
-    """Applies the recipe to the model and fills the output folder. Returns False where it holds this very result.
+    """Applies the recipe to the model and fills the output folder. Returns False if the folder contains this result.
 
-    Labels and head are the model's own: rows that ranges are taken from need no labels.
+    Labels and head are the model's own, so the training rows need no labels.
+
+    Args:
+        kind: the task class.
 
     Raises:
-        UsageError: the recipe quantizes and there are no training rows to take ranges from.
+        UsageError: the recipe quantizes and there are no training rows; a modifier cannot act without training; or the
+            model, the data or the output folder cannot be used.
     """
     has_rows = any((arguments.train_file, *(getattr(arguments, name) for name in arguments.sources)))
     run = RecipeRun(recipe, teacher="disable")
     for modifier in run.modifiers:
         modifier.check_acts_at_once()
     if any(modifier.needs_rows for modifier in run.modifiers) and not has_rows:
-        raise UsageError("--one_shot: the recipe quantizes, and takes ranges from training rows: add --train_file")
+        raise UsageError("--one_shot: the recipe quantizes and needs training rows for the ranges: add --train_file")
     output_dir = Path(str(arguments.output_dir))
-    set_seed(arguments.seed)  # of a new head
+    set_seed(arguments.seed)  # for a newly initialized head
     if has_rows:
         with accelerator.main_process_first():
             task = kind.load(arguments, default_head(arguments))
@@ -68,15 +72,13 @@ def apply_at_once(
         "model": fingerprint_of_weights(model),
         "recipe": recipe.resolved() if recipe else None,
     }
-    about = [("model", f"{arguments.model_name_or_path}, changed at once, without training")]
+    about = [("model", f"{arguments.model_name_or_path}, changed without training")]
     if fresh:
-        warn(f"{arguments.model_name_or_path} has no fine-tuned head: what its outputs say is random, before and after")
+        warn(f"{arguments.model_name_or_path} has no fine-tuned head: its outputs are random, before and after")
         about.append(("head", describe_head(head_of(model).names, fresh)))
     if has_rows:
         if "train" not in task.data.splits:
-            raise UsageError(
-                "--one_shot takes ranges from training rows, and the data has none: name some with --train_file"
-            )
+            raise UsageError("--one_shot needs training rows for the ranges, but the data has none: add --train_file")
         rows = tokenize_rows(arguments, accelerator, task, tokenizer, model)
         loader, sampler = training_loader(arguments, accelerator, task, rows)
         identity["data"] = fingerprint_of_rows(rows.splits["train"])

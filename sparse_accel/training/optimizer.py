@@ -1,4 +1,4 @@
-"""The optimizer's parameter groups, and the usual learning-rate schedules as functions of progress."""
+"""The optimizer and its parameter groups."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def make_optimizer(model: nn.Module, arguments: TrainingArguments, accelerator: Accelerator) -> torch.optim.AdamW:
-    """Returns AdamW with the two groups; fused, one kernel for a group, but under fp16.
+    """Returns AdamW (Loshchilov and Hutter, 2019) with the two groups; fused (one kernel per group), except in fp16.
 
-    A fused optimizer takes the scaler's word that a step overflowed, and returns as if it had stepped: Accelerate would
-    say that the step was taken, and the recipe's clock would go on without it.
+    A fused optimizer gets the overflow flag from the fp16 scaler, skips the step and returns normally: Accelerate would
+    report a completed step, and the recipe's progress would advance without it.
     """
     groups = parameter_groups(model, arguments.weight_decay)
     betas = (arguments.adam_beta1, arguments.adam_beta2)

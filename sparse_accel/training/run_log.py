@@ -1,4 +1,4 @@
-"""What a run says of itself while it trains: to trackers, to its history, on the screen."""
+"""What a run reports while it trains: to trackers, to its history, and on the screen."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class RunLog:
-    """Every figure of a run goes through here, on all processes.
+    """Logs all figures of a run; all processes must call its methods.
 
     Args:
-        model: the prepared one, whose sparsity is logged.
+        model: the prepared model, whose sparsity is logged.
 
     Attributes:
         history: what was logged, and the best evaluation.
@@ -36,7 +36,7 @@ class RunLog:
         self.history = History(f"eval_{arguments.metric_for_best_model}", bool(arguments.greater_is_better))
 
     def add(self, figures: dict[str, float]) -> None:
-        """Logs figures by name, with those of the recipe's modifiers."""
+        """Logs figures by name, together with those of the recipe's modifiers."""
         figures = {**figures, **self.run.metrics()}
         self.history.add(figures, self.run.progress)
         self.accelerator.log(tracker_names(figures), step=self.run.progress.step)
@@ -44,8 +44,8 @@ class RunLog:
     def add_evaluation(self, figures: dict[str, float], *, is_saved: bool) -> None:
         """Logs an evaluation with the sparsity of the model, and prints it.
 
-        Where the best model is asked for, one counts that is saved, and comes after the recipe's last change of
-        structure: before that, models are not comparable.
+        With --load_best_model_at_end, an evaluation is a candidate if its model is saved and the recipe changes the
+        structure no more: earlier models are not comparable.
 
         Args:
             is_saved: whether a checkpoint is written at this step.
@@ -58,7 +58,7 @@ class RunLog:
         print_line(self.accelerator, self.run, figures)
 
     def end(self, *, evaluated: bool) -> None:
-        """After the last step: logs the sparsity where no evaluation has."""
+        """Logs the final sparsity after the last step, unless an evaluation did."""
         if not evaluated:
             self.add(self._sparsity())
 

@@ -1,4 +1,4 @@
-"""The accelerator of a run, and what flags, launcher and data cannot mean together."""
+"""The accelerator of a run, and checks for contradictions between flags, launcher and recipe."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 
 def make_accelerator(arguments: TrainingArguments, recipe: Recipe | None = None) -> Accelerator:
-    """Returns the accelerator as flags and launcher ask for it; a flag wins over the launcher's precision.
+    """Returns the accelerator for the flags and the launcher; a precision flag overrides the launcher's precision.
 
     Raises:
-        UsageError: flags, launcher, environment and recipe do not fit together.
+        UsageError: flags, launcher, environment and recipe contradict each other.
     """
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None
     asked = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
     if asked == "fp16" and not torch.cuda.is_available():
         what = "--fp16" if precision else "fp16 (ACCELERATE_MIXED_PRECISION)"
-        warn(f"{what} needs a GPU and there is none here: training in float32")
+        warn(f"{what} needs a GPU, but there is none: training in float32")
         precision = "no"
-    transformers.utils.logging.disable_progress_bar()  # one bar is enough: ours
+    transformers.utils.logging.disable_progress_bar()  # this project shows its own progress bar
     accelerator = Accelerator(
         mixed_precision=precision,
-        # The sampler makes every step of whole micro-batches, the last one of an epoch too.
+        # The sampler gives every step all its micro-batches, also the last step of an epoch.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=arguments.gradient_accumulation_steps, sync_with_dataloader=False
         ),
@@ -55,32 +55,34 @@ def make_accelerator(arguments: TrainingArguments, recipe: Recipe | None = None)
     check_gradients(recipe.modifiers if recipe else [], gives_gradients(accelerator))
     if (compiled := compilation(accelerator)) and accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
         raise UsageError(
-            f"torch.compile with {compiled} under {describe(accelerator)} is not supported: these wrappers take layers "
-            "apart while they run, which breaks the graph at each. Leave it out, or launch with "
-            "accelerate_configs/ddp.yaml"
+            f"torch.compile with {compiled} under {describe(accelerator)} is not supported: these wrappers break the "
+            "graph at each layer. Leave it out, or launch with accelerate_configs/ddp.yaml"
         )
     if arguments.nan_loss == "skip" and accelerator.distributed_type == "DEEPSPEED":
-        raise UsageError("--nan_loss skip: DeepSpeed steps before the loss can be looked at. Leave the flag out")
+        raise UsageError("--nan_loss skip: DeepSpeed steps before the loss can be checked. Leave the flag out")
     return accelerator
 
 
 def _compilation() -> TorchDynamoPlugin:
-    """Compiles for batches of any shape: they differ in length, and the last one in rows."""
-    # A graph each for training and evaluation, before quantization, in its first step, with moving and frozen ranges;
-    # beyond the default of 8, PyTorch would go on without compiling.
+    """Options of torch.compile for batches of any shape: they differ in length, and the last one in rows."""
+    # Training and evaluation each need a graph before quantization, in its first step, with moving and with frozen
+    # ranges; above the limit (by default 8), PyTorch would continue without compiling.
     torch._dynamo.config.recompile_limit = 64
     return TorchDynamoPlugin(backend="inductor", dynamic=True)
 
 
 def recompute_activations(model: Any) -> None:
-    """Has activations recomputed in the backward pass instead of kept, as --gradient_checkpointing asks."""
-    # The newer name first; the older one warns.
+    """Turns on gradient checkpointing: activations are recomputed in the backward pass instead of stored."""
+    # The newer name first: the older one warns.
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
 
 
 @contextmanager
 def ended_well(accelerator: Accelerator) -> Iterator[None]:
-    """Whatever happens inside the block: trackers' runs end, output folders are let go, and where a process of several
-    is gone, the error says which."""
+    """At the end of the block, also after an error: ends the trackers' runs and releases the output folders.
+
+    Raises:
+        ProcessLost: another process of this run ended; the message names it.
+    """
     with trackers_ended(accelerator), release_folders(), lost_processes_named():
         yield

@@ -1,4 +1,4 @@
-"""The table at the start, with everything that was decided."""
+"""The start-up table, with all decisions for the run."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def describe_run(
     sampler: GlobalBatchSampler,
     schedule: Schedule,
 ) -> list[tuple[str, str]]:
-    """Returns rows of the start-up table: what is trained, on what, for how long.
+    """Returns rows of the start-up table: model, data, batches and number of steps.
 
     Args:
         fresh: weights that are newly initialized.
     """
-    padded = f"padded to {rows.limit}" if arguments.pad_to_max_length else "batches padded to their longest"
-    resumed = f", going on from step {run.progress.step}" if run.progress.step else ""
+    padded = f"padded to {rows.limit}" if arguments.pad_to_max_length else "padded to the longest row of the batch"
+    resumed = f", resuming from step {run.progress.step}" if run.progress.step else ""
     counts = {split: (len(found), len(rows.splits[split])) for split, found in run.task.data.splits.items()}
     splits = ", ".join(f"{count} {split}" for split, (count, _) in counts.items())
     parts = ", ".join(f"{count} {split} in {parts} parts" for split, (count, parts) in counts.items() if parts > count)
@@ -48,12 +48,12 @@ def describe_run(
         ("columns", run.task.describe_columns()),
         ("lengths", f"up to {rows.limit} tokens; {padded}" + (f"; longer rows are split: {parts}" if parts else "")),
         ("global batch", f"{sampler.global_batch_size} rows: micro-batches of {sampler.micro_batch_size}"),
-        ("steps", f"{schedule.total_steps}, {sampler.steps} an epoch{resumed}"),
+        ("steps", f"{schedule.total_steps}, {sampler.steps} per epoch{resumed}"),
     ]
 
 
 def describe_head(names: list[str], fresh: list[str]) -> str:
-    """Returns in words where the model's outputs come from.
+    """Returns the origin of the model's head, as text.
 
     Args:
         names: labels in the order of the outputs.
@@ -61,24 +61,24 @@ def describe_head(names: list[str], fresh: list[str]) -> str:
     """
     if fresh:
         return f"newly initialized ({len(fresh)} weights)"
-    return f"the model's own, its outputs: {listed(names)}"
+    return f"the model's own, with outputs {listed(names)}"
 
 
 def timeline(run: RecipeRun) -> str:
-    """Returns the events of the modifiers that take part, one a line."""
+    """Returns the events of the recipe's modifiers, one per line, by epoch."""
     if run.recipe is None:
         return "no recipe: plain training"
     events = sorted((event for modifier in run.modifiers for event in modifier.events()), key=lambda event: event[0])
-    return "\n".join(f"epoch {epoch:g}: {what}" for epoch, what in events) or "nothing happens"
+    return "\n".join(f"epoch {epoch:g}: {what}" for epoch, what in events) or "no events"
 
 
 def structure(model: nn.Module) -> list[tuple[str, str]]:
-    """Returns what is prunable and what gets quantized, in rows of the table."""
+    """Returns rows of the start-up table: masks, prunable weights and quantizers."""
     found = quantizers(model)
     kinds = {kind: sum(1 for name in found if name.endswith(kind)) for kind in ("input", "weight", "output")}
     kinds = {kind: sum(1 for name in found if name.endswith(f"{kind}_quantizer")) for kind in kinds}
     masked = sum(1 for name in masks(model) if name.endswith(".weight"))
-    rows = [("masks", f"{masked} weights, of {len(prunable_names(model))} prunable (Linear, convolution)")]
+    rows = [("masks", f"on {masked} of {len(prunable_names(model))} prunable weights (Linear, convolution)")]
     if found:
         words = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
         rows.append(("quantizers", f"{len(found)}, off until their epoch: {words}"))
@@ -88,7 +88,7 @@ def structure(model: nn.Module) -> list[tuple[str, str]]:
 def start_table(accelerator: Accelerator, run: RecipeRun, rows: list[tuple[str, Any]]) -> str:
     """Returns the start-up table: layout and precision, the script's own `rows`, the recipe, the structure, notices.
 
-    A setting that the environment made, such as torch.compile, is shown like one of the flags.
+    It also shows settings from the environment, such as torch.compile.
     """
     layout = [
         ("device", f"{accelerator.device} ({describe(accelerator)})"),

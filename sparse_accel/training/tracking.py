@@ -1,14 +1,14 @@
-"""What is logged, under which names. Trackers are Accelerate's; one run is opened however many processes there are.
+"""What is logged, and under which names. Trackers are Accelerate's; all processes together open one run.
 
 train/loss, train/task_loss, train/distillation_loss    means over the rows since the last log
 train/learning_rate, train/epoch, train/samples_per_second
 quantization/phase                                       0 float, 1 QAT, 2 QAT with frozen ranges
-sparsity/encoder, sparsity/model, sparsity/layers/NAME   shares of exact zeros
-eval/NAME                                                evaluation figures in training
-final/NAME                                               those of the model that the output folder holds
+sparsity/encoder, sparsity/model, sparsity/layers/NAME   fractions of exact zeros
+eval/NAME                                                evaluation figures during training
+final/NAME                                               evaluation figures of the model in the output folder
 
-W&B's own environment variables count where no flag says otherwise: WANDB_NAME (after --run_name), WANDB_PROJECT,
-WANDB_RUN_ID, WANDB_RESUME, WANDB_DIR, and all that its library reads by itself, such as WANDB_ENTITY or WANDB_TAGS.
+W&B's environment variables apply unless a flag overrides them: WANDB_NAME (after --run_name), WANDB_PROJECT,
+WANDB_RUN_ID, WANDB_RESUME, WANDB_DIR, and all that its library reads itself, such as WANDB_ENTITY or WANDB_TAGS.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _WANDB_ID_FILE = "wandb_run_id"
 
 
 def require_trackers(names: tuple[str, ...]) -> None:
-    """Checks, before anything is loaded, that the trackers asked for are installed.
+    """Checks that the requested trackers are installed; call it before loading anything.
 
     Raises:
-        UsageError: one is not.
+        UsageError: a tracker is not installed.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -48,7 +48,7 @@ def require_trackers(names: tuple[str, ...]) -> None:
 
 @contextmanager
 def trackers_ended(accelerator: Accelerator) -> Iterator[None]:
-    """Ends the trackers' runs whatever happens inside the block; in W&B, one that failed is marked as failed."""
+    """Ends the trackers' runs at the end of the block; after an error, W&B's run is marked as failed."""
     try:
         yield
     except BaseException:
@@ -61,10 +61,10 @@ def trackers_ended(accelerator: Accelerator) -> Iterator[None]:
 
 
 def start_trackers(accelerator: Accelerator, arguments: TrainingArguments, recipe: Recipe | None) -> None:
-    """Opens the runs of --report_to, once, with all flags and the resolved recipe as their configuration.
+    """Starts the trackers of --report_to, unless they were started, with all flags and the resolved recipe as config.
 
-    Their files go into OUTPUT_DIR/tracking (W&B's into WANDB_DIR where that is set), so call it when the output folder
-    is this run's. OUTPUT_DIR/tracking/wandb_run_id keeps the id by which a resumed run continues the same run in W&B.
+    Their files go to OUTPUT_DIR/tracking (W&B's to WANDB_DIR, if set), so call it after acquiring the output folder.
+    OUTPUT_DIR/tracking/wandb_run_id stores the id with which a resumed run continues the same run in W&B.
 
     Raises:
         UsageError: a tracker does not start.
@@ -75,7 +75,7 @@ def start_trackers(accelerator: Accelerator, arguments: TrainingArguments, recip
     folder = Path(logging_folder(output_dir))
     folder.mkdir(parents=True, exist_ok=True)
     config = {**arguments.to_dict(), "recipe": recipe.to_dict() if recipe else None}
-    if "tensorboard" in names:  # takes plain values only
+    if "tensorboard" in names:  # it accepts plain values only
         config = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in config.items()}
     options: dict[str, dict[str, Any]] = {}
     if "wandb" in names and accelerator.is_main_process:
@@ -83,25 +83,25 @@ def start_trackers(accelerator: Accelerator, arguments: TrainingArguments, recip
     try:
         accelerator.init_trackers(os.environ.get("WANDB_PROJECT") or "sparse_accel", config=config, init_kwargs=options)
     except Exception as error:
-        accelerator.trackers.clear()  # one that never began cannot be ended
+        accelerator.trackers.clear()  # a tracker that did not start cannot be ended
         raise UsageError(
-            f"--report_to {' '.join(names)}: {str(error).rstrip('.')}. Without an account, WANDB_MODE=offline in the "
-            "environment keeps the run on disk; --report_to none goes without"
+            f"--report_to {' '.join(names)}: {str(error).rstrip('.')}. Without an account, set WANDB_MODE=offline in "
+            "the environment to keep the run on disk; --report_to none turns trackers off"
         ) from error
-    if options:  # it began: this is the id to continue by
+    if options:  # it started: store the id to continue with
         write_text(folder / _WANDB_ID_FILE, options["wandb"]["id"] + "\n")
 
 
 def _wandb_options(name: str, usual_name: str, folder: Path) -> dict[str, Any]:
-    """Returns what to pass to `wandb.init`; what its library reads from the environment itself is left to it.
+    """Returns the arguments for `wandb.init`, except what its library reads from the environment itself.
 
     Args:
-        name: as --run_name says; empty where it does not.
-        usual_name: where W&B's variable does not say it either.
-        folder: of the tracker's files.
+        name: the value of --run_name, or empty.
+        usual_name: the name if neither --run_name nor WANDB_NAME is set.
+        folder: for the tracker's files.
     """
     for variable in [each for each, value in os.environ.items() if each.startswith("WANDB_") and not value.strip()]:
-        del os.environ[variable]  # empty counts as unset, for the library too
+        del os.environ[variable]  # empty counts as unset; W&B's library would read it
     kept = folder / _WANDB_ID_FILE
     known = kept.read_text(encoding="utf-8").strip() if kept.is_file() else ""
     return {
@@ -113,12 +113,12 @@ def _wandb_options(name: str, usual_name: str, folder: Path) -> dict[str, Any]:
 
 
 def logging_folder(output_dir: Path) -> str:
-    """Where trackers write their files: in the output folder, never in the working directory."""
+    """Returns the folder for the trackers' files: in the output folder, never in the working directory."""
     return str(output_dir / "tracking")
 
 
 def tracker_names(figures: dict[str, float], prefix: str = "eval") -> dict[str, float]:
-    """Returns figures as trackers name them: `eval_accuracy` as `eval/accuracy`, or under another `prefix`."""
+    """Returns figures under their names in trackers: `eval_accuracy` becomes `eval/accuracy`, or PREFIX/accuracy."""
     return {
         f"{prefix}/{name.removeprefix('eval_')}" if name.startswith("eval_") else name: value
         for name, value in figures.items()
@@ -126,7 +126,7 @@ def tracker_names(figures: dict[str, float], prefix: str = "eval") -> dict[str, 
 
 
 def sparsity_figures(report: dict[str, Any]) -> dict[str, float]:
-    """Returns the figures to log of what `sparsity_report` returned."""
+    """Returns the figures to log from a `sparsity_report`."""
     layers = {f"sparsity/layers/{name}": entry["sparsity"] for name, entry in report["layers"].items()}
     return {
         "sparsity/encoder": report["encoder_linear"]["sparsity"],

@@ -1,7 +1,7 @@
-"""`zoo:` stubs, the addresses of SparseZoo's models and recipes: what they lead to now.
+"""Resolves `zoo:` stubs, the addresses of SparseZoo's models and recipes.
 
-`recipe_path` and `model_source` are what the scripts call; `Model` is for code that was written for the `sparsezoo`
-package. The order in which places are tried stands in `resolve.py`. Imports nothing heavy.
+Scripts call `recipe_path` and `model_source`; `Model` is for code that was written for the `sparsezoo` package. See
+`resolve.py` for the search order. Imports nothing heavy.
 """
 
 from sparse_accel.zoo.known import RECIPES

@@ -1,7 +1,7 @@
-"""What is known of SparseZoo's stubs: the recipes that ship with this package, and where weights live today.
+"""Table of known SparseZoo stubs: recipes that ship with this package, and today's location of weights.
 
-SparseZoo was ended in June 2025. Its authors had published the weights of their papers on the Hugging Face Hub as well;
-nobody has compared the files of both places, so an entry says how sure it is.
+SparseZoo was shut down in June 2025. Its authors also published the weights of their papers on the Hugging Face Hub.
+Nobody has compared the files of both, so each entry states how certain it is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TEXT = "zoo:nlp/text_classification"
 _QUESTIONS = "zoo:nlp/question_answering"
 _FROM = "pytorch/huggingface"
 
-SAME_AUTHORS = "the same model by its authors' description; the files were never compared"
+SAME_AUTHORS = "the same model according to its authors; the files were never compared"
 _STAND_IN = "STAND-IN: "
 
 
@@ -29,10 +29,11 @@ class ShippedRecipe:
     """A recipe in `recipes/`.
 
     Attributes:
-        stub: whose recipe it is.
-        file: name of the file.
-        names: what `?recipe=` may call it; the stub alone always means it, unless `only_by_name`.
-        about: what the user should know of it.
+        stub: the stub that the recipe belongs to.
+        file: file name in `recipes/`.
+        names: its names for `?recipe=`.
+        only_by_name: whether the stub without `?recipe=` does not select it.
+        about: note for the user.
     """
 
     stub: str
@@ -44,12 +45,12 @@ class ShippedRecipe:
 
 @dataclass(frozen=True)
 class HubModel:
-    """Where the weights of a stub live today.
+    """Today's location of a stub's weights.
 
     Attributes:
-        stub: long form.
-        hub_id: id of the repository on the Hugging Face Hub.
-        about: how sure it is that these are the stub's weights.
+        stub: the stub in its long form.
+        hub_id: repository on the Hugging Face Hub.
+        about: how certain it is that these are the stub's weights.
     """
 
     stub: str
@@ -58,7 +59,7 @@ class HubModel:
 
 
 _TRANSFER = ("transfer-text_classification", "transfer_text_classification")
-_SST2_STANDS_IN = _STAND_IN + "the recipe for SST-2, the place to start from on another task"
+_SST2_STANDS_IN = _STAND_IN + "the recipe for SST-2, a starting point for other tasks"
 
 SHIPPED = (
     ShippedRecipe(f"{_SENTIMENT}/obert-base/{_FROM}/sst2/pruned90_quant-none", "sst2_pruned90_quant.yaml"),
@@ -79,7 +80,7 @@ SHIPPED = (
     ),
 )
 
-_AUTHORS = "RedHatAI"  # neuralmagic before
+_AUTHORS = "RedHatAI"  # formerly neuralmagic
 ON_HUB = (
     HubModel(
         f"{_MLM}/obert-base/{_FROM}/wikipedia_bookcorpus/pruned90-none",
@@ -102,12 +103,12 @@ ON_HUB = (
     HubModel(
         f"{_SENTIMENT}/obert-base/{_FROM}/sst2/base-none",
         "JeremiahZ/bert-base-uncased-sst2",
-        _STAND_IN + "a dense BERT-base trained on SST-2 by somebody else (its card says 93.2%)",
+        _STAND_IN + "a dense BERT-base trained on SST-2 by another author (model card: 93.2%)",
     ),
     HubModel(
         f"{_SENTIMENT}/bert-base/{_FROM}/sst2/base-none",
         "JeremiahZ/bert-base-uncased-sst2",
-        _STAND_IN + "a dense BERT-base trained on SST-2 by somebody else (its card says 93.2%)",
+        _STAND_IN + "a dense BERT-base trained on SST-2 by another author (model card: 93.2%)",
     ),
     *(
         entry
@@ -127,7 +128,7 @@ ON_HUB = (
 
 
 def shipped_recipe(stub: Stub) -> ShippedRecipe | None:
-    """Returns the recipe of this package that a stub names."""
+    """Returns the shipped recipe that a stub names; None if there is none."""
     for entry in SHIPPED:
         named = bool(stub.recipe) and any(name.startswith(stub.recipe) for name in entry.names)
         if (named or not (stub.recipe or entry.only_by_name)) and stub.names_the_same_as(parse_stub(entry.stub)):
@@ -136,18 +137,18 @@ def shipped_recipe(stub: Stub) -> ShippedRecipe | None:
 
 
 def shipped_names(stub: Stub) -> tuple[str, ...]:
-    """Returns what `?recipe=` may say after a stub whose recipe this package has; nothing where it has none."""
+    """Returns the valid `?recipe=` names of a stub with a shipped recipe; empty if there is no shipped recipe."""
     found = [entry.names for entry in SHIPPED if stub.names_the_same_as(parse_stub(entry.stub))]
     return found[0] if found else ()
 
 
 def on_hub(stub: Stub) -> HubModel | None:
-    """Returns where the weights of a stub live today, if that is known."""
+    """Returns the location of a stub's weights; None if it is not known."""
     return next((entry for entry in ON_HUB if stub.names_the_same_as(parse_stub(entry.stub))), None)
 
 
 def nearest_known(stub: Stub, *, recipe: bool) -> str:
-    """Returns ` Did you mean ...?` with the known stubs of a recipe or a model that are nearest; empty when none is."""
+    """Returns ` Did you mean ...?` with the nearest known stubs of recipes or models; empty if none is near."""
     entries: tuple[ShippedRecipe | HubModel, ...] = SHIPPED if recipe else ON_HUB
     known = [parse_stub(entry.stub) for entry in entries]
     if any(stub.names_the_same_as(each) for each in known):

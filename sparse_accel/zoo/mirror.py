@@ -1,14 +1,14 @@
-"""SparseZoo's folders on disk: where they are looked for, and what lies where in them.
+"""Finds models and recipes in a local mirror with SparseZoo's folder layout.
 
     $SPARSEZOO_MODELS_PATH (default ~/.cache/sparsezoo)/
         NAMESPACE/SHORT_NAME/ or MODEL_ID/
             training/     config.json, weights, tokenizer
             deployment/   model.onnx, ...
-            recipe/       recipe.md, recipe_NAME.md, ...; older ones lie beside it
+            recipe/       recipe.md, recipe_NAME.md, ...; older models have them next to this folder
             model.md
 
-A folder may also lie under the stub's own long name. Where a folder has a `stub.txt`, the stubs in it, one a line, say
-whose it is, whatever its name: a folder that an id names is found by that alone.
+A folder may also have the stub's long name as its path. If a folder contains `stub.txt`, the stubs in it (one per line)
+identify the model, regardless of the folder's name; a folder named by a model id is found only this way.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 
 
 def models_path() -> Path:
-    """The folder of the mirror, which is only read.
+    """Returns the folder of the mirror. It is never written to.
 
     Raises:
-        UsageError: SPARSEZOO_MODELS_PATH is in the home of a user who has none.
+        UsageError: SPARSEZOO_MODELS_PATH is in a home folder that does not exist.
     """
     named = os.environ.get("SPARSEZOO_MODELS_PATH")
     try:
@@ -39,7 +39,7 @@ def models_path() -> Path:
 
 
 def find_in_mirror(stub: Stub) -> Path | None:
-    """Returns the folder of a stub's model in the mirror, if there is one."""
+    """Returns the folder of a stub's model in the mirror; None if there is none."""
     root = models_path()
     if not root.is_dir():
         return None
@@ -54,13 +54,13 @@ def find_in_mirror(stub: Stub) -> Path | None:
 
 
 def is_known_as(folder: Path, stub: Stub) -> bool:
-    """True where a folder says that it is a stub's."""
+    """Returns whether the folder's `stub.txt` lists this stub."""
     record = folder / STUB_FILE
     return record.is_file() and any(stub.names_the_same_as(each) for each in _stubs_in(record))
 
 
 def _stubs_in(record: Path) -> list[Stub]:
-    """The stubs that a file lists; what is none counts for nothing."""
+    """Returns the stubs in a file; words that are not stubs are ignored."""
     found = []
     for text in record.read_text(encoding="utf-8", errors="replace").split():
         try:
@@ -71,12 +71,12 @@ def _stubs_in(record: Path) -> list[Stub]:
 
 
 def remember_stub(folder: Path, stub: Stub) -> None:
-    """Writes into a folder whose it is, and no other stub's any more."""
+    """Writes `stub.txt` into a folder; replaces the stubs listed before."""
     write_text(folder / STUB_FILE, f"{PREFIX}{stub.name}\n")
 
 
 def model_in(folder: Path) -> Path | None:
-    """Returns where configuration and weights lie: in `training/`, else in the folder itself; None: in neither."""
+    """Returns the folder with config.json and weights: `training/`, else the folder itself; None if neither."""
     for place in (folder / "training", folder):
         if (place / "config.json").is_file() and any((place / name).is_file() for name in WEIGHTS):
             return place
@@ -92,17 +92,22 @@ def recipes_in(folder: Path) -> list[Path]:
 
 
 def recipe_name(file: Path) -> str:
-    """What `?recipe=` calls a recipe's file: NAME of recipe_NAME.md, nothing for recipe.md."""
+    """Returns the `?recipe=` name of a recipe file: NAME of recipe_NAME.md, empty for recipe.md."""
     return file.stem.removeprefix("recipe").removeprefix("_")
 
 
 def choose_recipe(files: list[Path], name: str) -> Path | None:
-    """Returns the recipe that is called `name`, or begins with it as SparseZoo took it; the default for no name.
+    """Returns the recipe file with this name; None if there is none.
 
-    `original` is the default too where no file is called so.
+    As in SparseZoo, the beginning of a name is enough. An empty name selects the default, and so does `original` if no
+    file has that name.
+
+    Args:
+        files: from `recipes_in`.
+        name: from `?recipe=`; may be empty.
 
     Raises:
-        UsageError: several begin with it.
+        UsageError: several names begin with `name`.
     """
     if not name:
         return files[0] if files else None
@@ -112,5 +117,5 @@ def choose_recipe(files: list[Path], name: str) -> Path | None:
         found = [file for file in files if not recipe_name(file)]
     names = sorted({recipe_name(file) for file in found})
     if len(names) > 1:
-        raise UsageError(f"?recipe={name} may be each of {', '.join(names)} in {found[0].parent}: write it out")
+        raise UsageError(f"?recipe={name} is ambiguous in {found[0].parent}: write one of {', '.join(names)}")
     return found[0] if found else None

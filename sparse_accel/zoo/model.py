@@ -1,4 +1,4 @@
-"""`Model`, the part of the `sparsezoo` package that its users' own code calls.
+"""`Model`, for code that was written for the `sparsezoo` package.
 
 from sparse_accel.zoo import Model
 
@@ -21,7 +21,7 @@ from sparse_accel.zoo.stubs import is_stub, parse_stub
 
 @dataclass(frozen=True)
 class File:
-    """A file of a model: `path`, as a text, and `name`."""
+    """A file of a model: `path` as a string, and `name`."""
 
     path: str
 
@@ -31,16 +31,16 @@ class File:
 
 
 class Model:
-    """A model of SparseZoo, by its stub or a folder in SparseZoo's layout. A file is looked for when it is asked for.
+    """A model of SparseZoo, given by its stub or a folder in SparseZoo's layout. Files are searched on access.
 
     Args:
-        source: a `zoo:` stub, or a folder.
-        download_path: a folder to copy what is asked for into, with `stub.txt`, which says whose it is; left out, it
-            stays in the mirror, the package, or the Hub's cache.
+        source: a `zoo:` stub or a folder.
+        download_path: folder to copy accessed files to, with a `stub.txt` that identifies the model. Without it, files
+            stay in the mirror, the package or the Hub's cache.
 
     Raises:
-        UsageError: no stub and no folder, or a stub while SPARSEZOO_API_URL is set; later, when a file is asked for,
-            that it was not found, or that download_path holds the weights of another model.
+        UsageError: `source` is neither a stub nor a folder; or it is a stub and SPARSEZOO_API_URL is set. On access:
+            the file was not found, or download_path contains the weights of another model.
     """
 
     def __init__(self, source: str, download_path: str | os.PathLike[str] | None = None) -> None:
@@ -52,21 +52,21 @@ class Model:
         elif not Path(self.source).is_dir():
             raise UsageError(f"{source} is neither a zoo: stub nor a folder")
         elif download_path is not None:
-            raise UsageError(f"download_path does nothing for a folder, and {source} is one: leave it out")
+            raise UsageError(f"{source} is a folder, so download_path has no effect: remove it")
 
     @property
     def recipes(self) -> Recipes:
-        """Its recipes."""
+        """Returns the recipes of this model."""
         return Recipes(self)
 
     @property
     def training(self) -> File:
-        """The folder with configuration, weights and tokenizer."""
+        """Returns the folder with configuration, weights and tokenizer."""
         return File(str(self._training()))
 
     @property
     def path(self) -> str:
-        """The folder that `training` and the default recipe, if there is one, are copied to; else the model's own."""
+        """Returns download_path, after copying `training` and any default recipe to it; else the model's own folder."""
         if self.download_path is not None:
             self._training()
             with contextlib.suppress(UsageError):
@@ -79,14 +79,14 @@ class Model:
         if not is_stub(self.source):
             folder = model_in(Path(self.source))
             if folder is None:
-                raise UsageError(f"{self.source} holds no configuration with weights, in training/ or itself")
+                raise UsageError(f"{self.source} contains no config.json with weights, also not in training/")
             return folder
         source = Path(_folder_of(model_source(self.source)))
         if self.download_path is None:
             return source
         stub, target = parse_stub(self.source), self.download_path / "training"
         if target.is_dir() and not is_known_as(self.download_path, stub):
-            raise UsageError(f"{target} is there, and not known as that of {self.source}: give another download_path")
+            raise UsageError(f"{target} exists, and no stub.txt lists {self.source}: use another download_path")
         if not target.is_dir():
             partial = target.with_name(f".training.{os.getpid()}.partial")
             shutil.copytree(source, partial)
@@ -102,7 +102,7 @@ class Model:
         if not is_stub(self.source):
             file = choose_recipe(recipes_in(Path(self.source)), name)
             if file is None:
-                raise UsageError(f"{self.source} holds no recipe" + (f" '{name}'" if name else ""))
+                raise UsageError(f"{self.source} contains no recipe" + (f" '{name}'" if name else ""))
             return file
         source = recipe_path(f"{self.source.partition('?')[0]}?recipe={name}" if name else self.source)
         if self.download_path is None:
@@ -125,11 +125,11 @@ class Recipes:
 
     @property
     def default(self) -> File:
-        """The recipe that the stub's `?recipe=` names, else the model's own."""
+        """Returns the recipe named by the stub's `?recipe=`, else the model's default recipe."""
         return File(str(self._model._recipe("")))
 
     def get_recipe_by_name(self, name: str) -> File | None:
-        """Returns a recipe by its name in `?recipe=NAME`, or by its file's; None where there is none."""
+        """Returns the recipe with this name (as in `?recipe=NAME`) or file name; None if there is none."""
         try:
             return File(str(self._model._recipe(recipe_name(Path(name)) if "." in name else name)))
         except UsageError:
@@ -137,7 +137,7 @@ class Recipes:
 
 
 def _folder_of(source: str) -> str:
-    """The folder itself, or where the Hub's cache holds what an id names."""
+    """Returns a folder unchanged; for a Hub id, its snapshot folder in the cache (downloads it)."""
     if Path(source).is_dir():
         return source
     from huggingface_hub import snapshot_download

@@ -1,9 +1,9 @@
-"""From a `zoo:` stub to a folder, a recipe's file, or a Hub id: the places that are tried, in order, and what is said.
+"""Resolves a `zoo:` stub to a folder, a recipe file or a Hub id. Search order:
 
 1. a local mirror in SparseZoo's layout (`SPARSEZOO_MODELS_PATH`, default its cache, ~/.cache/sparsezoo)
-2. for a recipe: those that ship with this package; for a model: the Hugging Face Hub, where some weights live today
+2. for a recipe: those that ship with this package; for a model: the Hugging Face Hub, which has some of the weights
 
-SparseZoo's own service was ended in June 2025, and no server is asked in its place.
+SparseZoo's own service was shut down in June 2025; no other server is contacted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MIRROR, _SHIPPED, _HUB = "local mirror", "recipes of this package", "Hugging Fa
 
 
 def refuse_api_url(text: str) -> None:
-    """Stops who counts on a server for stubs: to leave it out in silence could give another model or recipe.
+    """Refuses stubs while SPARSEZOO_API_URL is set: ignoring it silently could select another model or recipe.
 
     Args:
         text: the stub, for the message.
@@ -41,15 +41,14 @@ def refuse_api_url(text: str) -> None:
     """
     if os.environ.get("SPARSEZOO_API_URL"):
         raise UsageError(
-            f"{text}: SPARSEZOO_API_URL is set, but SparseZoo's service was ended in June 2025, and no server is asked "
-            "any more: unset SPARSEZOO_API_URL. What works instead: set SPARSEZOO_MODELS_PATH to a mirror folder that "
-            "has the model or recipe; name a model by an id of the Hugging Face Hub; or take a recipe that ships with "
-            f"this package, in {RECIPES}"
+            f"{text}: SPARSEZOO_API_URL is set, but SparseZoo's service was shut down in June 2025: unset "
+            "SPARSEZOO_API_URL. Instead, set SPARSEZOO_MODELS_PATH to a mirror folder that has the model or recipe; "
+            f"use a model id of the Hugging Face Hub; or use a recipe that ships with this package, in {RECIPES}"
         )
 
 
 class _Steps:
-    """What was tried for a stub, and how it went."""
+    """Places searched for a stub, and the outcome of each."""
 
     def __init__(self, stub: Stub) -> None:
         self.stub = stub
@@ -59,7 +58,7 @@ class _Steps:
         self.tried.append((place, outcome))
 
     def found(self, place: str, outcome: str) -> None:
-        """Adds the last step and prints them all, once for all processes."""
+        """Adds the last step, and prints all steps on process 0."""
         self.add(place, outcome)
         if rank() == 0:
             print(f"{self.stub.text}\n{in_order(self.tried)}", file=sys.stderr)
@@ -67,16 +66,16 @@ class _Steps:
     def failed(self, *, recipe: bool) -> UsageError:
         what = "recipe" if recipe else "model"
         ways = (
-            "save the recipe as a file and pass its path; set SPARSEZOO_MODELS_PATH to a mirror that has it; or take "
-            "another recipe: for a classification task, that of SST-2 is a start, changed by --recipe_args"
+            "save the recipe as a file and pass its path; set SPARSEZOO_MODELS_PATH to a mirror that has it; or use "
+            "another recipe: for a classification task, start from that of SST-2 and change it with --recipe_args"
             if recipe
-            else "pass a local folder; set SPARSEZOO_MODELS_PATH to a mirror that has it, or HF_ENDPOINT to one of "
-            "the Hub; or pass another id, of the Hugging Face Hub"
+            else "pass a local folder; set SPARSEZOO_MODELS_PATH to a mirror that has it, or HF_ENDPOINT to a mirror "
+            "of the Hub; or pass another id of the Hugging Face Hub"
         )
         meant = nearest_known(self.stub, recipe=recipe)
         return UsageError(
-            f"{self.stub.text}: no {what} was found for this stub.{meant} SparseZoo's service was ended in June 2025. "
-            f"Tried, in order:\n{in_order(self.tried)}\nThree ways out: {ways}"
+            f"{self.stub.text}: no {what} was found for this stub.{meant} SparseZoo was shut down in June 2025. "
+            f"Tried, in order:\n{in_order(self.tried)}\nWays to fix this: {ways}"
         )
 
 
@@ -85,10 +84,13 @@ class _Steps:
 
 @functools.cache
 def recipe_path(text: str) -> Path:
-    """Returns the file of the recipe that a stub names, and says on stderr where it was found.
+    """Returns the recipe file of a stub, and prints on stderr where it was found.
+
+    Args:
+        text: the stub.
 
     Raises:
-        UsageError: no stub, or none of the places has it; the message lists them. Or SPARSEZOO_API_URL is set.
+        UsageError: not a stub, not found (the message lists the places searched), or SPARSEZOO_API_URL is set.
     """
     refuse_api_url(text)
     stub = parse_stub(text)
@@ -107,7 +109,7 @@ def recipe_path(text: str) -> Path:
         steps.found(_SHIPPED, shipped.file + (f" ({shipped.about})" if shipped.about else ""))
         return RECIPES / shipped.file
     names = shipped_names(stub)
-    known = f"it is called {' or '.join(names)} there.{nearest(stub.recipe, names)}" if names else "not among them"
+    known = f"its name there is {' or '.join(names)}.{nearest(stub.recipe, names)}" if names else "not among them"
     steps.add(_SHIPPED, known)
     raise steps.failed(recipe=True)
 
@@ -122,7 +124,7 @@ def _default_of_several(stub: Stub, files: list[Path]) -> str:
 def _no_recipe(stub: Stub, folder: Path) -> str:
     names = [recipe_name(file) or "(the default)" for file in recipes_in(folder)]
     if not names:
-        return f"{folder} holds no recipe"
+        return f"{folder} contains no recipe"
     return f"{folder} has no recipe '{stub.recipe}'.{nearest(stub.recipe, names)} It has: {', '.join(names)}"
 
 
@@ -131,14 +133,14 @@ def _no_recipe(stub: Stub, folder: Path) -> str:
 
 @functools.cache
 def model_source(text: str, cache_dir: str | None = None) -> str:
-    """Returns a folder, or an id of the Hugging Face Hub, with the weights of a stub, and says on stderr which.
+    """Returns a folder or Hugging Face Hub id with the weights of a stub, and prints it on stderr.
 
     Args:
         text: the stub.
-        cache_dir: the Hub's cache, if it is not the usual one.
+        cache_dir: the Hub's cache; default: the Hub client's.
 
     Raises:
-        UsageError: no stub, or none of the places has it; the message lists them. Or SPARSEZOO_API_URL is set.
+        UsageError: not a stub, not found (the message lists the places searched), or SPARSEZOO_API_URL is set.
     """
     refuse_api_url(text)
     stub = parse_stub(text)
@@ -162,7 +164,7 @@ def model_source(text: str, cache_dir: str | None = None) -> str:
 
 
 def _missing_on_hub(hub_id: str, cache_dir: str | None) -> str | None:
-    """Why the Hub does not give configuration and weights of a repository; None when it does, or the cache has them."""
+    """Returns why config.json and weights cannot be fetched from the Hub; None if they can or are in the cache."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -172,10 +174,10 @@ def _missing_on_hub(hub_id: str, cache_dir: str | None) -> str | None:
         for name in WEIGHTS:
             try:
                 hf_hub_download(hub_id, name, cache_dir=cache_dir)
-            except (EntryNotFoundError, LocalEntryNotFoundError) as error:  # perhaps in another format
+            except (EntryNotFoundError, LocalEntryNotFoundError) as error:  # the weights may be in another format
                 problem = problem or first_line(error)
             else:
                 return None
-    except Exception as error:  # the library raises its own, the HTTP client's, and the system's
+    except Exception as error:  # errors of the library, the HTTP client or the system
         return first_line(error)
     return problem

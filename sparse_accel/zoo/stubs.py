@@ -1,11 +1,11 @@
-"""`zoo:` stubs, the addresses of SparseZoo's models and recipes.
+"""Parses `zoo:` stubs, the addresses of SparseZoo's models and recipes.
 
-    zoo:nlp/sentiment_analysis/obert-base/pytorch/huggingface/sst2/pruned90_quant-none      the long form
-    zoo:obert-base-sst2_wikipedia_bookcorpus-pruned90_quantized                             the short form
+    zoo:nlp/sentiment_analysis/obert-base/pytorch/huggingface/sst2/pruned90_quant-none      long form
+    zoo:obert-base-sst2_wikipedia_bookcorpus-pruned90_quantized                             short form
     zoo:...?recipe=NAME    zoo:...?recipe_type=NAME                                         one of its recipes
 
-The long form is domain, task, architecture (with or without a size), framework, origin, data set (with or without a
-training scheme), and what was done to it: sparse name, category, and for some a target.
+The long form is domain, task, architecture (optionally with a size), framework, origin, dataset (optionally with a
+training scheme), and the optimization: sparse name, category, and for some models a target.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _LONG = re.compile(
 )
 _SHORT = re.compile(rf"{_WORD}(?:-{_WORD}){{2,}}")
 _PARAMETERS = ("recipe", "recipe_type")
-# What the encoders of the zoo were trained on before they were fine-tuned.
+# The dataset on which the zoo's encoders were pretrained.
 _PRETRAINING = "wikipedia_bookcorpus"
 _USUAL = ("pytorch", "huggingface")
 
 
 @dataclass(frozen=True)
 class Stub:
-    """One stub, taken apart.
+    """A parsed stub.
 
     Attributes:
-        text: as it was typed.
-        name: without `zoo:` and parameters.
-        recipe: the recipe that `?recipe=` or `?recipe_type=` asks for; empty when neither does.
+        text: the stub as typed.
+        name: the stub without `zoo:` and parameters.
+        recipe: name from `?recipe=` or `?recipe_type=`; empty if neither is given.
     """
 
     text: str
@@ -48,16 +48,17 @@ class Stub:
 
     @property
     def parts(self) -> dict[str, str]:
-        """The parts of the long form that are there; a size of `none` is no size. Empty for the short form."""
+        """Returns the parts of the long form by name; a size of `none` is omitted. Empty for the short form."""
         match = _LONG.fullmatch(self.name)
         parts = {key: value for key, value in match.groupdict().items() if value} if match else {}
         return {key: value for key, value in parts.items() if (key, value) != ("size", "none")}
 
     @property
     def short_name(self) -> str:
-        """The short form's name of the same model, as SparseZoo formed it for encoders; empty where that is not known.
+        """Returns the name of the same model in the short form, by SparseZoo's rule for encoders; empty if unknown.
 
-        It leaves out framework, training scheme and category, so only those that all its encoders have are taken.
+        The short form omits framework, training scheme and category, so only the values common to all its encoders are
+        supported.
         """
         if not self.is_long:
             return self.name
@@ -69,7 +70,7 @@ class Stub:
             or rest not in (["none"], ["none", "vnni"])
         ):
             return ""
-        if rest[1:] == ["vnni"]:  # pruned in blocks of four, for CPUs with such instructions
+        if rest[1:] == ["vnni"]:  # pruned in blocks of four, for CPUs with VNNI instructions
             sparse = sparse.removesuffix("_quant") + ".4block" + ("_quant" if sparse.endswith("_quant") else "")
         sparse = re.sub("_quant$", "_quantized", re.sub("_obs(_quant)?$", r".obs\1", sparse))
         data = parts["dataset"] if parts["dataset"] == _PRETRAINING else f"{parts['dataset']}_{_PRETRAINING}"
@@ -77,37 +78,41 @@ class Stub:
         return "-".join(word for word in words if word)
 
     def names_the_same_as(self, other: Stub) -> bool:
-        """True for the same model, whichever forms both are in; parameters do not count."""
+        """Returns whether both stubs name the same model, in either form; parameters are ignored."""
         if self.is_long and other.is_long:
             return self.parts == other.parts
         return bool(self.short_name) and self.short_name == other.short_name
 
 
 def is_stub(text: str) -> bool:
+    """Returns whether a text begins with `zoo:`."""
     return text.startswith(PREFIX)
 
 
 def parse_stub(text: str) -> Stub:
-    """Takes a stub apart.
+    """Parses a stub.
+
+    Args:
+        text: with or without `zoo:`.
 
     Raises:
-        UsageError: it has the form of no stub, or a parameter that is not known.
+        UsageError: not a stub in either form, an unknown parameter, or two different recipes.
     """
     name, mark, query = text.removeprefix(PREFIX).partition("?")
     if not (_LONG.fullmatch(name) or _SHORT.fullmatch(name)):
         raise UsageError(
-            f"{text} is no stub. A stub is zoo:DOMAIN/TASK/ARCHITECTURE-SIZE/FRAMEWORK/REPO/DATASET/NAME-CATEGORY, or "
-            "short, zoo:ARCHITECTURE-SIZE-DATASET-NAME; ?recipe=NAME may follow"
+            f"{text} is not a stub. Expected zoo:DOMAIN/TASK/ARCHITECTURE-SIZE/FRAMEWORK/REPO/DATASET/NAME-CATEGORY "
+            "or zoo:ARCHITECTURE-SIZE-DATASET-NAME; ?recipe=NAME may follow"
         )
     recipe = ""
     for pair in query.split("&") if mark else []:
         key, _, value = pair.partition("=")
         if key not in _PARAMETERS or not re.fullmatch(r"[A-Za-z0-9._-]+", value):
             raise UsageError(
-                f"{text}: '{pair}' is not a parameter of a stub.{nearest(key, _PARAMETERS)} It takes ?recipe=NAME or "
+                f"{text}: '{pair}' is not a parameter of a stub.{nearest(key, _PARAMETERS)} Expected ?recipe=NAME or "
                 "?recipe_type=NAME"
             )
         if recipe not in ("", value):
-            raise UsageError(f"{text} asks for two recipes, {recipe} and {value}: give one")
+            raise UsageError(f"{text} names two recipes, {recipe} and {value}: use one")
         recipe = value
     return Stub(text, name, recipe)

@@ -45,7 +45,7 @@ FSDP: dict[str, Any] = {"fsdp_version": 2, "cpu_ram_efficient_loading": False, "
         ({"fsdp_version": 1}, "set fsdp_version: 2"),
         ({"cpu_ram_efficient_loading": True}, "fsdp_cpu_ram_efficient_loading"),
         ({"activation_checkpointing": True}, "--gradient_checkpointing"),
-        ({"precision": "fp16"}, "take bf16"),
+        ({"precision": "fp16"}, "use bf16"),
     ],
 )
 def test_settings_under_which_masks_would_be_wrong(settings: dict[str, Any], words: str) -> None:
@@ -63,7 +63,7 @@ def test_zero3_init_is_refused() -> None:
 def test_processes_that_did_not_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_launch(accelerator(DistributedType.MULTI_GPU, processes=2))
-    with pytest.raises(UsageError, match="2 processes and they do not train together"):
+    with pytest.raises(UsageError, match="2 processes, but they do not train together"):
         check_launch(accelerator(DistributedType.NO))
     with pytest.raises(UsageError, match="do not train together"):
         check_launch(accelerator(DistributedType.NO, processes=2))
@@ -71,7 +71,7 @@ def test_processes_that_did_not_find_each_other(monkeypatch: pytest.MonkeyPatch)
 
 def test_fsdp_that_became_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UsageError, match="asked for FSDP and Accelerate made MULTI_CPU of it"):
+    with pytest.raises(UsageError, match="asked for FSDP, but Accelerate uses MULTI_CPU"):
         check_launch(accelerator(DistributedType.MULTI_CPU))
 
 
@@ -79,7 +79,7 @@ def test_fsdp_that_became_something_else(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("layout", "variables", "words"),
     [
-        ("fsdp2", {"ACCELERATE_USE_CPU": "true"}, "asked for FSDP and Accelerate made"),
+        ("fsdp2", {"ACCELERATE_USE_CPU": "true"}, "asked for FSDP, but Accelerate uses"),
         ("fsdp2", {}, "do not train together"),
         ("ddp", {}, "do not train together"),
     ],

@@ -77,4 +77,4 @@ def test_a_mistake_is_said_once(flags: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "out" / "thesis.tex").write_text("chapter 1")
     refused = run_two(**flags, output_dir=tmp_path / "out")
     assert refused.code != 0
-    assert refused.err.count("not a run of this script") == 1, refused.all
+    assert refused.err.count("not contain a run of this script") == 1, refused.all

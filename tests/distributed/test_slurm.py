@@ -150,17 +150,17 @@ def test_a_job_is_warned_requeued_preempted_and_finished(cluster: dict[str, str]
 
     until(lambda: (output / "checkpoint-2").is_dir())
     subprocess.run(["scancel", "--signal=USR1", "--batch", job], env=os.environ | cluster, check=True)  # as --signal=B:
-    until(lambda: "goes back into the queue" in log())
+    until(lambda: "is requeued" in log())
     assert "stopped by SIGUSR1" in log()
-    until(lambda: log().count("going on from step") == 1)
+    until(lambda: log().count("resuming from step") == 1)
     subprocess.run(["scontrol", "requeue", job], env=os.environ | cluster, check=True)  # as a preemption without grace
-    until(lambda: log().count("going on from step") == 2)
+    until(lambda: log().count("resuming from step") == 2)
     # One with grace: what has to go saves, ends before its time is over, and asks to come back.
     first = ["sbatch", "--partition=high", "--exclusive", f"--output={tmp_path}/first", "--wrap", "true"]
     subprocess.run(first, env=variables | cluster, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
-    until(lambda: f"a job of higher rank came: job {job} goes back into the queue" in log())
+    until(lambda: f"preempted: job {job} is requeued" in log())
     assert "stopped by SIGTERM" in log()
-    until(lambda: log().count("going on from step") == 3)
+    until(lambda: log().count("resuming from step") == 3)
     until(lambda: state() == "COMPLETED")
     assert log().count("── results") == 1, log()
     whole = run(**flags, gradient_accumulation_steps=2, output_dir=tmp_path / "whole")
@@ -191,7 +191,7 @@ def test_a_job_that_is_cancelled_stays_away(cluster: dict[str, str], tmp_path: P
 
     wait_for(lambda: states() == "CANCELLED")
     time.sleep(3)
-    assert states() == "CANCELLED" and "goes back" not in log.read_text(), log.read_text()
+    assert states() == "CANCELLED" and "is requeued" not in log.read_text(), log.read_text()
 
 
 def ddp_without_bf16(folder: Path) -> Path:

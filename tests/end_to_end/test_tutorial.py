@@ -100,8 +100,8 @@ def test_the_tutorial_as_it_stands(hub: StandInHub, tmp_path: Path) -> None:
         assert read_json(desk / "dense-teacher_rotten_tomatoes" / "all_results.json")["epoch"] == 8
         printed = typed("bash", "-c", custom)
         # It writes where the third one did: that run is finished and another one, so it is moved aside.
-        assert f"{PREFIX}rotten_tomatoes-hf_dataset was moved aside" in printed
-        assert re.search("distill_teacher is given 2 times; the last one counts: ./dense-teacher", printed)
+        assert f"{PREFIX}rotten_tomatoes-hf_dataset was moved to" in printed
+        assert re.search("distill_teacher is given 2 times; the last one is used: ./dense-teacher", printed)
         assert_sparse_and_quantized(desk / f"{PREFIX}rotten_tomatoes-hf_dataset")
         assert_sparse_and_quantized(desk / f"{PREFIX}rotten_tomatoes-hf_dataset.1")
         assert "transfer_recipe/sst2_pruned90_quant.yaml" in typed(sys.executable, "-c", SAVE_RECIPE)

@@ -119,7 +119,7 @@ def form(**changes: Any) -> FakeQuantize:
             "bert.embeddings.token_type_embeddings",
             "weight",
             form(signed=True, symmetric=True, channel_axis=0),
-            "an embedding with one scale a row",
+            "an embedding with one scale per row",
         ),
     ],
 )

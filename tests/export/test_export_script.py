@@ -170,7 +170,7 @@ def test_a_deployment_of_another_model_needs_overwrite(trained: Path, tmp_path: 
 def test_a_models_own_folder_is_no_target(trained: Path, tmp_path: Path) -> None:
     model = copy_of(trained, tmp_path)
     refused = export(model_path=model, output_dir=model)
-    assert refused.code == 2 and "holds a model that this script did not write" in refused.err
+    assert refused.code == 2 and "contains a model that this script did not write" in refused.err
     refused = export(model_path=model, output_dir=model / "config.json")
     assert refused.code == 2 and "is a file" in refused.err
 
@@ -193,7 +193,7 @@ def test_a_failed_proof_leaves_what_was_there(trained: Path, tmp_path: Path, mon
     monkeypatch.setattr(deployment, "prove", corrupted)
     failed = export(model_path=model)
     assert failed.code == 1
-    assert "classifier.weight_quantized: 1 of 64 integers, scaled back, are not the weights" in failed.err
+    assert "classifier.weight_quantized: 1 of 64 dequantized values differ from the weights" in failed.err
     assert "no deployment was written" in failed.err and "Traceback" not in failed.all
     assert {path.name: path.read_bytes() for path in (tmp_path / "deployment").iterdir()} == before
     failed = export(model_path=model, output_dir=tmp_path / "fresh")
@@ -275,7 +275,7 @@ def test_without_labels_accuracy_is_not_checked(trained: Path, tmp_path: Path) -
     accuracy = next(check for check in report["checks"] if check["name"] == "accuracy")
     assert accuracy["result"] == "not checked" and "no labels" in accuracy["detail"]
     assert report["texts"]["source"] == "this package" and report["texts"]["rows"] >= 30
-    assert "cannot be used any more" in report["notes"][0] and "gone.csv" in report["notes"][0]
+    assert "can no longer be used" in report["notes"][0] and "gone.csv" in report["notes"][0]
 
 
 def test_rows_that_are_named_need_no_labels(trained: Path, tmp_path: Path) -> None:
@@ -352,12 +352,12 @@ def drop_tokenizer(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words_said"),
     [
-        (empty, "holds no model that can be read"),
-        (truncate, "holds no model that can be read"),
-        (garble, "holds no model that can be read"),
-        (drop_scales, "training quantized 14 Linears, and quantization.json, which holds their scales, is missing"),
+        (empty, "contains no readable model"),
+        (truncate, "contains no readable model"),
+        (garble, "contains no readable model"),
+        (drop_scales, "training quantized 14 Linears, but quantization.json with their scales is missing"),
         (drop_one_scale, "'bert.pooler.dense.input_quantizer' is incomplete"),
-        (drop_one_quantizer, "training quantized 14 Linears, and quantization.json has scales of 13"),
+        (drop_one_quantizer, "training quantized 14 Linears, but quantization.json has scales for 13"),
         (make_language_model, "BertForMaskedLM, which does not classify texts"),
         (drop_tokenizer, "has no tokenizer files"),
     ],
@@ -378,9 +378,9 @@ def test_a_damaged_model_is_one_clear_line(damage: Any, words_said: str, trained
     [
         ({"task": "question_answering"}, "--task question_answering is not supported yet"),
         ({"task": "sorting"}, "--task: unknown value 'sorting'"),
-        ({"sequence_length": 65}, "--sequence_length 65: this model takes up to 64 tokens"),
+        ({"sequence_length": 65}, "--sequence_length 65: this model accepts up to 64 tokens"),
         ({"opset": 12}, "--opset must be at least 13"),
-        ({"opset": 99}, "--opset 99: the installed onnx knows opsets up to"),
+        ({"opset": 99}, "--opset 99: the installed onnx supports opsets up to"),
         ({"format": "onnx"}, "--format: unknown value 'onnx'"),
         ({"data": "nowhere.csv"}, "nowhere.csv"),
         ({"finetuning_task": "sst2"}, "--finetuning_task is not supported"),
@@ -412,7 +412,7 @@ def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "funnel", model.eval())
     done = export(model_path=folder)
     assert done.code == 2, done.all
-    assert "funnel" in done.err and "Exported so far: BERT" in done.err and len(done.err.splitlines()) == 1
+    assert "funnel" in done.err and "Known to work: BERT" in done.err and len(done.err.splitlines()) == 1
     assert nothing_left(tmp_path)
 
 

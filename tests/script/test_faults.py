@@ -75,7 +75,7 @@ def test_a_broken_model_does_not_push_out_the_last_good_checkpoint(
     with monkeypatch.context() as patched:
         patched.setattr(torch.optim.AdamW, "step", break_at_the_sixth)
         broken = run(**often)
-    assert broken.code == 2 and "holds what is no number at step 6: nothing is saved" in flat(broken.err), broken.all
+    assert broken.code == 2 and "contains NaN or inf after step 6" in flat(broken.err), broken.all
     assert names(tmp_path / "out") == ["checkpoint-5"]
     again = run(**often)
     assert again.code == 0 and "from step 5" in again.out, again.all
@@ -129,12 +129,12 @@ def test_going_back_to_a_named_checkpoint_and_on_by_the_same_command(
     process.send_signal(signal.SIGTERM)
     stopped = wait(process)
     assert stopped.code in (0, 75), stopped.all
-    assert "checkpoint-12 is of the course that --resume_from_checkpoint leaves" in stopped.err
+    assert "checkpoint-12 is newer than the checkpoint you resume from" in stopped.err
     assert "from step 6" in stopped.out and "checkpoint-6" not in names(output), "--save_total_limit 1"
     again = run(**back)
     assert again.code == 0, again.all
     if stopped.code == 75:
-        assert "holds what was trained since" in again.out and "from step 6" not in again.out
+        assert "contains training done since" in again.out and "from step 6" not in again.out
     assert_same_model(whole, output)
     assert {"checkpoint-9.left.1", "checkpoint-12.left.1"} <= {path.name for path in output.iterdir()}
 
@@ -152,7 +152,7 @@ def test_overwriting_does_not_start_a_requeued_job_anew(
 def test_a_finished_run_has_nothing_to_resume_from(flags: dict[str, Any], whole: Path) -> None:
     before = sorted(path.name for path in whole.iterdir())
     refused = run(**flags, output_dir=whole, resume_from_checkpoint=whole / "checkpoint-6")
-    assert refused.code == 2 and "finished: nothing is left to resume from" in refused.err, refused.all
+    assert refused.code == 2 and "finished: there is nothing to resume from" in refused.err, refused.all
     assert sorted(path.name for path in whole.iterdir()) == before
 
 
@@ -160,15 +160,14 @@ def test_a_checkpoint_of_another_run_is_said_to_be_one(flags: dict[str, Any], wh
     other = {**flags, "learning_rate": 1e-3, "seed": 7, "output_dir": tmp_path / "out"}
     resumed = run(**other, resume_from_checkpoint=whole / "checkpoint-12")
     assert resumed.code == 0, resumed.all
-    assert "checkpoint-12 is of a run that differs from this one in" in resumed.err and "seed (42 there, 7 here)" in (
-        resumed.err
-    )
+    assert "checkpoint-12 belongs to a run that differs from this one in" in resumed.err
+    assert "seed (42 there, 7 here)" in resumed.err
 
 
 def test_a_folder_in_which_nothing_was_trained_is_free(flags: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "out"
     failed = run(**flags, output_dir=output, resume_from_checkpoint=True)
-    assert failed.code == 2 and "holds no checkpoint" in failed.err, failed.all
+    assert failed.code == 2 and "contains no checkpoint" in failed.err, failed.all
     assert ownership.acquire_folder(output, {"one": "run"}, overwrite=False) == "start"
     (output / "arguments.json").write_text("{}")  # it ended there
     assert ownership.acquire_folder(output, {"another": "run"}, overwrite=False) == "start"
@@ -201,8 +200,8 @@ def test_a_finished_run_is_extended(flags: dict[str, Any], tmp_path: Path, named
 
     done = run(**longer)
     assert done.code == 0, done.all
-    assert f"going on from step {checkpoint.name.partition('-')[2]}" in flat(done.out)
-    assert "was moved aside" in done.out and (tmp_path / "out.1" / "model.safetensors").is_file()
+    assert f"resuming from step {checkpoint.name.partition('-')[2]}" in flat(done.out)
+    assert "was moved to" in done.out and (tmp_path / "out.1" / "model.safetensors").is_file()
     assert (tmp_path / "out.1" / checkpoint.name).is_dir() and checkpoint.is_dir()
     straight = run(**{**flags, "output_dir": tmp_path / "straight"}, num_train_epochs=2)
     assert straight.code == 0
@@ -219,7 +218,7 @@ def test_a_checkpoint_of_another_recipe_moves_nothing(flags: dict[str, Any], who
     plain = {**flags, "recipe": other, "recipe_args": None, "distill_teacher": None}
     for asked in (True, output / "checkpoint-6"):
         refused = run(**plain, output_dir=output, resume_from_checkpoint=asked)
-        assert refused.code == 2 and "belongs to a run of another recipe" in refused.err, refused.all
+        assert refused.code == 2 and "with another recipe or model" in refused.err, refused.all
     assert not (tmp_path / "out.1").exists() and read_json(output / "run.json")["finished"]
     same = run(**flags, output_dir=output, resume_from_checkpoint=True)
     assert same.code == 0 and "nothing is trained again" in same.out, same.all
@@ -233,7 +232,7 @@ def test_the_working_folder_as_output(flags: dict[str, Any], tmp_path: Path) -> 
     for seed in (1, 2):
         done = run(**short, seed=seed, output_dir=".", cwd=folder)
         assert done.code == 0, done.all
-    assert f"was moved aside to {tmp_path / 'here.1'}" in done.out
+    assert f"was moved to {tmp_path / 'here.1'}" in done.out
     assert folder.stat().st_ino == inode, "it stays the folder that a shell is in"
     again = run(**short, seed=2, output_dir=".", cwd=folder)
     assert again.code == 0 and "nothing is trained again" in again.out
@@ -243,7 +242,7 @@ def test_the_working_folder_as_output(flags: dict[str, Any], tmp_path: Path) -> 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     refused = run(**short, output_dir=".", overwrite_output_dir=True, cwd=tmp_path / "mine")
-    assert refused.code == 2 and "is the folder that you are in" in refused.err, refused.all
+    assert refused.code == 2 and "is your working folder" in refused.err, refused.all
     (folder / "inside").mkdir()
     refused = run(**short, seed=3, output_dir="..", cwd=folder / "inside")
     assert refused.code == 2 and "runs in it" in refused.err and "seed (2 there, 3 here)" in refused.err
@@ -303,7 +302,7 @@ def test_a_disk_that_takes_nothing(capsys: pytest.CaptureFixture[str], number: i
 def test_a_place_for_no_folder(flags: dict[str, Any], tmp_path: Path, place: str) -> None:
     (tmp_path / "a_file").touch()
     refused = run(**flags, output_dir=place, cwd=tmp_path)
-    assert refused.code == 2 and f"error: --output_dir {place} cannot be made" in refused.err, refused.all
+    assert refused.code == 2 and f"error: --output_dir {place} cannot be created" in refused.err, refused.all
 
 
 def test_another_error_of_the_system_is_a_fault_of_ours() -> None:
@@ -328,7 +327,7 @@ def test_logits_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(teacher, "save_file", full)
     teacher._write(tmp_path / "table.safetensors", torch.zeros(2, 2))
-    assert "teacher logits are not kept on disk" in capsys.readouterr().out
+    assert "teacher logits are not stored on disk" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
@@ -347,7 +346,7 @@ def test_a_signal_outside_of_training(capsys: pytest.CaptureFixture[str], number
     with pytest.raises(SystemExit) as ended:
         run_main(load)
     assert ended.value.code == 75 and signal.getsignal(number) == before
-    assert f"stopped by {signal.Signals(number).name}: run the same command again to go on" in capsys.readouterr().err
+    assert f"stopped by {signal.Signals(number).name}: run the same command again to resume" in capsys.readouterr().err
 
 
 def test_how_to_go_on_after_overwriting(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +356,7 @@ def test_how_to_go_on_after_overwriting(capsys: pytest.CaptureFixture[str], monk
     monkeypatch.setattr("sys.argv", ["script", "--overwrite_output_dir"])
     with pytest.raises(SystemExit):
         run_main(interrupt)
-    assert "run the same command again without --overwrite_output_dir, which starts anew, to go on" in (
+    assert "run the same command again without --overwrite_output_dir (it starts a new run) to resume" in (
         capsys.readouterr().err
     )
 
@@ -374,7 +373,7 @@ def test_the_end_of_a_launcher_saves(flags: dict[str, Any], tmp_path: Path) -> N
         time.sleep(0.01)
     process.kill()
     ended = wait(process)  # for the pipe, which the script's process holds
-    assert "stopped by the end of its launcher: run the same command again to go on" in ended.err, ended.all
+    assert "stopped by the end of its launcher: run the same command again to resume" in ended.err, ended.all
     saved = names(output)[-1].partition("-")[2]
     again = run(**flags, output_dir=output)
     assert again.code == 0 and f"from step {saved}" in flat(again.out), again.all

@@ -164,7 +164,7 @@ def test_the_recipe_overrules_epochs_and_steps(tiny: Tiny, tmp_path: Path) -> No
     ):
         done = run(**{**flags, flag: 5, "output_dir": tmp_path / str(number)})
         assert done.code == 0, done.all
-        assert f"{words} is overruled: the recipe runs 1" in flat(done.out)
+        assert f"{words} is overridden: the recipe runs 1" in flat(done.out)
         assert read_json(tmp_path / str(number) / "all_results.json")["global_step"] == 7
 
 
@@ -185,9 +185,9 @@ def set_rate(start: float, groups: str = "") -> str:
 def test_each_flag_that_the_recipe_overrules_is_said() -> None:
     usual = "--learning_rate 1e-5 --lr_scheduler_type cosine --warmup_ratio 0.1"
     assert overruled(usual, set_rate(0)) == [
-        "--learning_rate 1e-05 is overruled: the recipe sets the learning rate",
-        "--lr_scheduler_type cosine is overruled: the recipe sets the learning rate",
-        "--warmup_ratio 0.1 is overruled: the recipe sets the learning rate",
+        "--learning_rate 1e-05 is overridden: the recipe sets the learning rate",
+        "--lr_scheduler_type cosine is overridden: the recipe sets the learning rate",
+        "--warmup_ratio 0.1 is overridden: the recipe sets the learning rate",
     ]
     function = "!LearningRateFunctionModifier {lr_func: linear, init_lr: 0.01, final_lr: 0, end_epoch: 3, "
     for modifier in (
@@ -196,12 +196,12 @@ def test_each_flag_that_the_recipe_overrules_is_said() -> None:
         "!LearningRateModifier {lr_class: ExponentialLR, lr_kwargs: {gamma: 0.9}, init_lr: 0.01, start_epoch: 2}",
     ):
         assert overruled("--learning_rate 5e-5 --warmup_steps 3", modifier) == [
-            "--learning_rate 5e-05 is overruled from epoch 2 on: the recipe sets the learning rate; "
+            "--learning_rate 5e-05 is overridden from epoch 2 on: the recipe sets the learning rate; "
             "until then it is 5e-05",
-            "--warmup_steps 3 is overruled: the recipe sets the learning rate, and until then it is constant",
+            "--warmup_steps 3 is overridden: the recipe sets the learning rate, and until then it is constant",
         ]
     # The earliest counts, in whatever order they are written.
-    assert "overruled from epoch 1 on" in overruled("--learning_rate 1e-5", set_rate(2), set_rate(1))[0]
+    assert "overridden from epoch 1 on" in overruled("--learning_rate 1e-5", set_rate(2), set_rate(1))[0]
 
 
 def test_nothing_is_said_of_flags_that_act_or_were_not_given() -> None:
@@ -214,25 +214,25 @@ def test_nothing_is_said_of_flags_that_act_or_were_not_given() -> None:
 
 def test_overruled_weight_decay_and_parameter_groups() -> None:
     assert overruled("--weight_decay 0", "!SetWeightDecayModifier {weight_decay: 0.1}") == [
-        "--weight_decay 0.0 is overruled: the recipe sets the weight decay"
+        "--weight_decay 0.0 is overridden: the recipe sets the weight decay"
     ]
     assert overruled("--weight_decay 0.2", "!SetWeightDecayModifier {weight_decay: 0.1, start_epoch: 1.5}") == [
-        "--weight_decay 0.2 is overruled from epoch 1.5 on: the recipe sets the weight decay; until then it is 0.2"
+        "--weight_decay 0.2 is overridden from epoch 1.5 on: the recipe sets the weight decay; until then it is 0.2"
     ]
     assert overruled("--learning_rate 1e-5 --warmup_steps 3", set_rate(0, "[1]")) == [
-        "--learning_rate 1e-05 is overruled for parameter group 1: the recipe sets the learning rate; "
+        "--learning_rate 1e-05 is overridden for parameter group 1: the recipe sets the learning rate; "
         "otherwise it is 1e-05",
-        "--warmup_steps 3 is overruled: the recipe sets the learning rate, and otherwise it is constant",
+        "--warmup_steps 3 is overridden: the recipe sets the learning rate, and otherwise it is constant",
     ]
     assert overruled("--learning_rate 1e-5", set_rate(0, "[0]"), set_rate(2, "[1]"))[0].startswith(
-        "--learning_rate 1e-05 is overruled for parameter group 0 and parameter group 1 from epoch 2 on: "
+        "--learning_rate 1e-05 is overridden for parameter group 0 and parameter group 1 from epoch 2 on: "
     )
 
 
 def test_epochs_and_steps_that_were_given() -> None:
     assert overruled("--num_train_epochs 7 --max_steps 5") == [
-        "--max_steps 5 is overruled: the recipe runs 3 epochs",
-        "--num_train_epochs 7 is overruled: the recipe runs 3",
+        "--max_steps 5 is overridden: the recipe runs 3 epochs",
+        "--num_train_epochs 7 is overridden: the recipe runs 3",
     ]
 
 

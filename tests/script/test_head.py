@@ -240,7 +240,7 @@ def test_one_shot_without_rows_to_take_ranges_from(tiny: Tiny, tuned: Path, tmp_
     (tmp_path / "data").mkdir()
     write_csv(tmp_path / "data" / "validation.csv", rows(9, 2))
     refused = used("one_shot", tuned, tmp_path / "out", tmp_path / "recipes", dataset_name=tmp_path / "data")
-    assert refused.code == 2 and "takes ranges from training rows" in refused.err, refused.all
+    assert refused.code == 2 and "--one_shot needs training rows for the ranges" in refused.err, refused.all
     headless = used("one_shot", tiny.model, tmp_path / "mlm", tmp_path / "r", train_file=tiny.train, do_eval=None)
     assert headless.code == 0 and "has no fine-tuned head" in headless.err, headless.all
 

@@ -133,8 +133,8 @@ def test_datasets_of_the_hub(server: ForkServer) -> None:
     assert (full["text_columns"], full["label_names"], full["metrics"]) == (["text"], ["neg", "pos"], "default")
     assert on_test["splits"]["validation"] == rows
     assert held_out["error"] == (
-        "stanfordnlp/imdb has no validation rows, which --do_eval needs: add --validation_ratio 0.1 to hold out a "
-        "tenth of the training rows, or --eval_on_test."
+        "stanfordnlp/imdb has no validation rows; --do_eval needs them: add --validation_ratio 0.1 to hold out 10% of "
+        "the training rows, or --eval_on_test."
     )
 
 
@@ -159,7 +159,7 @@ def test_glue(server: ForkServer) -> None:
     assert mnli["label_names"] == ["entailment", "neutral", "contradiction"]
     assert (stsb["problem_type"], stsb["label_names"]) == ("regression", ["score"])
     assert stsb["splits"]["train"]["label"] == [2.0, 4.5] and "label" not in stsb["splits"]["test"]
-    assert "has no labels (column 'label'), so it can be predicted and not evaluated." in on_test["error"]
+    assert "has no labels (column 'label'), so it can be predicted but not evaluated." in on_test["error"]
     assert by_name["splits"]["train"] == rows and by_name["metrics"] == "sst2"
     assert mnli_by_name == mnli
 
@@ -182,7 +182,7 @@ def test_what_the_hub_does_not_have(hub: StandInHub, server: ForkServer) -> None
         TRAIN | {"dataset_name": "someone/with_code"},
     )
     assert unknown["error"].startswith("--dataset_name nobody/nothing: the dataset was not found. Tried, in order:")
-    assert "for a private or gated one, log in with" in unknown["error"] and hub.url in unknown["error"]
+    assert "if it is private or gated, log in with" in unknown["error"] and hub.url in unknown["error"]
     assert "is neither a local folder nor a full Hub id, OWNER/NAME. Did you mean 'rotten_tomatoes'?" in short["error"]
     assert "sst2" in config["error"] and "--dataset_config_name" in config["error"]
     assert "someone/with_code" in code["error"] and "code" in code["error"]
@@ -204,7 +204,7 @@ def test_unreachable_hub(hub: StandInHub, tmp_path: Path) -> None:
     lines = missing["error"].splitlines()
     assert lines[0] == "--dataset_name imdb: the dataset was not found. Tried, in order:"
     assert [line.split()[1] for line in lines[1:4]] == ["local", "cache", "Hub"]
-    assert "does not hold all of stanfordnlp/imdb" in lines[2] and "HF_HUB_OFFLINE is set" in lines[3]
+    assert "does not contain all files of stanfordnlp/imdb" in lines[2] and "HF_HUB_OFFLINE is set" in lines[3]
     assert "HF_ENDPOINT=" in lines[4]
     assert other_task["error"].startswith("--task_name cola: the dataset was not found. Tried, in order:")
 

@@ -117,7 +117,7 @@ def test_faults_end_in_clear_errors_and_leave_nothing_wrong(
             assert "value" in outcome, (name, outcome)
             continue
         assert words in outcome["error"] and name in outcome["error"], (name, outcome)
-        assert "Tried, in order" in outcome["error"] and "Three ways out" in outcome["error"], (name, outcome)
+        assert "Tried, in order" in outcome["error"] and "Ways to fix this" in outcome["error"], (name, outcome)
     whole = {str(outcome["value"]) for outcome in second if isinstance(outcome["value"], list)}
     assert len(whole) == 1 and {outcome["value"] for outcome in second if isinstance(outcome["value"], int)} == {40}
 
@@ -150,10 +150,10 @@ def test_prefetch_compares_digests(
 
     refused = prefetch()
     assert refused.returncode == 2, refused.stdout + refused.stderr
-    assert f"who/flipped: what came is not what the Hub has: {WEIGHTS}. Delete " in refused.stderr
+    assert f"who/flipped: these files differ from the Hub's: {WEIGHTS}. Delete " in refused.stderr
     assert "Traceback" not in refused.stderr
     shutil.rmtree(home / "hub" / "models--who--flipped")
     fetched = prefetch()
     assert fetched.returncode == 0, fetched.stdout + fetched.stderr
-    assert "who/flipped: 4 files as the Hub has them" in fetched.stdout
-    assert "who/rows: 1 files as the Hub has them" in fetched.stdout
+    assert "who/flipped: 4 files match the Hub's digests" in fetched.stdout
+    assert "who/rows: 1 files match the Hub's digests" in fetched.stdout

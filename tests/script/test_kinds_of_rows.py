@@ -186,7 +186,7 @@ def test_rows_are_held_out_and_drawn(tiny: Tiny, tmp_path: Path) -> None:
     assert "64 train, 20 validation" in flat(done.out) and "steps 2, 2 an epoch" in flat(done.out)
     evaluated = run(**{**flags, "model_name_or_path": tmp_path / "out", "do_train": None}, validation_ratio=0.2)
     assert evaluated.code == 0, evaluated.all
-    assert "for its label names only" not in evaluated.err
+    assert "only for its label names" not in evaluated.err
 
 
 def test_rows_to_predict_are_the_first_ones(tiny: Tiny, trained: Path, tmp_path: Path) -> None:

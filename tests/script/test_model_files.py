@@ -49,11 +49,11 @@ FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "types": ({"type_vocab_size": 3}, ("bert.embeddings.token_type_embeddings.weight", "2 x 32", "3 x 32")),
     "width": ({"intermediate_size": 48}, ("bert.encoder.layer.0.intermediate.dense", "64", "48", "more")),
-    "more layers": ({"num_hidden_layers": 3}, ("bert.encoder.layer.2.", "holds no weights", "more")),
+    "more layers": ({"num_hidden_layers": 3}, ("bert.encoder.layer.2.", "has no weights", "more")),
     "fewer layers": ({"num_hidden_layers": 1}, ("bert.encoder.layer.1.", "no such block", "more")),
     "no LayerNorm": (
         {"weights": without("embeddings.LayerNorm.weight")},
-        ("bert.embeddings.LayerNorm.weight", "holds no weights"),
+        ("bert.embeddings.LayerNorm.weight", "has no weights"),
     ),
     "no embeddings": ({"weights": without("word_embeddings")}, ("bert.embeddings.word_embeddings.weight",)),
     "no block": ({"weights": without("layer.1.attention.self")}, ("bert.encoder.layer.1.attention.self.key.bias",)),
@@ -80,7 +80,7 @@ def test_only_a_head_may_be_new(fault: str, classifier: Path, tiny: Tiny, tmp_pa
     ]
     for refused in refusals:
         assert refused.code == 2, refused.all
-        for part in (*parts, "config.json and weights are of different models"):
+        for part in (*parts, "config.json and weights belong to different models"):
             assert part in refused.err, refused.err
     assert "--model_name_or_path" in refusals[0].err and "--distill_teacher" in refusals[3].err
     assert not (tmp_path / "out").exists()
@@ -101,7 +101,7 @@ def test_a_head_that_is_there_in_part(name: str, classifier: Path, tiny: Tiny, t
 def test_another_number_of_outputs(classifier: Path, tmp_path: Path) -> None:
     names = {"a": 0, "b": 1, "c": 2}
     wrong = changed(classifier, tmp_path / "wrong", id2label=dict(enumerate(names)), label2id=names)
-    with pytest.raises(UsageError, match=r"classifier\.bias is 2 in the file, and 3 by config\.json"):
+    with pytest.raises(UsageError, match=r"classifier\.bias is 2 in the file, but 3 by config\.json"):
         sparse_accel.load(wrong)
 
 
@@ -156,11 +156,11 @@ def test_id2label_decides(label2id: Any, classifier: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("id2label", "label2id", "message"),
     [
-        ({0: "pos", 1: "neg"}, {"neg": 0, "pos": 1}, "contradicts itself: id2label calls output 1 'neg', and label2id"),
+        ({0: "pos", 1: "neg"}, {"neg": 0, "pos": 1}, "'neg' is output 1 in id2label, but 0 in label2id"),
         ({0: "pos", 1: "neg"}, {"NEG": 0}, "contradicts itself"),
         ({0: "pos", 1: "neg"}, {"neg": "first"}, "contradicts itself"),
-        ({0: "pos", 1: "pos"}, {}, "calls two outputs 'pos'"),
-        ({1: "pos", 2: "neg"}, {}, "must number the outputs from 0; it has 1, 2"),
+        ({0: "pos", 1: "pos"}, {}, "duplicate name 'pos' in id2label"),
+        ({1: "pos", 2: "neg"}, {}, "must number the outputs from 0; got 1, 2"),
     ],
 )
 def test_labels_that_contradict_each_other(
@@ -182,7 +182,7 @@ def test_names_that_only_label2id_has(classifier: Path, tmp_path: Path) -> None:
 
 
 def test_scores_of_two_kinds(classifier: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="a regression gives one score"):
+    with pytest.raises(UsageError, match="outputs for a regression: only one is supported"):
         sparse_accel.load(changed(classifier, tmp_path / "model", problem_type="regression"))
 
 
@@ -209,7 +209,7 @@ def test_a_checkpoint_that_sparseml_quantized(classifier: Path, tiny: Tiny, tmp_
         return result
 
     folder = changed(classifier, tmp_path / "old", wrapped)
-    with pytest.raises(UsageError, match="SparseML saved after quantization-aware training"):
+    with pytest.raises(UsageError, match="saved by SparseML after quantization-aware training"):
         sparse_accel.load(folder)
     flags: dict[str, Any] = {"train_file": tiny.train, "max_steps": 1, "learning_rate": 0.0, "do_train": True}
     plain = run(model_name_or_path=classifier, output_dir=tmp_path / "plain", **flags)

@@ -20,7 +20,7 @@ def test_short_ids_lead_to_todays(capsys: pytest.CaptureFixture[str]) -> None:
     assert model_address("--model_name_or_path", "bert-base-uncased") == "google-bert/bert-base-uncased"
     assert model_address("--model_name_or_path", "bert-base-uncased") == "google-bert/bert-base-uncased"
     assert capsys.readouterr().err == (
-        "note: --model_name_or_path bert-base-uncased is google-bert/bert-base-uncased on today's Hub\n"
+        "note: --model_name_or_path bert-base-uncased is now google-bert/bert-base-uncased on the Hub\n"
     )
     assert model_address("--distill_teacher", "owner/name") == "owner/name"
     assert dataset_address("conll2003") == "lhoestq/conll2003"
@@ -44,8 +44,8 @@ def test_a_folder_comes_before_a_short_id(tmp_path: Path, monkeypatch: pytest.Mo
         ("a/b/c", "there is no folder a/b/c."),
         ("~nobody_of_this_name/x", "there is no folder ~nobody_of_this_name/x."),
         ("x" * 300, "is neither a local folder nor a full Hub id"),
-        ("zoo:a/b", "--distill_teacher zoo:a/b is no stub."),
-        ("teacher/config.json", "teacher/config.json is a file. Name the folder that holds the model: teacher"),
+        ("zoo:a/b", "--distill_teacher zoo:a/b is not a stub."),
+        ("teacher/config.json", "teacher/config.json is a file. Give the folder that contains the model: teacher"),
     ],
 )
 def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
@@ -61,7 +61,7 @@ def test_what_was_tried() -> None:
     lines = str(out_of_reach("--distill_teacher x/y", "x/y", "model", "no answer")).splitlines()
     assert lines[0] == "--distill_teacher x/y: the model was not found. Tried, in order:"
     assert [line.split(".")[0].strip() for line in lines[1:4]] == ["1", "2", "3"]
-    assert lines[4].startswith("Three ways out: a local folder; a mirror of the Hub") and "another id" in lines[4]
+    assert lines[4].startswith("Ways to fix this: use a local folder; set HF_ENDPOINT") and "use another id" in lines[4]
 
 
 # --- weights of the older format --------------------------------------------------------------------------------------
@@ -98,5 +98,5 @@ def test_code_in_weights_does_not_run(old_format: Path, tiny: Tiny, tmp_path: Pa
         pickle.dump({"bert.pooler.dense.bias": Exploit(tmp_path / "it_ran")}, stream, protocol=2)
     refused = run(**tiny.flags(model_name_or_path=old_format, output_dir=tmp_path / "out"))
     assert refused.code == 2, refused.all
-    assert "holds no model that can be read" in refused.err and "Traceback" not in refused.err
+    assert "contains no readable model" in refused.err and "Traceback" not in refused.err
     assert not (tmp_path / "it_ran").exists()

@@ -62,7 +62,7 @@ def times(folder: Path) -> dict[str, int]:
 
 def assert_neither_moved_nor_trained(outcome: Outcome, folder: Path, before: Path) -> None:
     assert outcome.code == 0, outcome.all
-    assert "nothing is trained again" in outcome.out and "moved aside" not in outcome.out
+    assert "nothing is trained again" in outcome.out and "was moved to" not in outcome.out
     assert not folder.with_name("out.1").exists()
     assert_same_model(folder, before)
 
@@ -158,7 +158,7 @@ def test_what_would_have_trained_another_model(
     before = times(tmp_path / "out")
     refused, folder = asked(**changed)
     assert refused.code == 2, refused.all
-    for part in (*parts, "holds a finished run of this recipe and data", "--overwrite_output_dir"):
+    for part in (*parts, "contains a finished run with this recipe and data", "--overwrite_output_dir"):
         assert part in refused.err, refused.err
     assert {**before, ".lock": 0} == {**times(folder), ".lock": 0} and not folder.with_name("out.1").exists()
 
@@ -295,7 +295,7 @@ def test_quantizers_that_are_gone(tiny: Tiny, tmp_path: Path) -> None:
         "do_eval": True,
     }
     for refused in (run(**flags), run(**alone, output_dir=tmp_path / "e")):
-        assert refused.code == 2 and "quantization.json, which holds their scales, is missing" in refused.err
+        assert refused.code == 2 and "quantization.json with their scales is missing" in refused.err
 
 
 # --- settings beyond the identity -------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_an_unfinished_run_goes_on_judged_as_it_began(tiny: Tiny, tmp_path: Path
         assert (
             refused.code == 2
             and f"{next(iter(changed))} (" in refused.err
-            and "an unfinished run of this recipe" in refused.err
+            and "an unfinished run with this recipe" in refused.err
         )
     assert run(**flags).code == 0
 

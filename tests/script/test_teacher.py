@@ -127,7 +127,7 @@ def test_labels_are_aligned_by_name(tiny: Tiny, teacher: Path, tmp_path: Path, c
     other = named(teacher, tmp_path / "other", ["bad", "excellent"], [0, 1])
     refused = student(tiny, tmp_path / "refused", other, **words)
     assert refused.code == 2
-    assert "do not agree on labels" in refused.err and "bad, good" in refused.err and "bad, excellent" in refused.err
+    assert "have different labels" in refused.err and "bad, good" in refused.err and "bad, excellent" in refused.err
 
 
 def test_a_teacher_with_another_vocabulary(tiny: Tiny, tmp_path: Path, cache: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_teacher_with_another_vocabulary(tiny: Tiny, tmp_path: Path, cache: Pa
     )
     done = student(tiny, tmp_path / "out", other)
     assert done.code == 0, done.all
-    assert "read through its own tokenizer, up to 12 tokens" in flat(done.out)
+    assert "with its own tokenizer, up to 12 tokens" in flat(done.out)
     (table,) = cache.iterdir()
     texts = [row["text"] for row in sentences(203, seed=1)]
     batch = AutoTokenizer.from_pretrained(other)(
@@ -167,12 +167,12 @@ def test_outputs_without_a_table_need_the_same_tokens(tiny: Tiny, tmp_path: Path
     for other in others.values():
         refused = student(tiny, tmp_path / "out", other, recipe=recipe, recipe_args=None)
         assert refused.code == 2, refused.all
-        assert "reads text through its own tokenizer" in refused.err and "compares hidden_states" in refused.err
+        assert "needs its own tokenizer" in refused.err and "compares hidden_states" in refused.err
         assert not (tmp_path / "out").exists()
     # One and the same output, named twice, is in the table.
     recipe.write_text(recipe.read_text().replace("hidden_states", "logits"))
     done = student(tiny, tmp_path / "twice", others["vocabulary"], recipe=recipe, recipe_args=None)
-    assert done.code == 0 and "read through its own tokenizer" in flat(done.out), done.all
+    assert done.code == 0 and "with its own tokenizer" in flat(done.out), done.all
 
 
 def test_a_model_that_teaches_itself(tiny: Tiny, tmp_path: Path) -> None:
@@ -199,5 +199,6 @@ def test_a_teacher_with_its_labels_in_another_order(tiny: Tiny, teacher: Path, t
         for each in (teacher, turned)
     )
     assert right.code == wrong.code == 0, wrong.all
-    assert "taken in order: 0 as good, 1 as bad" in wrong.err and "of the training rows, and one answer" in wrong.err
-    assert "warning" not in right.err and "; right on" in flat(right.out), right.all
+    assert "by position, not by name: 0 as good, 1 as bad" in wrong.err
+    assert "of the training rows; always the same answer" in wrong.err
+    assert "warning" not in right.err and "; correct on" in flat(right.out), right.all

@@ -29,14 +29,14 @@ def refused(said: tuple[str, ...], flags: dict[str, Any], output: Path, lines: i
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("a O\nb O x\n\nc O\n", ("rows.conll, line 2: 'b O x' has 3 columns, and line 1 has 2", "empty line ends")),
+        ("a O\nb O x\n\nc O\n", ("rows.conll, line 2: 'b O x' has 3 columns, but line 1 has 2", "empty line ends")),
         ("a O\nparis LOC\nb B-PER\n", ("rows.conll, line 2: the tag 'LOC'", "such as B-PER. Write O for a word")),
         ("a O\nparis X-LOC\nb B-PER\n", ("rows.conll, line 2: the tag 'X-LOC' begins with X-", "Write O")),
-        ("a O\nparis LOC-B\n", ("rows.conll, line 2: the tag 'LOC-B'", "Write the letter first")),
+        ("a O\nparis LOC-B\n", ("rows.conll, line 2: the tag 'LOC-B'", "Write a capital letter first")),
         ("a O\nb\tB-\nc\tB-PER\n", ("rows.conll, line 2: the tag 'B-' has no type",)),
         ("", ("rows.conll is empty",)),
-        ("\n-DOCSTART- -X- O\n\n", ("rows.conll has no sentence: a word and its tag are expected in each line",)),
-        ("a\nb\n\nc\n", ("rows.conll has one column", "tags are expected in another one")),
+        ("\n-DOCSTART- -X- O\n\n", ("rows.conll has no sentences: expected a word and its tag in each line",)),
+        ("a\nb\n\nc\n", ("rows.conll has one column", "expected tags in a second one")),
         ("a O\nb O\n", ("rows.conll: all tags are O; training needs two or more",)),
     ],
 )
@@ -51,7 +51,7 @@ def test_files_of_lines(content: str, said: tuple[str, ...], tokens: TinyTokens,
     [
         ("a O\nparis B-LOK\n", ("rows.conll, line 2: the tag 'B-LOK' does not occur in", "Did you mean 'B-LOC'?")),
         ("a O\n\nacme B-ORG\n", ("rows.conll, line 3: the tag 'B-ORG'", "Its tags are: O, B-LOC, I-LOC, B-PER, I-PER")),
-        ("a DT\nparis NN\n", ("rows.conll, line 1: the tag 'DT'", "Write O for a word outside of all entities")),
+        ("a DT\nparis NN\n", ("rows.conll, line 1: the tag 'DT'", "Write O for a word outside of entities")),
     ],
 )
 def test_tags_that_training_lacks(content: str, said: tuple[str, ...], tokens: TinyTokens, tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_lists(suffix: str, row: dict[str, Any], said: tuple[str, ...], tokens: 
     ("row", "flags", "said"),
     [
         ({"toks": WORDS, "ner_tags": TAGS}, {}, ("no column 'tokens' or 'words'", "with --text_column_name")),
-        ({"tokens": WORDS, "ner": TAGS}, {}, ("no column of tags that is called as usual", "--label_column_name")),
-        ({"tokens": WORDS, "ner_tags": TAGS}, {"task_name": "pos"}, ("no column of tags", "tokens, ner_tags")),
+        ({"tokens": WORDS, "ner": TAGS}, {}, ("no tag column with a usual name", "--label_column_name")),
+        ({"tokens": WORDS, "ner_tags": TAGS}, {"task_name": "pos"}, ("no tag column", "tokens, ner_tags")),
         (
             {"tokens": WORDS, "tags": TAGS},
             {"text_column_name": "token"},
@@ -136,11 +136,11 @@ def test_columns(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"label_column_name": "7"}, ("there is no column 7 to take tags from", "line 1 has 2")),
-        ({"label_column_name": "1"}, ("column 1 holds the words",)),
-        ({"label_column_name": "ner"}, ("whose columns have no names. Give the number of the tags' column",)),
-        ({"problem_type": "regression"}, ("--problem_type is not taken here: each word has one label",)),
-        ({"input_column_names": "tokens"}, ("--input_column_names is not taken here", "--text_column_name")),
+        ({"label_column_name": "7"}, ("tag column 7 does not exist", "line 1 has 2")),
+        ({"label_column_name": "1"}, ("column 1 contains the words",)),
+        ({"label_column_name": "ner"}, ("have no names. Give the number of the tag column",)),
+        ({"problem_type": "regression"}, ("--problem_type is not supported: each word has one label",)),
+        ({"input_column_names": "tokens"}, ("--input_column_names is not supported", "--text_column_name")),
         ({"label_all_token": True}, ("Did you mean '--label_all_tokens'?",)),
         ({"max_seq_length": 2}, ("--max_seq_length",)),
         (
@@ -174,7 +174,8 @@ def test_training_a_model_of_other_tags(tokens: TinyTokens, tagger: Path, tmp_pa
     """Some are the model's own: to continue with its head, or to begin with a new one, is the user's to say."""
     file = write_conll(tmp_path / "rows.conll", OTHER)
     flags = tokens.short(model_name_or_path=tagger, train_file=file, validation_file=file)
-    refused(("rows.conll, line 7: the tag 'B-ORG'", "or add --new_head"), flags, tmp_path / "out")
+    said = ("rows.conll, line 7: the model does not have the tag 'B-ORG'", "or add --new_head")
+    refused(said, flags, tmp_path / "out")
     done = run(**flags, new_head=True, output_dir=tmp_path / "new")
     assert done.code == 0 and "newly initialized (2 weights)" in done.out, done.all
     # None is the model's own: a task of its own, with a new head.
@@ -186,11 +187,12 @@ def test_training_a_model_of_other_tags(tokens: TinyTokens, tagger: Path, tmp_pa
 def test_evaluating_a_model_of_other_tags(tokens: TinyTokens, tagger: Path, tmp_path: Path) -> None:
     flags = {"model_name_or_path": tagger, "do_eval": True}
     file = write_conll(tmp_path / "rows.conll", OTHER)
-    said = ("rows.conll, line 7: the tag 'B-ORG' is none of the model's", "O, B-LOC, I-LOC, B-PER, I-PER", "id2label")
+    said = ("rows.conll, line 7: the model does not have the tag 'B-ORG'", "O, B-LOC, I-LOC, B-PER, I-PER", "id2label")
     refused(said, {**flags, "validation_file": file}, tmp_path / "out")
     plain = tmp_path / "plain.conll"
     plain.write_text("".join(f"{word} {'DT' if word in ('the', 'a') else 'NN'}\n" for word in PLAIN))
-    refused(("plain.conll, line 1: the tag 'DT'",), {**flags, "validation_file": plain}, tmp_path / "out")
+    said = ("plain.conll, line 1: the model does not have the tag 'DT'",)
+    refused(said, {**flags, "validation_file": plain}, tmp_path / "out")
 
 
 def test_tags_in_other_capitals(tokens: TinyTokens, tagger: Path, tmp_path: Path) -> None:
@@ -203,12 +205,12 @@ def test_tags_in_other_capitals(tokens: TinyTokens, tagger: Path, tmp_path: Path
 
 def test_words_to_predict_and_no_head(tokens: TinyTokens, tmp_path: Path) -> None:
     flags = {"model_name_or_path": tokens.model, "test_file": tokens.test, "do_predict": True}
-    refused(("pruned90: no trained classifier", "Train it first"), flags, tmp_path / "out")
+    refused(("pruned90: no trained classifier", "Train the model first"), flags, tmp_path / "out")
 
 
 def test_a_task_that_conll_files_have_no_use_for(tokens: TinyTokens) -> None:
     flags: dict[str, Any] = {"model_name_or_path": "x", "output_dir": "y", "do_train": True, "task_name": "pos"}
     arguments = TokenClassificationArguments(**flags, train_file=str(tokens.train))
     assert arguments.warnings() == [
-        "--task_name names no column of CoNLL files: give its number with --label_column_name."
+        "--task_name has no effect on CoNLL files: give the column's number with --label_column_name."
     ]

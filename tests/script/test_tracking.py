@@ -152,7 +152,7 @@ def test_wandb(flags: dict[str, Any], tmp_path: Path) -> None:
     record = output / "run.json"
     record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
     again = run(**flags, output_dir="out", report_to="wandb", run_name="third try", cwd=tmp_path)
-    assert again.code == 0 and "going on from step" in again.out, again.all
+    assert again.code == 0 and "resuming from step" in again.out, again.all
     files = [path.name for path in (output / "tracking").rglob("*.wandb")]
     assert len(files) == 2 and len({name.rpartition("-")[2] for name in files}) == 1, files
 
@@ -282,5 +282,5 @@ def test_a_tracker_that_does_not_start(flags: dict[str, Any], tmp_path: Path, mo
     monkeypatch.setattr("wandb.init", no_account)
     refused = run(**flags, output_dir=tmp_path / "out", report_to="wandb")
     assert refused.code == 2, refused.all
-    assert "--report_to wandb: No API key configured. Without an account, WANDB_MODE=offline" in refused.err
+    assert "--report_to wandb: No API key configured. Without an account, set WANDB_MODE=offline" in refused.err
     assert run(**flags, output_dir=tmp_path / "out").code == 0, "the same run goes on without"

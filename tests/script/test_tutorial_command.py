@@ -58,7 +58,7 @@ def output(desk: Path, first: Outcome) -> Path:
 def test_what_it_prints(first: Outcome) -> None:
     assert first.code == 0, first.all
     warnings = [line for line in first.err.splitlines() if line.startswith("warning")]
-    assert warnings == ["warning: --fp16 needs a GPU and there is none here: training in float32"]
+    assert warnings == ["warning: --fp16 needs a GPU, but there is none: training in float32"]
     titles = [line for line in first.out.splitlines() if line.startswith("── ")]
     assert [title.split()[1] for title in titles] == ["run", "results"]
     evaluations = [line.split() for line in first.out.splitlines() if line.startswith("epoch ")]
@@ -73,7 +73,7 @@ def test_what_it_prints(first: Outcome) -> None:
 def test_the_recorded_flags_are_this_very_run(desk: Path, output: Path) -> None:
     again = run(str(output / "arguments.json"), cwd=desk)
     assert again.code == 0, again.all
-    assert "holds this very run, finished" in again.out
+    assert "already contains this run, finished" in again.out
 
 
 def test_what_lies_in_the_folder(desk: Path, output: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_finished_run_of_other_settings_is_moved_aside(desk: Path, output: Pat
     other = run(*COMMAND_WORDS, "--seed", "43", cwd=desk)
     assert other.code == 0, other.all
     aside = desk / f"{OUTPUT}.1"
-    assert f"{OUTPUT} was moved aside to {OUTPUT}.1" in other.out and "seed (42 there, 43 here)" in other.out
+    assert f"{OUTPUT} was moved to {OUTPUT}.1" in other.out and "seed (42 there, 43 here)" in other.out
     assert read_json(aside / "run.json")["identity"]["seed"] == 42
     assert read_json(output / "run.json")["identity"]["seed"] == 43
     # Back to where the other tests found it.

@@ -40,7 +40,7 @@ class Case:
 
 # The model's blocks have 16384 weights, half of which are zero; its pooler and classifier have 1088, and no zeros.
 _AS_IT_CAME = 0.5 * 16384 / (16384 + 1088)
-_PART_TIME = {"deepspeed": "DeepSpeed cannot freeze a parameter for a part of the training"}
+_PART_TIME = {"deepspeed": "DeepSpeed cannot freeze a parameter for part of the training"}
 
 # What begins, changes or ends does so inside an epoch, too.
 TABLE: dict[str, list[Case]] = {

@@ -197,12 +197,12 @@ def test_gradients_of_a_step_that_the_scaler_skips_are_not_shown() -> None:
 def test_a_layout_that_gives_no_gradients_is_refused() -> None:
     check_gradients([ReadsGradients()], given=True)
     check_gradients([Adds()], given=False)
-    with pytest.raises(UsageError, match="ReadsGradients needs gradients, and DeepSpeed"):
+    with pytest.raises(UsageError, match=r"ReadsGradients needs gradients, .*DeepSpeed.*ddp\.yaml or fsdp2\.yaml"):
         check_gradients([ReadsGradients()], given=False)
     session = start(RANGE)
     session.run.modifiers = [ReadsGradients()]
     deepspeed: Any = SimpleNamespace(distributed_type="DEEPSPEED")
-    with pytest.raises(UsageError, match="ReadsGradients needs gradients, and DeepSpeed"):
+    with pytest.raises(UsageError, match=r"ReadsGradients needs gradients, .*DeepSpeed"):
         session.run.bind(deepspeed, session.model, session.optimizer, steps_per_epoch=1)
 
 
@@ -212,7 +212,7 @@ def test_a_layout_that_gives_no_gradients_is_refused() -> None:
 def test_one_shot_refuses_a_modifier_that_does_not_say_that_it_can() -> None:
     """By default nothing happened, so that the command ended well and had done nothing."""
     run = run_of(Adds())
-    with pytest.raises(UsageError, match="--one_shot: Adds acts in training only"):
+    with pytest.raises(UsageError, match=r"--one_shot: Adds .*--do_train, or remove it"):
         run.apply_at_once(lambda: iter(()))
 
 
@@ -251,12 +251,12 @@ def test_a_second_kind_that_follows_a_teacher_is_seen() -> None:
     """By its name, it was not: --distill_teacher was refused, and `disable` left it in."""
     recipe = recipe_of(Follows())
     recipe.check_teacher("self")
-    with pytest.raises(UsageError, match=r"the recipe distils \(Follows\) and there is no teacher"):
+    with pytest.raises(UsageError, match=r"\(Follows\), but there is no teacher"):
         recipe.check_teacher(None)
-    with pytest.raises(UsageError, match=r"the recipe distils \(Follows\)"):
+    with pytest.raises(UsageError, match=r"\(Follows\), but there is no teacher"):
         RecipeRun(recipe).attach(make_bert())
     assert RecipeRun(recipe, teacher="disable").modifiers == []
-    with pytest.raises(UsageError, match="--distill_teacher does nothing"):
+    with pytest.raises(UsageError, match="--distill_teacher has no effect"):
         recipe_of(Adds()).check_teacher("self")
 
 
@@ -268,7 +268,7 @@ def test_a_second_kind_that_sets_the_rate_is_seen() -> None:
         model_name_or_path="x", output_dir="y", task_name="sst2", do_train=True, learning_rate=0.5, max_steps=10
     )
     _, notices = steps_of_run(arguments, recipe_of(SetsRate()), 5)
-    assert notices == ["--learning_rate 0.5 is overruled: the recipe sets the learning rate"]
+    assert notices == ["--learning_rate 0.5 is overridden: the recipe sets the learning rate"]
     rate = lr_schedule(arguments, recipe_of(SetsRate()), 10)
     assert {rate(Progress(step, 5)) for step in range(10)} == {0.5}
 
@@ -286,14 +286,14 @@ def test_the_state_of_another_recipe_is_judged_by_the_modifiers() -> None:
 
     queries = run_with("MagnitudePruningModifier {end_epoch: 1, params: ['re:.*query.weight']}")
     keys = run_with("MagnitudePruningModifier {end_epoch: 1, params: ['re:.*key.weight']}")
-    with pytest.raises(ValueError, match=r"masks of MagnitudePruningModifier are of other weights: .*query\.weight"):
+    with pytest.raises(ValueError, match=r"masks of MagnitudePruningModifier belong to other weights: .*query\.weight"):
         keys.load_state_dict(queries.state_dict())
     with pytest.raises(ValueError, match="the recipe has no modifier 0:MagnitudePruningModifier"):
         run_with("QuantizationModifier {}").load_state_dict(queries.state_dict())
     whole, part = run_with("QuantizationModifier {}"), run_with("QuantizationModifier {submodules: [classifier]}")
-    with pytest.raises(ValueError, match="ranges of QuantizationModifier are of other quantizers"):
+    with pytest.raises(ValueError, match="ranges of QuantizationModifier belong to other quantizers"):
         part.load_state_dict(whole.state_dict())
-    with pytest.raises(ValueError, match="Adds keeps no state, and found mask"):
+    with pytest.raises(ValueError, match="Adds has no state, got mask"):
         Adds().load_state_dict({"mask": torch.ones(1)})
     queries.load_state_dict(queries.state_dict())
 

@@ -135,7 +135,7 @@ def test_a_recipe_that_distils_needs_a_teacher() -> None:
     ],
 )
 def test_two_that_act_at_the_same_time_are_refused_when_read(first: str, second: str) -> None:
-    with pytest.raises(RecipeError, match=r"two of this kind act at the same time; there can be one .*line \d"):
+    with pytest.raises(RecipeError, match=r"two of this kind act at the same time from epoch \d.*line \d"):
         load_recipe(f"modifiers:\n  - !{first}\n  - !{second}")
 
 

@@ -1,1 +1,1 @@
-"""Pruning: which weights are held at zero, and from when."""
+"""Pruning: which weights are kept at zero, and from which epoch."""

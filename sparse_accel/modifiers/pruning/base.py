@@ -1,4 +1,4 @@
-"""What all pruning shares: layers found by their weights' names, their masks, and masks as state."""
+"""The base class of pruning modifiers: finds layers by the names of their weights, and keeps masks as state."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class PruningModifier(Modifier):
-    """What constant and gradual pruning share: layers found by their weights' names, and their masks as state."""
+    """Base class of constant and gradual pruning. Its state is the masks of its layers."""
 
     params: str | list[str] = "__ALL_PRUNABLE__"
-    """Weights to prune: `__ALL_PRUNABLE__` (Linear and convolution weights), names, or `re:PATTERN`."""
+    """Weights to prune: names, `re:PATTERN`, or `__ALL_PRUNABLE__` (weights of Linear and convolution layers)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._layers: dict[str, list[SparseLayer]] = {}  # by the weight's name; several where a weight is tied
+        self._layers: dict[str, list[SparseLayer]] = {}  # by the name of the weight; several layers if it is tied
 
     def _check_params(self) -> None:
         if not self.params:
-            raise FieldError("params", "params is empty: name weights, or leave it out for all Linear and convolutions")
+            raise FieldError(
+                "params", "params is empty: name weights, or leave it out for all Linear and convolution layers"
+            )
 
     def _attach_layers(self, model: torch.nn.Module, patterns: str | list[str]) -> list[str]:
-        """Gives the layers that `patterns` name a mask that keeps everything; returns their weights' names."""
+        """Gives the layers that match `patterns` a mask that keeps all weights; returns the names of their weights."""
         import torch
 
         from sparse_accel.nn.layers import make_sparse, maskable_layers, prunable_names
@@ -44,8 +46,8 @@ class PruningModifier(Modifier):
         if refused:
             raise UsageError(
                 f"{self.name}: {refused[0]} cannot be pruned: only weights of Linear, Embedding and convolution layers "
-                f"have masks ({len(refused)} of the {len(names)} names that params matches are something else). "
-                f"Use __ALL_PRUNABLE__, or a pattern such as re:.*encoder.*dense.weight"
+                f"can ({len(refused)} of {len(names)} names in params are others). Use __ALL_PRUNABLE__, or a pattern "
+                "such as re:.*encoder.*dense.weight"
             )
         for name in names:
             layers = [make_sparse(module) for module in found[name]]
@@ -56,19 +58,19 @@ class PruningModifier(Modifier):
         return names
 
     def _check_alone(self, state: State) -> None:
-        """Raises UsageError where two modifiers would set one weight's mask at the same time."""
+        """Raises UsageError if two modifiers set the mask of one weight at the same time."""
         for other in state.modifiers:
             if other is self or not isinstance(other, PruningModifier) or not spans_overlap(self.span, other.span):
                 continue
             shared = [name for name in self._layers if name in other._layers]
             if shared:
                 raise UsageError(
-                    f"{self.name}: {shared[0]} is pruned by {other.name} at the same time: leave it out of the params "
-                    "of one, or let one start where the other ends"
+                    f"{self.name}: {shared[0]} is pruned by {other.name} at the same time: remove it from params of "
+                    "one, or start one where the other ends"
                 )
 
     def _full_weight(self, name: str) -> torch.Tensor:
-        """The whole effective weight, also where it is sharded."""
+        """Returns the complete effective weight, also if it is sharded."""
         from sparse_accel.distributed.weights import full_weight
 
         layer = self._layers[name][0]
@@ -76,7 +78,7 @@ class PruningModifier(Modifier):
         return full_weight(layer.weight).masked_fill(~layer.mask, 0.0)
 
     def _set_mask(self, name: str, mask: torch.Tensor) -> None:
-        """Changes a mask. Weights that it gives back restart at 0, whatever lay under the old one."""
+        """Changes a mask. Weights that are no longer pruned restart at 0, whatever the old mask covered."""
         from sparse_accel.distributed.weights import clear_weight
 
         layer = self._layers[name][0]
@@ -89,7 +91,7 @@ class PruningModifier(Modifier):
     def _copy_mask(self, name: str, mask: torch.Tensor) -> None:
         for layer in self._layers[name]:
             assert layer.mask is not None
-            layer.mask.copy_(mask)  # in place: compiled graphs and other references go on seeing it
+            layer.mask.copy_(mask)  # in place, for compiled graphs and other references to it
 
     def _remove_masks(self) -> None:
         """Lets pruned weights grow again."""
@@ -97,7 +99,7 @@ class PruningModifier(Modifier):
             self._set_mask(name, mask.new_ones(mask.shape))
 
     def finish(self) -> None:
-        """Stored weights become what the model computes with, so that any way of saving them writes the zeros."""
+        """Sets pruned weights to 0 in storage too, so that every way of saving the model writes zeros."""
         from sparse_accel.distributed.weights import clear_weight
 
         for layers in self._layers.values():
@@ -114,13 +116,13 @@ class PruningModifier(Modifier):
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         own = {name: mask.shape for name, mask in PruningModifier.state_dict(self).items()}
         if {name: mask.shape for name, mask in state.items()} != own:
-            raise ValueError(f"the masks of {self.name} are of other weights: {listed(state, 3)}")
+            raise ValueError(f"the masks of {self.name} belong to other weights: {listed(state, 3)}")
         for name, mask in state.items():
             self._copy_mask(name, mask)
 
 
 def short(params: str | list[str]) -> str:
-    """The key `params` in a few words, for the timeline."""
+    """Returns `params` as a short text for the timeline."""
     if isinstance(params, str):
         return params
     return params[0] if len(params) == 1 else f"{len(params)} patterns"

@@ -1,4 +1,4 @@
-"""Constant pruning: a sparse model stays as sparse as it is while it trains."""
+"""Constant pruning: a sparse model keeps its zeros while it trains."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ if TYPE_CHECKING:
     from sparse_accel.modifiers.state import State
     from sparse_accel.progress import Progress
 
-# Below this fraction of zeros a model is not a sparse one.
+# A model with a smaller fraction of zeros does not count as sparse.
 SPARSE = 0.05
 
 
 @dataclass(kw_only=True)
 class ConstantPruningModifier(PruningModifier):
-    """Keeps a sparse model as sparse as it is: weights that are zero at `start_epoch` stay zero.
+    """Keeps a sparse model sparse: weights that are zero at `start_epoch` stay zero.
 
-    The zeros are taken once. A weight that happens to reach 0 later is free to leave it again. Where there are no zeros
-    to keep, a warning says so: at `attach` for a modifier that acts from the start, else when the zeros are taken.
+    The zeros are recorded once, at `start_epoch`. A weight that becomes 0 later may change again. If there are no zeros
+    to keep, a warning is printed: before training if the modifier acts from the start, otherwise at `start_epoch`.
     """
+
+    end_epoch: float = -1.0
+    """Epoch from which pruned weights may grow again; -1: never."""
 
     acts_at_once: ClassVar[bool] = True
     without_effect: ClassVar[dict[str, str]] = {
-        "update_frequency": "the mask is taken once and enforced in every forward",
+        "update_frequency": "the mask is set once and applied in every forward",
     }
 
     def __post_init__(self) -> None:
@@ -40,7 +43,7 @@ class ConstantPruningModifier(PruningModifier):
         self._holds = False
 
     def events(self) -> list[tuple[float, str]]:
-        events = [(max(self.start_epoch, 0.0), f"pruned weights are held at zero ({short(self.params)})")]
+        events = [(max(self.start_epoch, 0.0), f"pruned weights are kept at zero ({short(self.params)})")]
         if self.end_epoch != -1:
             events.append((self.end_epoch, "pruned weights may grow again"))
         return events
@@ -67,35 +70,35 @@ class ConstantPruningModifier(PruningModifier):
             weight = self._full_weight(name)
             zeros[name] = _zeros(weight)
             self._set_mask(name, constant_mask(weight))
-        if self.start_epoch > 0:  # otherwise `attach` has said it
+        if self.start_epoch > 0:  # otherwise `attach` has warned
             self._warn_where_dense(zeros)
 
     def _warn_where_dense(self, counts: dict[str, tuple[int, int]]) -> None:
-        """Warns where there is nothing to keep at zero, in all layers or in some.
+        """Warns if all layers, or some of them, have no zeros to keep.
 
         Args:
-            counts: (zeros, numbers) of each weight matrix, by name.
+            counts: (zeros, elements) of each weight, by name.
         """
         zeros, numbers = (sum(column) for column in zip(*counts.values(), strict=True))
         sparsity = zeros / max(numbers, 1)
         when = f" at epoch {self.start_epoch:g}" if self.start_epoch > 0 else ""
         if sparsity < SPARSE:
             warn(
-                f"{self.name}: only {sparsity:.1%} of the {numbers:,} weights in the {len(counts)} layers that params "
-                f"names are zero{when}. It keeps zeros and prunes nothing, so the model stays dense: start from a "
-                "sparse model, or prune with MagnitudePruningModifier (GMPruningModifier is the same)"
+                f"{self.name}: only {sparsity:.1%} of the {numbers:,} weights in the {len(counts)} layers of params "
+                f"are zero{when}. This modifier keeps zeros and does not prune, so the model stays dense: start from a "
+                "sparse model, or prune with MagnitudePruningModifier (also called GMPruningModifier)"
             )
             return
         dense = [name for name, (count, _) in counts.items() if count == 0 and self._should_be_sparse(name)]
         if dense:
             warn(
-                f"{self.name}: {len(dense)} of the {len(counts)} layers that params names have no zeros{when} and stay "
-                f"dense, while {sparsity:.1%} of all their weights are zero: {listed(dense, 3)}. Check that the "
-                "model's weights were all loaded, or leave these layers out of params"
+                f"{self.name}: {len(dense)} of the {len(counts)} layers of params have no zeros{when} and stay dense, "
+                f"but {sparsity:.1%} of all these weights are zero: {listed(dense, 3)}. Check that all weights of the "
+                "model were loaded, or remove these layers from params"
             )
 
     def _should_be_sparse(self, name: str) -> bool:
-        """False for a head or pooler that only __ALL_PRUNABLE__ names: a new one is always dense."""
+        """Returns False for a head or pooler in __ALL_PRUNABLE__: a newly initialized one is always dense."""
         from sparse_accel.nn.layers import is_encoder_linear
 
         if self.params not in (ALL_PRUNABLE, [ALL_PRUNABLE]):
@@ -110,9 +113,9 @@ class ConstantPruningModifier(PruningModifier):
         return "pruned" if self._holds else ""
 
     def structure_final(self, progress: Progress) -> bool:
-        return progress.step > 0 and progress.previous().reached(self.start_epoch)  # masks are taken as a step begins
+        return progress.step > 0 and progress.previous().reached(self.start_epoch)  # step_begin sets the masks
 
 
 def _zeros(weight: torch.Tensor) -> tuple[int, int]:
-    """(zeros, numbers) of a tensor."""
+    """Returns (zeros, elements) of a tensor."""
     return int((weight == 0).sum()), weight.numel()

@@ -1,4 +1,4 @@
-"""Sparsity that grows: how large it is at a moment, and when it gets a new mask."""
+"""Gradual pruning: the sparsity at each step, and the steps that update masks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def update_due(progress: Progress, start: float, end: float, frequency: float) -> bool:
-    """True at the steps that begin with a new mask: at start, each `frequency` epochs from there, and at end.
+    """Returns True at steps that begin with a new mask: at `start`, every `frequency` epochs after it, and at `end`.
 
     Args:
-        start, end, frequency: epochs; a frequency of -1 stands for every step.
+        start, end, frequency: in epochs; the frequency -1 means every step.
     """
     start = max(start, 0.0)
     if progress.begins(start) or progress.begins(end):
@@ -29,12 +29,16 @@ def update_due(progress: Progress, start: float, end: float, frequency: float) -
 
 
 def scheduled_sparsity(fraction: float, initial: float, final: float, function: str) -> float:
-    """Returns the sparsity at a `fraction` (0 to 1) of the pruning range.
+    """Returns the sparsity at a `fraction` of the pruning range.
 
-    `cubic` is Zhu & Gupta 2017 (arXiv 1710.01878), eq. 1: fast at first, slow near the end; `inverse_cubic` its mirror.
+    Args:
+        fraction: 0 at its start, 1 at its end; other values are clipped.
+        initial, final: sparsity at start and end, 0 to 1.
+        function: `linear`; `cubic`, which is eq. 1 of Zhu & Gupta 2017 (arXiv 1710.01878): fast at first, slow near the
+            end; or `inverse_cubic`, its mirror: slow at first.
     """
     x = min(max(fraction, 0.0), 1.0)
     if x == 1.0:
-        return final  # to the last digit: counts are rounded from it
+        return final  # exactly: the number of pruned weights is rounded from it
     shape = {"linear": x, "cubic": 1 - (1 - x) ** 3, "inverse_cubic": 1 - (1 - x) ** (1 / 3)}[function]
     return initial + shape * (final - initial)

@@ -1,4 +1,4 @@
-"""Pruning by magnitude, step by step. Masks are made by pure functions in `sparse_accel.nn.masks`."""
+"""Gradual pruning by magnitude. Masks are computed by pure functions in `sparse_accel.nn.masks`."""
 
 from __future__ import annotations
 
@@ -24,28 +24,32 @@ FROM_PARAM = "__FROM_PARAM__"
 
 @dataclass(kw_only=True)
 class MagnitudePruningModifier(PruningModifier):
-    """Prunes the smallest weights step by step, from `init_sparsity` at the start to `final_sparsity` at the end.
+    """Prunes the smallest weights gradually: `init_sparsity` at `start_epoch`, `final_sparsity` at `end_epoch`.
 
-    Zhu & Gupta 2017, arXiv 1710.01878. Weights are ranked as the model uses them: what is pruned counts as 0, so masks
-    only tighten while sparsity grows.
+    Zhu & Gupta 2017, arXiv 1710.01878. Weights are ranked by the values that the model uses: pruned weights count as 0,
+    so they stay pruned while sparsity grows.
     """
 
+    end_epoch: float = -1.0
+    """Epoch at which final_sparsity is reached."""
+
     init_sparsity: float | str = 0.05
-    """Sparsity at start_epoch, 0 to 1; `__FROM_PARAM__` takes each weight's own at that moment."""
+    """Fraction of zeros at start_epoch, 0 to 1; `__FROM_PARAM__`: the sparsity that each weight has then."""
     final_sparsity: float | dict[float, list[str]] = 0.95
-    """Sparsity at end_epoch, 0 to 1; or a table {sparsity: [params]}, with `params` left out."""
+    """Fraction of zeros at end_epoch, 0 to 1; or a mapping {sparsity: [params]}, with `params` left out."""
     update_frequency: float = -1.0
-    """Epochs between two masks; -1 makes a new one at every step."""
+    """Epochs between two updates of the masks; -1: every step."""
     inter_func: str = "cubic"
-    """How sparsity grows in between: linear, cubic, inverse_cubic."""
+    """How sparsity grows from start to end: linear, cubic (fast at first) or inverse_cubic (slow at first)."""
     leave_enabled: bool = True
-    """Keep the final mask after end_epoch; otherwise pruned weights may grow again."""
+    """Keep the final masks after end_epoch; false: pruned weights may grow again."""
     mask_type: str | list[int] = "unstructured"
-    """unstructured; block4 (1 x 4 blocks); N:M (keep N of M neighbours); or [rows, columns] of a block."""
+    """What is pruned as one: unstructured (single weights), block4 (blocks of 1 x 4), [rows, columns] (blocks of this
+    size) or N:M (N of every M neighbours in a row are kept)."""
     global_sparsity: bool = False
-    """Rank all weights together, so that layers differ in sparsity; otherwise each has the sparsity asked for."""
+    """Rank the weights of all layers together, so that layers differ in sparsity; false: rank per layer."""
     phased: bool = False
-    """The old tool's alternation of pruned and dense phases; only false is supported."""
+    """Alternate between pruned and dense phases, as in SparseML; only false is supported."""
 
     acts_at_once: ClassVar[bool] = True
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"score_type": ("magnitude",)}
@@ -53,17 +57,15 @@ class MagnitudePruningModifier(PruningModifier):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._final: dict[str, float] = {}  # sparsity to end with, by weight
-        self._initial: dict[str, float] = {}  # sparsity to begin with, by weight; known once pruning begins
+        self._final: dict[str, float] = {}  # final sparsity, by weight
+        self._initial: dict[str, float] = {}  # initial sparsity, by weight; known once pruning begins
         self._progress: Progress | None = None
         self._finished = False
         if self.end_epoch < 0:
-            raise FieldError("end_epoch", f"{self.name} needs an end_epoch: when final_sparsity is reached")
+            raise FieldError("end_epoch", "required: the epoch at which final_sparsity is reached")
         if isinstance(self.init_sparsity, str):
             if self.init_sparsity != FROM_PARAM:
-                raise FieldError(
-                    "init_sparsity", f"init_sparsity is a number or {FROM_PARAM}, not {self.init_sparsity!r}"
-                )
+                raise FieldError("init_sparsity", f"expected a number or {FROM_PARAM}, got {self.init_sparsity!r}")
         else:
             _check_fraction("init_sparsity", self.init_sparsity)
         table = isinstance(self.final_sparsity, dict)
@@ -73,15 +75,13 @@ class MagnitudePruningModifier(PruningModifier):
             raise FieldError("params", "final_sparsity already names the weights: leave params out")
         if isinstance(self.final_sparsity, dict):
             if not self.final_sparsity or not all(self.final_sparsity.values()):
-                raise FieldError(
-                    "final_sparsity", "final_sparsity is a table {sparsity: [weights]}: list weights in it"
-                )
+                raise FieldError("final_sparsity", "expected a mapping {sparsity: [weights]}: list weights in it")
         else:
             self._check_params()
         if table and self.global_sparsity:
-            raise FieldError("global_sparsity", "global_sparsity needs one final_sparsity, not a table")
+            raise FieldError("global_sparsity", "needs one final_sparsity, not a mapping")
         if self.inter_func not in ("linear", "cubic", "inverse_cubic"):
-            raise FieldError("inter_func", f"inter_func is linear, cubic or inverse_cubic, not {self.inter_func!r}")
+            raise FieldError("inter_func", f"expected linear, cubic or inverse_cubic, got {self.inter_func!r}")
         if self.phased:
             raise FieldError("phased", "phased is known, not supported yet: there are no dense phases in between")
         self._check_mask_type()
@@ -90,27 +90,27 @@ class MagnitudePruningModifier(PruningModifier):
         kind = self.mask_type
         if isinstance(kind, list):
             if len(kind) != 2 or any(size < 1 for size in kind):
-                raise FieldError("mask_type", f"a block is [rows, columns], both at least 1, not {kind}")
+                raise FieldError("mask_type", f"expected [rows, columns], both at least 1, got {kind}")
             return
         group = re.fullmatch(r"(\d+):(\d+)", kind)
         if group:
             kept, size = int(group[1]), int(group[2])
             if not 0 < kept < size:
-                raise FieldError("mask_type", f"{kind} keeps {kept} of {size}: N must be at least 1 and below M")
+                raise FieldError("mask_type", f"in N:M, N must be at least 1 and below M, got {kind}")
             for value in self.final_sparsity if isinstance(self.final_sparsity, dict) else [self.final_sparsity]:
                 if abs(value - (1 - kept / size)) > 1e-6:
                     raise FieldError(
                         "final_sparsity", f"mask_type {kind} has sparsity {1 - kept / size:g}, not {value:g}"
                     )
         elif kind not in ("unstructured", "block4"):
-            raise FieldError("mask_type", f"mask_type is unstructured, block4, N:M or [rows, columns], not {kind!r}")
+            raise FieldError("mask_type", f"expected unstructured, block4, N:M or [rows, columns], got {kind!r}")
 
     def events(self) -> list[tuple[float, str]]:
         start = max(self.start_epoch, 0.0)
         every = "every step" if self.update_frequency <= 0 else f"every {self.update_frequency:g} epochs"
         final = self.final_sparsity if isinstance(self.final_sparsity, dict) else f"{self.final_sparsity:g}"
-        begin = "its own" if isinstance(self.init_sparsity, str) else f"{self.init_sparsity:g}"
-        what = f"{short(self.params)}, {self.mask_type}{', ranked together' if self.global_sparsity else ''}"
+        begin = "the current sparsity" if isinstance(self.init_sparsity, str) else f"{self.init_sparsity:g}"
+        what = f"{short(self.params)}, {self.mask_type}{', global' if self.global_sparsity else ''}"
         end = "final sparsity reached" + ("" if self.leave_enabled else "; pruned weights may grow again")
         return [
             (start, f"pruning by magnitude from {begin} to {final}, {self.inter_func}, {every} ({what})"),
@@ -129,7 +129,7 @@ class MagnitudePruningModifier(PruningModifier):
         self._check_shapes()
 
     def _check_shapes(self) -> None:
-        """Blocks and groups must divide every weight: found now, not at the epoch in which pruning begins."""
+        """Checks that blocks and groups divide every weight, before training instead of when pruning begins."""
         from sparse_accel.nn.masks import magnitude_mask
 
         for name, layers in self._layers.items():
@@ -137,7 +137,7 @@ class MagnitudePruningModifier(PruningModifier):
                 magnitude_mask(layers[0].weight, self._final[name], self.mask_type)
             except ValueError as error:
                 raise UsageError(
-                    f"{self.name}: {name}: {error}. Take another mask_type, or leave it out of params"
+                    f"{self.name}: {name}: {error}. Use another mask_type, or remove this weight from params"
                 ) from error
 
     def bind(self, state: State) -> None:
@@ -153,7 +153,7 @@ class MagnitudePruningModifier(PruningModifier):
                 self._remove_masks()
 
     def finish(self) -> None:
-        """The range may end where training ends: the final sparsity is reached all the same."""
+        """Reaches the final sparsity, also if `end_epoch` is the end of training, where no further step begins."""
         if self._progress is None or not self._progress.reached(self.end_epoch):
             if not self._initial:
                 self._initial = self._initial_sparsities()
@@ -182,7 +182,7 @@ class MagnitudePruningModifier(PruningModifier):
         return dict.fromkeys(self._layers, self.init_sparsity)
 
     def _prune(self, progress: Progress | None) -> None:
-        """Sets the masks for this moment; None stands for the end of the range."""
+        """Sets the masks for `progress`; None means the end of the range."""
         from sparse_accel.modifiers.pruning.gradual import scheduled_sparsity
         from sparse_accel.nn.masks import global_magnitude_masks, magnitude_mask
 
@@ -194,7 +194,7 @@ class MagnitudePruningModifier(PruningModifier):
             name: scheduled_sparsity(fraction, self._initial[name], final, self.inter_func)
             for name, final in self._final.items()
         }
-        if ":" in str(self.mask_type):  # N:M has one sparsity: all of it from the first mask on
+        if ":" in str(self.mask_type):  # N:M has only one sparsity, from the first mask on
             targets = dict(self._final)
         if self.global_sparsity:
             weights = {name: self._full_weight(name) for name in self._layers}
@@ -230,4 +230,4 @@ class MagnitudePruningModifier(PruningModifier):
 
 def _check_fraction(key: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise FieldError(key, f"{key} is a share between 0 and 1, not {value:g}")
+        raise FieldError(key, f"expected a fraction between 0 and 1, got {value:g}")

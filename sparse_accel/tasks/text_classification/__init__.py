@@ -1,1 +1,1 @@
-"""Text classification: one label a text, several, or a score."""
+"""Text classification: one label per text, several labels, or a score."""

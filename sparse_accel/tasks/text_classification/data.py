@@ -1,4 +1,4 @@
-"""The rows of a text classification run, with the names of their labels."""
+"""Loads the rows of a text classification run and the names of their labels."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ LABEL = "label"
 
 @dataclass(frozen=True, kw_only=True)
 class TextClassificationData(TaskData):
-    """Rows of texts. Columns of a split: the text columns, and `label` (a name; a float; a list of names) unless the
-    rows have none. The position of a row in its split is the row's id.
+    """Rows of texts.
+
+    Columns of a split: the text columns and, if the rows have labels, `label` (a name; a float; a list of names). The
+    id of a row is its position in its split.
 
     Attributes:
         text_columns: one column, or two for pairs.
-        label_column: name of the labels' column in the source; None when no split has labels.
+        label_column: name of the label column in the source; None if no split has labels.
         problem_type: as in config.json: single_label_classification, multi_label_classification or regression.
         metrics: name of the metric set: a GLUE task, or "default".
-        positive: position among the outputs of what the data calls its label 1: a GLUE task's F1 is of that label.
+        positive: number of the output for label 1 of the data, whose F1 a GLUE task reports.
     """
 
     text_columns: tuple[str, ...]
@@ -44,28 +46,28 @@ class TextClassificationData(TaskData):
 
     @property
     def label2id(self) -> dict[str, int]:
-        """Name -> position among the model's outputs."""
+        """Returns the number of the output of each label, by name."""
         return {name: position for position, name in enumerate(self.label_names)}
 
     def has_labels(self, split: str) -> bool:
-        """Whether the rows of the split are labelled."""
+        """Whether the rows of a split have labels."""
         return LABEL in self.splits[split].column_names
 
 
 def load_text_classification(
     arguments: TextClassificationArguments, head: Head | None = None
 ) -> TextClassificationData:
-    """Loads the splits that a run needs, finds their columns and reads their labels.
+    """Returns the splits that a run needs, with their columns found and their labels read.
 
     Args:
-        arguments: which data, and what is done with it.
-        head: of a fine-tuned model: labels of the data are turned into its names (`match_names`), and rows without
-            labels can be predicted. A run that trains keeps it where the data's labels match, and gets a new one where
-            they are clearly others. None: names come from the training rows, or else from the rows at hand.
+        arguments: flags that name the data and its use.
+        head: of a fine-tuned model: labels of the data are converted to its names (`match_names`), and rows without
+            labels can be predicted. Training keeps the head if the labels match, and uses a new one if they are clearly
+            different. None: the names come from the training rows, or else from the available rows.
 
     Raises:
-        UsageError: data that is not there or not as asked: with file, row, line and column; or labels of data and
-            model that do not match.
+        UsageError: data is missing or invalid (with file, row, line and column), or its labels do not match those of
+            the model.
     """
     found = load_glue(arguments.task_name, arguments.cache_dir) if arguments.task_name else load_tables(arguments)
     tables = needed_splits(arguments, found)
@@ -82,7 +84,9 @@ def load_text_classification(
 
     asked = task.problem_type if task else arguments.problem_type
     if arguments.problem_type not in (None, asked):
-        raise UsageError(f"--problem_type {arguments.problem_type}: --task_name {arguments.task_name} is {asked}.")
+        raise UsageError(
+            f"--problem_type {arguments.problem_type}: --task_name {arguments.task_name} is {asked}. Remove one flag."
+        )
     reader = LabelReader(teaching, head, asked, arguments.do_train)
     splits = {split: table.texts(text_columns) for split, table in tables.items()}
     for split, labels in labelled.items():
@@ -111,7 +115,7 @@ def load_text_classification(
 
 
 def _label_column(arguments: TextClassificationArguments, tables: dict[str, Table]) -> str | None:
-    """The labels' column; None where only rows to predict are read, and these have none."""
+    """Returns the label column; None if only rows to predict are read, and they have none."""
     columns = {split: find_label_column(table, arguments.label_column_name) for split, table in tables.items()}
     column = next((column for column in columns.values() if column), None)
     for split, table in tables.items():
@@ -121,7 +125,7 @@ def _label_column(arguments: TextClassificationArguments, tables: dict[str, Tabl
             check_column(table, arguments.label_column_name or str(column), "--label_column_name")
         raise UsageError(
             f"{table.name} has no column 'label' or 'labels'; its columns are: {', '.join(table.column_names)}. "
-            "Name the column of labels with --label_column_name."
+            "Name the label column with --label_column_name."
         )
     return column
 
@@ -138,7 +142,7 @@ def _check_texts(table: Table, columns: tuple[str, ...]) -> None:
 def _labels(
     arguments: TextClassificationArguments, tables: dict[str, Table], column: str | None
 ) -> dict[str, LabelColumn]:
-    """The labels of the splits that need some, as they were found; those of others are not read."""
+    """Returns the labels of the splits that need labels, as they are in the source."""
     found: dict[str, LabelColumn] = {}
     for split, table in tables.items():
         if needs_no_labels(arguments, split):
@@ -148,6 +152,6 @@ def _labels(
             found[split] = labels
         else:
             raise UsageError(
-                f"{table.name} has no labels (column '{column}'), so it can be predicted and not evaluated."
+                f"{table.name} has no labels (column '{column}'), so it can be predicted but not evaluated."
             )
     return found

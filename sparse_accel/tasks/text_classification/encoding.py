@@ -1,4 +1,4 @@
-"""Texts and their labels as the model takes them."""
+"""Converts texts and labels to inputs of the model."""
 
 from __future__ import annotations
 
@@ -25,15 +25,19 @@ def encode(
     problem_type: str,
     length: int,
 ) -> dict[str, list[Any]]:
-    """Tokenizes some rows; row i of the result is row i.
+    """Returns some rows tokenized, in the same order.
 
     Args:
-        rows: columns of texts, and of labels where there are any.
-        length: tokens kept of a row, special tokens included.
+        rows: columns with texts and, if the rows have them, labels.
+        tokenizer: of the model, or of its teacher.
+        text_columns: one column, or two for pairs.
+        label2id: name of each label -> number of the output.
+        problem_type: as in config.json.
+        length: maximum number of tokens of a row, special tokens included; longer rows are truncated.
 
     Returns:
-        input_ids, attention_mask, token_type_ids where the tokenizer makes them, and labels where the rows have
-        them: an id (single-label), a float (regression), or floats of 0 and 1 (multi-label).
+        input_ids, attention_mask, token_type_ids if the tokenizer returns them, and labels if the rows have them: an id
+        (single-label), a float (regression), or floats of 0 and 1 (multi-label).
     """
     result = model_inputs(tokenizer(*(rows[column] for column in text_columns), truncation=True, max_length=length))
     if LABEL in rows:
@@ -42,7 +46,7 @@ def encode(
 
 
 def label_value(label: Any, label2id: Mapping[str, int], problem_type: str) -> int | float | list[float]:
-    """A label as the model's loss takes it: an id, a float, or a float of 0 or 1 for each label."""
+    """Returns a label as the loss expects it: an id, a float, or one float of 0 or 1 per label."""
     if problem_type == MULTI_LABEL:
         return [float(name in label) for name in label2id]
     return label2id[label] if isinstance(label, str) else float(label)
@@ -56,8 +60,8 @@ def tokenize_texts(
     Args:
         data: rows and label names.
         tokenizer: of the model, or of its teacher.
-        max_seq_length: tokens kept of a row; never more than the tokenizer's model takes.
-        options: num_workers and overwrite_cache, as `data.tokenizing.tokenize` takes them.
+        max_seq_length: maximum number of tokens of a row; the limit of the tokenizer applies too.
+        options: num_workers and overwrite_cache of `data.tokenizing.tokenize`.
     """
     settings = {
         "text_columns": data.text_columns,

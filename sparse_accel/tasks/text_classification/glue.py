@@ -14,11 +14,11 @@ from sparse_accel.hub import GLUE_ID
 
 @dataclass(frozen=True)
 class GlueTask:
-    """One task.
+    """One GLUE task.
 
     Attributes:
-        text_columns: its one or two columns of text.
-        splits: our split names -> those of the dataset.
+        text_columns: its one or two text columns.
+        splits: pairs of our split name and that of the dataset.
         problem_type: as in a model's config.json.
     """
 
@@ -36,7 +36,7 @@ _MNLI_SPLITS = (
     ("test_mismatched", "test_mismatched"),
 )
 
-# STS-B's only label column is a score from 0 to 5; the labels of all test rows are -1: not published.
+# The label of STS-B is a score from 0 to 5. The labels of all test rows are -1: not published.
 GLUE: dict[str, GlueTask] = {
     "cola": GlueTask(("sentence",)),
     "mnli": GlueTask(("premise", "hypothesis"), splits=_MNLI_SPLITS),
@@ -51,10 +51,14 @@ GLUE: dict[str, GlueTask] = {
 
 
 def load_glue(name: str, cache_dir: str | None) -> dict[str, Table]:
-    """The splits of a task by our names, MNLI's validation_mismatched and test_mismatched too.
+    """Returns the splits of a task by our names, for MNLI also validation_mismatched and test_mismatched.
+
+    Args:
+        name: a key of GLUE.
+        cache_dir: folder for downloads; None: the Hugging Face cache.
 
     Raises:
-        UsageError: it cannot be reached or read.
+        UsageError: the dataset cannot be reached or read.
     """
     splits = load_hub(f"--task_name {name}", GLUE_ID, name, cache_dir)
     return {

@@ -1,4 +1,4 @@
-"""How the labels of a run's rows are read: by what the training rows tell, and by the head of a fine-tuned model."""
+"""Reads the labels of a run: what they are follows from the training rows and the head of a fine-tuned model."""
 
 from __future__ import annotations
 
@@ -27,26 +27,29 @@ from sparse_accel.tasks.text_classification.labels import (
     read_labels,
 )
 
-# With more different labels than these, and than half the rows, the column is probably not one of classes.
+# With more different labels than this, and than half the rows, the column probably does not contain classes.
 _FEW_LABELS, _MANY_LABELS = 100, 1000
 
 
 class LabelReader:
-    """Reads the labels of every split by what one of them, the training rows where they are at hand, tells.
+    """Reads the labels of every split as one of them defines, the training rows if available.
 
-    Where a model keeps its fine-tuned head, the names and the order of its outputs hold, and labels of the data are
-    matched with them by name; a new head takes the data's.
+    If a model keeps its fine-tuned head, the names and the order of its outputs are used, and labels of the data are
+    matched with them by name; a new head gets the labels of the data.
 
     Args:
-        teaching: labels of the rows that tell what labels there are; None: no rows with labels.
+        teaching: labels of the rows that define the set of labels; None: no rows with labels.
         head: of a fine-tuned model, if the run starts from one.
-        problem_type: where it is known from the task or a flag.
-        training: whether the rows will be trained on: then the head may be a new one, and needs two labels or more.
+        problem_type: the one of the task or flag; None: unknown.
+        training: whether the model will be trained: then the head may be new, and needs two or more labels.
 
     Attributes:
-        names: of the labels, in the order of the model's outputs.
+        names: names of the labels, in the order of the model's outputs.
         keeps_head: whether these are the outputs of `head`.
-        by_position: `0 as neg, 1 as pos` where labels were matched by number though one side has names; else empty.
+        by_position: `0 as neg, 1 as pos` if labels were matched by number although one side has names; else empty.
+
+    Raises:
+        UsageError: the labels are unknown, ambiguous, too few or too many, or do not match those of the model.
     """
 
     def __init__(
@@ -61,14 +64,14 @@ class LabelReader:
             return
         if teaching is None:
             raise UsageError(
-                "no rows with labels, so their names are not known: predict with a fine-tuned model (a folder that "
-                "training wrote, as --model_name_or_path)."
+                "no rows with labels, so the label names are unknown: predict with a fine-tuned model (the output "
+                "folder of a training run as --model_name_or_path)."
             )
         scores = head is not None and head.is_regression
         self.problem_type = problem_type or find_problem_type(teaching, usual=REGRESSION if scores else None)
         if scores and problem_type is None and self.problem_type == SINGLE_LABEL and teaching.are_whole_numbers:
             raise UsageError(
-                f"{self.known_from}, column '{teaching.column}': the labels are whole numbers, and the model gives a "
+                f"{self.known_from}, column '{teaching.column}': the labels are integers, but the model predicts a "
                 f"score: scores or classes? Add --problem_type {REGRESSION} or --problem_type {SINGLE_LABEL}."
             )
         if self.problem_type == MULTI_LABEL and are_indicators(teaching):
@@ -81,7 +84,7 @@ class LabelReader:
             self._take_names(head.names)
 
     def _take_names(self, outputs: list[str]) -> None:
-        """The names of a kept head; the data's, in the order of its outputs, where it has only numbers for them."""
+        """Uses the names of a kept head; if they are only numbers, the data's names in the order of its outputs."""
         matched = match_names(self.names, outputs)
         if matched is None or not are_unnamed(outputs):
             self.names = outputs
@@ -92,13 +95,17 @@ class LabelReader:
 
     @property
     def feature(self) -> Any:
-        """The column type of labels: a float, a name, or a list of names."""
+        """Returns the column type of the labels: a float, a name, or a list of names."""
         return {REGRESSION: Value("float64"), MULTI_LABEL: List(Value("string"))}.get(
             self.problem_type, Value("string")
         )
 
     def read(self, labels: LabelColumn) -> list[Any]:
-        """Labels, row by row, as `feature` says; names are among `names`."""
+        """Returns the labels, row by row, with the type `feature`; all names are in `names`.
+
+        Raises:
+            UsageError: a label is missing, of the wrong kind or unknown.
+        """
         found = read_labels(labels, self.problem_type, self.indicators)
         if self.problem_type == REGRESSION:
             return found
@@ -112,12 +119,12 @@ class LabelReader:
         matched = matched or match_names(names, self.names, complete=False) or fold_names(names, self.names)
         if matched is None:
             check_known(labels, found, self.names, "the model")
-            raise AssertionError("a label that does not match is one that is not known")
+            raise AssertionError("check_known raises for labels that do not match")
         self.by_position = self.by_position or taken_by_position(matched)
         return [[matched[name] for name in label] if isinstance(label, list) else matched[label] for label in found]
 
     def position_of_label_1(self, teaching: LabelColumn | None) -> int:
-        """Where among `names` the label is that the data calls 1, or declares second; 1 where that cannot be told."""
+        """Returns the position in `names` of the data's label 1 (or second declared one); 1 if it is unknown."""
         declared = (teaching.declared if teaching else None) or ["0", "1"]
         matched = match_names(declared, self.names)
         return self.names.index(matched[declared[1]]) if matched and len(declared) > 1 else 1
@@ -130,15 +137,15 @@ class LabelReader:
         return labels.declared or name_order(_flat(read_labels(labels, self.problem_type)))
 
     def _fits(self, head: Head, declared: bool) -> bool:
-        """Whether training keeps a fine-tuned head; it does not where the data's labels are clearly of another task.
+        """Whether training keeps a fine-tuned head; it does not if the labels clearly belong to another task.
 
         Args:
             head: of the model.
-            declared: whether `names` are declared to be all labels there are.
+            declared: whether the source declares `names` as all labels.
 
         Raises:
-            UsageError: as many labels as the head has, or some of its labels, with other names among them; or numbers
-                that may be its first ones or not.
+            UsageError: unclear: as many labels as the head or some of its labels, but also other names; or numbers that
+                may be positions of its outputs.
         """
         if self.problem_type == REGRESSION or head.is_regression:
             return self.problem_type == REGRESSION and head.is_regression
@@ -154,9 +161,9 @@ class LabelReader:
         some = any(name.casefold() in folded for name in self.names)
         if some or (fewer is not None and not declared) or len(self.names) == len(head.names):
             raise UsageError(
-                f"the labels of {self.known_from} ({listed(self.names)}) do not match those of the model, in the order "
-                f"of its outputs ({listed(head.names)}). Rename them in the data, or in the model's config.json "
-                "(id2label); or add --new_head to start from a newly initialized head."
+                f"the labels of {self.known_from} ({listed(self.names)}) do not match those of the model, in output "
+                f"order ({listed(head.names)}). Rename them in the data or in the model's config.json (id2label), or "
+                "add --new_head to start from a newly initialized head."
             )
         return False
 
@@ -167,7 +174,7 @@ class LabelReader:
         if len(self.names) > max(_MANY_LABELS, rows // 2) and not asked:
             raise UsageError(
                 f"{place}: {len(self.names)} different labels in {rows} rows. If these are scores, add "
-                f"--problem_type {REGRESSION}; if they are classes all the same, --problem_type {SINGLE_LABEL}; if "
+                f"--problem_type {REGRESSION}; if they are classes, --problem_type {SINGLE_LABEL}; if "
                 "they are not labels, name the right column with --label_column_name."
             )
         if len(self.names) > max(_FEW_LABELS, rows // 2):
@@ -178,5 +185,5 @@ class LabelReader:
 
 
 def _flat(labels: list[Any]) -> list[str]:
-    """All names, whether rows hold one or a list of them."""
+    """Returns all names, whether a row has one or a list of them."""
     return [name for label in labels for name in (label if isinstance(label, list) else [label])]

@@ -1,6 +1,6 @@
-"""The figures that a model is judged by, from its outputs on labelled rows; by scikit-learn and scipy, offline.
+"""Metrics of text classification from the outputs on labelled rows, with scikit-learn and scipy, offline.
 
-GLUE's are the official ones (https://arxiv.org/abs/1804.07461); where a task has two, `combined_score` is their mean.
+GLUE tasks have their official metrics (https://arxiv.org/abs/1804.07461); for two, `combined_score` is their mean.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _SINGLE_LABEL_METRICS = ("accuracy", "f1_macro")
 
 
 def metric_names(metrics: str, problem_type: str) -> tuple[str, ...]:
-    """Names of the figures that `compute_metrics` returns.
+    """Returns the names of the metrics that `compute_metrics` returns.
 
     Args:
         metrics: a GLUE task, or "default".
-        problem_type: as in config.json; it chooses among the default figures.
+        problem_type: as in config.json; it selects the default metrics.
     """
     if metrics in _GLUE_METRICS:
         return _GLUE_METRICS[metrics]
@@ -44,25 +44,25 @@ def metric_names(metrics: str, problem_type: str) -> tuple[str, ...]:
 def compute_metrics(
     metrics: str, problem_type: str, logits: NDArray[np.floating], labels: NDArray[Any], positive: int = 1
 ) -> dict[str, float]:
-    """The figures of a metric set, by name.
+    """Returns the metrics of a metric set, by name.
 
     Args:
         metrics: a GLUE task, or "default".
         problem_type: as in config.json.
         logits: outputs of the model, (rows, labels); regression: (rows, 1) or (rows,).
-        labels: (rows,) of label ids; (rows,) of numbers for regression; (rows, labels) of 0 and 1 for multi-label.
-        positive: the output that a GLUE task's F1 is of: its label 1, wherever the model has it.
+        labels: label ids, (rows,); regression: numbers, (rows,); multi-label: 0 or 1, (rows, labels).
+        positive: number of the output for a GLUE task's label 1, whose F1 is computed.
 
     Returns:
-        `metric_names` -> plain floats. A correlation with an unvarying column, which is undefined, is 0.
+        `metric_names` -> Python floats. A correlation with a constant column is undefined, and given as 0.
     """
     names = metric_names(metrics, problem_type)
     logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if problem_type == REGRESSION:
         figures = _regression(logits.reshape(len(labels)), labels.astype(np.float64))
     elif problem_type == MULTI_LABEL:
-        # A logit above 0 is a probability above one half.
-        figures = _multi_label(logits > 0, labels > 0.5)
+        # A logit of at least 0 is a probability of at least 0.5; predictions use the same rule.
+        figures = _multi_label(logits >= 0, labels > 0.5)
     else:
         figures = _single_label(logits.argmax(axis=-1), labels, names, positive)
     if "combined_score" in names:
@@ -75,9 +75,9 @@ def _single_label(
 ) -> dict[str, float]:
     figures: dict[str, Callable[[], float]] = {
         "accuracy": lambda: accuracy_score(labels, predictions),
-        # Over the labels that occur: one that neither the rows nor the model names says nothing.
+        # Only over the labels that occur in the rows or in the predictions; others have no F1.
         "f1_macro": lambda: f1_score(labels, predictions, average="macro", zero_division=0),
-        # Of the task's label 1: paraphrase, duplicate.
+        # Of the task's label 1: paraphrase (MRPC), duplicate (QQP).
         "f1": lambda: f1_score(labels, predictions, labels=[positive], average="macro", zero_division=0),
         "matthews_correlation": lambda: matthews_corrcoef(labels, predictions),
     }

@@ -1,4 +1,4 @@
-"""Predictions as a table."""
+"""Predictions as a CSV table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import numpy as np
 
 
 def prediction_table(logits: np.ndarray, label_names: list[str], problem_type: str) -> str:
-    """Returns predictions as CSV. Regression: one `score`. Multi-label: the labels at or above 0.5, joined by `;`."""
+    """Returns predictions as CSV: row, label and the probability of each label; regression: row and score.
+
+    Args:
+        logits: (rows, labels).
+        label_names: in the order of the outputs.
+        problem_type: as in config.json. Multi-label: the labels with a probability of at least 0.5, joined by `;`.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if problem_type == "regression":
@@ -18,15 +24,15 @@ def prediction_table(logits: np.ndarray, label_names: list[str], problem_type: s
         return text.getvalue()
     writer.writerow(["row", "label", *(f"probability_{name}" for name in label_names)])
     several = problem_type == "multi_label_classification"
-    shares = 1 / (1 + np.exp(-logits)) if several else _softmax(logits)
-    for row, share in enumerate(shares):
-        chosen = [name for name, value in zip(label_names, share, strict=True) if value >= 0.5]
-        label = ";".join(chosen) if several else label_names[int(share.argmax())]
-        writer.writerow([row, label, *(f"{value:.6f}" for value in share)])
+    probabilities = (1 + np.tanh(logits / 2)) / 2 if several else _softmax(logits)  # tanh: no overflow
+    for row, (scores, values) in enumerate(zip(logits, probabilities, strict=True)):
+        chosen = [name for name, score in zip(label_names, scores, strict=True) if score >= 0]
+        label = ";".join(chosen) if several else label_names[int(scores.argmax())]
+        writer.writerow([row, label, *(f"{value:.6f}" for value in values)])
     return text.getvalue()
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
-    return shares
+    probabilities: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
+    return probabilities

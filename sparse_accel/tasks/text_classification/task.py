@@ -1,4 +1,4 @@
-"""Text classification as a task: one answer a row."""
+"""Text classification as a task: one answer per row."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sparse_accel.tasks.text_classification.predictions import prediction_table
 
 
 class TextClassification(Task):
-    """One label a text, several, or a score.
+    """Predicts one label per text, several labels, or a score.
 
     Attributes:
         problem_type: as in config.json.
         metrics: name of the metric set: a GLUE task, or "default".
-        positive: the output that a GLUE task's F1 is of.
+        positive: number of the output whose F1 a GLUE task reports.
     """
 
     name: ClassVar[str] = "text_classification"
@@ -93,7 +93,7 @@ class TextClassification(Task):
         super().check_flags(arguments)
         if self.label_smoothing and self.problem_type != SINGLE_LABEL:
             kind = self.problem_type.replace("_", " ")
-            raise UsageError(f"--label_smoothing_factor spreads a row's one label; this is {kind}: leave it out")
+            raise UsageError(f"--label_smoothing_factor needs one label per row, but this is {kind}: remove it")
 
     # --- training -----------------------------------------------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-"""Token classification: a tag for every word of a sentence (named entities, chunks, parts of speech)."""
+"""Token classification: one tag per word of a sentence (named entities, chunks, parts of speech)."""

@@ -1,4 +1,4 @@
-"""The sentences of a token classification run: words, their tags, and the names of these."""
+"""Loads the sentences of a token classification run: words, tags, and the names of the tags."""
 
 from __future__ import annotations
 
@@ -37,17 +37,19 @@ if TYPE_CHECKING:
 TOKENS, TAGS, SENTENCE = "tokens", "tags", "sentence"
 _USUAL_TOKEN_COLUMNS = ("tokens", "words")
 _USUAL_TAG_COLUMNS = ("tags", "labels")
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell it, and no encoding has it
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell it, but no encoding has it
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenClassificationData(TaskData):
-    """Sentences. Columns of a split: `tokens`, `tags` unless the rows have none (both lists of texts), and `sentence`,
-    the number of the row in its split.
+    """Sentences.
+
+    Columns of a split: `tokens` and, if the rows have them, `tags` (both lists of texts), and `sentence`, the number of
+    the row in its split.
 
     Attributes:
-        token_column, tag_column: their names in the source; no tag column when no split has tags.
-        scheme: of the tags: PLAIN, IOB2 or BIOES.
+        token_column, tag_column: their names in the source; tag_column is None if no split has tags.
+        scheme: scheme of the tags: PLAIN, IOB2 or BIOES.
     """
 
     token_column: str
@@ -56,14 +58,17 @@ class TokenClassificationData(TaskData):
 
 
 def load_token_classification(arguments: TokenClassificationArguments, head: Head | None) -> TokenClassificationData:
-    """Loads the splits that a run needs, finds their columns and reads their tags.
+    """Returns the splits that a run needs, with their columns found and their tags read.
 
-    Tags of IOB1 are taken as IOB2, and those of BIOES as well unless a fine-tuned model has tags of BIOES: the entities
-    are the same.
+    IOB1 tags are converted to IOB2, and BIOES tags too unless a fine-tuned model has BIOES tags; the entities do not
+    change.
+
+    Args:
+        arguments: flags that name the data and its use.
+        head: of a fine-tuned model, with whose tags those of the data are matched; None: the data defines them.
 
     Raises:
-        UsageError: data that is not there or not as asked, with file and line or row; or tags of data and model that do
-            not match.
+        UsageError: data is missing or invalid (with file and line or row), or its tags do not match those of the model.
     """
     found = load_tables(arguments, lambda file: _read(file, arguments.label_column_name))
     tables = needed_splits(arguments, found)
@@ -105,14 +110,14 @@ def _read(file: str, tag_column: str | None) -> Table:
         return read_table(file)
     if tag_column is not None and not tag_column.removeprefix("-").isdecimal():
         raise UsageError(
-            f"--label_column_name {tag_column}: {file} is a CoNLL file, whose columns have no names. Give the number "
-            "of the tags' column, counted from 1."
+            f"--label_column_name {tag_column}: columns of the CoNLL file {file} have no names. Give the number of the "
+            "tag column, counted from 1."
         )
     return ConllTable(read_conll(file, None if tag_column is None else int(tag_column)))
 
 
 def has_tags(file: str) -> bool:
-    """Whether a file of sentences has tags, in the column that usually has them."""
+    """Whether a file of sentences has tags, in a column with a usual name."""
     return any(name in _USUAL_TAG_COLUMNS or name.endswith("_tags") for name in _read(file, None).column_names)
 
 
@@ -127,7 +132,7 @@ def _token_column(table: Table, arguments: TokenClassificationArguments) -> str:
             return name
     raise UsageError(
         f"{table.name} has no column 'tokens' or 'words'; its columns are: {listed(table.column_names)}. Name the "
-        "column of lists of tokens with --text_column_name."
+        "column with the token lists with --text_column_name."
     )
 
 
@@ -135,17 +140,19 @@ def _tag_column(table: Table, arguments: TokenClassificationArguments) -> str:
     if column := _find_tag_column(table, arguments):
         return column
     if isinstance(table, ConllTable):
-        raise UsageError(f"{table.name} has one column, so it can be predicted; tags are expected in another one.")
+        raise UsageError(
+            f"{table.name} has one column: expected tags in a second one, unless it is only predicted (--do_predict)."
+        )
     if arguments.label_column_name:
         check_column(table, arguments.label_column_name, "--label_column_name")
     raise UsageError(
-        f"{table.name} has no column of tags that is called as usual; its columns are: {listed(table.column_names)}. "
+        f"{table.name} has no tag column with a usual name; its columns are: {listed(table.column_names)}. "
         "Name the column with --label_column_name."
     )
 
 
 def _find_tag_column(table: Table, arguments: TokenClassificationArguments) -> str | None:
-    """The column of tags; None where a table has none: sentences to predict."""
+    """Returns the tag column; None if the table has none (sentences to predict)."""
     usual: tuple[str, ...] = (f"{arguments.task_name or 'ner'}_tags", *_USUAL_TAG_COLUMNS)
     if isinstance(table, ConllTable):
         usual = (TAGS,)
@@ -158,9 +165,12 @@ class Sentences:
     """The sentences of a table.
 
     Attributes:
-        tokens: words of each, one or more.
-        tags: of the same lengths; None until they are read.
-        declared: names of all tags in their order, where the source declares them.
+        tokens: words of each sentence, one or more.
+        tags: one per word; None until they are read.
+        declared: names of all tags in order if the source declares them; else None.
+
+    Raises:
+        UsageError: the token column does not exist, or a row is not a list of words.
     """
 
     def __init__(self, table: Table, token_column: str) -> None:
@@ -178,11 +188,15 @@ class Sentences:
                     raise UsageError(f"{table.entry(row, token_column, number)}: the token {wrong}.")
 
     def place(self, row: int, word: int) -> str:
-        """Where a tag is, both counted from 0, for messages."""
+        """Returns the place of a tag, for messages; `row` and `word` count from 0."""
         return self.table.entry(row, self.tag_column, word)
 
     def read_tags(self, column: str) -> None:
-        """Reads the tags: names, or numbers where the source declares what they stand for."""
+        """Reads the tags: names, or numbers of names that the source declares.
+
+        Raises:
+            UsageError: a row does not have one valid tag per token.
+        """
         self.tag_column = column
         self.declared = self.table.class_names(column)
         self.tags = [self._tags_of(row, tags) for row, tags in enumerate(self.table.values(column))]
@@ -191,24 +205,24 @@ class Sentences:
         if not isinstance(tags, list) or len(tags) != len(self.tokens[row]):
             found = f"{len(tags)} tags" if isinstance(tags, list) else f"{shown(tags)}, which is not a list of tags"
             raise UsageError(
-                f"{self.table.place(row, self.tag_column)} has {found} for {len(self.tokens[row])} tokens: each token "
-                "has one tag."
+                f"{self.table.place(row, self.tag_column)} has {found} for {len(self.tokens[row])} tokens: expected "
+                "one tag per token."
             )
         names = []
         for word, tag in enumerate(tags):
             if isinstance(tag, bool) or (not isinstance(tag, int) and _wrong_text(tag)):
-                raise UsageError(f"{self.place(row, word)}: the tag is {shown(tag)}, and not a name or number of one.")
+                raise UsageError(f"{self.place(row, word)}: the tag is {shown(tag)}; expected a name or an integer.")
             if self.declared is not None and isinstance(tag, int):
                 if not 0 <= tag < len(self.declared):
                     raise UsageError(
-                        f"{self.place(row, word)}: the tag is {tag}, and the source declares {len(self.declared)} tags."
+                        f"{self.place(row, word)}: the tag is {tag}, but the source declares {len(self.declared)} tags."
                     )
                 tag = self.declared[tag]
             names.append(str(tag).strip())
         return names
 
     def name_numbers(self, outputs: list[str]) -> None:
-        """Takes tags that are all numbers without names as those of a model's named outputs: entities are told then."""
+        """Replaces tags that are only numbers by the names of a model's outputs, so that entities are known."""
         found = sorted({tag for tags in self.tags or [] for tag in tags})
         if are_unnamed(outputs) or not all(tag.isdecimal() and int(tag) < len(outputs) for tag in found):
             return
@@ -217,15 +231,20 @@ class Sentences:
         self.tags = None if self.tags is None else [[outputs[int(tag)] for tag in tags] for tags in self.tags]
 
     def tags_as(self, scheme: str, names: list[str], known_from: str) -> list[list[str]]:
-        """The tags in a scheme, as the model's outputs are called.
+        """Returns the tags, converted to a scheme, with the names of the model's outputs.
+
+        Args:
+            scheme: PLAIN, IOB2 or BIOES.
+            names: names of the model's outputs.
+            known_from: where `names` come from, for messages.
 
         Raises:
-            UsageError: one is not among `names`, whose origin is `known_from`.
+            UsageError: a tag is not in `names`, or cannot be converted to the scheme.
         """
         assert self.tags is not None
         own = _scheme_of(self)
         if scheme != PLAIN and own == PLAIN:
-            check_entity_tags(self.tags, self.place)  # all may be O
+            check_entity_tags(self.tags, self.place)  # passes if all are O
         if PLAIN in (scheme, own):
             own = scheme
         matched = {name: name for name in names} | _matched(label_names(self._converted(own, scheme)), names)
@@ -246,7 +265,7 @@ class Sentences:
 
 
 def _wrong_text(value: Any) -> str:
-    """What is wrong with a token or tag. A no-break space and its like may be words, of which no pieces are made."""
+    """Returns what is wrong with a token or tag. A no-break space may be a word; it has no pieces."""
     if not isinstance(value, str):
         return f"is {shown(value)}, which is not text"
     if not value.strip(" \t\r\n"):
@@ -265,24 +284,28 @@ def _scheme_of(sentences: Sentences) -> str:
 def _names_and_scheme(
     arguments: TokenClassificationArguments, teaching: Sentences | None, head: Head | None
 ) -> tuple[list[str], str, bool]:
-    """The names of the model's outputs in their order, the scheme of the tags, and whether the model keeps its head.
+    """Returns the names of the model's outputs in order, the scheme of the tags, and whether the model keeps its head.
 
     Args:
-        teaching: sentences that tell what tags there are; None: none have tags.
+        arguments: flags of the run.
+        teaching: sentences that define the set of tags; None: no sentences have tags.
         head: of a fine-tuned model.
+
+    Raises:
+        UsageError: the tags are unknown, invalid or too few, or do not match those of the model.
     """
     in_model = [head.names] if head else []
     if teaching is None:
         if head is None:
             raise UsageError(
-                "no sentences with tags, so their names are not known: predict with a fine-tuned model (a folder that "
-                "training wrote, as --model_name_or_path)."
+                "no sentences with tags, so the tag names are unknown: predict with a fine-tuned model (the output "
+                "folder of a training run as --model_name_or_path)."
             )
         return head.names, find_scheme(in_model, lambda *_: "the model's config.json"), True
     own = _scheme_of(teaching)
     of_model = find_scheme(in_model, lambda *_: "the model's config.json") if head else PLAIN
     if of_model != PLAIN and {tag for each in teaching.tags or [] for tag in each} == {OUTSIDE}:
-        own = IOB2  # no entity here, of those that the model knows
+        own = IOB2  # the data has no entities, but the model has
     scheme = PLAIN if own == PLAIN else BIOES if of_model == BIOES else IOB2
     if own != scheme:
         tags = [convert(each, own, scheme) for each in teaching.tags or []]
@@ -291,39 +314,39 @@ def _names_and_scheme(
         irregular = sum(not is_valid(each, own) for each in tags)
         if irregular:
             counted = f"{irregular} of {len(tags)} sentences break"
-            warn(f"{teaching.table.name}: {counted} the rules of {own}, such as an I- after an O")
+            warn(f"{teaching.table.name}: {counted} the rules of {own}, for example I- after O")
     names = label_names(tags)
     if teaching.declared is not None and own == scheme:
         names = teaching.declared
     if head is None:
         return _checked(names, teaching, arguments), scheme, False
-    # What is declared need not occur.
+    # A declared tag need not occur in the data.
     if _matched(names, head.names) or _matched(label_names(tags), head.names):
         if are_unnamed(head.names) and not are_unnamed(names) and len(names) == len(head.names):
-            return names, scheme, True  # the model's outputs are numbered only: the data says what they are called
+            return names, scheme, True  # the model's outputs have only numbers: use the names of the data
         return head.names, scheme, True
     types = {name.partition("-")[2] or name for name in names} - {OUTSIDE}
     shared = types & {name.partition("-")[2] or name for name in head.names}
     if not arguments.do_train or shared or len(names) == len(head.names):
         raise UsageError(
-            f"{_mismatch(teaching, tags, head)}, which are, in the order of its outputs: {listed(head.names)}. Rename "
-            "tags in the data, or in the model's config.json (id2label)"
-            + ("; or add --new_head to start from a newly initialized head." if arguments.do_train else ".")
+            f"{_mismatch(teaching, tags, head)}. The model's tags, in output order: {listed(head.names)}. Rename tags "
+            "in the data or in the model's config.json (id2label)"
+            + (", or add --new_head to start from a newly initialized head." if arguments.do_train else ".")
         )
     return _checked(names, teaching, arguments), scheme, False
 
 
 def _mismatch(sentences: Sentences, tags: list[list[str]], head: Head) -> str:
-    """Where the first tag is that the model does not have, and which."""
+    """Returns the place and name of the first tag that the model does not have."""
     for row, each in enumerate(tags):
         for word, tag in enumerate(each):
             if not match_names([tag], head.names, complete=False):
-                return f"{sentences.place(row, word)}: the tag {shown(tag)} is none of the model's"
-    return f"{sentences.table.name}: its tags ({listed(label_names(tags))}) are not the model's"
+                return f"{sentences.place(row, word)}: the model does not have the tag {shown(tag)}"
+    return f"{sentences.table.name}: its tags ({listed(label_names(tags))}) do not match the model's"
 
 
 def _matched(names: list[str], outputs: list[str]) -> dict[str, str]:
-    """The output's name for each tag of the data; empty where they do not fit. Data need not have every tag."""
+    """Returns the output's name for each tag of the data; empty if they do not match. Data may lack some tags."""
     matched = match_names(names, outputs) or match_names(names, outputs, complete=False) or {}
     if by_position := taken_by_position(matched):
         warn(f"tags are matched by position, not by name: {by_position}")
@@ -337,7 +360,7 @@ def _checked(names: list[str], teaching: Sentences, arguments: TokenClassificati
         )
     if are_unnamed(names):
         warn(
-            f"{teaching.table.name}: the tags are numbers without names, so entities cannot be told from them: figures "
-            "are of single words. Write the names of tags to have precision, recall and F1 of entities"
+            f"{teaching.table.name}: the tags are numbers without names, so entities are unknown and metrics count "
+            "single words. Use tag names to get precision, recall and F1 of entities"
         )
     return names

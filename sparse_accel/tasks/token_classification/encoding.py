@@ -1,4 +1,4 @@
-"""Words and their tags as the model takes them: pieces of words (sub-tokens), some of them with a label."""
+"""Converts words and tags to inputs of the model: pieces of words (sub-tokens), some of them with a label."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparse_accel.tasks.token_classification.tags import align, inside_labels, s
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What `words` holds for a piece that begins no word.
+# The value of `words` for a piece that is not the first of a word.
 NO_WORD = -1
 
 
@@ -24,20 +24,21 @@ def encode(
     all_tokens: bool,
     whole_entities: bool,
 ) -> dict[str, list[Any]]:
-    """Tokenizes some sentences. One that is longer than `length` becomes several rows, parted between words.
+    """Returns some sentences tokenized. A sentence longer than `length` is split into several rows, between words.
 
     Args:
-        rows: columns of words, tags where there are any, and sentence numbers.
+        rows: columns with words, sentence numbers and, if the rows have them, tags.
+        tokenizer: of the model, or of its teacher; a fast one.
         label_names: in the order of the model's outputs.
-        length: most tokens of a row, special tokens included.
-        all_tokens: whether the pieces of a word after its first have a label as well.
-        whole_entities: whether a part ends before an entity rather than inside of it; for training only, since parts
-            then depend on the tags.
+        length: maximum number of tokens of a row, special tokens included.
+        all_tokens: whether all pieces of a word have a label, not only the first.
+        whole_entities: whether to split before an entity instead of inside it; for training only, because the split
+            then depends on the tags.
 
     Returns:
-        input_ids, attention_mask, token_type_ids where the tokenizer makes them; `labels` where there are tags, IGNORED
-        for pieces without one; `words`: the number of the word in its sentence that a piece begins, else NO_WORD; and
-        `sentence`. A word of which the tokenizer makes nothing has no piece.
+        input_ids, attention_mask, token_type_ids if the tokenizer returns them; `labels` if there are tags, IGNORED for
+        pieces without a label; `words`: for the first piece of a word its number in the sentence, else NO_WORD; and
+        `sentence`. A word for which the tokenizer returns nothing has no piece.
     """
     numbers, inside = {name: number for number, name in enumerate(label_names)}, inside_labels(label_names)
     names = [name for name in MODEL_INPUTS if name in tokenizer.model_input_names]
@@ -76,5 +77,5 @@ def encode(
 
 
 def _continues(tags: list[str]) -> list[bool]:
-    """Whether each word goes on with the entity of the word before."""
+    """Returns for each word whether it continues the entity of the previous word."""
     return [tag[:2] in ("I-", "E-", "I_", "E_") or tag in ("I", "E") for tag in tags]

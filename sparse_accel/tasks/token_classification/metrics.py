@@ -1,7 +1,7 @@
-"""The figures that token classification is judged by, from the tags of words; by seqeval and scikit-learn, offline.
+"""Metrics of token classification from the tags of words, with seqeval and scikit-learn, offline.
 
-Entities are counted as conlleval (https://aclanthology.org/W00-0726) counts them: one is found when its type, its first
-word and its last word are right.
+Entities are counted as in conlleval (https://aclanthology.org/W00-0726): an entity is correct if its type, its first
+word and its last word are correct.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from sparse_accel.tasks.token_classification.tags import OUTSIDE, PLAIN, Tags, spans
 
-# What seqeval calls the type of tags without one: B, I, O.
+# The name of seqeval for the type of tags without a type: B, I, O.
 _UNTYPED = "_"
 _NOTHING = {"precision": 0.0, "recall": 0.0, "f1-score": 0.0}
 
 
 def metric_names(scheme: str) -> tuple[str, ...]:
-    """Names of the figures that `entity_metrics` returns."""
+    """Returns the names of the metrics that `entity_metrics` returns."""
     return ("accuracy", "f1_macro") if scheme == PLAIN else ("precision", "recall", "f1", "accuracy")
 
 
 def entity_metrics(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str) -> dict[str, float]:
-    """The figures of predicted tags, by name.
+    """Returns the metrics of predicted tags, by name.
 
     Args:
-        true: tags of each sentence, one at least.
-        predicted: of the same lengths. Sequences that the scheme does not allow count by what `spans` reads in them.
-        scheme: of both, as `find_scheme` gives it.
+        true: tags of each sentence; at least one tag in all.
+        predicted: tags of the same lengths. Sequences that break the rules of the scheme are read as in `spans`.
+        scheme: scheme of both, from `find_scheme`.
 
     Returns:
-        `metric_names` -> plain floats from 0 to 1: precision, recall and F1 of all entities together (micro), where one
-        without a denominator is 0; accuracy, the share of words whose tag is right, O included; f1_macro, the mean of
-        the F1 of all tags that occur in either.
+        `metric_names` -> Python floats from 0 to 1: precision, recall and F1 over all entities (micro), 0 if the
+        denominator is 0; accuracy, the fraction of words with the correct tag, O included; f1_macro, the mean F1 over
+        all tags that occur in either.
 
     Raises:
-        ValueError: other lengths, no words, or a tag that the scheme does not have.
+        ValueError: different lengths, no words, or a tag that is not in the scheme.
     """
     true_tags, predicted_tags = _flat(true, predicted)
     figures = {"accuracy": float(accuracy_score(true_tags, predicted_tags))}
@@ -50,9 +50,9 @@ def entity_metrics(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str)
 
 
 def f1_by_type(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str) -> dict[str, float]:
-    """The F1 of each type of entity that occurs in either, or of each plain tag; by code point.
+    """Returns the F1 of each entity type that occurs in either, or of each plain tag; sorted by code point.
 
-    Arguments and errors are those of `entity_metrics`. Entities of tags without a type are of the type "_".
+    Arguments and errors as for `entity_metrics`. Entities without a type have the type "_".
     """
     true_tags, predicted_tags = _flat(true, predicted)
     if scheme == PLAIN:
@@ -64,9 +64,9 @@ def f1_by_type(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str) -> 
 
 
 def _flat(true: Sequence[Tags], predicted: Sequence[Tags]) -> tuple[list[str], list[str]]:
-    """All tags, sentence after sentence."""
+    """Returns all tags in the order of the sentences, checked."""
     if [len(tags) for tags in true] != [len(tags) for tags in predicted]:
-        raise ValueError("true and predicted tags are not of the same lengths")
+        raise ValueError("true and predicted tags have different lengths")
     flat = [tag for tags in true for tag in tags], [tag for tags in predicted for tag in tags]
     if not flat[0]:
         raise ValueError("no tags")
@@ -74,7 +74,7 @@ def _flat(true: Sequence[Tags], predicted: Sequence[Tags]) -> tuple[list[str], l
 
 
 def _report(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str) -> dict[str, dict[str, float]]:
-    """What seqeval finds in the same entities, as tags of IOB2: figures by type, and averages; empty without any."""
+    """Returns the report of seqeval, with tags converted to IOB2: metrics by type, and averages; empty: no entities."""
     both = [[_as_iob2(tags, scheme) for tags in side] for side in (true, predicted)]
     if all(tag == OUTSIDE for side in both for tags in side for tag in tags):
         return {}

@@ -1,15 +1,15 @@
-"""Tags of words, the entities that they mark, and how both meet the pieces (sub-tokens) that a tokenizer makes of them.
+"""Tags of words, the entities that they mark, and their alignment with the pieces (sub-tokens) of a tokenizer.
 
-A tag is a letter and the entity's type, B-PER, or O outside of all entities. The letters tell where an entity begins
-and ends, by one of these schemes:
+A tag is a letter and an entity type (B-PER), or O outside of entities. The letters mark the beginning and the end of
+an entity, by one of these schemes:
 
-- IOB1: I- in an entity; B- only where the entity before, of the same type, ends (CoNLL-2003 as it was published);
+- IOB1: I- inside an entity; B- only directly after an entity of the same type (CoNLL-2003 as published);
 - IOB2: B- on the first word, I- on the others (CoNLL-2002 and most others);
 - BIOES: as IOB2, with E- on the last word, and S- on an entity of one word. BILOU and BMEWO write L, U, W and M for E,
-  S, S and I. What marks ends only (IOE1, IOE2) is read right as well;
-- plain: a tag says all itself, such as a part of speech, and no entities are marked.
+  S, S and I. Schemes that mark only ends (IOE1, IOE2) are read correctly too;
+- plain: tags such as parts of speech, which do not mark entities.
 
-An underscore may stand for the hyphen, and where there is one type of entities it may be left out: B, I, O.
+An underscore may replace the hyphen, and with only one entity type the type may be omitted: B, I, O.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from sparse_accel.nn.losses import IGNORED
 PLAIN, IOB1, IOB2, BIOES = "plain", "IOB1", "IOB2", "BIOES"
 OUTSIDE = "O"
 
-# Each letter as BIOES has it.
+# Each letter -> the letter of BIOES.
 _LETTERS = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
 _TYPED = re.compile("([BIMELSUW])[-_](.+)")
 _BEGIN = re.compile("B([-_].+)?")
 _OTHER_PREFIX = re.compile("[A-Z][-_].+")
-# The letter at the end, or a small one: what other tools mark entities with.
+# Unsupported ways to mark entities: the letter at the end, or in lower case.
 _NEARLY_TYPED = re.compile("[bimelsuw][-_].+|.+[-_][BIMELSUW]")
 _ORDER = "BIMELSUW"
 
@@ -39,21 +39,21 @@ Span = tuple[str, int, int]
 def find_scheme(sentences: Sequence[Tags], place: Callable[[int, int], str]) -> str:
     """Returns the scheme of a file's tags: PLAIN, IOB1, IOB2 or BIOES.
 
-    Tags mark entities when one of them, at least, is a known letter with a hyphen or underscore and a type, and also
-    either all but O are, or O occurs, or a type X has both B-X and I-X. So tags with a hyphen in them (-LRB-, NN-PL,
-    PRP-X) are plain, and among them one that looks like an entity's (S-PL). Tags without a type mark entities when
-    there are no others than letters and O, with B or I among them.
+    Tags mark entities if at least one of them is a known letter with a hyphen or underscore and a type, and also
+    either all except O are, or O occurs, or a type X has both B-X and I-X. So tags that contain a hyphen (-LRB-, NN-PL,
+    PRP-X) are plain, also with one among them that looks like an entity tag (S-PL). Tags without a type mark entities
+    if all are letters or O, with B or I among them.
 
-    Letters other than B and I: BIOES. An entity begins with I, and B is only where it continues the type before: IOB1.
-    Else IOB2, also when some entity begins with I nonetheless; `is_valid` tells.
+    Letters other than B and I: BIOES. If entities begin with I, and B only occurs directly after the same type: IOB1.
+    Else IOB2, even if some entity begins with I; `is_valid` finds these.
 
     Args:
-        sentences: tags of each.
-        place: tells where a word of a sentence is, both counted from 0, for messages.
+        sentences: tags of each sentence.
+        place: returns the place of a word for messages, from (sentence, word), both from 0.
 
     Raises:
-        UsageError: tags mark entities, and one of them has no letter, an unknown one or no type; or all have the letter
-            where no scheme has it.
+        UsageError: tags mark entities, but one of them has no letter, an unknown letter or no type; or all have the
+            letter in an unsupported position.
     """
     found = {tag for tags in sentences for tag in tags}
     entity_tags = found - {OUTSIDE}
@@ -63,8 +63,8 @@ def find_scheme(sentences: Sequence[Tags], place: Callable[[int, int], str]) -> 
         if OUTSIDE in found and entity_tags and all(_NEARLY_TYPED.fullmatch(tag) for tag in entity_tags):
             sentence, token, tag = _first(sentences, entity_tags)
             raise UsageError(
-                f"{place(sentence, token)}: the tag {shown(tag)} seems to mark an entity in a way that is "
-                "not read. Write the letter first, and as a capital: B-PER, I-PER."
+                f"{place(sentence, token)}: the tag {shown(tag)} seems to mark an entity in an unsupported form. "
+                "Write a capital letter first: B-PER, I-PER."
             )
         return PLAIN
     begun_and_continued = any(f"B{tag[1:]}" in typed for tag in typed if tag[0] == "I")
@@ -77,11 +77,14 @@ def find_scheme(sentences: Sequence[Tags], place: Callable[[int, int], str]) -> 
 
 
 def check_entity_tags(sentences: Sequence[Tags], place: Callable[[int, int], str]) -> None:
-    """Raises UsageError for the first tag that cannot mark an entity; either all tags but O have a type, or none has.
+    """Checks that all tags except O mark entities, and that all of them have a type, or none.
 
     Args:
-        sentences: tags of each.
+        sentences: tags of each sentence.
         place: as for `find_scheme`.
+
+    Raises:
+        UsageError: for the first tag that does not mark an entity.
     """
     found = {tag for tags in sentences for tag in tags if tag != OUTSIDE}
     typed = {tag for tag in found if _TYPED.fullmatch(tag)}
@@ -93,17 +96,17 @@ def check_entity_tags(sentences: Sequence[Tags], place: Callable[[int, int], str
     if tag[:1] in _LETTERS and tag[1:] in ("", "-", "_"):
         what = "has no type"
     elif _OTHER_PREFIX.fullmatch(tag):
-        what = f"begins with {tag[:2]}, which no scheme has (IOB: B- and I-; BIOES: also E- and S-)"
+        what = f"begins with {tag[:2]}, which is in no scheme (IOB: B- and I-; BIOES: also E- and S-)"
     else:
         what = "does not begin with B-, I- or another letter of a scheme"
     raise UsageError(
-        f"{place(sentence, token)}: the tag {shown(tag)} {what}, and others mark entities, {example}. Write O for a "
-        "word outside of all entities."
+        f"{place(sentence, token)}: the tag {shown(tag)} {what}, but others mark entities, {example}. Write O for a "
+        "word outside of entities."
     )
 
 
 def _first(sentences: Sequence[Tags], wanted: Set[str]) -> tuple[int, int, str]:
-    """The first tag that is among the wanted ones: its sentence, its word, and itself."""
+    """Returns sentence, word and tag of the first tag that is in `wanted`."""
     return next(
         (sentence, token, tag)
         for sentence, tags in enumerate(sentences)
@@ -126,32 +129,32 @@ def _is_iob1(sentences: Sequence[Tags]) -> bool:
 
 
 def _letter_and_type(tag: str) -> tuple[str, str]:
-    """A tag as ("B", "PER"), the letter as BIOES has it; ("O", "") outside."""
+    """Returns a tag as (letter of BIOES, type), such as ("B", "PER"); ("O", "") outside of entities."""
     if tag == OUTSIDE or tag in _LETTERS:
         return _LETTERS.get(tag, tag), ""
     match = _TYPED.fullmatch(tag)
     if match is None:
-        raise ValueError(f"{tag!r} is no tag of an entity")
+        raise ValueError(f"{tag!r} is not an entity tag")
     return _LETTERS[match[1]], match[2]
 
 
 def spans(tags: Tags, scheme: str) -> list[Span]:
-    """Returns the entities of a sentence as (type, first word, word after the last one), in their order.
+    """Returns the entities of a sentence as (type, first word, word after the last one), in order.
 
-    Sequences that no scheme allows, such as a model predicts, are read as seqeval reads them in its default mode, and
-    where there are B and I only, conlleval: B and S begin an entity always; I and E go on with the entity of the same
-    type whose B or I is just before them, and else begin one; E and S end it. By this rule valid sequences are read
-    right, whatever their scheme. (conlleval does not know S, and joins an entity that ends with E to a B after it.)
+    Invalid sequences, such as models predict, are read as by seqeval in its default mode and, with B and I only, as by
+    conlleval: B and S always begin an entity; I and E continue the entity of the same type if its B or I is directly
+    before them, else they begin one; E and S end it. With this rule, valid sequences of every scheme are read
+    correctly. (conlleval does not support S, and joins an entity that ends with E and a B after it.)
 
     Args:
-        tags: of the sentence.
-        scheme: what `find_scheme` found.
+        tags: tags of the sentence.
+        scheme: the scheme from `find_scheme`.
 
     Raises:
-        ValueError: plain tags, or one that marks no entity.
+        ValueError: plain tags, or a tag that does not mark an entity.
     """
     if scheme == PLAIN:
-        raise ValueError("plain tags mark no entities")
+        raise ValueError("plain tags do not mark entities")
     found: list[Span] = []
     open_type: str | None = None
     for word, tag in enumerate(tags):
@@ -167,13 +170,13 @@ def spans(tags: Tags, scheme: str) -> list[Span]:
 def convert(tags: Tags, scheme: str, to: str) -> list[str]:
     """Returns the tags of the same entities in another scheme, with hyphens: IOB1, IOB2 or BIOES.
 
-    In its own scheme an invalid sequence becomes the valid one that `spans` reads in it.
+    Converting an invalid sequence to its own scheme gives the valid sequence with the entities that `spans` reads.
 
     Raises:
-        ValueError: as `spans`, or no such scheme to convert to.
+        ValueError: as `spans`, or `to` is not an entity scheme.
     """
     if to not in (IOB1, IOB2, BIOES):
-        raise ValueError(f"{to!r} is no scheme of entities")
+        raise ValueError(f"{to!r} is not an entity scheme")
     result = [OUTSIDE] * len(tags)
     before: Span | None = None
     for span in spans(tags, scheme):
@@ -189,7 +192,7 @@ def convert(tags: Tags, scheme: str, to: str) -> list[str]:
 
 
 def is_valid(tags: Tags, scheme: str) -> bool:
-    """Whether a sentence keeps to the rules of its scheme; `spans` reads others as it can. Plain tags have no rules."""
+    """Whether a sentence follows the rules of its scheme; `spans` also reads others. Plain tags have no rules."""
     if scheme == PLAIN:
         return True
     found = [_letter_and_type(tag) for tag in tags]
@@ -197,9 +200,9 @@ def is_valid(tags: Tags, scheme: str) -> bool:
 
 
 def label_names(sentences: Iterable[Tags]) -> list[str]:
-    """Returns the distinct tags in their order as labels: O first, others by type, by code point, B- before I-, E-, S-.
+    """Returns the distinct tags in the order of labels: O, then by type (code point), B- before I-, E-, S-.
 
-    A tag without letter and hyphen is its own type.
+    A tag without letter and hyphen is a type.
     """
 
     def order(tag: str) -> tuple[bool, str, int, str]:
@@ -213,9 +216,9 @@ def label_names(sentences: Iterable[Tags]) -> list[str]:
 
 
 def inside_labels(names: Sequence[str]) -> list[int]:
-    """Returns, for each label, the one of a word's pieces after its first: that of I-X for B-X, if any, else itself.
+    """Returns, for each label, the label of a word's pieces after the first: I-X for B-X, if it exists, else the same.
 
-    Meant for IOB1 and IOB2, where an entity of one word then has tags of the scheme on all of its pieces.
+    For IOB1 and IOB2: the pieces of an entity of one word then follow the scheme.
     """
     numbers = {name: number for number, name in enumerate(names)}
     return [
@@ -226,13 +229,13 @@ def inside_labels(names: Sequence[str]) -> list[int]:
 def align(
     word_ids: Sequence[int | None], labels: Sequence[int], *, all_tokens: bool, inside: Sequence[int]
 ) -> list[int]:
-    """Returns the labels of a sentence's pieces, as Hugging Face's run_ner.py gives them.
+    """Returns the labels of a sentence's pieces, as in Hugging Face's run_ner.py.
 
     Args:
         word_ids: number of each piece's word; None for special tokens.
-        labels: of the words, as numbers.
-        all_tokens: whether a word's pieces after its first have a label as well (--label_all_tokens).
-        inside: for each label, the one that those pieces have: `inside_labels`.
+        labels: label number of each word.
+        all_tokens: whether all pieces of a word have a label, not only the first (--label_all_tokens).
+        inside: for each label, the label of the pieces after the first, from `inside_labels`.
 
     Returns:
         (pieces,): IGNORED for special tokens, and for pieces without a label.
@@ -253,20 +256,19 @@ def align(
 def split_points(lengths: Sequence[int], limit: int, inside: Sequence[bool] | None = None) -> list[tuple[int, int]]:
     """Returns a sentence's parts of at most `limit` pieces, as (first word, word after the last one).
 
-    Each part takes as many words as fit. If the next word continues an entity that began in this part, the part ends
-    before that entity instead. Parts then depend on the tags: leave `inside` out where a model is judged, since it
-    gets rows without tags later.
+    Each part has as many words as fit. With `inside`, a part ends before an entity that would not fit into it
+    completely. Parts then depend on the tags, so omit `inside` for evaluation: later rows have no tags.
 
     Args:
         lengths: number of pieces of each word.
-        limit: most pieces of a part, 1 or more; a longer word is a part of its own.
-        inside: whether each word continues the entity of the word before.
+        limit: maximum number of pieces of a part, 1 or more; a longer word is a separate part.
+        inside: whether each word continues the entity of the previous word.
 
     Raises:
-        ValueError: no piece is allowed.
+        ValueError: `limit` is less than 1.
     """
     if limit < 1:
-        raise ValueError(f"parts of {limit} pieces")
+        raise ValueError(f"limit must be at least 1, got {limit}")
     parts = []
     begin = 0
     while begin < len(lengths):

@@ -1,4 +1,4 @@
-"""Token classification as a task: one answer a word, such as the entity that it is part of, or its part of speech."""
+"""Token classification as a task: one answer per word, such as its entity or its part of speech."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from sparse_accel.tasks.token_classification.encoding import NO_WORD, encode
 from sparse_accel.tasks.token_classification.metrics import entity_metrics, f1_by_type, metric_names
 from sparse_accel.tasks.token_classification.tags import OUTSIDE, PLAIN, find_scheme
 
-# Models whose tokenizers work on bytes; transformers' own example (run_ner.py) has this list.
+# Models with byte-level tokenizers; the list of the transformers example run_ner.py.
 _BYTE_LEVEL = ("bloom", "gpt2", "roberta", "deberta", "longformer", "modernbert")
 
 
 class TokenClassification(Task):
-    """One label a word. The loss is a mean over the labelled tokens of a global batch; figures are of words.
+    """Predicts one label per word. The loss is a mean over the labelled tokens of a global batch; metrics count words.
 
     Attributes:
-        scheme: of the tags, which figures follow: PLAIN, IOB2, ...
+        scheme: scheme of the tags, which decides the metrics: PLAIN, IOB2, ...
         all_tokens: --label_all_tokens.
         by_type: --return_entity_level_metrics.
     """
@@ -84,7 +84,7 @@ class TokenClassification(Task):
 
     @classmethod
     def tokenizer_options(cls, address: str, **source: Any) -> dict[str, Any]:
-        # Byte-level tokenizers take words apart only when told that each has a blank before it, as in a text.
+        # Byte-level tokenizers accept single words only with this option, which puts a space before each, as in a text.
         kind = getattr(AutoConfig.from_pretrained(address, **source), "model_type", "")
         return {"add_prefix_space": True} if kind in _BYTE_LEVEL else {}
 
@@ -96,8 +96,8 @@ class TokenClassification(Task):
     def tokenize(self, tokenizer: Any, length: int, **options: Any) -> dict[str, Dataset]:
         if not tokenizer.is_fast:
             raise UsageError(
-                f"{type(tokenizer).__name__} cannot say which pieces are of which word: token classification needs a "
-                "model with a fast tokenizer (tokenizer.json)"
+                f"{type(tokenizer).__name__} cannot map pieces to words: token classification needs a model with a "
+                "fast tokenizer (tokenizer.json)"
             )
         settings = {"label_names": self.head.names, "length": min(length, tokenizer.model_max_length)}
         found: dict[str, Dataset] = {}
@@ -176,7 +176,7 @@ class TokenClassification(Task):
         return max(sum(tag != OUTSIDE for each in tags for tag in each), 1)
 
     def predictions(self, logits: np.ndarray, rows: Dataset, split: str) -> str:
-        """Columns: row, word (both counted from 0), token, label, and the probability of that label."""
+        """Returns CSV with the columns row, word (both from 0), token, label, and the probability of that label."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["row", "word", "token", "label", "probability"])
@@ -187,7 +187,7 @@ class TokenClassification(Task):
         return text.getvalue()
 
     def _predicted(self, logits: np.ndarray, rows: Dataset, split: str) -> list[tuple[list[str], list[float]]]:
-        """Tags and their probabilities, word by word, of each sentence; O for a word of which no piece was made."""
+        """Returns the tags and their probabilities of each sentence, word by word; O for a word without pieces."""
         probabilities = torch.from_numpy(logits).float().softmax(dim=1).numpy()
         chosen = probabilities.argmax(axis=1)
         nothing = OUTSIDE if OUTSIDE in self.head.names else self.head.names[0]

@@ -77,7 +77,7 @@ def test_tutorial_commands_parse(name: str, files: Path) -> None:
 def test_valueless_first_distill_teacher_gives_way_to_the_second(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = parse(TUTORIAL["own teacher"] + TUTORIAL_TAIL)
     assert arguments.distill_teacher == "./teacher"
-    assert capsys.readouterr().err == "warning: --distill_teacher is given 2 times; the last one counts: ./teacher\n"
+    assert capsys.readouterr().err == "warning: --distill_teacher is given 2 times; the last one is used: ./teacher\n"
 
 
 def test_defaults_are_those_of_the_trainer() -> None:
@@ -136,7 +136,7 @@ def test_predicting_alone_starts_from_the_output_folder(files: Path) -> None:
 
 def test_repeated_flag_counts_as_given_last(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse(TRAIN + "--seed 1 --seed 2").seed == 2
-    assert "--seed is given 2 times; the last one counts: 2" in capsys.readouterr().err
+    assert "--seed is given 2 times; the last one is used: 2" in capsys.readouterr().err
 
 
 def test_old_name_and_new_name_are_one_flag(capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,18 +188,21 @@ def test_to_dict_reads_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (SETTINGS | {"lerning_rate": 1}, "'lerning_rate' is not a known setting. Did you mean 'learning_rate'?"),
-        (SETTINGS | {"fsdp": "full_shard"}, "'fsdp' is not taken here: how processes are laid out"),
-        (SETTINGS | {"seed": "many"}, "'seed' takes a whole number, not \"many\""),
-        (SETTINGS | {"seed": 1.5}, "'seed' takes a whole number, not 1.5"),
-        (SETTINGS | {"seed": True}, "'seed' takes a whole number, not true"),
-        (SETTINGS | {"do_eval": 2}, "'do_eval' takes true or false, not 2"),
-        (SETTINGS | {"report_to": 3}, "'report_to' takes one or more words, not 3"),
-        (SETTINGS | {"learning_rate": -1}, "--learning_rate must be at least 0, not -1"),
-        (SETTINGS | {"eval_strategy": "no", "evaluation_strategy": "no"}, "'eval_strategy' is given twice"),
-        ('{"seed": 1, "seed": 2}', "'seed' is given twice"),
-        ("[1]", "a JSON object is expected"),
-        ('{"seed": 1\n"x": 2}', "line 2, column 1: not JSON: Expecting ',' delimiter."),
+        (SETTINGS | {"lerning_rate": 1}, "'lerning_rate' is not a known key. Did you mean 'learning_rate'?"),
+        (SETTINGS | {"fsdp": "full_shard"}, "'fsdp' is not supported: configure this for `accelerate launch`"),
+        (SETTINGS | {"seed": "many"}, "'seed': expected an integer, got \"many\""),
+        (SETTINGS | {"seed": 1.5}, "'seed': expected an integer, got 1.5"),
+        (SETTINGS | {"seed": True}, "'seed': expected an integer, got true"),
+        (SETTINGS | {"do_eval": 2}, "'do_eval': expected true or false, got 2"),
+        (SETTINGS | {"report_to": 3}, "'report_to': expected one or more words, got 3"),
+        (SETTINGS | {"learning_rate": -1}, "--learning_rate must be at least 0, got -1"),
+        (
+            SETTINGS | {"eval_strategy": "no", "evaluation_strategy": "no"},
+            "duplicate key 'eval_strategy', given as 'evaluation_strategy' too",
+        ),
+        ('{"seed": 1, "seed": 2}', "duplicate key 'seed'"),
+        ("[1]", "expected a JSON object"),
+        ('{"seed": 1\n"x": 2}', "line 2, column 1: not valid JSON: Expecting ',' delimiter."),
     ],
 )
 def test_error_in_a_json_file_names_the_file(tmp_path: Path, content: Any, message: str) -> None:
@@ -223,27 +226,27 @@ def test_json_file_that_is_not_there() -> None:
             "--evaluation_strategi is not a known flag. Did you mean '--evaluation_strategy'?",
         ),
         ("--maxsteps 3", "Did you mean '--max_steps'?"),
-        ("--no_dataloader_pin_memory", "--dataloader_pin_memory is not taken here: "),
-        ("--no_pad_to_max_length 3", "--no_pad_to_max_length takes no value, and got 3."),
+        ("--no_dataloader_pin_memory", "--dataloader_pin_memory is not supported: "),
+        ("--no_pad_to_max_length 3", "--no_pad_to_max_length takes no value, got 3."),
         ("--no_max_steps", "--no_max_steps is not a known flag. Did you mean '--max_steps'?"),
-        ("--task_name imdb", "--task_name imdb is no GLUE task: use --dataset_name imdb."),
-        ("--optim adamw_torch", "--optim is not taken here: the optimizer is AdamW"),
-        ("--group-by-length", "--group_by_length is not taken here: batches are grouped by length already."),
-        ("--task sst2", "--task is not taken here: use --task_name"),
-        ("--seed", "--seed is without a value. It takes a whole number."),
-        ("--distill_teacher", "--distill_teacher is without a value."),
-        ("--seed 1 2", "--seed takes one value, and got 2: 1, 2."),
-        ("--seed 1.5", '--seed takes a whole number, not "1.5"'),
-        ("--learning_rate fast", '--learning_rate takes a number, not "fast"'),
-        ("--learning_rate nan", "--learning_rate takes a number"),
-        ("--do_eval maybe", "--do_eval takes true or false"),
-        ("--run_name ''", "--run_name takes a text"),
-        ("--eval_strategy epochs", "does not know 'epochs'. Did you mean 'epoch'? It takes: no, steps, epoch."),
-        ("--task_name sst3", "--task_name does not know 'sst3'. Did you mean 'sst2'?"),
-        ("--report_to mlflow", "--report_to does not know 'mlflow'."),
+        ("--task_name imdb", "--task_name imdb is not a GLUE task: use --dataset_name imdb."),
+        ("--optim adamw_torch", "--optim is not supported: the optimizer is AdamW"),
+        ("--group-by-length", "--group_by_length is not supported: batches are always grouped by length."),
+        ("--task sst2", "--task is not supported: use --task_name"),
+        ("--seed", "--seed has no value; expected an integer."),
+        ("--distill_teacher", "--distill_teacher has no value"),
+        ("--seed 1 2", "--seed takes one value, got 2: 1, 2."),
+        ("--seed 1.5", '--seed: expected an integer, got "1.5"'),
+        ("--learning_rate fast", '--learning_rate: expected a number, got "fast"'),
+        ("--learning_rate nan", "--learning_rate: expected a number"),
+        ("--do_eval maybe", "--do_eval: expected true or false"),
+        ("--run_name ''", "--run_name: expected a string"),
+        ("--eval_strategy epochs", "unknown value 'epochs'. Did you mean 'epoch'? Expected one of: no, steps, epoch."),
+        ("--task_name sst3", "--task_name: unknown value 'sst3'. Did you mean 'sst2'?"),
+        ("--report_to mlflow", "--report_to: unknown value 'mlflow'."),
         ("--report_to none,wandb", "--report_to none contradicts wandb"),
-        ("--per_device_train_batch_size 0", "--per_device_train_batch_size must be at least 1, not 0"),
-        ("--validation_ratio 1", "--validation_ratio must be above 0 and below 1, not 1.0"),
+        ("--per_device_train_batch_size 0", "--per_device_train_batch_size must be at least 1, got 0"),
+        ("--validation_ratio 1", "--validation_ratio must be above 0 and below 1, got 1.0"),
         ("--validation_ratio 0", "--validation_ratio must be above 0 and below 1"),
         ("--warmup_ratio 1.5", "--warmup_ratio must be at least 0 and below 1"),
         ("--max_steps -2", "--max_steps must be at least -1"),
@@ -253,21 +256,24 @@ def test_json_file_that_is_not_there() -> None:
         ("--warmup_steps 5 --warmup_ratio 0.1", "--warmup_ratio and --warmup_steps"),
         ("--lr_scheduler_type constant --warmup_steps 5", "use constant_with_warmup"),
         ("--dataset_name imdb", "--task_name and --dataset_name both name the data"),
-        ("--dataset_config_name x", "--dataset_config_name belongs to --dataset_name"),
+        ("--dataset_config_name x", "--dataset_config_name needs --dataset_name"),
         ("--eval_on_test", "add --do_eval"),
         ("--do_eval --eval_on_test --validation_ratio 0.1", "--eval_on_test and --validation_ratio"),
-        ("--recipe_args a=1", "--recipe_args acts on a recipe: add --recipe."),
+        ("--recipe_args a=1", "--recipe_args needs a recipe: add --recipe."),
         ("--distill_teacher teacher", "add --recipe"),
-        ("--one_shot --recipe r.yaml", "leave out --do_train"),
+        ("--one_shot --recipe r.yaml", "remove --do_train"),
         ("--recipe r --use_teacher_tokenizer --distill_teacher self", "--use_teacher_tokenizer needs"),
-        ("--overwrite_output_dir --resume_from_checkpoint", "--overwrite_output_dir starts anew"),
+        (
+            "--overwrite_output_dir --resume_from_checkpoint",
+            "--overwrite_output_dir starts a new run, --resume_from_checkpoint resumes",
+        ),
         ("--load_best_model_at_end", "add --eval_strategy epoch and --save_strategy epoch"),
         ("--load_best_model_at_end --eval_strategy epoch", "--save_strategy is steps and --eval_strategy is epoch"),
         (
             "--load_best_model_at_end --eval_strategy steps --eval_steps 3 --save_steps 4",
-            "no multiple of --eval_steps 3",
+            "--save_steps 4 must be a multiple of --eval_steps 3",
         ),
-        ("--debug stray", '--debug takes true or false, not "stray".'),
+        ("--debug stray", '--debug: expected true or false, got "stray".'),
     ],
 )
 def test_refusal(words: str, message: str) -> None:
@@ -279,14 +285,14 @@ def test_refusal(words: str, message: str) -> None:
     [
         ("", "--output_dir is missing"),
         ("--output_dir out --do_train --task_name sst2", "--model_name_or_path is missing"),
-        ("stray --do_train", "'stray' is neither a flag nor a .json file"),
+        ("stray --do_train", "'stray' is neither a flag nor a .json settings file"),
         (START, "nothing to do: add --do_train, --do_eval, --do_predict or --one_shot."),
         (START + "--do_train", "no data: add --task_name, --dataset_name, or --train_file."),
         (
             START + "--do_train --train_file trian.csv",
             "--train_file: there is no file trian.csv. Did you mean 'train.csv'?",
         ),
-        (START + "--do_train --train_file a/b.csv", "there is no file a/b.csv (there is no folder a either)."),
+        (START + "--do_train --train_file a/b.csv", "there is no file a/b.csv (and no folder a)."),
         (START + "--do_eval --validation_file notes.txt", "must end in one of .csv, .tsv, .json, .jsonl, .parquet"),
         (START + "--do_train --validation_file validation.csv", "--do_train needs --train_file."),
         (
@@ -300,12 +306,15 @@ def test_refusal(words: str, message: str) -> None:
             + "--do_train --do_eval --train_file train.csv --validation_file validation.csv --validation_ratio 0.1",
             "--validation_file and --validation_ratio both",
         ),
-        (START + "--do_eval --validation_ratio 0.1 --test_file test.csv", "--train_file, which is not given"),
+        (
+            START + "--do_eval --validation_ratio 0.1 --test_file test.csv",
+            "--validation_ratio holds out rows of --train_file",
+        ),
         (
             START + "--task_name sst2 --do_predict --test_file test.csv",
             "--task_name and --test_file both name the data",
         ),
-        (START + "--one_shot", "--one_shot acts on a recipe"),
+        (START + "--one_shot", "--one_shot needs a recipe"),
     ],
 )
 def test_refusal_of_what_is_asked(words: str, message: str, files: Path) -> None:

@@ -119,8 +119,8 @@ def test_only_a_leading_tilde_is_replaced(path: str) -> None:
 def test_a_home_folder_that_is_not_there(home: Path) -> None:
     nobody = "~nobody-of-that-name/runs"
     error = refusal(*TRAIN, f"--output_dir={nobody}")
-    assert error.startswith(f"--output_dir: {nobody}: there is no user 'nobody-of-that-name' here.")
-    assert f"written ./{nobody}" in error
+    assert error.startswith(f"--output_dir: {nobody}: there is no user 'nobody-of-that-name'.")
+    assert f"write ./{nobody}" in error
     file = write_settings(home, SETTINGS | {"output_dir": nobody})
     assert refusal(file).startswith(f"{file}: --output_dir: {nobody}: ")
 

@@ -112,7 +112,7 @@ def test_folder_of_save_to_disk(tmp_path: Path) -> None:
     data = load(dataset_name=tmp_path / "all", do_train=True, do_eval=True)
     assert data.label_names == ["neg", "pos"] and list(data.splits) == ["train", "validation"]
     assert list(load(dataset_name=tmp_path / "one", do_train=True).splits) == ["train"]
-    assert "has no validation rows, which --do_eval needs: add --validation_ratio 0.1" in refusal(
+    assert "has no validation rows; --do_eval needs them: add --validation_ratio 0.1" in refusal(
         dataset_name=tmp_path / "one", do_train=True, do_eval=True
     )
 
@@ -143,7 +143,7 @@ def test_csv_and_tsv_files_of_a_folder_are_always_read_here(tmp_path: Path) -> N
     message = refusal(dataset_name=tmp_path, do_train=True)
     assert "train_1.tsv, row 1 (line 2), column 'text' has no text" in message
     (tmp_path / "train_1.tsv").write_text("number\tlabel\n9\tx\n")
-    assert "train_1.tsv has other columns than" in refusal(dataset_name=tmp_path, do_train=True)
+    assert "train_1.tsv: expected the columns of" in refusal(dataset_name=tmp_path, do_train=True)
 
 
 def test_a_folder_that_does_not_say_which_file_is_meant(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_folder_that_does_not_say_which_file_is_meant(tmp_path: Path) -> None:
     (tmp_path / "deep" / "train").mkdir(parents=True)
     write(tmp_path / "deep" / "train" / "data.csv", ROWS)
     message = refusal(dataset_name=tmp_path / "deep", do_train=True)
-    assert "train/data.csv. Name them with --train_file" in message
+    assert "train/data.csv. Pass them with --train_file" in message
 
 
 def test_folder_without_rows(tmp_path: Path) -> None:
@@ -205,11 +205,11 @@ def test_column_faults(train: Callable[..., str], tmp_path: Path) -> None:
     assert "has no column 'lable' (--label_column_name). Did you mean 'label'?" in train(
         rows, label_column_name="lable"
     )
-    assert "takes one column, or two for pairs" in train(rows, input_column_names=("text", "title", "third"))
+    assert "expected one column, or two for pairs" in train(rows, input_column_names=("text", "title", "third"))
     assert "cannot be both text and label" in train(rows, input_column_names=("label",))
     no_usual = [{"a": "x", "b": "y", "c": "z", "label": "k"}]
     assert "has 3 columns that may be the text: a, b, c. Name one, or two for pairs" in train(no_usual)
-    assert "has no column of text besides the labels" in train([{"n": 1, "label": "x"}])
+    assert "no text column found; the columns are: n, label" in train([{"n": 1, "label": "x"}])
     assert "has no column 'label' or 'labels'; its columns are: text, target." in train([{"text": "a", "target": 1}])
     other = write(tmp_path / "validation.csv", [{"sentence": "a", "label": "x"}])
     message = train(rows, validation_file=other, do_eval=True, input_column_names=("text",))
@@ -227,19 +227,19 @@ def test_column_faults(train: Callable[..., str], tmp_path: Path) -> None:
         ("train.csv", "", "train.csv has no header line"),
         ("train.csv", "text,label\n", "train.csv has no rows."),
         ("train.csv", "text,text,label\na,b,1\n", "train.csv, line 1: duplicate column 'text'."),
-        ("train.csv", 'text,label\n"a\nb",1\nc,d,0\n', "train.csv, row 2 (line 4): 3 fields, and the header has 2."),
-        ("train.csv", "text,label\na,1\nb\n", "train.csv, row 2 (line 3): 1 fields, and the header has 2."),
+        ("train.csv", 'text,label\n"a\nb",1\nc,d,0\n', "train.csv, row 2 (line 4): 3 fields, but the header has 2."),
+        ("train.csv", "text,label\na,1\nb\n", "train.csv, row 2 (line 3): 1 fields, but the header has 2."),
         (
             "train.csv",
             'text,label\n"a,1\n',
-            "train.csv, line 2: a double quote opens a field there that",
+            "train.csv, line 2: the double quote that opens a field here is never closed",
         ),
-        ("train.csv", 'text,label\nb,0\n"a,1\nc,0\n', "train.csv, line 3: a double quote opens a field there"),
-        ("train.csv", "text;label\na;1\n", "'text;label' is one column. Its fields seem to be separated by ';'"),
+        ("train.csv", 'text,label\nb,0\n"a,1\nc,0\n', "train.csv, line 3: the double quote that opens a field here"),
+        ("train.csv", "text;label\na;1\n", "'text;label' is one column. The separator seems to be ';'"),
         ("train.csv", "text,label\na,1\n\n,0\n", "train.csv, row 2 (line 4), column 'text' has no text"),
         ("train.csv", "text,label\na,1\nb,\n", "train.csv, row 2 (line 3), column 'label': the label is missing."),
         ("train.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "train.jsonl, line 2, column 8: not JSON"),
-        ("train.jsonl", '{"text": "a", "label": 1}\n\n[1]\n', "train.jsonl, row 2 (line 3): an object of columns"),
+        ("train.jsonl", '{"text": "a", "label": 1}\n\n[1]\n', "train.jsonl, row 2 (line 3): expected an object"),
         ("train.jsonl", '{"text": "a", "label": 1}\n{"label": 0}\n', "row 2 (line 2), column 'text' has no text"),
         (
             "train.jsonl",
@@ -247,7 +247,7 @@ def test_column_faults(train: Callable[..., str], tmp_path: Path) -> None:
             "column 'text' is 5, which is not text",
         ),
         ("train.json", "[1, 2", "train.json, line 1, column 6: not JSON"),
-        ("train.json", '"text"', "train.json: a list of objects is expected"),
+        ("train.json", '"text"', "train.json: expected a list of objects"),
         ("train.json", "[]", "train.json has no rows."),
         ("train.parquet", "text,label\n", "train.parquet cannot be read"),
     ],

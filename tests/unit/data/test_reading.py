@@ -160,20 +160,20 @@ def test_csv_with_other_line_ends(rows_of: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.tsv", 'text\tlabel\na\t1\n"b"\n5" c\n', "a.tsv, row 2 (line 3): 1 fields, and the header has 2."),
-        ("a.tsv", "text\tlabel\na\t1\t\n", "a.tsv, row 1 (line 2): 3 fields, and the header has 2."),
-        ("a.tsv", "text\tlabel\t\na\t1\n", "2 fields, and the header has 3, the last of them without a name."),
-        ("a.tsv", '"text"\t"label"\n"a" b\t"1"\n', "a.tsv, line 2: a double quote opens a field there, and the one"),
-        ("a.tsv", 'text\nb\n"c\nd"\n', "a.tsv, line 4: a double quote closes here that opened in line 3."),
-        ("a.tsv", "text,label\na,1\n", "'text,label' is one column. Its fields seem to be separated by ','"),
+        ("a.tsv", 'text\tlabel\na\t1\n"b"\n5" c\n', "a.tsv, row 2 (line 3): 1 fields, but the header has 2."),
+        ("a.tsv", "text\tlabel\na\t1\t\n", "a.tsv, row 1 (line 2): 3 fields, but the header has 2."),
+        ("a.tsv", "text\tlabel\t\na\t1\n", "2 fields, but the header has 3, the last one without a name."),
+        ("a.tsv", '"text"\t"label"\n"a" b\t"1"\n', "a.tsv, line 2: a double quote opens a field here, but after the"),
+        ("a.tsv", 'text\nb\n"c\nd"\n', "a.tsv, line 4: this double quote may close the one in line 3"),
+        ("a.tsv", "text,label\na,1\n", "'text,label' is one column. The separator seems to be ','"),
         ("a.tsv", "\t\na\t1\n", "a.tsv has no header line"),
         ("a.tsv", "text\ttext\n", "a.tsv, line 1: duplicate column 'text'."),
-        ("a.csv", 'text,label\nx,0\n\n"a\nb""c,1\nd,0\n', "a.csv, line 4: a double quote opens a field there that"),
-        ("a.csv", 'text,label\n"a\n,0\n"b",1\n', "a.csv, line 2: a double quote opens a field there, and the one that"),
-        ("a.csv", 'text,label\n"a\n,0\n"b",1\n', "closes it, in line 4, is followed by 'b\",1'."),
-        ("a.csv", 'text,label\n"a,1\nb",1,0\n', "a.csv, row 1 (line 3): 3 fields, and the header has 2."),
+        ("a.csv", 'text,label\nx,0\n\n"a\nb""c,1\nd,0\n', "a.csv, line 4: the double quote that opens a field here is"),
+        ("a.csv", 'text,label\n"a\n,0\n"b",1\n', "a.csv, line 2: a double quote opens a field here, but after the"),
+        ("a.csv", 'text,label\n"a\n,0\n"b",1\n', "closing one, in line 4, comes 'b\",1'."),
+        ("a.csv", 'text,label\n"a,1\nb",1,0\n', "a.csv, row 1 (line 3): 3 fields, but the header has 2."),
         ("a.csv", 'text,label\n"a,1\nb",1,0\n', "The row begins in line 2, with a quote."),
-        ("a.csv", "text,label\n\n\na\n", "a.csv, row 1 (line 4): 1 fields, and the header has 2. A field with a comma"),
+        ("a.csv", "text,label\n\n\na\n", "a.csv, row 1 (line 4): 1 fields, but the header has 2. A field"),
     ],
 )
 def test_fault_of_csv_and_tsv(name: str, content: str, message: str, fault_of: Callable[..., str]) -> None:
@@ -245,20 +245,20 @@ def test_an_index_in_json_is_left_out_or_marked(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[["a", 1], ["b", 0]]', 'as pandas writes with orient="values". Columns need names: write with'),
-        ('{"text": ["a", "b"], "label": [1]}', "column 'label' has 1 rows, and 'text' has 2."),
+        ('[["a", 1], ["b", 0]]', 'the rows have no column names (orient="values" in pandas). Write'),
+        ('{"text": ["a", "b"], "label": [1]}', "column 'label' has 1 rows, but 'text' has 2."),
         (
             '{"text": {"0": "a", "1": "b"}, "label": {"0": 1}}',
-            "column 'label' does not have the rows of column 'text' (1 and 2 rows).",
+            "columns 'text' and 'label' have different rows (2 and 1).",
         ),
-        ('{"a": {"x": "b"}, "c": {"x": "d"}}', "not clear which keys name the columns: a, c, or x."),
+        ('{"a": {"x": "b"}, "c": {"x": "d"}}', "unclear which keys are the columns: a, c, or x."),
         ('{"0": {"1": "b"}}', 'in pandas, to_json(orient="records")'),
-        ('{"0": "a", "1": "b"}', "one value for each row, and no name of a column"),
+        ('{"0": "a", "1": "b"}', "one value per row, but no column name"),
         ('{"train": [{"text": "a"}], "test": [{"text": "b"}]}', "'train' is a list of objects."),
         ('{"columns": ["text", "label"], "data": [["a", 1], ["b"]]}', "row 2: 1 values for 2 columns."),
         ('{"columns": ["text", "text"], "data": [["a", 1]]}', "duplicate column 'text'."),
-        ('{"columns": [["a", "x"]], "data": [["a"]]}', "a column is named ['a', 'x']"),
-        ('[{"text": "a"}, "b"]', "row 2: an object of columns is expected, not 'b'."),
+        ('{"columns": [["a", "x"]], "data": [["a"]]}', "the column name ['a', 'x'] is not a string"),
+        ('[{"text": "a"}, "b"]', "row 2: expected an object with columns as keys, got 'b'."),
         ('[\n {"text": "a"},\n {"text" "b"}\n]', "line 3, column 10: not JSON: Expecting ':' delimiter."),
         ('{\n"text": "a"\n}\n{\n"text": "b"\n}', "line 4, column 1: not JSON: Extra data."),
         ('{"text": "a"}\n{"text": "b"} {', "line 2, column 15: not JSON: Extra data."),
@@ -283,8 +283,8 @@ def test_json_values_that_are_not_text_or_number(tmp_path: Path) -> None:
     file = tmp_path / "train.json"
     for content, message in [
         ('[{"text": "a", "label": "x"}, {"text": NaN, "label": "y"}]', "row 2, column 'text' has no text"),
-        ('[{"text": "a", "label": 1.5}, {"text": "b", "label": NaN}]', "the label nan is not a number"),
-        ('[{"text": "a", "label": 1.5}, {"text": "b", "label": -Infinity}]', "the label -inf is not a number"),
+        ('[{"text": "a", "label": 1.5}, {"text": "b", "label": NaN}]', "the label is nan; expected a finite"),
+        ('[{"text": "a", "label": 1.5}, {"text": "b", "label": -Infinity}]', "the label is -inf; expected a finite"),
         ('[{"text": "a", "label": "x"}, {"text": "b \\ud83d", "label": "y"}]', "column 'text' has a lone surrogate"),
     ]:
         file.write_text(content)
@@ -319,7 +319,7 @@ def test_file_without_content(suffix: str, fault_of: Callable[..., str]) -> None
 def test_text_that_is_not_utf8(suffix: str, fault_of: Callable[..., str], tmp_path: Path) -> None:
     name, text = f"train{suffix}", '{"text": "é", "label": 1}\n' * 2
     assert f"{name} is not UTF-8 text but UTF-16" in fault_of(text.encode("utf-16"), name)
-    assert f"{name}, line 1: a NUL character." in fault_of(text.encode("utf-16-le"), name)
+    assert f"{name}, line 1: contains a NUL character." in fault_of(text.encode("utf-16-le"), name)
     assert f"{name} is not UTF-8 text (line 2: " in fault_of(b'{"text": 1}\n' + text.encode("latin-1"), name)
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "a.parquet")
     assert f"{name} is a Parquet file" in fault_of((tmp_path / "a.parquet").read_bytes(), name)

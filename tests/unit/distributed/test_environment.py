@@ -69,7 +69,7 @@ def test_a_main_machine_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("sparse_accel.distributed.environment._SECONDS_FOR_A_NAME", 0.0)
     for name, value in {**LAUNCH, "MASTER_ADDR": "nowhere.invalid"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=r"MASTER_ADDR=nowhere\.invalid is not a machine that can be found"):
+    with pytest.raises(UsageError, match=r"MASTER_ADDR=nowhere\.invalid cannot be resolved"):
         check_environment()
 
 
@@ -77,7 +77,7 @@ def test_a_main_machine_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> No
 def test_values_that_are_not_known(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, _, value = variable.partition("=")
     monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=f"{variable} is not known here"):
+    with pytest.raises(UsageError, match=f"{variable} is not a valid value"):
         check_environment()
 
 
@@ -101,7 +101,7 @@ def test_a_precision_that_is_left_over(tiny: Tiny, tmp_path: Path, monkeypatch: 
         ({**LAUNCH, "MASTER_PORT": "tcp://10.0.0.1:80"}, "MASTER_PORT=tcp://10.0.0.1:80 is not a whole number"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 is below 1"),
         ({**LAUNCH, "RANK": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
-        ({"RANK": "1"}, "RANK=1 is not below WORLD_SIZE, which is not set and counts as 1"),
+        ({"RANK": "1"}, "RANK=1 is not below WORLD_SIZE (not set, counts as 1)"),
     ],
 )
 def test_left_over(variables: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_the_script_says_it_before_accelerate_is_asked(
     monkeypatch.setenv("RANK", "1")  # no launcher: nobody else would speak
     monkeypatch.setenv("LOCAL_RANK", "0")
     refused = run(**tiny.flags(output_dir=tmp_path / "out"))
-    assert refused.code == 2 and refused.err.startswith("error: the environment has variables"), refused.all
+    assert refused.code == 2 and refused.err.startswith("error: the environment has launcher variables"), refused.all
     assert "Traceback" not in refused.err and not (tmp_path / "out").exists()
 
 

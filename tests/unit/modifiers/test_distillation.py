@@ -196,7 +196,7 @@ def test_labels_are_aligned_by_name(student: list[str], teacher: list[str], orde
 
 @pytest.mark.parametrize("teacher", [["no", "maybe"], ["no", "yes", "maybe"], ["LABEL_0"], ["yes"]])
 def test_labels_that_differ_are_an_error(teacher: list[str]) -> None:
-    with pytest.raises(UsageError, match="do not agree on labels: the data has no, yes"):
+    with pytest.raises(UsageError, match="have different labels: the data has no, yes"):
         label_order(["no", "yes"], teacher)
 
 

@@ -200,7 +200,7 @@ STEP = {"lr_class": "StepLR", "init_lr": 0.1, "lr_kwargs": {"gamma": 0.1, "step_
         (LearningRateFunctionModifier, LINE | {"init_lr": -1.0}, "init_lr", "between 0 and 1"),
         (LearningRateFunctionModifier, LINE | {"end_epoch": -1.0}, "end_epoch", "must end after"),
         (LearningRateFunctionModifier, LINE | {"start_epoch": 2.0}, "end_epoch", "must end after"),
-        (LearningRateFunctionModifier, LINE | {"cycle_epochs": 0.0}, "cycle_epochs", "longer than 0"),
+        (LearningRateFunctionModifier, LINE | {"cycle_epochs": 0.0}, "cycle_epochs", "above 0, got 0"),
         (LearningRateModifier, STEP | {"lr_kwargs": {"gama": 1, "step_size": 1}}, "lr_kwargs", "Did you mean 'gamma'?"),
         (LearningRateModifier, STEP | {"lr_kwargs": {"gamma": 1}}, "lr_kwargs", "needs step_size"),
         (LearningRateModifier, STEP | {"lr_kwargs": {"gamma": "x", "step_size": 1}}, "lr_kwargs", "expected a factor"),

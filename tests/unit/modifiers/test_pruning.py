@@ -268,8 +268,8 @@ def test_structured_masks(kind: str, share: float) -> None:
     ("keys", "message"),
     [
         (f"{BLOCKS}, end_epoch: 1", "LayerNorm.weight cannot be pruned: only weights of Linear"),
-        ("params: [clasifier.weight], end_epoch: 1", "Near it: classifier.weight"),
-        ("mask_type: [3, 1], end_epoch: 1", "blocks of 3 x 1 do not divide a weight of .* leave it out of params"),
+        ("params: [clasifier.weight], end_epoch: 1", "Similar names: classifier.weight"),
+        ("mask_type: [3, 1], end_epoch: 1", "blocks of 3 x 1 do not divide .* remove this weight from params"),
         ("mask_type: '3:5', final_sparsity: 0.4, end_epoch: 1", "groups of 5 do not divide"),
     ],
 )

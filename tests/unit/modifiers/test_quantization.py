@@ -184,7 +184,7 @@ def test_parts_of_another_architecture_name_the_right_ones(
     with pytest.raises(UsageError) as caught:
         RecipeRun(load_recipe(quantization(TUTORIAL_PARTS, 1))).attach(make())
     message = str(caught.value)
-    assert "no part 'bert.embeddings'" in message and f"It is a {kind}; its parts are: {parts}" in message
+    assert f"this {kind} model has no module 'bert.embeddings'" in message and f"modules are: {parts}" in message
     right = parts.split(", classifier")[0]
     RecipeRun(load_recipe(quantization(f"submodules: [{right}]", 1))).attach(make())
 
@@ -223,7 +223,7 @@ def test_convolutions_and_frozen_statistics_of_batch_normalization() -> None:
 def test_statistics_to_freeze_where_there_are_none_are_noticed() -> None:
     run = RecipeRun(load_recipe(quantization("freeze_bn_stats_epoch: 1")))
     run.attach(make_bert())
-    assert any("no batch normalization here" in line for line in run.notices)
+    assert any("freeze_bn_stats_epoch has no effect" in line for line in run.notices)
 
 
 def test_at_once_takes_ranges_from_the_batches_shown() -> None:
@@ -321,12 +321,12 @@ def renew(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (change_scale, "scale and range of .* disagree: the file was changed by hand"),
+        (change_scale, "scale and range of .* do not match: the file was edited"),
         (rename, r"no layer for 'bert\.encoder\.layer\.9\.output\.dense\.input_quantizer'"),
         (misplace, r"no layer for 'bert\.encoder\.input_quantizer'"),
         (shorten, "is incomplete .*zero_point"),
         (lengthen, "is incomplete"),
-        (flatten, "is not a quantizers' file"),
+        (flatten, "is not a quantizer file"),
         (renew, "version 2"),
     ],
 )
@@ -349,5 +349,5 @@ def test_a_torn_file_is_refused(trained: tuple[Session, Path], tmp_path: Path) -
         (tmp_path / file.name).write_bytes(file.read_bytes())
     path = tmp_path / QUANTIZATION_FILE
     path.write_text(path.read_text()[:500])
-    with pytest.raises(UsageError, match="is not a quantizers' file"):
+    with pytest.raises(UsageError, match="is not a quantizer file"):
         sparse_accel.load(tmp_path)

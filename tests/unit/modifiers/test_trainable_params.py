@@ -43,12 +43,12 @@ def test_patterns(patterns: str | list[str], expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("pattern", "part"),
     [
-        ("clasifier.weight", "Near it: classifier.weight"),
+        ("clasifier.weight", "Similar names: classifier.weight"),
         ("classifier", "re:classifier[.]"),
         ("re:dense", "put .* first"),
         ("re:bert.encoder.layers.*", "bert.encoder.layer"),
         ("re:(", "not a regular expression"),
-        ("zzz", "There are bert.embeddings.weight"),
+        ("zzz", "The model has bert.embeddings.weight"),
     ],
 )
 def test_a_pattern_that_means_nothing_names_near_misses(pattern: str, part: str) -> None:

@@ -174,7 +174,7 @@ def test_a_scope_within_shadows_what_is_outside_and_leaves_it_alone() -> None:
         ("9 ** 9 ** 9", "too large"),
         ("10 ** 400 * 1.0", "too large"),
         ("1e308 * 10", "too large"),
-        (f"{LARGEST} * 10", "grows beyond"),
+        (f"{LARGEST} * 10", f"larger than {LARGEST}"),
         ("1e999", "too large"),
         ("(" * 60 + "1" + ")" * 60, "nested"),
         ("-" * 60 + "1", "nested"),

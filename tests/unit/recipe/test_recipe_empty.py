@@ -65,9 +65,9 @@ def test_front_matter_with_modifiers_may_have_others_below_it(tmp_path: Path) ->
     [
         ("a: 1\nb: eval(a)\n", None, None, "Keys in it: a, b. List modifiers under"),
         ("{}\n", None, None, "It is empty"),
-        ("a: 1\nmodifiers:\n", 2, "modifiers", "'modifiers' lists nothing"),
-        ("a: 1\nx_modifiers: []\n", 2, "x_modifiers", "'x_modifiers' lists nothing"),
-        ("s:\n  n: 1\n  s_modifiers: []\nt:\n  t_modifiers:\n", 3, "s_modifiers", "'s_modifiers' lists nothing"),
+        ("a: 1\nmodifiers:\n", 2, "modifiers", "'modifiers' is an empty list"),
+        ("a: 1\nx_modifiers: []\n", 2, "x_modifiers", "'x_modifiers' is an empty list"),
+        ("s:\n  n: 1\n  s_modifiers: []\nt:\n  t_modifiers:\n", 3, "s_modifiers", "'s_modifiers' is an empty list"),
         (
             "modifiers:\n#  - !EpochRangeModifier\n#    end_epoch: 1\n",
             2,

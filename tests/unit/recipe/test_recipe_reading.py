@@ -266,12 +266,12 @@ def test_values_become_the_fields_types(value: Any, expected: Any, result: Any) 
         (1.5, int, "a whole number"),
         (float("nan"), float, "a number"),
         (float("inf"), float, "a number"),
-        (1, str, "a text"),
+        (1, str, "a string"),
         ("x", list[str], "a list"),
-        ([1], list[str], "a text"),
+        ([1], list[str], "a string"),
         (None, float, "got nothing"),
         ([], dict[str, int], "a mapping"),
-        ([1], str | list[str], "a text or a list"),
+        ([1], str | list[str], "a string or a list"),
     ],
 )
 def test_a_value_of_another_type_is_refused_in_words(value: Any, expected: Any, part: str) -> None:

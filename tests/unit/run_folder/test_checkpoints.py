@@ -191,11 +191,11 @@ def test_a_torn_checkpoint_is_named_and_what_to_do(
     folder = copy_of(saved, tmp_path)
     assert verify(folder) == ""
     harm(folder)
-    assert "is missing" in verify(folder) or "is not what was written" in verify(folder)
+    assert "is missing" in verify(folder) or "does not match its checksum" in verify(folder)
     session = start(RECIPE)
     with pytest.raises(UsageError, match="cannot be read") as caught:
         load_checkpoint(folder, session.accelerator, session.run, History())
-    assert str(folder) in str(caught.value) and "Delete that folder to go on from an older checkpoint" in str(
+    assert str(folder) in str(caught.value) and "Delete that folder to resume from an older checkpoint" in str(
         caught.value
     )
     assert session.run.progress.step == 0
@@ -213,14 +213,14 @@ def test_a_torn_checkpoint_is_named_and_what_to_do(
 def test_a_checkpoint_of_another_recipe_is_refused(saved: tuple[Session, Path], recipe: str) -> None:
     session = start(recipe)
     before = session.state()["model"]["classifier.weight"]
-    with pytest.raises(UsageError, match="belongs to a run of another recipe or model"):
+    with pytest.raises(UsageError, match="with another recipe or model"):
         load_checkpoint(saved[1], session.accelerator, session.run, History())
     assert torch.equal(session.state()["model"]["classifier.weight"], before)
 
 
 def test_a_checkpoint_of_another_model_is_refused(saved: tuple[Session, Path]) -> None:
     session = start(RECIPE, model=make_bert(num_labels=3))
-    with pytest.raises(UsageError, match="belongs to a run of another recipe or model"):
+    with pytest.raises(UsageError, match="with another recipe or model"):
         load_checkpoint(saved[1], session.accelerator, session.run, History())
 
 

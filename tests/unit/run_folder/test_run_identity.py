@@ -89,7 +89,7 @@ def test_what_no_run_of_ours_wrote_is_not_touched(tmp_path: Path, content: str |
     if content is not None:
         (folder / RUN_FILE).write_text(content)
     before = tree(tmp_path)
-    with pytest.raises(UsageError, match="is not empty, and what it holds is not a run of this script"):
+    with pytest.raises(UsageError, match="is not empty and does not contain a run of this script"):
         acquire_folder(folder, IDENTITY, overwrite=False)
     assert tree(tmp_path) == before
     assert acquire_folder(folder, IDENTITY, overwrite=True) == "start"

@@ -69,10 +69,10 @@ def test_tags_without_a_type() -> None:
 
 def test_what_cannot_be_counted_is_refused() -> None:
     for true, predicted, message in [
-        (split("O O"), split("O"), "not of the same lengths"),
-        (split("O"), split("O", "O"), "not of the same lengths"),
+        (split("O O"), split("O"), "different lengths"),
+        (split("O"), split("O", "O"), "different lengths"),
         ([], [], "no tags"),
-        (split("O NN"), split("O O"), "'NN' is no tag of an entity"),
+        (split("O NN"), split("O O"), "'NN' is not an entity tag"),
     ]:
         with pytest.raises(ValueError, match=message):
             entity_metrics(true, predicted, IOB2)

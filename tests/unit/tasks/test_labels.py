@@ -154,7 +154,7 @@ def test_rows_of_zeros_and_ones_are_indicators(count: int, data: st.DataObject) 
     labels = column_of(rows)
     assert are_indicators(labels) and are_indicators(labels, count)
     if any(len(set(row)) < count for row in rows):
-        with pytest.raises(UsageError, match=f"is a list of {count} zeros and ones, and the model has {count + 1}"):
+        with pytest.raises(UsageError, match=f"is a list of {count} zeros and ones, but the model has {count + 1}"):
             are_indicators(labels, count + 1)
     else:
         assert not are_indicators(labels, count + 1), "a model with more labels: these may be names of two of them"
@@ -207,9 +207,9 @@ def test_the_kind_that_is_asked_for(
     ("labels", "problem_type", "message"),
     [
         (["good", "bad"], REGRESSION, "row 1 (line 1), column 'label': the label 'good' is not a number"),
-        ([0.5, 1.0], SINGLE, "the label 0.5 is a decimal number, and not a class"),
-        ([1, 0], MULTI, "the label is 1; multi-label rows hold lists"),
-        ([[1, 0], [0, 1]], SINGLE, "the label [1, 0] is a list, and not a class"),
+        ([0.5, 1.0], SINGLE, "the label 0.5 is a decimal number, not a class"),
+        ([1, 0], MULTI, "the label is 1; expected a list"),
+        ([[1, 0], [0, 1]], SINGLE, "the label [1, 0] is a list, not a class"),
     ],
 )
 def test_labels_that_are_not_of_that_kind(labels: list[Any], problem_type: str, message: str, tmp_path: Path) -> None:
@@ -258,13 +258,13 @@ def test_words_that_may_name_a_class(of: Callable[..., TextClassificationData]) 
     ("labels", "message"),
     [
         (["a", None], "train.jsonl, row 2 (line 2), column 'label': the label is missing."),
-        ([1.5, float("nan")], "row 2 (line 2), column 'label': the label nan is not a number."),
-        ([["a"], ["b"], "a"], "row 3 (line 3), column 'label': the label 'a' is a word, and ['a'] in row 1 is a list."),
-        ([2.5, "good"], "row 2 (line 2), column 'label': the label 'good' is a word, and 2.5 in row 1 is a decimal"),
-        ([1, "good"], "the label 'good' is a word, and 1 in row 1 is a whole number."),
+        ([1.5, float("nan")], "row 2 (line 2), column 'label': the label is nan; expected a finite number."),
+        ([["a"], ["b"], "a"], "row 3 (line 3), column 'label': the label 'a' is a word, but ['a'] in row 1 is a list."),
+        ([2.5, "good"], "row 2 (line 2), column 'label': the label 'good' is a word, but 2.5 in row 1 is a decimal"),
+        ([1, "good"], "the label 'good' is a word, but 1 in row 1 is an integer."),
         ([{"a": 1}, "b"], "row 1 (line 1), column 'label': a label cannot be {'a': 1}."),
         ([["a", None], ["b"]], "row 1 (line 1), column 'label': the label is missing."),
-        ([["a", ["b"]], ["b"]], "the label ['b'] is a list, and not a class."),
+        ([["a", ["b"]], ["b"]], "the label ['b'] is a list, not a class."),
         (["a", "a"], "all labels are a; training needs two or more."),
         ([0.0, 1.0, 0.0], "the labels are decimal numbers without a fraction (0.0, 1.0): scores or classes?"),
         ([3.0, 1.0, 2.0], "Add --problem_type regression or --problem_type single_label_classification."),
@@ -282,15 +282,15 @@ def test_fault_of_a_label(labels: list[Any], message: str, refused: Callable[...
         (["pos", "neg"], ["pos", "ngg"], ".csv", "dev.csv, row 2 (line 3), column 'label': the label 'ngg' does not "
          "occur in train.csv. Did you mean 'neg'? Its labels are: neg, pos."),
         ([0, 1], [1, 2], ".jsonl", "dev.jsonl, row 2 (line 2), column 'label': the label '2' does not occur"),
-        ([0.5, 1.5], [1, "x"], ".jsonl", "row 2 (line 2), column 'label': the label 'x' is not a number; this is a"),
-        ([0.5, 1.5], [1, "x"], ".csv", "row 2 (line 3), column 'label': the label 'x' is not a number; this is a"),
-        ([["a"], ["b"]], [["a"], "b"], ".jsonl", "row 2 (line 2), column 'label': the label is 'b'; multi-label rows"),
+        ([0.5, 1.5], [1, "x"], ".jsonl", "row 2 (line 2), column 'label': the label 'x' is not a number"),
+        ([0.5, 1.5], [1, "x"], ".csv", "row 2 (line 3), column 'label': the label 'x' is not a number"),
+        ([["a"], ["b"]], [["a"], "b"], ".jsonl", "row 2 (line 2), column 'label': the label is 'b'; expected a list"),
         ([["a"], ["b"]], [["a"], ["c"]], ".jsonl", "row 2 (line 2), column 'label': the label 'c' does not occur"),
         ([[0, 1, 1], [1, 0, 0]], [[1], [0]], ".jsonl", "row 1 (line 1), column 'label': the label [1] is not a list"),
         ([[0, 1, 1], [1, 0, 0]], [[0, 1, 1, 0]], ".jsonl", "the label [0, 1, 1, 0] is not a list of 3 zeros and ones"),
         ([[0, 1, 1], [1, 0, 0]], [[0, 1, 1], [0, 1]], ".jsonl", "[0, 1] is not a list of 3 zeros and ones."),
-        (["a", "b"], [["a"]], ".jsonl", "the label ['a'] is a list, and not a class."),
-        (["2.5", "good"], None, ".csv", "the label 'good' is a word, and '2.5' in row 1 is a decimal number"),
+        (["a", "b"], [["a"]], ".jsonl", "the label ['a'] is a list, not a class."),
+        (["2.5", "good"], None, ".csv", "the label 'good' is a word, but '2.5' in row 1 is a decimal number"),
     ],
 )  # fmt: skip
 def test_fault_between_files(
@@ -303,7 +303,7 @@ def test_row_without_a_label_in_a_dataset(tmp_path: Path) -> None:
     features = Features(text=Value("string"), label=ClassLabel(names=["a", "b"]))
     Dataset.from_dict({"text": ["x", "y"], "label": [0, -1]}, features=features).to_parquet(tmp_path / "train.parquet")
     message = refusal(train_file=tmp_path / "train.parquet", do_train=True)
-    assert "row 2, column 'label': the label is -1, which stands for no class: the row is not labelled" in message
+    assert "row 2, column 'label': the label is -1, which is not a class: the row has no label" in message
 
 
 # --- with the names of a model ----------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def test_null_labels_of_rows_to_predict_are_no_labels(tmp_path: Path) -> None:
     data = load(["neg", "pos"], test_file=test, do_predict=True)
     assert data.splits["test"].column_names == ["text"]
     message = refusal(["neg", "pos"], test_file=test, do_eval=True, eval_on_test=True)
-    assert "has no labels (column 'label'), so it can be predicted and not evaluated." in message
+    assert "has no labels (column 'label'), so it can be predicted but not evaluated." in message
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_labels_that_the_model_does_not_know(tmp_path: Path) -> None:
     assert "row 1 (line 2), column 'label': the label 'good' does not occur in the model." in message
     scores = write(tmp_path / "scores.jsonl", rows_of([0.5, 1.5]))
     message = refusal(["neg", "pos"], validation_file=scores, do_eval=True)
-    assert "the label 0.5 is a decimal number, and not a class." in message
+    assert "the label 0.5 is a decimal number, not a class." in message
 
 
 NAMES = st.lists(st.text("abcXYZ_", min_size=1, max_size=5), min_size=1, max_size=6, unique=True)
@@ -445,7 +445,7 @@ def test_heads_that_may_be_meant_or_not(outputs: list[str], rows: list[Any]) -> 
 
 def test_whole_numbers_for_a_model_of_scores(tmp_path: Path) -> None:
     file = write(tmp_path / "train.csv", rows_of([0, 1, 4]))
-    assert "the model gives a score: scores or classes?" in refusal(["score"], train_file=file, do_train=True)
+    assert "the model predicts a score: scores or classes?" in refusal(["score"], train_file=file, do_train=True)
     kept = load(["score"], train_file=file, do_train=True, problem_type=REGRESSION)
     assert kept.keeps_head and kept.splits["train"]["label"][:] == [0.0, 1.0, 4.0]
     other = load(["score"], train_file=file, do_train=True, problem_type=SINGLE)
@@ -462,7 +462,7 @@ def test_numbers_that_may_be_counted_from_1(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_model_that_does_not_say_its_problem_type(tmp_path: Path) -> None:
     file = write(tmp_path / "dev.jsonl", rows_of([["joy"], ["anger", "joy"]]))
-    assert "is a list, and not a class" in refusal(["anger", "joy"], validation_file=file, do_eval=True)
+    assert "is a list, not a class" in refusal(["anger", "joy"], validation_file=file, do_eval=True)
     data = load(["anger", "joy"], validation_file=file, do_eval=True, problem_type=MULTI)
     assert data.problem_type == MULTI and data.splits["validation"]["label"][:] == [["joy"], ["anger", "joy"]]
     with pytest.raises(UsageError, match="the model was trained for single_label"):
@@ -577,7 +577,7 @@ def test_validation_ratio(tmp_path: Path) -> None:
     assert digest_of_rows(evaluated.splits["validation"]) == digest_of_rows(data.splits["validation"])
     tiny = write(tmp_path / "tiny.csv", rows_of(["a", "b"]))
     message = refusal(train_file=tiny, do_train=True, do_eval=True, validation_ratio=0.1)
-    assert "leaves 2 to train on and 0 to evaluate on" in message
+    assert "leaves 2 for training and 0 for evaluation" in message
 
 
 def test_eval_on_test_measures_on_the_test_rows(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.tasks.base import check_metric_name
 from sparse_accel.tasks.text_classification.glue import GLUE
 from sparse_accel.tasks.text_classification.metrics import compute_metrics, metric_names
+from sparse_accel.tasks.text_classification.predictions import prediction_table
 
 SINGLE, REGRESSION, MULTI = "single_label_classification", "regression", "multi_label_classification"
 
@@ -60,6 +61,14 @@ def test_multi_label_by_hand() -> None:
     labels = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
     expected = {"f1_micro": 2 / 3, "f1_macro": (2 / 3 + 1 + 0) / 3, "subset_accuracy": 1 / 3}
     assert compute_metrics("default", MULTI, logits, labels) == pytest.approx(expected)
+
+
+def test_multi_label_predictions_and_figures_draw_the_line_alike() -> None:
+    """A logit of 0 is a probability of 0.5, and chosen by both; far below 0 nothing overflows."""
+    logits = np.array([[0.0, -1e-17, -1000.0]])
+    assert compute_metrics("default", MULTI, logits, np.array([[1.0, 0, 0]]))["subset_accuracy"] == 1
+    table = prediction_table(logits, ["a", "b", "c"], MULTI)
+    assert table.splitlines()[1] == "0,a,0.500000,0.500000,0.000000"
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")

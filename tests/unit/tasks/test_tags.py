@@ -84,22 +84,22 @@ def test_find_scheme(sentences: list[str], scheme: str) -> None:
     [
         (
             ["O B-PER", "O PER"],
-            "1, 1: the tag 'PER' does not begin with B-, I- or another letter of a scheme, and others",
+            "1, 1: the tag 'PER' does not begin with B-, I- or another letter of a scheme, but others",
         ),
-        (["O B-PER", "O PER"], "others mark entities, such as B-PER. Write O for a word outside of all entities."),
+        (["O B-PER", "O PER"], "others mark entities, such as B-PER. Write O for a word outside of entities."),
         (["O PER LOC ORG B-PER"], "0, 1: the tag 'PER' does not begin with"),
         (["B-NP I-NP", "_ B-VP"], "1, 0: the tag '_' does not begin with"),
         (["B-NP O o"], "0, 2: the tag 'o' does not begin with"),
-        (["B-PER O Q-PER"], "0, 2: the tag 'Q-PER' begins with Q-, which no scheme has (IOB: B- and I-; BIOES: also"),
+        (["B-PER O Q-PER"], "0, 2: the tag 'Q-PER' begins with Q-, which is in no scheme (IOB: B- and I-; BIOES: also"),
         (["B-PER O O-PER"], "0, 2: the tag 'O-PER' begins with O-"),
-        (["B-PER I O"], "0, 1: the tag 'I' has no type, and others mark entities, such as B-PER."),
+        (["B-PER I O"], "0, 1: the tag 'I' has no type, but others mark entities, such as B-PER."),
         (["B-PER I- O"], "0, 1: the tag 'I-' has no type"),
         (["B-PER O IN"], "0, 2: the tag 'IN' does not begin with"),
         (
             ["O", "O PER-B PER-I O"],
-            "1, 1: the tag 'PER-B' seems to mark an entity in a way that is not read. Write the",
+            "1, 1: the tag 'PER-B' seems to mark an entity in an unsupported form. Write a",
         ),
-        (["O b-per i-per"], "0, 1: the tag 'b-per' seems to mark an entity in a way that is not read."),
+        (["O b-per i-per"], "0, 1: the tag 'b-per' seems to mark an entity in an unsupported form."),
     ],
 )
 def test_tags_that_are_refused(sentences: list[str], message: str) -> None:
@@ -211,12 +211,12 @@ def test_is_valid(tags: str, valid: set[str]) -> None:
 
 
 def test_what_has_no_entities_is_refused() -> None:
-    with pytest.raises(ValueError, match="plain tags mark no entities"):
+    with pytest.raises(ValueError, match="plain tags do not mark entities"):
         spans(["S-PL"], PLAIN)
     for tag in ("NN", "Q-PER", "b-per", "B-", "-"):
-        with pytest.raises(ValueError, match=f"'{tag}' is no tag of an entity"):
+        with pytest.raises(ValueError, match=f"'{tag}' is not an entity tag"):
             spans(["O", tag], IOB2)
-    with pytest.raises(ValueError, match="'plain' is no scheme"):
+    with pytest.raises(ValueError, match="'plain' is not an entity scheme"):
         convert(["O"], IOB2, PLAIN)
 
 

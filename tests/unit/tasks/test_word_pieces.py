@@ -84,5 +84,5 @@ def test_parts_hold_all_words_and_cut_no_entity_that_fits(
 
 
 def test_parts_without_any_piece_are_refused() -> None:
-    with pytest.raises(ValueError, match="parts of 0 pieces"):
+    with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
         split_points([1], 0)
