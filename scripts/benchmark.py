@@ -96,10 +96,9 @@ def main() -> None:
     if accelerator.is_main_process:
         print(f"\n{describe(accelerator)}; per process: {BATCH_SIZE} rows per step, {torch.get_num_threads()} threads")
         print(as_text("The tutorial's recipe", phase_table, "of the loop", lambda ratio: ratio))
-        share = checkpoint["seconds"] / phase_table["pruned, distilled, QAT"]["seconds"]
-        print(
-            f"A checkpoint takes as long as {share:.1f} steps, and {checkpoint['bytes_a_weight']:.1f} bytes per weight."
-        )
+        steps = checkpoint["seconds"] / phase_table["pruned, distilled, QAT"]["seconds"]
+        size = checkpoint["bytes_per_weight"]
+        print(f"A checkpoint takes as long as {steps:.1f} steps, and has {size:.1f} bytes per weight.")
     if arguments.first_only:
         write_output(accelerator, Path(arguments.output), {"phases": phase_table, "checkpoint": checkpoint})
         return
@@ -107,8 +106,8 @@ def main() -> None:
         f"padded to {PADDED_LENGTH}, live teacher": (with_live, padded),
         f"padded to {PADDED_LENGTH}, table": (with_table, padded),
         "padded to the batch's longest, live teacher": (with_live, longest),
-        "batches of like lengths, live teacher": (with_live, like_lengths),
-        "batches of like lengths, table": (with_table, like_lengths),
+        "batches of similar lengths, live teacher": (with_live, like_lengths),
+        "batches of similar lengths, table": (with_table, like_lengths),
     }
     form_table = compare(forms, arguments.rounds)
 
@@ -191,7 +190,7 @@ def checkpoint_cost(step: Step, tokenizer: Any) -> dict[str, float]:
     run.accelerator.wait_for_everyone()
     by_main_process(run.accelerator, lambda: shutil.rmtree(folder))
     weights = sum(getattr(p, "ds_numel", p.numel()) for p in run.state.model.parameters())
-    return {"seconds": statistics.median(seconds), "bytes": size, "bytes_a_weight": size / weights}
+    return {"seconds": statistics.median(seconds), "bytes": size, "bytes_per_weight": size / weights}
 
 
 def compare(contestants: dict[str, tuple[Step, list[Batch]]], rounds: int) -> dict[str, dict[str, float]]:

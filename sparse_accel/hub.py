@@ -88,7 +88,7 @@ def model_address(flag: str, name: str, cache_dir: str | None = None) -> str:
     if _is_file(name):
         raise UsageError(f"{flag}: {name} is a file. Give the folder that contains the model: {Path(name).parent}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UsageError(f"{flag}: there is no folder {name}.{_beside(name)}")
+        raise UsageError(f"{flag}: there is no folder {name}.{_similar_folder(name)}")
     return _full_id(flag, name, MODELS)
 
 
@@ -120,7 +120,7 @@ def dataset_address(name: str) -> str:
     if _is_file(name):
         raise UsageError(f"--dataset_name: {name} is a file. Use --train_file, --validation_file or --test_file")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UsageError(f"--dataset_name: there is no folder {name}.{_beside(name)}")
+        raise UsageError(f"--dataset_name: there is no folder {name}.{_similar_folder(name)}")
     return _full_id("--dataset_name", name, DATASETS)
 
 
@@ -131,13 +131,13 @@ def _full_id(flag: str, name: str, moved: Mapping[str, str]) -> str:
         return moved[name]
     if "/" not in name:
         raise UsageError(
-            f"{flag}: '{name}' is neither a local folder nor a full Hub id, OWNER/NAME.{_beside(name)}"
-            f"{nearest(name, moved)} Known short names: {', '.join(sorted(moved))}."
+            f"{flag}: '{name}' is neither a local folder nor a full Hub id, OWNER/NAME, such as "
+            f"{next(iter(moved.values()))}.{_similar_folder(name)}{nearest(name, moved)}"
         )
     return name
 
 
-def _beside(name: str) -> str:
+def _similar_folder(name: str) -> str:
     """Returns ` Did you mean ...?` with an existing folder of a similar name next to the missing one."""
     parent = local_folder(str(Path(name).parent))
     there = [each.name for each in parent.iterdir() if each.is_dir()] if parent is not None else []

@@ -36,7 +36,7 @@ def _signals_end_it() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _how_to_go_on() -> str:
+def _how_to_resume() -> str:
     without = " without --overwrite_output_dir (it starts a new run)" if "--overwrite_output_dir" in sys.argv else ""
     return f"run the same command again{without} to resume"
 
@@ -102,13 +102,13 @@ def run_main(main: Callable[[], int | None]) -> None:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if rank() == 0:
-            print(f"\nstopped by {shortened(str(stopped))}: {_how_to_go_on()}", file=sys.stderr)
+            print(f"\nstopped by {shortened(str(stopped))}: {_how_to_resume()}", file=sys.stderr)
         code = stopped.exit_code
     except KeyboardInterrupt as interrupt:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if rank() == 0:
             how = f" ({shortened(str(interrupt))})" if str(interrupt) else ""
-            print(f"\ninterrupted{how}: {_how_to_go_on()}", file=sys.stderr)
+            print(f"\ninterrupted{how}: {_how_to_resume()}", file=sys.stderr)
         code = 130
     sys.exit(code)

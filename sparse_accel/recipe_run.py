@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from sparse_accel.distributed.launch import gives_gradients
 from sparse_accel.distributed.weights import reshard
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, listed
 from sparse_accel.modifiers.base import Modifier, no_teacher
 from sparse_accel.modifiers.state import State
+from sparse_accel.nn.layers import sparse_without_mask
 from sparse_accel.progress import Progress
 
 if TYPE_CHECKING:
@@ -113,6 +114,12 @@ class RecipeRun:
             if modifier.needs_teacher and self.teacher is None:
                 raise no_teacher(modifier)
             modifier.attach(self.state)
+        if lost := sparse_without_mask(model):
+            mean = sum(lost.values()) / len(lost)
+            self.notices.append(
+                f"{mean:.1%} of the weights of {len(lost)} layers are zero, and no modifier keeps them zero: training "
+                f"changes them ({listed(list(lost), 2)}). A ConstantPruningModifier keeps zeros"
+            )
 
     def bind(
         self,

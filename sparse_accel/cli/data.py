@@ -68,7 +68,7 @@ class Data:
         given += [name for name, file in files.items() if file][:1]
         if len(given) > 1:
             raise UsageError(
-                f"--{given[0]} and --{given[1]} both name the data: use one of {self._sources_in_words()}, or files."
+                f"--{given[0]} and --{given[1]} both name the data: use one of {self._source_flags()}, or files."
             )
         if not given and (train or evaluate or predict):
             needed = [
@@ -77,7 +77,7 @@ class Data:
                 predict and "--test_file",
             ]
             files_needed = " and ".join(name for name in needed if name)
-            raise UsageError(f"no data: add {self._sources_in_words()}, or {files_needed}.")
+            raise UsageError(f"no data: add {self._source_flags()}, or {files_needed}.")
         if self.dataset_config_name and not self.dataset_name:
             raise UsageError("--dataset_config_name needs --dataset_name.")
         if self.eval_on_test and self.validation_ratio is not None:
@@ -85,7 +85,7 @@ class Data:
         if any(files.values()):
             self._check_files(files, train, evaluate, predict)
 
-    def _sources_in_words(self) -> str:
+    def _source_flags(self) -> str:
         return ", ".join(f"--{name}" for name in self.sources)
 
     def _check_files(self, files: dict[str, str | None], train: bool, evaluate: bool, predict: bool) -> None:

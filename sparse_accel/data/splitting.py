@@ -25,11 +25,11 @@ def hold_out(labels: Sequence[Hashable], ratio: float, seed: int) -> tuple[list[
     rows_of: dict[Hashable, list[int]] = {}
     for row, label in enumerate(labels):
         rows_of.setdefault(label, []).append(row)
-    shares = {label: ratio * len(rows) for label, rows in rows_of.items()}
+    fractions = {label: ratio * len(rows) for label, rows in rows_of.items()}
     room = {label: len(rows) - 1 for label, rows in rows_of.items()}
-    counts = {label: min(int(share), room[label]) for label, share in shares.items()}
+    counts = {label: min(int(fraction), room[label]) for label, fraction in fractions.items()}
     # Largest remainder method: the rows missing after rounding down are taken from the classes that lost most by it.
-    by_remainder = sorted(shares, key=lambda label: counts[label] - shares[label])
+    by_remainder = sorted(fractions, key=lambda label: counts[label] - fractions[label])
     for label in by_remainder[: max(0, round(ratio * len(labels)) - sum(counts.values()))]:
         counts[label] += counts[label] < room[label]
     held = sorted(

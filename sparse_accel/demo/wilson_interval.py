@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 
 
-def wilson_interval(share: float, rows: int, z: float = 1.96) -> tuple[float, float]:
-    """Returns the confidence interval of a fraction `share`, observed on `rows` independent rows (Wilson, 1927).
+def wilson_interval(fraction: float, rows: int, z: float = 1.96) -> tuple[float, float]:
+    """Returns the confidence interval of a fraction, observed on `rows` independent rows (Wilson, 1927).
 
     Args:
-        share: the observed fraction, 0 to 1.
+        fraction: the observed fraction, 0 to 1.
         rows: number of rows.
         z: quantile of the normal distribution; 1.96 gives 95% confidence.
     """
-    centre = share + z * z / (2 * rows)
-    spread = z * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
+    centre = fraction + z * z / (2 * rows)
+    spread = z * math.sqrt(fraction * (1 - fraction) / rows + z * z / (4 * rows * rows))
     return (centre - spread) / (1 + z * z / rows), (centre + spread) / (1 + z * z / rows)

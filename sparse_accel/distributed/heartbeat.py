@@ -55,7 +55,7 @@ class Heartbeat:
         now = time.monotonic()
         return [rank for rank, moved in enumerate(self.moved) if rank != self.rank and now - moved > seconds]
 
-    def in_words(self, ranks: list[int]) -> str:
+    def described(self, ranks: list[int]) -> str:
         """Returns the ranks for a message, with their hosts: `process 1 (on node7) of 2`."""
 
         def place(rank: int) -> str:
@@ -82,7 +82,7 @@ class Heartbeat:
                 return
             lost = [rank for rank in self.gone(_END_AFTER) if self.counts[rank]]
             if lost and not self.ended.is_set():
-                _end(f"{self.in_words(lost)} ended")
+                _end(f"{self.described(lost)} ended")
 
     def _beat(self) -> None:
         self.store.add(f"beat/{self.rank}", 1)
@@ -95,11 +95,11 @@ class Heartbeat:
 
 def _end(reason: str) -> None:
     """Ends this process with exit code 1, because its main thread would wait forever."""
-    print(f"error: {reason}, and this process would wait forever. {_GO_ON}", file=sys.stderr, flush=True)
+    print(f"error: {reason}, and this process would wait forever. {_RESUME}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
-_GO_ON = "Its own output says why. Run the same command again to resume from the last checkpoint"
+_RESUME = "Its own output says why. Run the same command again to resume from the last checkpoint"
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def lost_processes_named() -> Iterator[None]:
             time.sleep(_BEAT)
         if not lost:
             raise
-        raise ProcessLost(f"{heartbeat.in_words(lost)} ended. {_GO_ON}") from error
+        raise ProcessLost(f"{heartbeat.described(lost)} ended. {_RESUME}") from error
     finally:
         heartbeat.end()
 

@@ -32,6 +32,6 @@ def classify(folder: str | Path, sentences: Sequence[str]) -> list[tuple[str, fl
     logits = session.run(["logits"], {entry.name: encoded[entry.name] for entry in session.get_inputs()})[0]
     if logits.ndim != 2:
         raise ValueError(f"{folder} is not a deployment of a text classifier: it has outputs for each token")
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    return [(labels[str(share.argmax())], float(share.max())) for share in shares]
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return [(labels[str(row.argmax())], float(row.max())) for row in probabilities]

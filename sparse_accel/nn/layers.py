@@ -166,6 +166,16 @@ def prunable_names(model: nn.Module) -> list[str]:
     return [name for name, modules in layers.items() if not any(isinstance(m, nn.Embedding) for m in modules)]
 
 
+def sparse_without_mask(model: nn.Module) -> dict[str, float]:
+    """Returns the sparsity of prunable weights with more than 10% zeros that are trained and have no mask, by name."""
+    found, masked = {}, masks(model)
+    for name in prunable_names(model):
+        weight = model.get_parameter(name)
+        if weight.requires_grad and name not in masked:
+            found[name] = float((weight == 0).float().mean())
+    return {name: sparsity for name, sparsity in found.items() if sparsity > 0.1}
+
+
 def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
     """Yields (name, layer) of each sparse layer, in the model's order."""
     for name, module in model.named_modules():

@@ -213,8 +213,8 @@ class _Builder:
 
     def field_error(self, name: str, keys: document.Mapping, error: FieldError) -> RecipeError:
         other = self.written.get(id(error.other))
-        beside = f" (the other: {error.other.name}, line {other.line})" if error.other and other else ""
-        return self.error(f"{name}: {error.key}: {error}{beside}", keys.line_of(error.key), error.key)
+        other_place = f" (the other: {error.other.name}, line {other.line})" if error.other and other else ""
+        return self.error(f"{name}: {error.key}: {error}{other_place}", keys.line_of(error.key), error.key)
 
     # --- the entire recipe --------------------------------------------------------------------------------------------
 

@@ -123,8 +123,8 @@ def _not_a_recipe(path: Path) -> str:
     if not path.exists():
         if not path.parent.is_dir():
             return f"no such file; the folder {path.parent} does not exist"
-        beside = [file.name for file in path.parent.iterdir() if file.suffix.lower() in ENDINGS]
-        return f"no such file.{nearest(path.name, beside)}"
+        others = [file.name for file in path.parent.iterdir() if file.suffix.lower() in ENDINGS]
+        return f"no such file.{nearest(path.name, others)}"
     return "" if path.suffix.lower() in ENDINGS else f"expected a file that ends in {', '.join(ENDINGS)}"
 
 

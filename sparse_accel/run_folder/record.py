@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from sparse_accel.files import write_text
 
 RUN_FILE = "run.json"
+# What `fingerprints` gives: it says that contents differ, not how.
+_DIGEST = re.compile("[0-9a-f]{32}")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -39,12 +42,14 @@ def change_record(folder: Path, **entries: Any) -> None:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Returns the entries in which two identities differ, as text; for a recipe, the first line that differs."""
+    """Returns the entries in which two identities differ, as text; for two recipes, the first line that differs."""
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    return "; ".join(f"{key} ({_in_words(old.get(key), new.get(key))})" for key in keys)
+    return "; ".join(f"{key} ({_described(old.get(key), new.get(key))})" for key in keys)
 
 
-def _in_words(old: Any, new: Any) -> str:
+def _described(old: Any, new: Any) -> str:
+    if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (old, new)):
+        return "other content"
     if isinstance(old, str) and isinstance(new, str) and "\n" in old + new:
         pairs = zip_longest(old.splitlines(), new.splitlines(), fillvalue="nothing")
         old, new = next((pair for pair in pairs if pair[0] != pair[1]), (old, new))
@@ -53,5 +58,6 @@ def _in_words(old: Any, new: Any) -> str:
 
 
 def _shortened(text: str) -> str:
-    first = text.partition("\n")[0]
-    return first if len(first) <= 60 else first[:57] + "..."
+    if _DIGEST.fullmatch(text) or "\n" in text:
+        return "given"
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -117,10 +117,10 @@ ON_HUB = (
             HubModel(f"{area}/obert-base/{_FROM}/{data}/base-none", f"{_AUTHORS}/oBERT-teacher-{name}"),
             *(
                 HubModel(
-                    f"{area}/obert-base/{_FROM}/{data}/pruned{share}-none",
-                    f"{_AUTHORS}/oBERT-12-upstream-pruned-unstructured-{share}-finetuned-{name}-v2",
+                    f"{area}/obert-base/{_FROM}/{data}/pruned{percent}-none",
+                    f"{_AUTHORS}/oBERT-12-upstream-pruned-unstructured-{percent}-finetuned-{name}-v2",
                 )
-                for share in (90, 97)
+                for percent in (90, 97)
             ),
         )
     ),

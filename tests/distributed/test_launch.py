@@ -199,8 +199,8 @@ def test_whose_count_stands_still_is_gone(fast: None) -> None:
             store.add("beat/1", 1)
             time.sleep(0.01)
             assert time.monotonic() < limit
-        assert beat.in_words([2]) == "process 2 (on node7) of 3"
-        assert beat.in_words([1, 2]) == "processes 1, 2 (on node7) of 3"
+        assert beat.described([2]) == "process 2 (on node7) of 3"
+        assert beat.described([1, 2]) == "processes 1, 2 (on node7) of 3"
     finally:
         beat.end()
 

@@ -29,8 +29,8 @@ def test_step_times(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "benchmark.json").read_text())
     assert list(found["phases"]) == ["hand-written loop", "pruned", "pruned, distilled", "pruned, distilled, QAT"]
     assert all(entry["seconds"] > 0 for table in ("phases", "forms") for entry in found[table].values())
-    assert 12 < found["checkpoint"]["bytes_a_weight"] < 24 and "A checkpoint takes" in printed
-    assert "batches of like lengths, table" in printed
+    assert 12 < found["checkpoint"]["bytes_per_weight"] < 24 and "A checkpoint takes" in printed
+    assert "batches of similar lengths, table" in printed
 
 
 @pytest.mark.slow

@@ -174,6 +174,7 @@ def test_training_a_model_of_other_tags(tokens: TinyTokens, tagger: Path, tmp_pa
     """Some are the model's own: to continue with its head, or to begin with a new one, is the user's to say."""
     file = write_conll(tmp_path / "rows.conll", OTHER)
     flags = tokens.short(model_name_or_path=tagger, train_file=file, validation_file=file)
+    said: tuple[str, ...]
     said = ("rows.conll, line 7: the model does not have the tag 'B-ORG'", "or add --new_head")
     refused(said, flags, tmp_path / "out")
     done = run(**flags, new_head=True, output_dir=tmp_path / "new")
@@ -187,6 +188,7 @@ def test_training_a_model_of_other_tags(tokens: TinyTokens, tagger: Path, tmp_pa
 def test_evaluating_a_model_of_other_tags(tokens: TinyTokens, tagger: Path, tmp_path: Path) -> None:
     flags = {"model_name_or_path": tagger, "do_eval": True}
     file = write_conll(tmp_path / "rows.conll", OTHER)
+    said: tuple[str, ...]
     said = ("rows.conll, line 7: the model does not have the tag 'B-ORG'", "O, B-LOC, I-LOC, B-PER, I-PER", "id2label")
     refused(said, {**flags, "validation_file": file}, tmp_path / "out")
     plain = tmp_path / "plain.conll"

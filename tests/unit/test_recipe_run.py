@@ -199,3 +199,22 @@ def test_a_modifier_that_does_nothing_does_nothing() -> None:
         modifier.loss_terms({}, {}) == {} and modifier.task_weight() == 1 and modifier.structure_final(Progress(0, 1))
     )
     assert modifier.state_dict() == {} and modifier.metrics() == {} and modifier.phase() == "" and not modifier.events()
+
+
+@pytest.mark.parametrize("recipe", [None, "modifiers:\n  - !SetLearningRateModifier {learning_rate: 0.1}\n"])
+def test_zeros_that_training_will_lose_are_named(recipe: str | None) -> None:
+    """A sparse model trained without a modifier that keeps its zeros becomes dense."""
+    run = RecipeRun(load_recipe(recipe) if recipe else None)
+    run.attach(make_bert(sparsity=0.9))
+    (notice,) = run.notices
+    assert notice.startswith("90.0% of the weights of 12 layers") and "ConstantPruningModifier" in notice
+
+
+def test_zeros_that_are_kept_or_frozen_are_not_named() -> None:
+    for recipe in ("!ConstantPruningModifier {}", "!TrainableParamsModifier {params: __ALL_PRUNABLE__, trainable: false}"):
+        run = RecipeRun(load_recipe(f"modifiers:\n  - {recipe}\n"))
+        run.attach(make_bert(sparsity=0.9))
+        assert run.notices == []
+    dense = RecipeRun()
+    dense.attach(make_bert())
+    assert dense.notices == []

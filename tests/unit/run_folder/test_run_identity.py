@@ -126,6 +126,10 @@ def test_differences_are_named() -> None:
     found = difference(IDENTITY, changed)
     assert "seed (42 there, 43 here)" in found and "new (none there, 1 here)" in found
     assert "{x: 1} there" in found and "{x: 2} here" in found and "model" not in found
+    digests = {"model": "0" * 32}, {"model": "1" * 32}
+    assert difference(*digests) == "model (other content)"
+    assert difference(digests[0], {}) == "model (given there, none here)"
+    assert difference(IDENTITY, {**IDENTITY, "recipe": None}) == "recipe (given there, none here)"
 
 
 def test_fingerprints_follow_every_weight_and_token() -> None:
