@@ -183,7 +183,7 @@ def test_rows_are_held_out_and_drawn(tiny: Tiny, tmp_path: Path) -> None:
     flags["recipe_args"] = {"num_epochs": 1, "qat_start_epoch": 0, "observer_epoch": 1}
     done = run(**flags, validation_ratio=0.2, max_train_samples=64, max_eval_samples=20)
     assert done.code == 0, done.all
-    assert "64 train, 20 validation" in flat(done.out) and "steps 2, 2 an epoch" in flat(done.out)
+    assert "64 train, 20 validation" in flat(done.out) and "steps 2, 2 per epoch" in flat(done.out)
     evaluated = run(**{**flags, "model_name_or_path": tmp_path / "out", "do_train": None}, validation_ratio=0.2)
     assert evaluated.code == 0, evaluated.all
     assert "only for its label names" not in evaluated.err

@@ -38,7 +38,7 @@ def test_a_folder_comes_before_a_short_id(tmp_path: Path, monkeypatch: pytest.Mo
     [
         (
             "bert-base-uncasd",
-            "such as fancyzhx/ag_news. Did you mean 'bert-base-uncased'?",
+            "such as google-bert/bert-base-uncased. Did you mean 'bert-base-uncased'?",
         ),
         ("./taecher", "there is no folder ./taecher. Did you mean 'teacher'?"),
         ("a/b/c", "there is no folder a/b/c."),

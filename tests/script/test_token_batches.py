@@ -81,7 +81,7 @@ def test_a_mean_over_words_and_not_over_rows(flags: dict[str, Any], tokens: Tiny
     }
     files: dict[str, Any] = {"train_file": flags["train_file"], "validation_file": flags["train_file"]}
     done = run(**tokens.short(**settings, **files, output_dir=tmp_path / "out"))
-    assert done.code == 0 and "1, 1 an epoch" in done.out, done.all
+    assert done.code == 0 and "1, 1 per epoch" in done.out, done.all
     loss = trace(tmp_path / "out", "train/loss")[1]
     assert loss == pytest.approx(read_json(tmp_path / "out" / "eval_results.json")["eval_loss"], abs=1e-6)
 
