@@ -1,134 +1,189 @@
-"""MIGRATION.md: every flag of SparseML 1.8's commands, and what became of it, as the code says.
+"""The generated parts of docs/migration.md: what became of SparseML 1.8's flags, modifiers and `zoo:` stubs.
 
-    python tests/migration_table.py      # writes the file anew
-
-Flags that work are fields of our arguments, refused ones stand with their reasons beside them; one that is neither is
-an error here. What a flag does differently is said in `CHANGED`.
+A flag works if it is a field of our arguments; a refused one has its reason in the code. One that is neither is an
+error here. What differs, and what to use instead of something, is written below by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from modifier_tables import table
 
 from sparse_accel.cli.export import ExportArguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.cli.token_classification import TokenClassificationArguments
+from sparse_accel.modifiers import KNOWN_LATER, REGISTRY
+from sparse_accel.zoo.known import ON_HUB, SHIPPED
 
-FILE = Path(__file__).resolve().parent.parent / "MIGRATION.md"
+WORKS, DIFFERS, REFUSED = "works", "works differently", "refused"
 
 # Names of flags, in four paragraphs: those of its dataclasses ModelArguments, DataTrainingArguments and
-# TrainingArguments; those of transformers 4.39's TrainingArguments, which its own derive from; its export's; and those
-# of token classification's first two dataclasses.
+# TrainingArguments; those of transformers 4.39's TrainingArguments, which its own derive from; those of its export; and
+# those of token classification's first two dataclasses.
 FLAGS = Path(__file__).with_name("sparseml_flags.txt")
 OWN, TRAINER, EXPORT, TOKENS = (names.split() for names in FLAGS.read_text(encoding="utf-8").split("\n\n"))
 
-CHANGED = {
-    "task_name": "the nine GLUE tasks; for its `imdb`: `--dataset_name imdb`",
-    "dataset_name": "short names of the time lead to today's ids; dataset scripts are not run",
-    "max_seq_length": "128 by default, 384 there",
-    "pad_to_max_length": "off by default: batches of like lengths, padded to their longest row; same results, faster",
-    "max_train_samples": "a draw by `--seed`; there the first rows, often of one class",
-    "max_eval_samples": "a draw by `--seed`",
-    "validation_ratio": "classes in proportion",
-    "input_column_names": "words apart work as well as the comma; a guess between several columns is an error",
-    "label_column_name": "decimals are regression (without a fraction, as 1.0: `--problem_type` decides), lists "
-    "multi-label; label names are kept as texts",
-    "tokenizer_name": "names the tokenizer alone; there also the model",
-    "model_revision": "of the student; a teacher is its main revision",
-    "distill_teacher": "its logits are computed once and looked up; `self` works; labels are matched by name",
-    "recipe": "`zoo:` stubs lead to the places that README lists; a wrong key is an error with file and line",
+# --- flags that work: what differs, and what is only worth knowing ----------------------------------------------------
+
+_WHOLE_STEPS = "a whole number; a fraction of the run, such as 0.1, is refused"
+
+DIFFERENT = {
+    "task_name": "the nine GLUE tasks; for `imdb`: `--dataset_name imdb`",
+    "dataset_name": "old short names lead to today's ids; dataset scripts are not run",
+    "max_seq_length": "128 by default, there 384",
+    "pad_to_max_length": "off by default: a batch has rows of similar length, padded to its longest; same results",
+    "max_train_samples": "drawn at random by `--seed`; there the first rows, often all of one class",
+    "max_eval_samples": "drawn at random by `--seed`; there the first rows",
+    "input_column_names": "two names, with a comma or a space between them; where several columns are possible and "
+    "none is named, an error lists them",
+    "label_column_name": "decimal numbers are regression (all without a fraction, such as 1.0: `--problem_type` "
+    "decides), lists are several labels for each row; label names are kept",
+    "use_teacher_tokenizer": "the student's rows are tokenized by the teacher's tokenizer; there it meant the "
+    "opposite, a tokenizer for each model, which is the default here",
+    "tokenizer_name": "names only the tokenizer; there it was also used as the model",
+    "distill_teacher": "its logits are computed once and kept on disk; `self` works, there it crashed; labels are "
+    "matched by name",
+    "recipe": "see [zoo: stubs](#zoo-stubs) for where they lead; a wrong key is an error with file and line",
     "one_shot": "labels and head are the model's own; calibration rows need no labels",
-    "recipe_args": "JSON, or `a=1,b:2`",
-    "best_model_after_epoch": "never before the recipe's last change of structure",
-    "load_best_model_at_end": "only of evaluations after the recipe's last change of structure",
-    "output_dir": "what a finished run left there is moved aside, never overwritten",
-    "overwrite_output_dir": "what is there is moved aside to DIR.1",
-    "resume_from_checkpoint": "the clock goes on; an unfinished run goes on without the flag too",
-    "evaluation_strategy": "still taken; `--eval_strategy` is its name now",
-    "num_train_epochs": "a recipe's epochs win, and a line says so",
-    "max_steps": "a recipe's epochs win, and a line says so",
-    "learning_rate": "a recipe's learning rate wins; the rate that is logged is the one applied",
-    "lr_scheduler_type": "linear, cosine, constant, constant_with_warmup",
-    "fp16": "float32 with a warning where there is no GPU; not under FSDP2",
+    "best_model_after_epoch": "never before the recipe's last change of structure (final sparsity, frozen ranges)",
+    "load_best_model_at_end": "only evaluations after the recipe's last change of structure count",
+    "output_dir": "a finished run in it is moved aside, never overwritten",
+    "overwrite_output_dir": "what is in the folder is moved to DIR.1, not deleted",
+    "resume_from_checkpoint": "the recipe's clock continues, there it restarted; an unfinished run resumes without "
+    "the flag too",
+    "lr_scheduler_type": "only linear, cosine, constant and constant_with_warmup",
+    "fp16": "float32 and a warning where there is no GPU; refused under FSDP2",
     "torch_compile": "refused under FSDP2 and DeepSpeed",
-    "report_to": "none by default; wandb, tensorboard",
+    "report_to": "wandb, tensorboard, both, or none, which is the default; there every tracker that is installed",
+    "save_steps": _WHOLE_STEPS,
+    "eval_steps": _WHOLE_STEPS,
+    "logging_steps": _WHOLE_STEPS,
+    "debug": "shows the traceback of a usage error; the Trainer's own debug modes do not exist",
+    "do_predict": "`test_predictions.csv` with label names and probabilities; also alone, on a trained folder",
+}
+REMARKS = {
+    "model_revision": "of the student; a teacher is read from its main revision",
+    "recipe_args": "a JSON object, or `a=1,b:2`",
+    "evaluation_strategy": "its new name, `--eval_strategy`, works too",
+    "num_train_epochs": "a recipe's own epochs win; a line says so",
+    "max_steps": "a recipe's own epochs win; a line says so",
+    "learning_rate": "a recipe's own learning rate wins",
     "save_total_limit": "the best checkpoint is always kept",
-    "save_steps": "whole steps, no shares",
-    "eval_steps": "whole steps, no shares",
-    "logging_steps": "whole steps, no shares",
-    "debug": "shows the traceback of a usage error; the Trainer's own modes are not there",
-    "do_predict": "writes label names and probabilities; works alone on a trained folder",
-}
-CHANGED_FOR_TOKENS = {
-    "task_name": "which column of tags: `TASK_tags`, as there; `ner` by default",
-    "train_file": "CoNLL files, JSON with lists, and Parquet; there JSON, and CSV, which has no lists",
-    "text_column_name": "by default `tokens` or `words`; there `tokens`, else the first column",
-    "label_column_name": "by default `TASK_tags`, `tags` or `labels`; there `TASK_tags`, else the second column; in "
-    "CoNLL files a number, from 1",
-    "max_seq_length": "128 by default; longer sentences are split between words, there cut off",
     "max_predict_samples": "the first rows",
-    "label_all_tokens": "the pieces of a word after its first have its I- tag; figures are always of words",
-    "return_entity_level_metrics": "adds `f1_TYPE`; there precision, recall and number as well",
+    "validation_ratio": "drawn by `--seed`; each class keeps its fraction",
 }
-CHANGED_IN_EXPORT = {
-    "task": "text_classification and token_classification, and their other names",
-    "model_path": "output folders and checkpoints, `zoo:` stubs and Hub ids too",
+DIFFERENT_FOR_TOKENS = {
+    "train_file": "CoNLL files, JSON with lists, and Parquet; there JSON and CSV",
+    "text_column_name": "by default `tokens` or `words`; there `tokens`, or the first column",
+    "label_column_name": "by default `TASK_tags`, `tags` or `labels`; there `TASK_tags`, or the second column. In "
+    "CoNLL files a number, counted from 1",
+    "max_seq_length": "128 by default, there what the model takes; longer sentences are split between words, there "
+    "cut off",
+    "label_all_tokens": "later pieces of a word get its I- tag; figures always count words",
+    "return_entity_level_metrics": "adds `f1_TYPE`; there also precision, recall and number",
+}
+REMARKS_FOR_TOKENS = {"task_name": "names the column of tags, `TASK_tags`; `ner` by default"}
+DIFFERENT_IN_EXPORT = {
     "sequence_length": "any length by default; there the longest that the model takes",
-    "opset": "18, or 14 with `--format integer`; an error if it is not reached",
+    "opset": "18 by default (14 with `--format integer`), there 14; an error if the exporter does not reach it",
+}
+REMARKS_IN_EXPORT = {
+    "task": "text_classification, token_classification, and their other names",
+    "model_path": "also checkpoints, Hub ids and `zoo:` stubs",
+}
+
+# --- modifiers --------------------------------------------------------------------------------------------------------
+
+DIFFERENT_MODIFIERS = {
+    "EpochRangeModifier": "a modifier that starts or ends after the last epoch is an error; there it made training "
+    "longer",
+    "TrainableParamsModifier": "also `__ALL_PRUNABLE__`; freezing for a part of the training is refused under "
+    "DeepSpeed",
+    "ConstantPruningModifier": "zeros are taken once, at the start; there in every step, so that a weight that "
+    "happened to become 0 stayed 0. `__ALL_PRUNABLE__` does not include embeddings. A model without zeros gives a "
+    "warning",
+    "MagnitudePruningModifier": "also `global_sparsity`; keys have defaults; `mask_type: [rows, columns]` is a real "
+    "block, there runs of consecutive weights",
+    "GMPruningModifier": "as MagnitudePruningModifier; `phased: true` and a `score_type` other than magnitude are "
+    "refused",
+    "QuantizationModifier": "starts and freezes at its step, there one step late; ranges see training data only, "
+    "there also evaluation data; the ranges of the classifier freeze too. The `scheme` form is refused",
+    "DistillationModifier": "`distill_output_keys` is `[logits]` by default; the reported evaluation loss is the "
+    "task's; a single output (regression) is compared by squared error; two that act at the same time are an error",
+}
+_LANGUAGE_MODELS = "it is for large language models, where llm-compressor has it"
+ADVICE = {
+    "GlobalMagnitudePruningModifier": "use MagnitudePruningModifier with `global_sparsity: true`",
+    "LegacyQuantizationModifier": "use QuantizationModifier with `submodules` and the `quantize_` keys",
+    "SparsificationLoggingModifier": "leave it out: sparsity and the quantization phase are always logged",
+    "GradualParamModifier": "for learning rate and weight decay, use their modifiers",
+    "LayerPruningModifier": "load the model with fewer layers in transformers and save it, before training",
+    "OBSPruningModifier": "start from a model that was pruned by it, with ConstantPruningModifier, or use "
+    "MagnitudePruningModifier",
+    "MovementPruningModifier": "use MagnitudePruningModifier",
+    "OutputDistillationModifier": "use DistillationModifier",
+    "GPTQModifier": _LANGUAGE_MODELS,
+    "SmoothQuantModifier": _LANGUAGE_MODELS,
+    "SparseGPTModifier": _LANGUAGE_MODELS,
+    "WandaPruningModifier": _LANGUAGE_MODELS,
+    "LogarithmicEqualizationModifier": _LANGUAGE_MODELS,
 }
 
 
-def table() -> str:
-    """The whole file."""
-    return "\n".join(
-        [
-            "# Every flag of SparseML's commands",
-            "",
-            "What became of the flags of SparseML 1.8.0. Made from the code by `python tests/migration_table.py`; a",
-            "test keeps it true. A flag that is refused ends the command with exit code 2 and the reason below.",
-            "`--no_FLAG`, which those commands had for each flag that is true by default, works as `--FLAG false`, or",
-            "is refused as `--FLAG` is.",
-            "",
-            "## `sparseml.transformers.text_classification`, `sparseml.transformers.train.text_classification`",
-            "",
-            *_rows(OWN, TextClassificationArguments, CHANGED),
-            "",
-            "From transformers' `TrainingArguments` (4.39):",
-            "",
-            *_rows(TRAINER, TextClassificationArguments, CHANGED),
-            "",
-            "## `sparseml.transformers.token_classification`, `sparseml.transformers.train.token_classification`",
-            "",
-            "Flags that it has beside those of transformers' `TrainingArguments`, for which see above:",
-            "",
-            *_rows(TOKENS, TokenClassificationArguments, CHANGED | CHANGED_FOR_TOKENS),
-            "",
-            "## `sparseml.transformers.question_answering`, `sparseml.transformers.masked_language_modeling`",
-            "",
-            "Known, not supported yet: they say so, and end with exit code 2.",
-            "",
-            "## `sparseml.transformers.export_onnx`",
-            "",
-            *_rows(EXPORT, ExportArguments, CHANGED_IN_EXPORT),
-            "",
-        ]
-    )
+def parts() -> dict[str, str]:
+    """The generated parts of the page, by name."""
+    text, token = TextClassificationArguments, TokenClassificationArguments
+    remarks = REMARKS | REMARKS_FOR_TOKENS
+    return {
+        "modifiers": modifiers_table(),
+        "stubs": stubs_table(),
+        "flags": flags_table(OWN, text, DIFFERENT, REMARKS),
+        "trainer_flags": flags_table(TRAINER, text, DIFFERENT, REMARKS),
+        "token_flags": flags_table(TOKENS, token, DIFFERENT | DIFFERENT_FOR_TOKENS, remarks),
+        "export_flags": flags_table(EXPORT, ExportArguments, DIFFERENT_IN_EXPORT, REMARKS_IN_EXPORT),
+    }
 
 
-def _rows(names: Iterable[str], arguments: Any, changed: dict[str, str]) -> list[str]:
+def flags_table(names: Iterable[str], arguments: Any, different: Mapping[str, str], remarks: Mapping[str, str]) -> str:
+    """What became of each flag.
+
+    Raises:
+        KeyError: a flag is neither taken nor refused.
+    """
     fields = dataclasses.fields(arguments)
     taken = {field.name for field in fields} | {field.metadata["old_name"] for field in fields}
-    lines = ["| flag | here | what changed, or why not |", "|---|---|---|"]
+    rows = []
     for name in names:
-        if name in taken:
-            lines.append(f"| `--{name}` | works | {changed.get(name, '')} |".replace("|  |", "| |"))
+        if name not in taken:
+            rows.append((f"`--{name}`", REFUSED, arguments.refused[name].rstrip(".")))
+        elif name in remarks:
+            rows.append((f"`--{name}`", WORKS, remarks[name]))
         else:
-            lines.append(f"| `--{name}` | refused | {arguments.refused[name].rstrip('.')} |")
-    return lines
+            rows.append((f"`--{name}`", DIFFERS if name in different else WORKS, different.get(name, "")))
+    return table(("flag", "here", "what differs, or why not"), rows)
 
 
-if __name__ == "__main__":
-    FILE.write_text(table(), encoding="utf-8")
+def modifiers_table() -> str:
+    """What became of each modifier: those that are registered work, and those that are known are refused."""
+    rows = []
+    for name in REGISTRY:
+        status = DIFFERS if name in DIFFERENT_MODIFIERS else WORKS
+        rows.append((f"`{name}`", status, DIFFERENT_MODIFIERS.get(name, "")))
+    for name in sorted(KNOWN_LATER):
+        advice = f"; {ADVICE[name]}" if name in ADVICE else ""
+        rows.append((f"`{name}`", REFUSED, f"not supported yet{advice}"))
+    return table(("modifier", "here", "what differs, or what to use"), rows)
+
+
+def stubs_table() -> str:
+    """The stubs that are known without a mirror: recipes of this package, and models of the Hub."""
+    rows = []
+    for recipe in SHIPPED:
+        names = f"?recipe={recipe.names[0]}" if recipe.only_by_name else ""
+        rows.append((f"`{recipe.stub}{names}`", f"recipe `{recipe.file}`", recipe.about))
+    rows += [(f"`{model.stub}`", f"model `{model.hub_id}`", model.about) for model in ON_HUB]
+    return table(("stub", "leads to", "remark"), rows)

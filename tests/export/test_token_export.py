@@ -109,7 +109,10 @@ def test_the_wrong_task(head: bool, tokens: TinyTokens, tagger: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("a O\nb O x\n", "line 2: 'b O x' has 3 columns"), ("a O\nacme B-ORG\n", "line 2: the model does not have the tag 'B-ORG'")],
+    [
+        ("a O\nb O x\n", "line 2: 'b O x' has 3 columns"),
+        ("a O\nacme B-ORG\n", "line 2: the model does not have the tag 'B-ORG'"),
+    ],
 )
 def test_data_that_is_wrong(content: str, said: str, tagger: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.conll").write_text(content)

@@ -96,10 +96,11 @@ def run_child(order: dict[str, Any]) -> int:
     sys.argv = [order["program"] if order["is_script"] else "-c", *order["arguments"]]
     code: Any = 0
     try:
-        if order["is_script"]:
-            runpy.run_path(order["program"], run_name="__main__")
-        else:
-            exec(order["program"], {"__name__": "__main__"})
+        program = order["program"]
+        if not order["is_script"]:
+            program = os.path.join(order["folder"], "program.py")
+            Path(program).write_text(order["program"], encoding="utf-8")
+        runpy.run_path(program, run_name="__main__")
     except SystemExit as ended:
         code = ended.code or 0
     except BaseException:

@@ -57,7 +57,8 @@ def test_configuration_explains_itself(path: Path) -> None:
 
 
 def test_extras() -> None:
-    assert set(pyproject()["project"]["optional-dependencies"]) == {"onnx", "wandb", "deepspeed", "quickstart", "dev"}
+    extras = set(pyproject()["project"]["optional-dependencies"])
+    assert extras == {"onnx", "wandb", "deepspeed", "quickstart", "docs", "dev"}
 
 
 def test_every_requirement_is_pinned() -> None:

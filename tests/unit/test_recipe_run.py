@@ -211,7 +211,10 @@ def test_zeros_that_training_will_lose_are_named(recipe: str | None) -> None:
 
 
 def test_zeros_that_are_kept_or_frozen_are_not_named() -> None:
-    for recipe in ("!ConstantPruningModifier {}", "!TrainableParamsModifier {params: __ALL_PRUNABLE__, trainable: false}"):
+    for recipe in (
+        "!ConstantPruningModifier {}",
+        "!TrainableParamsModifier {params: __ALL_PRUNABLE__, trainable: false}",
+    ):
         run = RecipeRun(load_recipe(f"modifiers:\n  - {recipe}\n"))
         run.attach(make_bert(sparsity=0.9))
         assert run.notices == []
