@@ -1,7 +1,7 @@
 """Downloads everything that a training command needs, so that it then runs without a network.
 
     python scripts/prefetch.py --task_name sst2 --model_name_or_path MODEL --recipe RECIPE --distill_teacher TEACHER ...
-    python scripts/prefetch.py token_classification --dataset_name wnut_17 ...
+    python scripts/prefetch.py token_classification --dataset_name conll2003 ...
 
 Takes the flags of scripts/text_classification.py or, after the word token_classification, those of
 scripts/token_classification.py. Loads recipe, data, model, tokenizer and teacher as that script does, so errors appear
@@ -23,7 +23,7 @@ from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.cli.token_classification import TokenClassificationArguments
 from sparse_accel.cli.training import TrainingArguments
 from sparse_accel.errors import UsageError, listed
-from sparse_accel.hub import GLUE_ID, dataset_address, local_folder, model_address
+from sparse_accel.hub import dataset_address, local_folder, model_address
 from sparse_accel.main import run_main
 from sparse_accel.recipe import load_recipe
 
@@ -87,7 +87,9 @@ def hub_repositories(arguments: TrainingArguments) -> list[tuple[str, str, str |
         if local_folder(address) is None:
             found.append((address, "model", None if flag == "distill_teacher" else arguments.model_revision))
     if "task_name" in arguments.sources and vars(arguments)["task_name"]:
-        found.append((GLUE_ID, "dataset", None))
+        from sparse_accel.tasks.text_classification.glue import GLUE
+
+        found.append((GLUE[vars(arguments)["task_name"]].repository, "dataset", None))
     elif arguments.dataset_name and local_folder(arguments.dataset_name) is None:
         found.append((dataset_address(arguments.dataset_name), "dataset", None))
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 _LAUNCH = "configure this for `accelerate launch`, in a file of accelerate_configs/."
 _HUB = "nothing is uploaded; push the output folder with `hf upload`."
 _FIXED_OPTIMIZER = "the optimizer is AdamW; see --learning_rate, --weight_decay and the --adam_* flags."
-_PRECISION = "use --fp16 or --bf16, for both training and evaluation."
+_PRECISION = "use --fp16 or --bf16; reported figures are always measured in float32."
 _DATA_ORDER = "training batches are grouped by length and drawn by --seed, equal for any number of processes."
 _LOADER = "batches are small; only the number of loader processes can be set: --dataloader_num_workers."
 _EVERY_LOG = "the main process logs training metrics every --logging_steps."
@@ -110,7 +110,7 @@ REFUSED: dict[str, str] = {
     "logging_strategy": _EVERY_LOG,
     "logging_first_step": _EVERY_LOG,
     "logging_dir": "trackers write to a folder in --output_dir.",
-    "logging_nan_inf_filter": "a NaN or inf loss is logged unchanged.",
+    "logging_nan_inf_filter": "a NaN or inf loss is never logged: the run stops or skips the step; see --nan_loss.",
     "log_level": _EVERY_LOG,
     "log_level_replica": _EVERY_LOG,
     "log_on_each_node": _EVERY_LOG,
@@ -158,7 +158,7 @@ REFUSED: dict[str, str] = {
     "shuffle_seed": "use --seed.",
     # --- flags of SparseML ---
     "task": "use --task_name for a GLUE task.",
-    "num_export_samples": "sample inputs belong to the export: see scripts/export_onnx.py.",
+    "num_export_samples": "no sample inputs are written; scripts/export_onnx.py takes real text as --data.",
     "distill_hardness": _IN_RECIPE,
     "distill_temperature": _IN_RECIPE,
     "student_name_or_path": "use --model_name_or_path.",

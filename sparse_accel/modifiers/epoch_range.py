@@ -38,6 +38,3 @@ class EpochRangeModifier(Modifier):
                         f"training ends at epoch {end:g}, but {other.name} has {key} {epoch:g}",
                         other,
                     )
-
-    def events(self) -> list[tuple[float, str]]:
-        return [(self.end_epoch, "training ends")]

@@ -46,7 +46,7 @@ def timeline_table(recipe: Recipe) -> str:
     rows = [(f"{epoch:g}", event) for epoch, event in recipe.timeline()]
     width = max([len("epoch"), *(len(epoch) for epoch, _ in rows)])
     length = f"{recipe.max_epochs} epochs" if recipe.max_epochs else "number of epochs not set"
-    heading = f"{recipe.source}: {length}, {len(recipe.modifiers)} modifiers"
+    heading = f"{recipe.source}: {length}, {len(recipe.modifiers)} modifier{'s' * (len(recipe.modifiers) != 1)}"
     lines = [heading, "", f"{'epoch':>{width}}  what happens", f"{'-' * width}  {'-' * 12}"]
     lines += [f"{epoch:>{width}}  {event}" for epoch, event in rows]
     return "\n".join(lines) + "\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -81,9 +81,7 @@ class Recipe:
 
     def timeline(self) -> list[tuple[float, str]]:
         """Returns all events as (epoch, what happens), sorted by epoch."""
-        # Within an epoch, modifiers come in reverse order, so that the end of training is the last line.
-        events = [event for modifier in reversed(self.modifiers) for event in modifier.events()]
-        return sorted(events, key=lambda event: event[0])
+        return timeline_of(self.modifiers, self.max_epochs)
 
     def resolved(self) -> str:
         """Returns the recipe as YAML, with variables and defaults filled in; reading it gives an equal recipe."""
@@ -93,6 +91,18 @@ class Recipe:
         """Returns the recipe as plain dicts, lists and scalars, each modifier as {name: {key: value}}."""
         plain: dict[str, Any] = _plain(self.content)
         return plain
+
+
+def timeline_of(modifiers: Sequence[Modifier], max_epochs: int) -> list[tuple[float, str]]:
+    """Returns the events of modifiers, and the end of training, as (epoch, what happens), sorted by epoch.
+
+    Args:
+        modifiers: in order of application. Within an epoch their events come in reverse order.
+        max_epochs: number of epochs; 0 if the recipe does not set it.
+    """
+    events = [event for modifier in reversed(modifiers) for event in modifier.events()]
+    end = [(float(max_epochs), "training ends")] if max_epochs else []
+    return sorted(events + end, key=lambda event: event[0])
 
 
 def _order(modifier: Modifier) -> tuple[float, float, str]:

@@ -55,6 +55,8 @@ def apply_at_once(
     """
     has_rows = any((arguments.train_file, *(getattr(arguments, name) for name in arguments.sources)))
     run = RecipeRun(recipe, teacher="disable")
+    followers = [modifier.name for modifier in (recipe.modifiers if recipe else []) if modifier.needs_teacher]
+    run.notices += [f"{name} has no effect: --one_shot does not train" for name in followers]
     for modifier in run.modifiers:
         modifier.check_acts_at_once()
     if any(modifier.needs_rows for modifier in run.modifiers) and not has_rows:

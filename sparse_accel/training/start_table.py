@@ -14,6 +14,7 @@ from sparse_accel.distributed.launch import describe
 from sparse_accel.distributed.weights import plain_model
 from sparse_accel.errors import listed, shortened
 from sparse_accel.nn.layers import masks, prunable_names, quantizers
+from sparse_accel.recipe.recipe import timeline_of
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.training.schedule import Schedule
 
@@ -68,7 +69,7 @@ def timeline(run: RecipeRun) -> str:
     """Returns the events of the recipe's modifiers, one per line, by epoch."""
     if run.recipe is None:
         return "no recipe: plain training"
-    events = sorted((event for modifier in run.modifiers for event in modifier.events()), key=lambda event: event[0])
+    events = timeline_of(run.modifiers, run.max_epochs)
     return "\n".join(f"epoch {epoch:g}: {what}" for epoch, what in events) or "no events"
 
 

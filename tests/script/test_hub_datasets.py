@@ -183,10 +183,7 @@ def test_what_the_hub_does_not_have(hub: StandInHub, server: ForkServer) -> None
     )
     assert unknown["error"].startswith("--dataset_name nobody/nothing: the dataset was not found. Tried, in order:")
     assert "if it is private or gated, log in with" in unknown["error"] and hub.url in unknown["error"]
-    assert (
-        "is neither a local folder nor a full Hub id, OWNER/NAME, such as fancyzhx/ag_news. Did you mean 'rotten_tomatoes'?"
-        in short["error"]
-    )
+    assert "a full Hub id" in short["error"] and "Did you mean 'rotten_tomatoes'?" in short["error"]
     assert "sst2" in config["error"] and "--dataset_config_name" in config["error"]
     assert "someone/with_code" in code["error"] and "code" in code["error"]
 

@@ -1,4 +1,4 @@
-"""The nine GLUE tasks: Hub configuration, columns, splits.
+"""The tasks of --task_name, the nine of GLUE: Hub repository and configuration, columns, splits.
 
 Source: the dataset card of nyu-mll/glue, and Wang et al. 2018, https://arxiv.org/abs/1804.07461.
 """
@@ -20,11 +20,13 @@ class GlueTask:
         text_columns: its one or two text columns.
         splits: pairs of our split name and that of the dataset.
         problem_type: as in a model's config.json.
+        repository: Hub id of the dataset; the task's name is its configuration.
     """
 
     text_columns: tuple[str, ...]
     splits: tuple[tuple[str, str], ...] = (("train", "train"), ("validation", "validation"), ("test", "test"))
     problem_type: str = "single_label_classification"
+    repository: str = GLUE_ID
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -60,9 +62,10 @@ def load_glue(name: str, cache_dir: str | None) -> dict[str, Table]:
     Raises:
         UsageError: the dataset cannot be reached or read.
     """
-    splits = load_hub(f"--task_name {name}", GLUE_ID, name, cache_dir)
+    repository = GLUE[name].repository
+    splits = load_hub(f"--task_name {name}", repository, name, cache_dir)
     return {
-        ours: DatasetTable(f"{GLUE_ID} {name}, split '{theirs}'", splits[theirs])
+        ours: DatasetTable(f"{repository} {name}, split '{theirs}'", splits[theirs])
         for ours, theirs in GLUE[name].splits
         if theirs in splits
     }

@@ -222,6 +222,15 @@ def test_what_never_happens_is_warned_about() -> None:
     assert "12" in load_recipe(SST2, "num_epochs=10").warnings[0]
 
 
+def test_training_ends_once_and_after_full_epochs() -> None:
+    """Not at the end of every stage, and not in the middle of an epoch."""
+    stage = "{}_stage:\n  {}_modifiers:\n    - !EpochRangeModifier {{start_epoch: 0, end_epoch: {}}}\n"
+    recipe = load_recipe(stage.format("first", "first", 2) + stage.format("second", "second", 1.5))
+    ends = [epoch for epoch, what in recipe.timeline() if what == "training ends"]
+    assert ends == [recipe.max_epochs] and recipe.max_epochs == int(recipe.max_epochs)
+    assert load_recipe("modifiers:\n  - !ConstantPruningModifier {}\n").timeline()[-1][1] != "training ends"
+
+
 def test_select_timeline_and_dict() -> None:
     recipe = load_recipe(SST2)
     (quantization,) = recipe.select(QuantizationModifier)
