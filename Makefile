@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-quickstart: $(VENV)/.quickstart ## the complete workflow on real sentences, about 12 minutes on two older CPU cores
+quickstart: $(VENV)/.quickstart ## the complete workflow on real sentences, about 10 minutes on two CPU cores
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/.dev ## the test suite, within 10 minutes on two CPU cores

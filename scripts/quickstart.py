@@ -1,6 +1,6 @@
 """A complete example on real sentences: dense teacher, 90% sparse start, sparse transfer with distillation, INT8, ONNX.
 
-    make quickstart                  # installs into .venv first; about 13 minutes on two CPU cores
+    make quickstart                  # installs into .venv first; about 10 minutes on two CPU cores
     python scripts/quickstart.py     # in an environment that has the extras [quickstart,onnx]
 
 Each step is one command of scripts/, printed before it runs: copy it, change it, run it on your own data. Ctrl-C stops
