@@ -64,7 +64,7 @@ def _not_yet(name: str) -> None:
 
 
 def _launch(task: str) -> None:
-    script, settings = script_path(f"{task}.py"), _launch_settings()
+    script, settings = script_path(f"{task}.py"), launch_settings()
     if settings is None or "--help" in sys.argv or "-h" in sys.argv:
         _run(script)
         return
@@ -105,7 +105,7 @@ def _run(script: Path) -> None:
     runpy.run_path(str(script), run_name="__main__")
 
 
-def _launch_settings() -> Path | None:
+def launch_settings() -> Path | None:
     """Returns Accelerate's configuration file; None if there is none, or if this process is already in a launch."""
     if os.environ.get("LOCAL_RANK") or os.environ.get("RANK"):
         return None

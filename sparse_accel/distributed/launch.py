@@ -98,7 +98,7 @@ def before_prepare(accelerator: Accelerator, model: nn.Module, micro_batch_size:
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         # FSDP's own guess treats the embeddings as a block too, and then cannot shard the block inside it.
-        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = _block_classes(model)
+        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = block_classes(model)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.state.deepspeed_plugin.deepspeed_config.update(
             train_micro_batch_size_per_gpu=micro_batch_size,
@@ -107,7 +107,7 @@ def before_prepare(accelerator: Accelerator, model: nn.Module, micro_batch_size:
         )
 
 
-def _block_classes(model: nn.Module) -> list[str]:
+def block_classes(model: nn.Module) -> list[str]:
     """Returns the class names of the model's blocks: the entries of its outermost ModuleLists."""
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     outermost = [m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]

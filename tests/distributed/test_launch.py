@@ -17,7 +17,7 @@ from tiny import make_albert, make_bert, make_distilbert, make_roberta
 
 from sparse_accel.distributed import heartbeat
 from sparse_accel.distributed.heartbeat import Heartbeat, lost_processes_named
-from sparse_accel.distributed.launch import _block_classes, before_prepare, check_launch
+from sparse_accel.distributed.launch import before_prepare, block_classes, check_launch
 from sparse_accel.distributed.optimizer_state import load_scaler_state, scaler_state
 from sparse_accel.errors import UsageError
 
@@ -117,7 +117,7 @@ def test_deepspeed_is_told_what_it_would_guess() -> None:
     ],
 )
 def test_blocks_are_found(model: Any, names: list[str]) -> None:
-    assert _block_classes(model()) == names
+    assert block_classes(model()) == names
 
 
 def test_the_loss_scale_comes_back() -> None:

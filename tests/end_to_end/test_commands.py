@@ -24,7 +24,7 @@ def no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_settings_it_is_one_process() -> None:
-    assert entry_points._launch_settings() is None
+    assert entry_points.launch_settings() is None
 
 
 def test_what_accelerate_config_wrote_is_launched_by(
@@ -33,7 +33,7 @@ def test_what_accelerate_config_wrote_is_launched_by(
     written = tmp_path / "home" / "accelerate" / "default_config.yaml"
     written.parent.mkdir(parents=True)
     written.write_text("num_processes: 2\n")
-    assert entry_points._launch_settings() == written
+    assert entry_points.launch_settings() == written
     named = tmp_path / "ddp.yaml"
     named.touch()
     monkeypatch.setenv("ACCELERATE_CONFIG_FILE", str(named))
@@ -54,7 +54,7 @@ def test_what_accelerate_config_wrote_is_launched_by(
         assert ended.value.code == 2 and len(started) == 1
         assert said in capsys.readouterr().err
     monkeypatch.setenv("LOCAL_RANK", "0")  # launched already
-    assert entry_points._launch_settings() is None
+    assert entry_points.launch_settings() is None
 
 
 def test_settings_that_are_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,3 +77,17 @@ def test_the_tutorials_recipes_are_packaged() -> None:
     patterns = pyproject()["tool"]["setuptools"]["package-data"]["sparse_accel"]
     packaged = {path.name for pattern in patterns for path in (ROOT / "sparse_accel").glob(pattern)}
     assert packaged >= {"sst2_pruned90_quant.yaml", "sst2_dense.yaml"}
+
+
+# --- tests ------------------------------------------------------------------------------------------------------------
+
+
+def test_no_test_module_imports_another() -> None:
+    """What tests share is in tests/support."""
+    found = [
+        f"{path.relative_to(ROOT)}: {line}"
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.match(r"(from|import) test_\w+", line)
+    ]
+    assert found == []

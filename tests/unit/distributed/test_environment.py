@@ -186,9 +186,9 @@ def test_an_empty_variable_does_not_hide_a_launch_file(tmp_path: Path, monkeypat
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ACCELERATE_CONFIG_FILE", "~/ddp.yaml")
     monkeypatch.setenv("LOCAL_RANK", "")
-    assert entry_points._launch_settings() == file
+    assert entry_points.launch_settings() == file
     monkeypatch.setenv("RANK", "0")  # in a launch, or left over: the script says which
-    assert entry_points._launch_settings() is None
+    assert entry_points.launch_settings() is None
 
 
 # --- torch.compile, which the environment may ask for -----------------------------------------------------------------
