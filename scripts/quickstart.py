@@ -49,7 +49,8 @@ def main() -> None:
     output = ROOT / "outputs" / "quickstart"
     parser.add_argument("--output_dir", default=output, help="folder for all output (default: outputs/quickstart)")
     parser.add_argument("--model", help="folder of a BERT to start from (default: MiniLM)")
-    parser.add_argument("--rows", type=int, help="rows of each dataset, for a quick trial (default: all of them)")
+    usual = f"all of Rotten Tomatoes, {IMDB_ROWS} of IMDB"
+    parser.add_argument("--rows", type=int, help=f"rows of each dataset, for a quick trial (default: {usual})")
     arguments = parser.parse_args()
     expand_paths(arguments, ("output_dir", "model"))
     out = Path(arguments.output_dir).resolve()
@@ -64,7 +65,7 @@ def main() -> None:
     say("1 of 6: a dense teacher, MiniLM fine-tuned on Rotten Tomatoes")
     dense = train(out / "dense_teacher", minilm, tomatoes, RECIPES / "sst2_dense.yaml", TEACHER)
 
-    say("2 of 6: the teacher in INT8, without training: what quantization alone brings and costs")
+    say("2 of 6: the teacher in INT8, without training: the effect of quantization alone")
     dense_int8 = quantize(out / "dense_teacher", out / "dense_int8", tomatoes)
     dense_report = export(out / "dense_int8", out / "dense_int8_deployment", tomatoes / "validation.csv")
 
@@ -263,7 +264,7 @@ def closing_table(summary: dict[str, Any]) -> str:
     )
 
 
-# --- small matters ----------------------------------------------------------------------------------------------------
+# --- timing and output ------------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -40,11 +40,11 @@ def main() -> None:
     from sparse_accel.tasks import TextClassification
     from sparse_accel.training.evaluation import evaluate_and_predict
     from sparse_accel.training.one_shot import apply_at_once
-    from sparse_accel.training.setup import ended_well, make_accelerator
+    from sparse_accel.training.setup import ending_run, make_accelerator
 
     output_dir = Path(str(arguments.output_dir))
     accelerator = make_accelerator(arguments, recipe)
-    with ended_well(accelerator):
+    with ending_run(accelerator):
         if arguments.do_train or arguments.one_shot:
             if arguments.one_shot:
                 is_new = apply_at_once(arguments, recipe, accelerator, TextClassification)
@@ -57,7 +57,7 @@ def main() -> None:
             evaluate_and_predict(arguments, recipe, accelerator, TextClassification)
         if arguments.do_train or arguments.one_shot:
             results.mark_finished(accelerator, output_dir)
-    results.show(accelerator, output_dir)
+    results.print_results(accelerator, output_dir)
 
 
 def train(arguments: TextClassificationArguments, recipe: Recipe | None, accelerator: Accelerator) -> bool:
@@ -99,9 +99,9 @@ def train(arguments: TextClassificationArguments, recipe: Recipe | None, acceler
     rows = tokenize_rows(arguments, accelerator, task, tokenizer, model)
     check_teacher_inputs(arguments, run, rows, teacher_tokenizer)
     loader, sampler = training_loader(arguments, accelerator, task, rows)
-    schedule, overruled = steps_of_run(arguments, recipe, sampler.steps)
+    schedule, overridden = steps_of_run(arguments, recipe, sampler.steps)
     run.lr_schedule = lr_schedule(arguments, recipe, schedule.total_steps)
-    run.notices += overruled
+    run.notices += overridden
     if not take_folder(arguments, accelerator, run, model, rows, sampler, schedule):
         return False
 

@@ -125,7 +125,7 @@ def dataset_address(name: str) -> str:
 
 
 def _full_id(flag: str, name: str, moved: Mapping[str, str]) -> str:
-    _listen_to_the_hub()
+    _capture_hub_log()
     if name in moved:
         _note(f"{flag} {name} is now {moved[name]} on the Hub")
         return moved[name]
@@ -150,7 +150,7 @@ def _note(text: str) -> None:
         print(f"note: {shortened(text)}", file=sys.stderr)
 
 
-class _Complaints(logging.Handler):
+class _HubLogHandler(logging.Handler):
     """Stores the Hub client's warnings: if a download fails, the libraries that use it only report a missing file.
 
     Attributes:
@@ -166,20 +166,20 @@ class _Complaints(logging.Handler):
         self.heard.append(record.getMessage().partition("\n")[0])
 
 
-_complaints = _Complaints()
+_hub_log = _HubLogHandler()
 
 
 @functools.cache
-def _listen_to_the_hub() -> None:
-    logging.getLogger("huggingface_hub").addHandler(_complaints)
+def _capture_hub_log() -> None:
+    logging.getLogger("huggingface_hub").addHandler(_hub_log)
 
 
-def hub_complaint(hub_id: str) -> str | None:
+def last_hub_warning(hub_id: str) -> str | None:
     """Returns the Hub client's last warning about a repository; None if there is none."""
-    return next((line for line in reversed(_complaints.heard) if f"/{hub_id}/" in line), None)
+    return next((line for line in reversed(_hub_log.heard) if f"/{hub_id}/" in line), None)
 
 
-def out_of_reach(typed: str, hub_id: str, kind: str, reason: str, cache_dir: str | None = None) -> UsageError:
+def not_found_error(typed: str, hub_id: str, kind: str, reason: str, cache_dir: str | None = None) -> UsageError:
     """Returns the error for an id that is neither in the cache nor on the Hub: places tried, in order, and remedies.
 
     Args:
@@ -193,9 +193,9 @@ def out_of_reach(typed: str, hub_id: str, kind: str, reason: str, cache_dir: str
 
     offline = constants.is_offline_mode()
     address = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub_id}"
-    asked = hub_complaint(hub_id) or f"{address}: {reason}"
+    asked = last_hub_warning(hub_id) or f"{address}: {reason}"
     tried = [
-        ("local folder", "there is none of that name"),
+        ("local folder", "not found"),
         ("cache", f"{cache_dir or constants.HF_HUB_CACHE} does not contain all files of {hub_id}"),
         ("Hub", "not asked, because HF_HUB_OFFLINE is set" if offline else asked),
     ]

@@ -75,6 +75,7 @@ class RecipeRun:
         self.teacher = None if isinstance(teacher, str) else teacher
         self.lr_schedule = lr_schedule
         self.notices: list[str] = [*recipe.warnings, *recipe.notes] if recipe else []
+        self.training_notices: list[str] = []
 
     @property
     def max_epochs(self) -> int:
@@ -115,10 +116,10 @@ class RecipeRun:
                 raise no_teacher(modifier)
             modifier.attach(self.state)
         if lost := sparse_without_mask(model):
-            mean = sum(lost.values()) / len(lost)
-            self.notices.append(
-                f"{mean:.1%} of the weights of {len(lost)} layers are zero, and no modifier keeps them zero: training "
-                f"changes them ({listed(list(lost), 2)}). A ConstantPruningModifier keeps zeros"
+            zeros, elements = (sum(column) for column in zip(*lost.values(), strict=True))
+            self.training_notices.append(
+                f"{zeros / elements:.1%} of the weights of {len(lost)} layers are zero ({listed(list(lost), 2)}), and "
+                "no modifier keeps them zero: training changes them. A ConstantPruningModifier keeps zeros"
             )
 
     def bind(
@@ -218,7 +219,7 @@ class RecipeRun:
             modifier.step_end(self.progress)
 
     def skip_step(self) -> None:
-        """Call it instead of step_end if a step is given up: the clock moves, and nothing else changes."""
+        """Call it instead of step_end to discard a step with a NaN or inf loss: only the clock moves."""
         self.step_end(skipped=True)
         self.state.progress = self.progress.next()
 

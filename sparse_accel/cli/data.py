@@ -32,7 +32,10 @@ class Data:
     )
     eval_on_test: bool = flag(False, "--do_eval uses the test rows instead of the validation rows")
     cache_dir: str | None = flag(
-        None, "folder for downloaded models and prepared data", default_text="the Hugging Face cache", path=True
+        None,
+        "folder for downloaded models, prepared data and the teacher's logits",
+        default_text="the Hugging Face cache",
+        path=True,
     )
     max_train_samples: int | None = flag(None, "train on this many rows, drawn by --seed", at_least=1)
     max_eval_samples: int | None = flag(None, "evaluate on this many rows, drawn by --seed", at_least=1)
@@ -41,7 +44,9 @@ class Data:
         128, "maximum tokens per row, special tokens included; longer rows are truncated", at_least=3
     )
     pad_to_max_length: bool = flag(
-        False, "pad every row to max_seq_length instead of to the longest row of its batch (same results, slower)"
+        False,
+        "pad every row to max_seq_length instead of to the longest row of its batch (slower; same results without "
+        "quantization and dropout)",
     )
     preprocessing_num_workers: int | None = flag(
         None, "number of processes for tokenization", at_least=1, default_text="1"

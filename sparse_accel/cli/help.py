@@ -12,19 +12,19 @@ from typing import Any, cast
 
 
 @functools.cache
-def fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
+def flag_fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(cls)}
 
 
 @functools.cache
-def kinds(cls: type) -> dict[str, set[type]]:
+def flag_types(cls: type) -> dict[str, set[type]]:
     """Returns the plain types of each field: {int} for `int | None`, {tuple} for `tuple[str, ...]`."""
-    kinds = {}
+    found = {}
     for name, hint in typing.get_type_hints(cls).items():
         union = typing.get_origin(hint) in (types.UnionType, typing.Union)
         options = typing.get_args(hint) if union else (hint,)
-        kinds[name] = {typing.get_origin(one) or one for one in options} - {type(None)}
-    return kinds
+        found[name] = {typing.get_origin(one) or one for one in options} - {type(None)}
+    return found
 
 
 def help_parser(cls: type, prog: str | None, description: str) -> argparse.ArgumentParser:
@@ -52,7 +52,7 @@ def _groups(cls: type) -> list[type]:
 
 
 def _help_of(cls: type, field: dataclasses.Field[Any]) -> dict[str, Any]:
-    kind, rules = kinds(cls)[field.name], field.metadata
+    kind, rules = flag_types(cls)[field.name], field.metadata
     default = rules["default_text"]
     if not default and field.default is not dataclasses.MISSING and field.default is not None:
         default = "" if field.default is False else "true" if field.default is True else str(field.default)

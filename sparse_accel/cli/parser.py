@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sparse_accel.cli.help import fields, help_parser, kinds
+from sparse_accel.cli.help import flag_fields, flag_types, help_parser
 from sparse_accel.console import warn
 from sparse_accel.errors import UsageError, listed, nearest, shown
 
@@ -221,9 +221,9 @@ def _positive(cls: type, name: str) -> tuple[str, bool]:
     plain = name.replace("-", "_")
     positive = plain.removeprefix("no_")
     refused: Mapping[str, str] = getattr(cls, "refused", {})
-    if positive == plain or plain in fields(cls) or plain in refused:
+    if positive == plain or plain in flag_fields(cls) or plain in refused:
         return name, False
-    if positive in refused or kinds(cls).get(positive) == {bool}:
+    if positive in refused or flag_types(cls).get(positive) == {bool}:
         return positive, True
     return name, False
 
@@ -239,7 +239,7 @@ def _is_flag(word: str) -> bool:
 
 
 def _from_words(cls: type, name: str, words: list[str]) -> Any:
-    kind = kinds(cls)[name]
+    kind = flag_types(cls)[name]
     if not words:
         if bool not in kind:
             raise UsageError(f"--{name} has no value; expected {_expected(cls, name)}.")
@@ -258,7 +258,7 @@ def _read_settings_file(cls: type, file: str) -> dict[str, Any]:
             f"'{file}' is neither a flag nor a .json settings file. Flags begin with --; --help lists them."
         )
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8-sig"), object_pairs_hook=_refuse_twins)
+        content = json.loads(Path(file).read_text(encoding="utf-8-sig"), object_pairs_hook=_refuse_duplicates)
     except FileNotFoundError:
         raise UsageError(f"there is no file {file}.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -270,16 +270,18 @@ def _read_settings_file(cls: type, file: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f'{file}: expected a JSON object, such as {{"do_train": true}}.')
     place, values = _Place(file), {}
+    spelled: dict[str, str] = {}  # as in the file
     for key, value in content.items():
         field = _field_of(cls, key, place)
         if field.name in values:
-            raise UsageError(f"{file}: duplicate key '{field.name}', given as '{key}' too.")
+            raise UsageError(f"{file}: duplicate key '{field.name}', given as '{spelled[field.name]}' and as '{key}'.")
         if value is not None:
+            spelled[field.name] = key
             values[field.name] = _convert(cls, field.name, value, place)
     return values
 
 
-def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key in (keys := [key for key, _ in pairs]):
         if keys.count(key) > 1:
             raise UsageError(f"duplicate key '{key}'.")
@@ -289,7 +291,7 @@ def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _field_of(cls: type, name: str, place: _Place) -> dataclasses.Field[Any]:
     """Returns the field of the flag or key `name`; UsageError if it is unknown or refused."""
     plain = name.replace("-", "_")
-    known = fields(cls)
+    known = flag_fields(cls)
     old_names = {field.metadata["old_name"]: field for field in known.values() if field.metadata["old_name"]}
     names: dict[str, dataclasses.Field[Any]] = old_names | known
     if plain in names:
@@ -305,7 +307,7 @@ def _field_of(cls: type, name: str, place: _Place) -> dataclasses.Field[Any]:
 
 def _convert(cls: type, name: str, value: Any, place: _Place) -> Any:
     """Converts `value`, a word or a JSON value, to the type of the field `name`; UsageError if it cannot be."""
-    kind = kinds(cls)[name]
+    kind = flag_types(cls)[name]
     wrong = UsageError(f"{place.name(name)}: expected {_expected(cls, name)}, got {json.dumps(value)}.")
     if tuple in kind:
         words = [value] if isinstance(value, str) else value
@@ -324,7 +326,7 @@ def _convert(cls: type, name: str, value: Any, place: _Place) -> Any:
             return json.dumps(value)
         if not isinstance(value, str) or not value:
             raise wrong
-        choices = fields(cls)[name].metadata["choices"]
+        choices = flag_fields(cls)[name].metadata["choices"]
         return value.lower() if value.lower() in choices else value  # SparseML accepts --task_name MRPC
     if isinstance(value, (bool, dict, list)):
         raise wrong
@@ -339,7 +341,7 @@ def _convert(cls: type, name: str, value: Any, place: _Place) -> Any:
 
 
 def _expected(cls: type, name: str) -> str:
-    kind, rules = kinds(cls)[name], fields(cls)[name].metadata
+    kind, rules = flag_types(cls)[name], flag_fields(cls)[name].metadata
     if rules["choices"]:
         return "one of " + ", ".join(rules["choices"])
     words = {int: "an integer", float: "a number", bool: "true or false", str: "a string", tuple: "one or more words"}
@@ -348,4 +350,4 @@ def _expected(cls: type, name: str) -> str:
 
 def _not_defaults(cls: type, values: Mapping[str, Any]) -> set[str]:
     """Returns the names of the fields whose value is not the default."""
-    return {name for name, field in fields(cls).items() if name in values and values[name] != field.default}
+    return {name for name, field in flag_fields(cls).items() if name in values and values[name] != field.default}

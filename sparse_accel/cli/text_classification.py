@@ -10,7 +10,10 @@ from sparse_accel.cli.parser import flag
 from sparse_accel.cli.training import TrainingArguments
 from sparse_accel.errors import UsageError
 
-GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
+# The configurations of the dataset nyu-mll/glue.
+GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
+# All values of --task_name: a task of another dataset is added here.
+GLUE_TASKS = (*GLUE,)
 DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
@@ -52,11 +55,7 @@ class TextClassificationArguments(TextData, TrainingArguments):
         super().__post_init__()
 
     def _fill_in(self) -> None:
-        if (
-            self.dataset_name in ("glue", "nyu-mll/glue")
-            and self.dataset_config_name in GLUE_TASKS
-            and not self.task_name
-        ):
+        if self.dataset_name in ("glue", "nyu-mll/glue") and self.dataset_config_name in GLUE and not self.task_name:
             # GLUE named as a Hub dataset gets the splits and metrics of the GLUE task.
             self.task_name, self.dataset_name, self.dataset_config_name = self.dataset_config_name, None, None
         super()._fill_in()

@@ -56,6 +56,10 @@ class TokenClassificationArguments(TokenData, TrainingArguments):
 
     refused: ClassVar[Mapping[str, str]] = REFUSED | {
         "input_column_names": "name the token column with --text_column_name.",
+        "text_column_names": "name the token column with --text_column_name.",
+        "text_column_delimiter": "there is one token column: name it with --text_column_name.",
+        "do_regression": "each word has one label.",
+        "task": "use --task_name, which selects the column TASK_tags.",
         "problem_type": "each word has one label.",
     }
 

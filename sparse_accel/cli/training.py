@@ -54,7 +54,7 @@ class Training:
     """Training."""
 
     output_dir: str | None = flag(None, "output folder for the model, its checkpoints and results; required", path=True)
-    overwrite_output_dir: bool = flag(False, "start a new run, even if output_dir contains one")
+    overwrite_output_dir: bool = flag(False, "move the content of output_dir to OUTPUT_DIR.1 and start a new run")
     resume_from_checkpoint: bool | str | None = flag(
         None,
         "checkpoint folder to resume from, or `true` for the newest in output_dir",
@@ -107,7 +107,7 @@ class Training:
 class Evaluation:
     """Evaluation and prediction."""
 
-    do_eval: bool = flag(False, "evaluate the model at the end, and as eval_strategy says")
+    do_eval: bool = flag(False, "evaluate the model at the end, and during training at eval_strategy")
     do_predict: bool = flag(False, "predict the labels of the test rows")
     per_device_eval_batch_size: int = flag(8, "rows per evaluation batch on each process", at_least=1)
     eval_strategy: str = flag(
@@ -194,11 +194,11 @@ class TrainingArguments(Model, Data, Training, Evaluation, Saving, Machine):
             ("eval_steps", self.eval_steps != self.logging_steps and self.eval_strategy != "steps", "--eval_strategy"),
             ("save_steps", self.save_steps != 500 and self.save_strategy != "steps", "--save_strategy"),
         ]
-        lines = [f"--{name} does nothing without {strategy} steps." for name, holds, strategy in idle if holds]
+        lines = [f"--{name} has no effect without {strategy} steps." for name, holds, strategy in idle if holds]
         if self.run_name and not self.report_to:
-            lines.append("--run_name does nothing without --report_to.")
+            lines.append("--run_name has no effect without --report_to.")
         if self.eval_strategy != "no" and not self.do_train:
-            lines.append("--eval_strategy does nothing without --do_train.")
+            lines.append("--eval_strategy has no effect without --do_train.")
         if self.test_file and not (self.do_predict or self.eval_on_test):
             lines.append("--test_file is not read without --do_predict or --eval_on_test.")
         if self.train_file and not (self.do_train or self.one_shot or self.validation_ratio):

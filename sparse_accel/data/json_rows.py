@@ -92,7 +92,7 @@ def _parse_lines(file: str, text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _not_json(file: str, line: int, error: json.JSONDecodeError) -> UsageError:
-    return UsageError(f"{file}, line {line}, column {error.colno}: not JSON: {error.msg}.")
+    return UsageError(f"{file}, line {line}, column {error.colno}: not valid JSON: {error.msg}.")
 
 
 # --- from each format to columns --------------------------------------------------------------------------------------

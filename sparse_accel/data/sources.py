@@ -14,7 +14,7 @@ from pyarrow import ArrowInvalid
 from sparse_accel.data.parted_table import concatenated
 from sparse_accel.data.tables import DatasetTable, Table, read_table
 from sparse_accel.errors import UsageError, first_line, listed
-from sparse_accel.hub import dataset_address, local_folder, out_of_reach
+from sparse_accel.hub import dataset_address, local_folder, not_found_error
 
 if TYPE_CHECKING:
     from sparse_accel.cli.data import Data
@@ -152,12 +152,12 @@ def load_hub(typed: str, name: str, config: str | None, cache_dir: str | None) -
         splits: Any = load_dataset(name, config, cache_dir=cache_dir)
     except DatasetNotFoundError as error:
         reason = f"{first_line(error)} (if it is private or gated, log in with `hf auth login`)"
-        raise out_of_reach(typed, name, "dataset", reason, cache_dir) from error
+        raise not_found_error(typed, name, "dataset", reason, cache_dir) from error
     except (DatasetGenerationError, ArrowInvalid) as error:  # downloaded, but unreadable: the cause says why
         raise UsageError(f"{typed}: {what} cannot be read: {first_line(error.__cause__ or error)}") from error
     except ValueError as error:
         if not re.search("BuilderConfig|Config name is missing", str(error)):
-            raise out_of_reach(typed, name, "dataset", first_line(error), cache_dir) from error
+            raise not_found_error(typed, name, "dataset", first_line(error), cache_dir) from error
         # A missing or unknown configuration: the message lists all of them, then an example in Python (dropped).
         said = " ".join(str(error).partition("\nExample")[0].split()).rstrip(".")
         raise UsageError(f"{what} cannot be loaded: {said}. Choose one with --dataset_config_name.") from error
@@ -167,5 +167,5 @@ def load_hub(typed: str, name: str, config: str | None, cache_dir: str | None) -
             "supported: use a copy in Parquet, or save it with another version of `datasets`."
         ) from error
     except Exception as error:
-        raise out_of_reach(typed, name, "dataset", first_line(error), cache_dir) from error
+        raise not_found_error(typed, name, "dataset", first_line(error), cache_dir) from error
     return splits if isinstance(splits, DatasetDict) else DatasetDict(train=splits)

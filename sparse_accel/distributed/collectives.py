@@ -17,7 +17,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from sparse_accel.errors import UsageError
 
-# How long processes wait while one of them works alone, such as tokenizing a large data set for all.
+# How long processes wait while one of them works alone, such as tokenizing a large dataset for all.
 LONGEST_WAIT = timedelta(hours=2)
 
 

@@ -24,7 +24,7 @@ _TRUTH_VALUES = ("false", "true", "0", "1", "no", "yes", "off", "on", "f", "t", 
 _LAYOUTS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM")
 
 
-def is_asked_for(name: str) -> bool:
+def is_requested(name: str) -> bool:
     """Returns whether the launcher asked for an option of Accelerate: DEEPSPEED, FSDP, MEGATRON_LM or CPU."""
     return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes", "on", "t", "y")
 
@@ -43,14 +43,14 @@ def check_environment() -> None:
         if not os.environ.get(name, "-").strip():
             del os.environ[name]
     found = {name: os.environ[name] for name in _PLACE if name in os.environ}
-    found |= {name: os.environ[name] for name in _LAYOUTS if is_asked_for(name.removeprefix("ACCELERATE_USE_"))}
+    found |= {name: os.environ[name] for name in _LAYOUTS if is_requested(name.removeprefix("ACCELERATE_USE_"))}
     numbers: dict[str, int] = {}
     for name in _NUMBERS:
         value = found.get(name, "-1").strip()
         if value.isdecimal():
             numbers[name] = int(value)
         elif value != "-1":  # some programs write -1 for "not distributed"
-            raise _refusal(f"{name}={value} is not a whole number", found)
+            raise _refusal(f"{name}={value} is not an integer", found)
     several = numbers.get("WORLD_SIZE", 1)
     if several < 1:
         raise _refusal(f"WORLD_SIZE={several} is below 1", found)
@@ -63,7 +63,7 @@ def check_environment() -> None:
         found, numbers = {}, {}
     if "LOCAL_RANK" in numbers or several > 1 or any(name in found for name in _LAYOUTS):
         # On CPUs, Accelerate defaults to 0 for LOCAL_RANK and 29500 for MASTER_PORT.
-        needed = ["WORLD_SIZE", "RANK", "MASTER_ADDR", *([] if is_asked_for("CPU") else ["LOCAL_RANK", "MASTER_PORT"])]
+        needed = ["WORLD_SIZE", "RANK", "MASTER_ADDR", *([] if is_requested("CPU") else ["LOCAL_RANK", "MASTER_PORT"])]
         missing = [name for name in needed if name not in (found if name == "MASTER_ADDR" else numbers)]
         if missing:
             verb = "is" if len(missing) == 1 else "are"

@@ -103,7 +103,7 @@ _RESUME = "Its own output says why. Run the same command again to resume from th
 
 
 @contextmanager
-def lost_processes_named() -> Iterator[None]:
+def report_lost_processes() -> Iterator[None]:
     """Turns the failure of a collective operation into an error that names the lost processes, if there are any.
 
     Raises:

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 from torch import nn
 
 from sparse_accel.distributed.collectives import LONGEST_WAIT, largest
-from sparse_accel.distributed.environment import check_environment, is_asked_for
+from sparse_accel.distributed.environment import check_environment, is_requested
 from sparse_accel.errors import UsageError
 
 
@@ -56,7 +56,7 @@ def check_launch(accelerator: Accelerator) -> None:
             "On a CPU, set distributed_type: MULTI_GPU in the launcher's file and ACCELERATE_USE_CPU=true in the "
             "environment; FSDP needs GPUs"
         )
-    if is_asked_for("FSDP") and accelerator.distributed_type != DistributedType.FSDP:
+    if is_requested("FSDP") and accelerator.distributed_type != DistributedType.FSDP:
         raise UsageError(
             f"the launcher asked for FSDP, but Accelerate uses {accelerator.distributed_type.value}: FSDP needs GPUs "
             "and use_cpu: false"
@@ -130,7 +130,7 @@ def describe(accelerator: Accelerator) -> str:
 
 
 @contextmanager
-def unused_weights_explained() -> Iterator[None]:
+def explain_unused_weights() -> Iterator[None]:
     """Turns DDP's error about weights without a gradient into one that names the flag.
 
     Raises:

@@ -86,7 +86,7 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
         if arguments.compress:
             compress(exported, partial / ARCHIVE)
         tokens = arguments.sequence_length or min(_LATENCY_TOKENS, limit)
-        timed = contestants(exported, in_float, scratch, quantized)
+        timed = models_to_time(exported, in_float, scratch, quantized)
         latency, failed = measure.latencies(timed, tokens, arguments.deepsparse_python)
         found = {
             "source": source,
@@ -138,7 +138,7 @@ def write_graphs(
     return exported, in_float
 
 
-def contestants(exported: Path, in_float: Path, scratch: Path, quantized: bool) -> dict[str, Path]:
+def models_to_time(exported: Path, in_float: Path, scratch: Path, quantized: bool) -> dict[str, Path]:
     """Returns the files to time: float and quantized, each also with its zeros filled in. All are in `scratch`, because
     the worker of DeepSparse writes next to the file that it reads."""
     names = {"float": in_float}

@@ -19,8 +19,8 @@ from sparse_accel.tasks.base import starts_of, unit_numbers
 _BATCH_ROWS = 32
 # Quantization rounds: a value between two integers may go either way, and so may a sentence between two labels. So this
 # fraction of decisions may differ, and logits may differ by this fraction of their spread (mean absolute difference).
-MOST_DIFFERENT = 0.005
-FARTHEST_QUANTIZED, FARTHEST_FLOAT = 0.1, 1e-3
+MAX_DISAGREEMENT = 0.005
+MAX_LOGIT_DIFFERENCE_QUANTIZED, MAX_LOGIT_DIFFERENCE_FLOAT = 0.1, 1e-3
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,15 @@ def check_fidelity(found: Fidelity, texts: Texts, quantized: bool) -> list[Check
     checks: list[Check] = []
     where = f"{found.rows} {texts.task.unit} of {texts.source}"
     if found.agreement is not None:
-        allowed = max(math.floor(MOST_DIFFERENT * found.rows), 1 if quantized else 0)
+        allowed = max(math.floor(MAX_DISAGREEMENT * found.rows), 1 if quantized else 0)
         different = round((1 - found.agreement) * found.rows)
         detail = f"{found.agreement:.2%} of decisions are the same on {where} (at most {allowed} may differ)"
         checks.append(Check("agreement", different <= allowed, detail))
-    farthest = FARTHEST_QUANTIZED if quantized else FARTHEST_FLOAT
-    near = found.mean_difference <= farthest * max(found.spread, 1e-6)
+    tolerance = MAX_LOGIT_DIFFERENCE_QUANTIZED if quantized else MAX_LOGIT_DIFFERENCE_FLOAT
+    near = found.mean_difference <= tolerance * max(found.spread, 1e-6)
     detail = (
         f"logits differ by {found.mean_difference:.2g} on average and {found.max_difference:.2g} at most; their "
-        f"spread is {found.spread:.2g} (the average may be {farthest:g} of it)"
+        f"spread is {found.spread:.2g} (the average may be {tolerance:g} of it)"
     )
     checks.append(Check("logits", near and math.isfinite(found.max_difference), detail))
     if found.pytorch is None or found.onnxruntime is None:
@@ -114,8 +114,8 @@ def _allowed_gap(metric: str, rows: int, support: int) -> float:
     if metric in ("mse", "mae"):
         return math.inf
     if metric.endswith("accuracy"):
-        return max(MOST_DIFFERENT, 1 / rows) + 1e-9
-    return max(MOST_DIFFERENT, 1 / support) * 4 + 1e-9
+        return max(MAX_DISAGREEMENT, 1 / rows) + 1e-9
+    return max(MAX_DISAGREEMENT, 1 / support) * 4 + 1e-9
 
 
 def _batches(rows: Any, lengths: list[int], collator: Collator) -> Iterator[dict[str, torch.Tensor]]:

@@ -45,7 +45,7 @@ def lower(traced: onnx.ModelProto, model: nn.Module, format: str) -> onnx.ModelP
     lowered = onnx.ModelProto()
     lowered.CopyFrom(traced)
     graph = lowered.graph
-    pieces = _Pieces(format)
+    builder = _GraphBuilder(format)
     nodes: list[onnx.NodeProto] = []
     for node in traced.graph.node:
         if node.domain != DOMAIN:
@@ -54,12 +54,12 @@ def lower(traced: onnx.ModelProto, model: nn.Module, format: str) -> onnx.ModelP
         name = helper.get_node_attr_value(node, "layer").decode()
         layer, x, y = cast(Any, layers[name]), node.input[0], node.output[0]
         if node.op_type == "Embedding":
-            nodes += pieces.embedding(name, layer, x, y)
+            nodes += builder.embedding(name, layer, x, y)
         else:
-            nodes += pieces.linear(name, layer, x, y, is_matrix=helper.get_node_attr_value(node, "rank") == 2)
+            nodes += builder.linear(name, layer, x, y, is_matrix=helper.get_node_attr_value(node, "rank") == 2)
     del graph.node[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(pieces.initializers.values())
+    graph.initializer.extend(builder.initializers.values())
     kept = [entry for entry in lowered.opset_import if entry.domain != DOMAIN]
     del lowered.opset_import[:]
     lowered.opset_import.extend(kept)
@@ -83,7 +83,7 @@ def integer_weight(layer: Any) -> Tensor:
         return torch.round(grid).to(torch.int32) + quantizer.zero_point.reshape(shape)
 
 
-class _Pieces:
+class _GraphBuilder:
     """Makes the nodes of one layer at a time, and collects their initializers: only once each, also for a layer that
     several blocks share."""
 

@@ -1,6 +1,6 @@
 """Latency of a file in several runtimes: medians of interleaved runs, on one thread.
 
-Four contestants separate the gain from quantization and the gain from zeros: the float model, the quantized model, and
+Four models separate the gain from quantization and the gain from zeros: the float model, the quantized model, and
 each of them with its zeros filled in. onnxruntime is always measured, OpenVINO if it is installed, and DeepSparse in
 its own environment (Python up to 3.11), where `deepsparse_worker.py` runs.
 """

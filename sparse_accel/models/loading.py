@@ -17,12 +17,12 @@ from transformers import AutoConfig, AutoTokenizer
 from sparse_accel.console import warn
 from sparse_accel.errors import UsageError, first_line
 from sparse_accel.files import lfs_pointer_error
-from sparse_accel.hub import hub_complaint, model_address, out_of_reach
+from sparse_accel.hub import last_hub_warning, model_address, not_found_error
 from sparse_accel.models.files import QUANTIZATION_FILE, load_as, read_model
 from sparse_accel.models.teacher import Teacher, label_order
 from sparse_accel.nn.layers import quantized_linears
 from sparse_accel.tasks import Task, task_class
-from sparse_accel.tasks.label_names import Head, head_in, set_labels, taken_by_position
+from sparse_accel.tasks.label_names import Head, describe_positions, head_in, set_labels
 
 if TYPE_CHECKING:
     from sparse_accel.cli.training import TrainingArguments
@@ -214,11 +214,11 @@ def load_tokenizer(arguments: TrainingArguments, task: type[Task]) -> Any:
         return _tokenizer("--model_name_or_path", own, task, **source)
     tokenizer = _tokenizer(flag, name, task, **source)
     with contextlib.suppress(UsageError):  # the model may not have its own tokenizer
-        _warn_of_other_pieces(f"{flag} {name}", tokenizer, _tokenizer("--model_name_or_path", own, task, **source))
+        _warn_of_other_vocabulary(f"{flag} {name}", tokenizer, _tokenizer("--model_name_or_path", own, task, **source))
     return tokenizer
 
 
-def _warn_of_other_pieces(what: str, tokenizer: Any, own: Any) -> None:
+def _warn_of_other_vocabulary(what: str, tokenizer: Any, own: Any) -> None:
     """Warns if a tokenizer has other token ids than the model's own, because the embeddings belong to the latter."""
     numbers, own_numbers = tokenizer.get_vocab(), own.get_vocab()
     differ = [piece for piece in sorted(numbers, key=numbers.get) if own_numbers.get(piece) != numbers[piece]]
@@ -241,8 +241,8 @@ def _tokenizer(flag: str, name: str, task: type[Task], **source: Any) -> Any:
         raise _unreadable(f"{flag} (its tokenizer)", name, address, error) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         # If the files are missing, transformers returns an empty tokenizer for which every word is unknown.
-        if complaint := hub_complaint(address):
-            raise out_of_reach(f"{flag} (its tokenizer) {name}", address, "model", complaint)
+        if warning := last_hub_warning(address):
+            raise not_found_error(f"{flag} (its tokenizer) {name}", address, "model", warning)
         place = "the folder" if Path(address).is_dir() else f"{address} on the Hub"
         raise UsageError(f"{flag} {name}: {place} has no tokenizer files. Copy them from the model's origin")
     return tokenizer
@@ -276,7 +276,7 @@ def load_teacher(arguments: TrainingArguments, student: nn.Module, task: Task) -
     tokenizer = _tokenizer("--distill_teacher", name, type(task), cache_dir=arguments.cache_dir)
     own, other = head_of(student).names, head_of(model).names
     order = label_order(own, other)
-    if by_place := taken_by_position(dict(zip(own, (other[column] for column in order), strict=True))):
+    if by_place := describe_positions(dict(zip(own, (other[column] for column in order), strict=True))):
         warn(f"--distill_teacher {name}: labels are matched by position, not by name: {by_place}")
     return Teacher(model, order, task=task), tokenizer
 
@@ -298,4 +298,4 @@ def _unreadable(flag: str, name: str, address: str, error: Exception) -> UsageEr
         return UsageError(f"{flag} {name}: the folder contains no readable model ({said}). It contains: {held}")
     if not isinstance(error, OSError):  # it was downloaded, but is not a valid model
         return UsageError(f"{flag} {name}: {address} contains no readable model ({said})")
-    return out_of_reach(f"{flag} {name}", address, "model", said)
+    return not_found_error(f"{flag} {name}", address, "model", said)

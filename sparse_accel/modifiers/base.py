@@ -28,12 +28,13 @@ class FieldError(ValueError):
 
     Attributes:
         key: the recipe key.
+        message: what is wrong with it.
         other: the modifier that it conflicts with; None if there is none.
     """
 
     def __init__(self, key: str, message: str, other: Modifier | None = None) -> None:
-        super().__init__(message)
-        self.key = key
+        super().__init__(f"{key}: {message}")
+        self.key, self.message = key, message
         self.other = other
 
 
@@ -78,7 +79,7 @@ class Modifier:
 
     # Keys that are supported at their neutral values only, each with what is supported instead.
     known_later: ClassVar[dict[str, str]] = {
-        "update_frequency": "nothing is updated between start_epoch and end_epoch",
+        "update_frequency": "this modifier does nothing between its start and its end",
     }
 
     # What a modifier needs from its run, or sets in it. Code outside this package checks these, never a class.
@@ -213,6 +214,11 @@ class Modifier:
             UsageError: it works only in training.
         """
         self.check_acts_at_once()
+
+    @property
+    def changes_at_once(self) -> bool:
+        """True if `apply_at_once` of this modifier changes the model."""
+        return type(self).apply_at_once is not Modifier.apply_at_once
 
     def check_acts_at_once(self) -> None:
         """Raises UsageError if this modifier works only in training."""

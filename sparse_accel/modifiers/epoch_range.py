@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -35,6 +36,8 @@ class EpochRangeModifier(Modifier):
                 if epoch > end + ROUNDING:
                     raise FieldError(
                         "end_epoch",
-                        f"training ends at epoch {end:g}, but {other.name} has {key} {epoch:g}",
+                        f"training ends at epoch {math.ceil(end - ROUNDING)}, but {other.name} has {key} {epoch:g}, "
+                        f"above this end_epoch of {end:g}: raise end_epoch to {math.ceil(epoch)} or more, or lower "
+                        f"that {key}",
                         other,
                     )

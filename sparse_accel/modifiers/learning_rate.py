@@ -188,16 +188,16 @@ class LearningRateModifier(ParamGroupModifier):
             for value in values if isinstance(values, list) else [values]:
                 if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                     raise FieldError("lr_kwargs", f"{key}: expected a {kind}, got {values!r}")
-                if value < 0 or (value == 0 and kind == "number of epochs"):
+                if value <= 0 and kind != "rate":
                     raise FieldError("lr_kwargs", f"{key}: must be above 0, got {value:g}")
+                if kind == "rate":
+                    _check_rate("lr_kwargs", value, f"{key}: ")
             if isinstance(values, list) != (key == "milestones"):
                 raise FieldError("lr_kwargs", f"{key}: expected a {kind}, got {values!r}")
         start, end = self.span
         for milestone in self.lr_kwargs.get("milestones", []):
             if not start < milestone < end:
                 raise FieldError("lr_kwargs", f"milestone {milestone:g} is not between start_epoch and end_epoch")
-        if "lr_min" in self.lr_kwargs:
-            _check_rate("lr_kwargs", self.lr_kwargs["lr_min"])
 
     def value(self, progress: Progress) -> float:
         start, end = self.span
@@ -224,6 +224,6 @@ class LearningRateModifier(ParamGroupModifier):
         return events
 
 
-def _check_rate(key: str, rate: float) -> None:
+def _check_rate(key: str, rate: float, prefix: str = "") -> None:
     if not 0 <= rate <= 1:
-        raise FieldError(key, f"a learning rate must be between 0 and 1, got {rate:g}")
+        raise FieldError(key, f"{prefix}a learning rate must be between 0 and 1, got {rate:g}")

@@ -78,7 +78,7 @@ class ParamGroupModifier(Modifier):
 
     def step_begin(self, progress: Progress) -> None:
         for index, group in enumerate(self._optimizer.param_groups):
-            if governing(self._rivals, index, progress) is self:
+            if active_modifier(self._rivals, index, progress) is self:
                 group[self.setting] = self.value(progress)
 
 
@@ -101,7 +101,9 @@ class SetOnceModifier(ParamGroupModifier):
         return start, start
 
 
-def governing(modifiers: Iterable[ParamGroupModifier], group: int, progress: Progress) -> ParamGroupModifier | None:
+def active_modifier(
+    modifiers: Iterable[ParamGroupModifier], group: int, progress: Progress
+) -> ParamGroupModifier | None:
     """Returns the modifier that sets the value of a parameter group at this step; None before the first one starts.
 
     Of the modifiers that cover the group, the last to start applies. Of two that start together, a schedule has

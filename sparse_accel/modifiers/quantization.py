@@ -106,7 +106,7 @@ class QuantizationModifier(Modifier):
             )
         if self.tensorrt:
             message = "activations are uint8 affine, but TensorRT needs int8 symmetric"
-            raise FieldError("tensorrt", f"tensorrt is known, not supported yet: {message}")
+            raise FieldError("tensorrt", f"not supported yet: {message}")
         self._quantizers: list[FakeQuantize] = []
         self._batch_norms: list[nn.Module] = []
 

@@ -44,7 +44,7 @@ class TrainableParamsModifier(Modifier):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.params:
-            raise FieldError("params", "params is empty: name parameters, or use __ALL__")
+            raise FieldError("params", "must not be empty: name parameters, or use __ALL__")
 
     def events(self) -> list[tuple[float, str]]:
         start, end = self.span

@@ -166,14 +166,20 @@ def prunable_names(model: nn.Module) -> list[str]:
     return [name for name, modules in layers.items() if not any(isinstance(m, nn.Embedding) for m in modules)]
 
 
-def sparse_without_mask(model: nn.Module) -> dict[str, float]:
-    """Returns the sparsity of prunable weights with more than 10% zeros that are trained and have no mask, by name."""
-    found, masked = {}, masks(model)
+def sparse_without_mask(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Returns (zeros, elements) of prunable weights that are sparse, trained and without a mask, by name.
+
+    Sparse is more than 10% zeros, but not only zeros: those are an initialization. Weights without values (meta), and
+    those that are computed from other parameters (torch.nn.utils.parametrize), are left out.
+    """
+    found, masked, parameters = {}, masks(model), dict(model.named_parameters())
     for name in prunable_names(model):
-        weight = model.get_parameter(name)
-        if weight.requires_grad and name not in masked:
-            found[name] = float((weight == 0).float().mean())
-    return {name: sparsity for name, sparsity in found.items() if sparsity > 0.1}
+        weight = parameters.get(name)
+        if weight is not None and weight.requires_grad and not weight.is_meta and name not in masked:
+            zeros = weight.numel() - int(torch.count_nonzero(weight.detach()))
+            if 0.1 * weight.numel() < zeros < weight.numel():
+                found[name] = (zeros, weight.numel())
+    return found
 
 
 def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:

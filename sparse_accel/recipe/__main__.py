@@ -45,7 +45,8 @@ def timeline_table(recipe: Recipe) -> str:
     """Returns the events of a recipe as lines of `epoch  what happens`, with a heading."""
     rows = [(f"{epoch:g}", event) for epoch, event in recipe.timeline()]
     width = max([len("epoch"), *(len(epoch) for epoch, _ in rows)])
-    length = f"{recipe.max_epochs} epochs" if recipe.max_epochs else "number of epochs not set"
+    epochs = recipe.max_epochs
+    length = f"{epochs} epoch{'s' * (epochs != 1)}" if epochs else "number of epochs not set"
     heading = f"{recipe.source}: {length}, {len(recipe.modifiers)} modifier{'s' * (len(recipe.modifiers) != 1)}"
     lines = [heading, "", f"{'epoch':>{width}}  what happens", f"{'-' * width}  {'-' * 12}"]
     lines += [f"{epoch:>{width}}  {event}" for epoch, event in rows]

@@ -184,7 +184,7 @@ class _Builder:
                     reason = without_effect[key]
                     self.notes.append(f"{self.source}:{line}: {kind.__name__}: {key} has no effect: {reason}")
                 else:
-                    message = f"{kind.__name__}: {key} is known, not supported yet: {known_later[key]}"
+                    message = f"{kind.__name__}: {key} is not supported yet: {known_later[key]}"
                     raise self.error(message, line, key)
             except TypeMismatch as error:
                 origin = f" The value comes from {written}" if value != written and isinstance(written, str) else ""
@@ -207,14 +207,14 @@ class _Builder:
             return self.registry[name]
         supported = f"Supported: {', '.join(sorted(self.registry))}"
         if name in self.known_later:
-            raise self.error(f"!{name} is known, but not supported yet. {supported}", tagged.line)
+            raise self.error(f"!{name} is not supported yet. {supported}", tagged.line)
         hint = nearest(name, [*self.registry, *self.known_later])
         raise self.error(f"there is no modifier '!{tagged.tag}'.{hint} {supported}", tagged.line)
 
     def field_error(self, name: str, keys: document.Mapping, error: FieldError) -> RecipeError:
         other = self.written.get(id(error.other))
         other_place = f" (the other: {error.other.name}, line {other.line})" if error.other and other else ""
-        return self.error(f"{name}: {error.key}: {error}{other_place}", keys.line_of(error.key), error.key)
+        return self.error(f"{name}: {error}{other_place}", keys.line_of(error.key), error.key)
 
     # --- the entire recipe --------------------------------------------------------------------------------------------
 
@@ -224,8 +224,10 @@ class _Builder:
         for modifier in [modifier for key, value in content.items() if is_group(key, value) for modifier in value]:
             if first.setdefault(type(modifier), modifier) is not modifier and modifier.single:
                 line = self.written[id(first[type(modifier)])].line
-                message = f"a second {modifier.name} (first in line {line}): only stages may have one each"
-                raise self.error(message, self.written[id(modifier)].line)
+                message = f"a second {modifier.name} (first in line {line})"
+                raise self.error(
+                    f"{message}: at most one at the top level and in each stage", self.written[id(modifier)].line
+                )
 
     def check_together(self, recipe: Recipe) -> None:
         for modifier in recipe.modifiers:

@@ -165,7 +165,7 @@ class _Parser:
         if not fewest <= len(arguments) <= most:
             raise ExpressionError(f"{name}() got a wrong number of arguments: {len(arguments)}")
         if name == "round" and not all(isinstance(digits, int) and abs(digits) <= DEEPEST for digits in arguments[1:]):
-            raise ExpressionError(f"the digits of round() must be a whole number of at most {DEEPEST}")
+            raise ExpressionError(f"the digits of round() must be an integer of at most {DEEPEST}")
         return _checked(function(*arguments))
 
     def number(self, name: str) -> Number:
@@ -231,7 +231,7 @@ def _power(base: Number, exponent: Number) -> Number:
 
 def _checked(value: Number) -> Number:
     if isinstance(value, int) and abs(value) > LARGEST:
-        raise ExpressionError(f"a whole number is larger than {LARGEST}")
+        raise ExpressionError(f"an integer is larger than {LARGEST}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ExpressionError("a number is too large")
     return value

@@ -56,7 +56,7 @@ def describe_type(expected: Any) -> str:
         return f"a list (each {describe_type(arguments[0])})" if arguments else "a list"
     if origin is dict or expected is dict:
         return "a mapping"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", type(None): "null"}
+    words = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}
     return words.get(expected, str(expected))
 
 

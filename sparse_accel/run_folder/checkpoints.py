@@ -96,8 +96,8 @@ def save_checkpoint(
     broken = by_main_process(accelerator, lambda: _not_finite(training))
     if broken:
         raise UsageError(
-            f"{broken} contains NaN or inf after step {run.progress.step}: this checkpoint was not written, the "
-            "previous one is intact. Lower --learning_rate (or the recipe's init_lr), or use --bf16 or float32 "
+            f"{broken} contains NaN or inf after step {run.progress.step}: this checkpoint was not written; "
+            "earlier checkpoints are intact. Lower --learning_rate (or the recipe's init_lr), or use --bf16 or float32 "
             "instead of --fp16"
         )
     with write_errors(accelerator, partial, f"checkpoint {final}"):

@@ -16,7 +16,7 @@ from sparse_accel.run_folder.checkpoints import (
     restore_complete,
 )
 from sparse_accel.run_folder.record import RUN_FILE, change_record, difference, read_record, write_record
-from sparse_accel.run_folder.resume import _named_checkpoint, _resumed_from
+from sparse_accel.run_folder.resume import named_checkpoint, resumed_from
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,7 +59,7 @@ def acquire(
     folder, resume_from = Path(str(arguments.output_dir)), arguments.resume_from_checkpoint
 
     def resumed_already() -> bool:
-        return _resumed_from(folder, str(resume_from))
+        return resumed_from(folder, str(resume_from))
 
     def decide() -> str:
         if not folder.is_file():
@@ -74,7 +74,7 @@ def acquire(
             overwrite=arguments.overwrite_output_dir,
             restarted=restarted,
             settings=settings,
-            checkpoint=None if finished else _named_checkpoint(folder, resume_from, run),  # before anything is moved
+            checkpoint=None if finished else named_checkpoint(folder, resume_from, run),  # before anything is moved
         )
         if not (folder / LOCK_FILE).exists():  # the old content was moved aside, and the lock file with it
             _locks.append(lock_folder(folder))
@@ -86,11 +86,11 @@ def acquire(
             f"--output_dir {folder} contains this run, finished: there is nothing to resume from {resume_from}. Leave "
             "out --resume_from_checkpoint to see its results, or name another --output_dir to train from there"
         )
-    blind = largest(0 if folder.is_dir() else accelerator.process_index + 1)  # a process on another machine
-    if blind:
+    unreachable_rank = largest(-1 if folder.is_dir() else accelerator.process_index)  # a process on another machine
+    if unreachable_rank >= 0:
         raise UsageError(
-            f"process {blind - 1} cannot see --output_dir {folder}: with several machines it must be on a shared file "
-            "system"
+            f"process {unreachable_rank} cannot see --output_dir {folder}: with several machines it must be on a "
+            "shared file system"
         )
     return str(answer)
 
@@ -179,7 +179,7 @@ def acquire_folder(
         UsageError: the folder contains an unfinished run with another identity, this run with other settings, or files
             that no run of this project wrote; or it is a file, the working folder, or cannot be moved.
     """
-    real, aside, brought = folder.resolve(), folder, None
+    real, aside, carried = folder.resolve(), folder, None
     record = read_record(folder)
     this_run = record is not None and record["identity"] == identity
     if not folder.exists() or (folder.is_dir() and not any(_content(folder))):
@@ -211,7 +211,7 @@ def acquire_folder(
         differs = difference(record["identity"], identity)
         aside = move_aside(folder, f"it contains a finished run that differs in {differs}")
         if checkpoint is not None and real in checkpoint.resolve().parents:
-            brought = checkpoint.resolve().relative_to(real)
+            carried = checkpoint.resolve().relative_to(real)
         action = "start"
     elif {path.name for path in _content(folder)} <= {RUN_FILE, "arguments.json", "tracking"}:
         action = "start"  # that run ended before it trained anything
@@ -223,8 +223,8 @@ def acquire_folder(
         )
     real.mkdir(parents=True, exist_ok=True)
     write_record(real, identity, finished=False, **({"trained_with": settings} if settings else {}))
-    if brought is not None:
-        link_tree(aside / brought, real / brought)
+    if carried is not None:
+        link_tree(aside / carried, real / carried)
     return action
 
 

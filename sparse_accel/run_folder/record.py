@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import zip_longest
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sparse_accel.files import write_text
+from sparse_accel.recipe import RecipeError, load_recipe
 
 RUN_FILE = "run.json"
 # What `fingerprints` gives: it says that contents differ, not how.
@@ -16,12 +17,21 @@ _DIGEST = re.compile("[0-9a-f]{32}")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Returns the run.json of a folder; None if it is missing, cannot be read, or has no identity."""
+    """Returns the run.json of a folder; None if it is missing, cannot be read, or has no identity.
+
+    A recipe that an older version recorded gets the defaults of keys that are new since: it is still the same run.
+    """
     try:
         record: Any = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and {"identity", "finished"} <= record.keys() else None
+    if not isinstance(record, dict) or not {"identity", "finished"} <= record.keys():
+        return None
+    identity = record["identity"]
+    if isinstance(identity, dict) and isinstance(identity.get("recipe"), str):
+        with suppress(RecipeError):
+            identity["recipe"] = load_recipe(identity["recipe"]).resolved()
+    return record
 
 
 def write_record(folder: Path, identity: dict[str, Any], *, finished: bool, **others: Any) -> None:
@@ -51,8 +61,8 @@ def _described(old: Any, new: Any) -> str:
     if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (old, new)):
         return "other content"
     if isinstance(old, str) and isinstance(new, str) and "\n" in old + new:
-        pairs = zip_longest(old.splitlines(), new.splitlines(), fillvalue="nothing")
-        old, new = next((pair for pair in pairs if pair[0] != pair[1]), (old, new))
+        lines = [[line for line in text.splitlines() if line.strip()] for text in (old, new)]
+        old, new = (next((line for line in one if line not in other), "nothing") for one, other in (lines, lines[::-1]))
     old, new = ("none" if value is None else _shortened(str(value).strip()) for value in (old, new))
     return f"{old} there, {new} here"
 

@@ -191,7 +191,7 @@ def mark_finished(accelerator: Accelerator, folder: Path) -> None:
         change_record(folder, finished=True)
 
 
-def show(accelerator: Accelerator, folder: Path) -> None:
+def print_results(accelerator: Accelerator, folder: Path) -> None:
     """Prints the figures of all_results.json."""
     figures = read_results(folder)
     if figures:

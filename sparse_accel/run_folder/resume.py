@@ -48,7 +48,7 @@ def checkpoint_to_resume(arguments: TrainingArguments, accelerator: Accelerator,
     """
     asked = arguments.resume_from_checkpoint
     found: Path | None
-    if isinstance(asked, str) and by_main_process(accelerator, lambda: _resumed_from(folder, asked)):
+    if isinstance(asked, str) and by_main_process(accelerator, lambda: resumed_from(folder, asked)):
         found = by_main_process(accelerator, lambda: newest_intact(folder))
         if found is not None:
             say(accelerator, f"{folder} contains training done since {asked}: resuming from {found.name}")
@@ -62,13 +62,13 @@ def checkpoint_to_resume(arguments: TrainingArguments, accelerator: Accelerator,
     return found
 
 
-def _named_checkpoint(folder: Path, asked: str | bool | None, run: RecipeRun) -> Path | None:
+def named_checkpoint(folder: Path, asked: str | bool | None, run: RecipeRun) -> Path | None:
     """The checkpoint of --resume_from_checkpoint, verified; None if the flag is not set, or was used before.
 
     Raises:
         UsageError: the checkpoint does not exist, is damaged, or belongs to another recipe.
     """
-    if not asked or (isinstance(asked, str) and _resumed_from(folder, asked) and checkpoints_in(folder)):
+    if not asked or (isinstance(asked, str) and resumed_from(folder, asked) and checkpoints_in(folder)):
         return None
     path = newest_intact(folder) if asked is True else Path(str(asked))
     if path is None:
@@ -82,7 +82,7 @@ def _named_checkpoint(folder: Path, asked: str | bool | None, run: RecipeRun) ->
     return path
 
 
-def _resumed_from(folder: Path, asked: str) -> bool:
+def resumed_from(folder: Path, asked: str) -> bool:
     record = read_record(folder) or {}
     start = record.get("resumed_from")
     return isinstance(start, str) and (start == asked or Path(start).resolve() == Path(asked).resolve())

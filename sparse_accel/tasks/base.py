@@ -167,7 +167,7 @@ class Task(ABC):
         """Returns the mean loss of a batch, (), from the losses of its rows, (R,); for loops that use a mean loss."""
         return values.mean()
 
-    def answers(self, rows: Dataset) -> np.ndarray | None:
+    def class_labels(self, rows: Dataset) -> np.ndarray | None:
         """Returns the class numbers of all rows or tokens whose teacher logits are kept; None: there are no classes."""
         return None
 
@@ -190,7 +190,7 @@ class Task(ABC):
         """Returns the decisions for logits (U, C), one row per unit; None if there is none (a score)."""
 
     @abstractmethod
-    def judged_by(self) -> list[Any]:
+    def metric_dependencies(self) -> list[Any]:
         """Returns what metrics and predictions depend on besides model and rows; plain values."""
 
     @abstractmethod

@@ -48,7 +48,7 @@ class Head:
         """Whether the output is one score. Without a problem type, transformers uses a single output as a score."""
         return self.problem_type == REGRESSION or (self.problem_type is None and len(self.names) == 1)
 
-    def judged_as(self, asked: str | None) -> str:
+    def problem_type_for(self, asked: str | None) -> str:
         """Returns the problem type for its outputs: its own, else the requested one, else the default.
 
         Args:
@@ -65,7 +65,7 @@ class Head:
         return self.problem_type or asked or (REGRESSION if self.is_regression else SINGLE_LABEL)
 
 
-def are_unnamed(names: Sequence[str]) -> bool:
+def are_default_names(names: Sequence[str]) -> bool:
     """Whether a model's labels are only numbers: LABEL_0, LABEL_1, ... or 0, 1, ... in the order of its outputs."""
     return _numbers(names) == list(range(len(names)))
 
@@ -98,10 +98,10 @@ def match_names(data_names: Sequence[str], model_names: Sequence[str], complete:
         if len(set(matched.values())) == len(data_names):
             return matched
     positions = _numbers(data_names)
-    without_numbers = are_unnamed(model_names) or _numbers(model_names) is None
+    without_numbers = are_default_names(model_names) or _numbers(model_names) is None
     if positions and without_numbers and len(set(positions)) == len(positions) and max(positions) < len(model_names):
         return {name: model_names[position] for name, position in zip(data_names, positions, strict=True)}
-    if complete and are_unnamed(model_names):
+    if complete and are_default_names(model_names):
         return dict(zip(data_names, model_names, strict=True))
     return None
 
@@ -114,7 +114,7 @@ def fold_names(data_names: Sequence[str], model_names: Sequence[str]) -> dict[st
     return {name: folded[name.casefold()] for name in data_names}
 
 
-def taken_by_position(matched: dict[str, str]) -> str:
+def describe_positions(matched: dict[str, str]) -> str:
     """Returns `0 as negative, 1 as positive` if labels were matched by position and this may be wrong; else "".
 
     It may be wrong if one side has names for them, or if the numbers have no 0 and may count from 1.
@@ -152,7 +152,7 @@ def head_in(config: Any, place: str) -> Head:
     problem_type = getattr(config, "problem_type", None)
     if problem_type == REGRESSION and len(names) != 1:
         raise UsageError(f"{place}: config.json has {len(names)} outputs for a regression: only one is supported")
-    if are_unnamed(names) and not are_unnamed(list(label2id)):  # named in one direction only
+    if are_default_names(names) and not are_default_names(list(label2id)):  # named in one direction only
         ordered = sorted(label2id, key=lambda name: str(label2id[name]))
         if [str(label2id[name]) for name in ordered] == sorted(str(number) for number in id2label):
             names = [

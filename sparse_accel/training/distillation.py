@@ -98,15 +98,15 @@ def fill_teacher_table(
     size = arguments.per_device_eval_batch_size
     found = teacher.make_table(accelerator, dataset, rows.tokenizer, batch_size=size, cache=cache)
     words += f": {'found on disk' if found else 'computed once, stored on disk'}"
-    return words + _right_on(arguments, teacher, dataset)
+    return words + _correct_on(arguments, teacher, dataset)
 
 
-def _right_on(arguments: TrainingArguments, teacher: Teacher, dataset: Any) -> str:
+def _correct_on(arguments: TrainingArguments, teacher: Teacher, dataset: Any) -> str:
     """`; correct on 91.2% of them`. Warns if a constant answer would be correct more often, as with swapped labels."""
-    answers = teacher.task.answers(dataset)
-    if answers is None or teacher.table is None:
+    classes = teacher.task.class_labels(dataset)
+    if classes is None or teacher.table is None:
         return ""
-    labels = torch.from_numpy(answers).to(teacher.table.device)
+    labels = torch.from_numpy(classes).to(teacher.table.device)
     right = float((teacher.table.argmax(1) == labels).float().mean())
     most = float(labels.bincount().max()) / len(labels)
     what = "rows" if teacher.task.unit == "sentences" else teacher.task.unit

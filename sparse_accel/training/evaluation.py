@@ -86,7 +86,7 @@ def measured_on(weights: str, task: Task, purpose: str, rows: TokenizedRows) -> 
     parts = {
         "weights": weights,
         "precision": "no",  # always float32; kept so that digests in older folders stay valid
-        "labels": [*task.judged_by(), *task.head.names],
+        "labels": [*task.metric_dependencies(), *task.head.names],
         "rows": {split: fingerprint_of_rows(rows.splits[split]) for split in splits},
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -38,7 +38,7 @@ from tqdm.auto import tqdm
 from sparse_accel.console import progress_bar
 from sparse_accel.data.batches import inputs_of
 from sparse_accel.distributed.collectives import largest, reduce_sum, world_size
-from sparse_accel.distributed.launch import unused_weights_explained
+from sparse_accel.distributed.launch import explain_unused_weights
 from sparse_accel.distributed.signals import stop, stop_requests
 from sparse_accel.errors import UsageError
 
@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from sparse_accel.training.schedule import Schedule
 
 # A step that the fp16 scaler skips is repeated at half the loss scale; from 65536, the scale is 1 after 16 repeats.
-_MOST_SKIPS_IN_A_ROW = 30
+_MAX_SKIPS_IN_A_ROW = 30
 # After so many batches in a row with NaN or inf, the model will not recover.
-_MOST_NAN_STEPS_IN_A_ROW = 30
+_MAX_NAN_STEPS_IN_A_ROW = 30
 # The progress bar shows the mean loss since the last log, updated only this often: reading it waits for a GPU.
 _STEPS_BETWEEN_SHOWN_LOSSES = 20
 
@@ -185,10 +185,10 @@ class TrainingSteps:
             UsageError: too many steps in a row were skipped for NaN or inf.
         """
         self.averages.add(measured, batch)
-        if self.averages.in_a_row >= _MOST_NAN_STEPS_IN_A_ROW:
+        if self.averages.in_a_row >= _MAX_NAN_STEPS_IN_A_ROW:
             raise UsageError(
                 f"the loss is NaN or inf in {self.averages.in_a_row} steps in a row, up to step "
-                f"{self.run.progress.step}: the model is broken. The last checkpoint is intact. Lower --learning_rate "
+                f"{self.run.progress.step}: the model is broken. Earlier checkpoints are intact. Lower --learning_rate "
                 "(or the recipe's init_lr) and start again from a checkpoint"
             )
         self.bar.update()
@@ -245,7 +245,7 @@ def training_steps(
     bar = progress_bar(accelerator, schedule.total_steps, "train", "steps", done=run.progress.step)
     if run.progress.step >= schedule.total_steps:  # resumed after the last step
         run.finish()
-    with bar, stop_requests() as stop_asked, unused_weights_explained():
+    with bar, stop_requests() as stop_asked, explain_unused_weights():
         yield TrainingSteps(run, schedule, _global_batches(accelerator, run, loader, sampler), bar, stop_asked)
 
 
@@ -278,7 +278,7 @@ def train_step(
     Raises:
         UsageError: gradients overflow in fp16 even at the smallest loss scale.
     """
-    for _ in range(_MOST_SKIPS_IN_A_ROW):
+    for _ in range(_MAX_SKIPS_IN_A_ROW):
         run.step_begin()
         seed_step(options.seed, run.progress.step, accelerator.process_index)
         run.calibrate(lambda: calibration_forward(model, batch.micro_batches))
@@ -358,6 +358,6 @@ def seed_step(seed: int, step: int, process: int) -> None:
 def _check_finite(loss: float, step: int) -> None:
     if not math.isfinite(loss):
         raise UsageError(
-            f"the loss is {loss} at step {step}; the last checkpoint is intact. Lower --learning_rate (or the recipe's "
-            "init_lr), or use --bf16 or float32 instead of --fp16"
+            f"the loss is {loss} at step {step}; earlier checkpoints are intact. Lower --learning_rate (or the "
+            "recipe's init_lr), or use --bf16 or float32 instead of --fp16"
         )

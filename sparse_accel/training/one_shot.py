@@ -55,8 +55,6 @@ def apply_at_once(
     """
     has_rows = any((arguments.train_file, *(getattr(arguments, name) for name in arguments.sources)))
     run = RecipeRun(recipe, teacher="disable")
-    followers = [modifier.name for modifier in (recipe.modifiers if recipe else []) if modifier.needs_teacher]
-    run.notices += [f"{name} has no effect: --one_shot does not train" for name in followers]
     for modifier in run.modifiers:
         modifier.check_acts_at_once()
     if any(modifier.needs_rows for modifier in run.modifiers) and not has_rows:
@@ -96,7 +94,7 @@ def apply_at_once(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     model = accelerator.prepare_model(model)
     run.bind(accelerator, model, optimizer, steps_per_epoch=1)
-    say(accelerator, start_table(accelerator, run, [*about, ("output", str(output_dir))]))
+    say(accelerator, start_table(accelerator, run, [*about, ("output", str(output_dir))], trains=False))
 
     @torch.no_grad()
     def forwards() -> Iterator[None]:

@@ -38,7 +38,7 @@ def steps_of_run(
     arguments: TrainingArguments, recipe: Recipe | None, steps_per_epoch: int
 ) -> tuple[Schedule, list[str]]:
     """Returns the schedule, and one line for each flag that the recipe overrides."""
-    notices = _overruled_flags(arguments, recipe)
+    notices = _overridden_flags(arguments, recipe)
     if recipe is not None and recipe.max_epochs > 0:
         total, epochs = recipe.max_epochs * steps_per_epoch, arguments.num_train_epochs
         if given(arguments, "max_steps") and arguments.max_steps > 0 and arguments.max_steps != total:
@@ -60,7 +60,7 @@ def steps_of_run(
     return Schedule(total, arguments.logging_steps, evaluate_every, save_every), notices
 
 
-def _overruled_flags(arguments: TrainingArguments, recipe: Recipe | None) -> list[str]:
+def _overridden_flags(arguments: TrainingArguments, recipe: Recipe | None) -> list[str]:
     """Returns a line for each given flag that the recipe's learning rate or weight decay overrides."""
     lines = []
     # --weight_decay applies only to parameter group 0: group 1, biases and norms, has no decay.

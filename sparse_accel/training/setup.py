@@ -15,7 +15,7 @@ from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
 from sparse_accel.console import warn
 from sparse_accel.distributed.environment import compilation
-from sparse_accel.distributed.heartbeat import lost_processes_named
+from sparse_accel.distributed.heartbeat import report_lost_processes
 from sparse_accel.distributed.launch import check_launch, describe, gives_gradients, launch_options
 from sparse_accel.errors import UsageError
 from sparse_accel.recipe_run import check_gradients
@@ -78,11 +78,11 @@ def recompute_activations(model: Any) -> None:
 
 
 @contextmanager
-def ended_well(accelerator: Accelerator) -> Iterator[None]:
+def ending_run(accelerator: Accelerator) -> Iterator[None]:
     """At the end of the block, also after an error: ends the trackers' runs and releases the output folders.
 
     Raises:
         ProcessLost: another process of this run ended; the message names it.
     """
-    with trackers_ended(accelerator), release_folders(), lost_processes_named():
+    with trackers_ended(accelerator), release_folders(), report_lost_processes():
         yield

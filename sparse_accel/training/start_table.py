@@ -50,6 +50,7 @@ def describe_run(
         ("lengths", f"up to {rows.limit} tokens; {padded}" + (f"; longer rows are split: {parts}" if parts else "")),
         ("global batch", f"{sampler.global_batch_size} rows: micro-batches of {sampler.micro_batch_size}"),
         ("steps", f"{schedule.total_steps}, {sampler.steps} per epoch{resumed}"),
+        *(("note", notice) for notice in run.training_notices),
     ]
 
 
@@ -73,7 +74,17 @@ def timeline(run: RecipeRun) -> str:
     return "\n".join(f"epoch {epoch:g}: {what}" for epoch, what in events) or "no events"
 
 
-def structure(model: nn.Module) -> list[tuple[str, str]]:
+def applied_at_once(run: RecipeRun) -> str:
+    """Returns what --one_shot applies of a recipe, and what has no effect without training."""
+    if run.recipe is None:
+        return "no recipe"
+    applied = [modifier.name for modifier in run.modifiers if modifier.changes_at_once]
+    others = [modifier.name for modifier in run.recipe.modifiers if not modifier.changes_at_once]
+    lines = [f"applied at once: {', '.join(applied) or 'nothing'}"]
+    return "\n".join(lines + ([f"no effect without training: {', '.join(others)}"] if others else []))
+
+
+def structure(model: nn.Module, trains: bool = True) -> list[tuple[str, str]]:
     """Returns rows of the start-up table: masks, prunable weights and quantizers."""
     found = quantizers(model)
     kinds = {kind: sum(1 for name in found if name.endswith(kind)) for kind in ("input", "weight", "output")}
@@ -82,14 +93,17 @@ def structure(model: nn.Module) -> list[tuple[str, str]]:
     rows = [("masks", f"on {masked} of {len(prunable_names(model))} prunable weights (Linear, convolution)")]
     if found:
         words = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-        rows.append(("quantizers", f"{len(found)}, off until their epoch: {words}"))
+        rows.append(("quantizers", f"{len(found)}{', off until their epoch' * trains}: {words}"))
     return rows
 
 
-def start_table(accelerator: Accelerator, run: RecipeRun, rows: list[tuple[str, Any]]) -> str:
+def start_table(accelerator: Accelerator, run: RecipeRun, rows: list[tuple[str, Any]], trains: bool = True) -> str:
     """Returns the start-up table: layout and precision, the script's own `rows`, the recipe, the structure, notices.
 
     It also shows settings from the environment, such as torch.compile.
+
+    Args:
+        trains: False if the recipe is applied at once, without training.
     """
     layout = [
         ("device", f"{accelerator.device} ({describe(accelerator)})"),
@@ -98,5 +112,5 @@ def start_table(accelerator: Accelerator, run: RecipeRun, rows: list[tuple[str, 
     if compiled := compilation(accelerator):
         layout.append(("compiled", compiled))
     notices = [("note", shortened(notice)) for notice in run.notices]
-    recipe = [("recipe", timeline(run))]
-    return table("run", layout + rows + recipe + structure(plain_model(accelerator, run.model)) + notices)
+    recipe = [("recipe", timeline(run) if trains else applied_at_once(run))]
+    return table("run", layout + rows + recipe + structure(plain_model(accelerator, run.model), trains) + notices)

@@ -131,26 +131,26 @@ def shipped_recipe(stub: Stub) -> ShippedRecipe | None:
     """Returns the shipped recipe that a stub names; None if there is none."""
     for entry in SHIPPED:
         named = bool(stub.recipe) and any(name.startswith(stub.recipe) for name in entry.names)
-        if (named or not (stub.recipe or entry.only_by_name)) and stub.names_the_same_as(parse_stub(entry.stub)):
+        if (named or not (stub.recipe or entry.only_by_name)) and stub.same_model_as(parse_stub(entry.stub)):
             return entry
     return None
 
 
 def shipped_names(stub: Stub) -> tuple[str, ...]:
     """Returns the valid `?recipe=` names of a stub with a shipped recipe; empty if there is no shipped recipe."""
-    found = [entry.names for entry in SHIPPED if stub.names_the_same_as(parse_stub(entry.stub))]
+    found = [entry.names for entry in SHIPPED if stub.same_model_as(parse_stub(entry.stub))]
     return found[0] if found else ()
 
 
 def on_hub(stub: Stub) -> HubModel | None:
     """Returns the location of a stub's weights; None if it is not known."""
-    return next((entry for entry in ON_HUB if stub.names_the_same_as(parse_stub(entry.stub))), None)
+    return next((entry for entry in ON_HUB if stub.same_model_as(parse_stub(entry.stub))), None)
 
 
 def nearest_known(stub: Stub, *, recipe: bool) -> str:
     """Returns ` Did you mean ...?` with the nearest known stubs of recipes or models; empty if none is near."""
     entries: tuple[ShippedRecipe | HubModel, ...] = SHIPPED if recipe else ON_HUB
     known = [parse_stub(entry.stub) for entry in entries]
-    if any(stub.names_the_same_as(each) for each in known):
+    if any(stub.same_model_as(each) for each in known):
         return ""
     return nearest(PREFIX + stub.name, [PREFIX + (each.name if stub.is_long else each.short_name) for each in known], 3)

@@ -56,7 +56,7 @@ def find_in_mirror(stub: Stub) -> Path | None:
 def is_known_as(folder: Path, stub: Stub) -> bool:
     """Returns whether the folder's `stub.txt` lists this stub."""
     record = folder / STUB_FILE
-    return record.is_file() and any(stub.names_the_same_as(each) for each in _stubs_in(record))
+    return record.is_file() and any(stub.same_model_as(each) for each in _stubs_in(record))
 
 
 def _stubs_in(record: Path) -> list[Stub]:

@@ -97,7 +97,7 @@ def recipe_path(text: str) -> Path:
     steps = _Steps(stub)
     folder = find_in_mirror(stub)
     if folder is None:
-        steps.add(_MIRROR, f"{models_path()} has nothing of that name")
+        steps.add(_MIRROR, f"{models_path()} has no entry for it")
     elif (file := choose_recipe(recipes_in(folder), stub.recipe)) is not None:
         steps.found(_MIRROR, f"{file}{_default_of_several(stub, recipes_in(folder))}")
         return file

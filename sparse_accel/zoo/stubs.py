@@ -77,7 +77,7 @@ class Stub:
         words = [parts["architecture"], parts.get("size", ""), data, sparse]
         return "-".join(word for word in words if word)
 
-    def names_the_same_as(self, other: Stub) -> bool:
+    def same_model_as(self, other: Stub) -> bool:
         """Returns whether both stubs name the same model, in either form; parameters are ignored."""
         if self.is_long and other.is_long:
             return self.parts == other.parts

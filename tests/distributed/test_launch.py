@@ -16,7 +16,7 @@ from script_fixtures import Tiny, start, wait
 from tiny import make_albert, make_bert, make_distilbert, make_roberta
 
 from sparse_accel.distributed import heartbeat
-from sparse_accel.distributed.heartbeat import Heartbeat, lost_processes_named
+from sparse_accel.distributed.heartbeat import Heartbeat, report_lost_processes
 from sparse_accel.distributed.launch import before_prepare, block_classes, check_launch
 from sparse_accel.distributed.optimizer_state import load_scaler_state, scaler_state
 from sparse_accel.errors import UsageError
@@ -154,7 +154,7 @@ def test_no_thread_outlives_the_run(fast: None, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("sparse_accel.distributed.collectives.open_store", SlowStore)
     monkeypatch.setattr("sparse_accel.distributed.collectives.rank_and_size", lambda: (0, 2))
-    with lost_processes_named():
+    with report_lost_processes():
         time.sleep(0.1)
     assert "heartbeat" not in [thread.name for thread in threading.enumerate()]
 
@@ -222,7 +222,7 @@ def test_a_failed_operation_names_the_process(fast: None, monkeypatch: pytest.Mo
     try:
         with (
             pytest.raises(UsageError if gone else RuntimeError, match="process 1 of 2 ended" if gone else "gloo"),
-            lost_processes_named(),
+            report_lost_processes(),
         ):
             raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
     finally:
@@ -232,5 +232,5 @@ def test_a_failed_operation_names_the_process(fast: None, monkeypatch: pytest.Mo
 def test_other_errors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparse_accel.distributed.collectives.open_store", Store)
     monkeypatch.setattr("sparse_accel.distributed.collectives.rank_and_size", lambda: (0, 2))
-    with pytest.raises(ValueError, match="of ours"), lost_processes_named():
+    with pytest.raises(ValueError, match="of ours"), report_lost_processes():
         raise ValueError("a fault of ours")

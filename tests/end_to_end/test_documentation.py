@@ -25,8 +25,29 @@ SHORT = {
     "pruned90_quant-none": {"num_epochs": 2, "qat_start_epoch": 1.0, "observer_epoch": 1.5},
     "base-none": {"num_epochs": 1},
 }
+LANGUAGES = {"bash", "shell", "python", "yaml", "text", "diff", "mermaid", "{toctree}"}
+# How many bash and python blocks each page has: a block that is renamed or lost is not run any more.
+RUN = {
+    "README": (3, 2),
+    "adding_a_modifier": (0, 1),
+    "adding_a_task": (0, 1),
+    "distributed": (1, 0),
+    "export": (2, 3),
+    "migration": (0, 1),
+    "recipes": (2, 2),
+    "runs": (3, 0),
+    "tasks": (6, 1),
+    "tracking": (1, 0),
+}
 # Made by the reader of the page that names it.
 EXAMPLES = {"scripts/sentence_order.py"}
+# What commands leave in folders of these names.
+WRITTEN = {
+    "predictions": ("test_predictions.csv",),
+    "deployment": ("model.onnx", "export_report.md"),
+    "sparse_quantized_bert": ("model.safetensors", "quantization.json", "all_results.json"),
+    "run": ("model.safetensors", "quantization.json", "arguments.json"),
+}
 # What README says of the two models that it loads.
 DIFFERENT = """
 import torch
@@ -102,6 +123,8 @@ def test_the_commands_of_a_page_run_one_after_another(
     for words in commands(page):
         done = run_command(server, shortened(words, model), tmp_path)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+    made = set(WRITTEN) & {path.name for path in tmp_path.iterdir()}
+    assert {file for folder in made for file in WRITTEN[folder] if not (tmp_path / folder / file).is_file()} == set()
     for code in blocks(page, "python"):
         if page == PAGES[0] and "run.step_begin()" in code:
             continue  # the loop, which has a test of its own
@@ -109,6 +132,8 @@ def test_the_commands_of_a_page_run_one_after_another(
             code += DIFFERENT
         done = server.run(code, cwd=tmp_path)
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+        if "onnxruntime.InferenceSession" in code:
+            assert done.stdout.strip() in ("['0']", "['1']")
 
 
 def test_the_loop_of_your_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +184,14 @@ def test_commands_that_cannot_run_here_name_what_exists(page: Path, server: Fork
         script = scripts[0] if scripts[0].endswith(".py") else "scripts/text_classification.py"
         text = server.run(ROOT / script, "--help").stdout if flags else ""
         assert flags <= set(re.findall(r"--[a-z_]+", text)), words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_block_is_left_out(page: Path) -> None:
+    fences = re.findall(r"^ *```(\S+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert set(fences) <= LANGUAGES
+    assert (fences.count("bash"), fences.count("python")) == RUN.get(page.stem, (0, 0))
+    assert (len(blocks(page, "bash")), len(blocks(page, "python"))) == RUN.get(page.stem, (0, 0))
 
 
 def test_readme_is_short() -> None:

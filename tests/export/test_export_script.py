@@ -31,6 +31,7 @@ from sparse_accel.export.folder import staged
 from sparse_accel.export.proof import reasons
 from sparse_accel.export.trace import trace
 from sparse_accel.fingerprints import fingerprint_of_weights
+from sparse_accel.nn.layers import quantizers
 
 SCRIPT = ROOT / "scripts" / "export_onnx.py"
 
@@ -58,7 +59,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_SECONDS", 0.0)
 
     def trace_once(model: Any, tokenizer: Any, **settings: Any) -> onnx.ModelProto:
-        key = (type(model).__name__, fingerprint_of_weights(model), str(settings))
+        key = (str(model.config), fingerprint_of_weights(model), str(list(quantizers(model))), str(settings))
         if key not in _TRACED:
             _TRACED[key] = trace(model, tokenizer, **settings)
         return _TRACED[key]

@@ -168,7 +168,7 @@ def test_the_recipe_overrules_epochs_and_steps(tiny: Tiny, tmp_path: Path) -> No
         assert read_json(tmp_path / str(number) / "all_results.json")["global_step"] == 7
 
 
-def overruled(words: str, *modifiers: str) -> list[str]:
+def overridden(words: str, *modifiers: str) -> list[str]:
     """Lines of the start-up table on flags that a recipe of 3 epochs overrules; 10 steps an epoch."""
     lines = ["!EpochRangeModifier {end_epoch: 3}", *modifiers]
     recipe = load_recipe("modifiers:\n" + "".join(f"  - {line}\n" for line in lines))
@@ -184,7 +184,7 @@ def set_rate(start: float, groups: str = "") -> str:
 
 def test_each_flag_that_the_recipe_overrules_is_said() -> None:
     usual = "--learning_rate 1e-5 --lr_scheduler_type cosine --warmup_ratio 0.1"
-    assert overruled(usual, set_rate(0)) == [
+    assert overridden(usual, set_rate(0)) == [
         "--learning_rate 1e-05 is overridden: the recipe sets the learning rate",
         "--lr_scheduler_type cosine is overridden: the recipe sets the learning rate",
         "--warmup_ratio 0.1 is overridden: the recipe sets the learning rate",
@@ -195,42 +195,42 @@ def test_each_flag_that_the_recipe_overrules_is_said() -> None:
         function + "start_epoch: 2}",
         "!LearningRateModifier {lr_class: ExponentialLR, lr_kwargs: {gamma: 0.9}, init_lr: 0.01, start_epoch: 2}",
     ):
-        assert overruled("--learning_rate 5e-5 --warmup_steps 3", modifier) == [
+        assert overridden("--learning_rate 5e-5 --warmup_steps 3", modifier) == [
             "--learning_rate 5e-05 is overridden from epoch 2 on: the recipe sets the learning rate; "
             "until then it is 5e-05",
             "--warmup_steps 3 is overridden: the recipe sets the learning rate, and until then it is constant",
         ]
     # The earliest counts, in whatever order they are written.
-    assert "overridden from epoch 1 on" in overruled("--learning_rate 1e-5", set_rate(2), set_rate(1))[0]
+    assert "overridden from epoch 1 on" in overridden("--learning_rate 1e-5", set_rate(2), set_rate(1))[0]
 
 
 def test_nothing_is_said_of_flags_that_act_or_were_not_given() -> None:
-    assert overruled("", set_rate(0), "!SetWeightDecayModifier {weight_decay: 0.1}") == []
-    assert overruled("--learning_rate 1e-5 --warmup_steps 3 --weight_decay 0.1") == []
-    assert overruled("--weight_decay 0.1", set_rate(0)) == []
-    assert overruled("--weight_decay 0.1", "!SetWeightDecayModifier {weight_decay: 0, param_groups: [1]}") == []
-    assert overruled("--num_train_epochs 3 --max_steps 30", set_rate(0)) == []
+    assert overridden("", set_rate(0), "!SetWeightDecayModifier {weight_decay: 0.1}") == []
+    assert overridden("--learning_rate 1e-5 --warmup_steps 3 --weight_decay 0.1") == []
+    assert overridden("--weight_decay 0.1", set_rate(0)) == []
+    assert overridden("--weight_decay 0.1", "!SetWeightDecayModifier {weight_decay: 0, param_groups: [1]}") == []
+    assert overridden("--num_train_epochs 3 --max_steps 30", set_rate(0)) == []
 
 
-def test_overruled_weight_decay_and_parameter_groups() -> None:
-    assert overruled("--weight_decay 0", "!SetWeightDecayModifier {weight_decay: 0.1}") == [
+def test_overridden_weight_decay_and_parameter_groups() -> None:
+    assert overridden("--weight_decay 0", "!SetWeightDecayModifier {weight_decay: 0.1}") == [
         "--weight_decay 0.0 is overridden: the recipe sets the weight decay"
     ]
-    assert overruled("--weight_decay 0.2", "!SetWeightDecayModifier {weight_decay: 0.1, start_epoch: 1.5}") == [
+    assert overridden("--weight_decay 0.2", "!SetWeightDecayModifier {weight_decay: 0.1, start_epoch: 1.5}") == [
         "--weight_decay 0.2 is overridden from epoch 1.5 on: the recipe sets the weight decay; until then it is 0.2"
     ]
-    assert overruled("--learning_rate 1e-5 --warmup_steps 3", set_rate(0, "[1]")) == [
+    assert overridden("--learning_rate 1e-5 --warmup_steps 3", set_rate(0, "[1]")) == [
         "--learning_rate 1e-05 is overridden for parameter group 1: the recipe sets the learning rate; "
         "otherwise it is 1e-05",
         "--warmup_steps 3 is overridden: the recipe sets the learning rate, and otherwise it is constant",
     ]
-    assert overruled("--learning_rate 1e-5", set_rate(0, "[0]"), set_rate(2, "[1]"))[0].startswith(
+    assert overridden("--learning_rate 1e-5", set_rate(0, "[0]"), set_rate(2, "[1]"))[0].startswith(
         "--learning_rate 1e-05 is overridden for parameter group 0 and parameter group 1 from epoch 2 on: "
     )
 
 
 def test_epochs_and_steps_that_were_given() -> None:
-    assert overruled("--num_train_epochs 7 --max_steps 5") == [
+    assert overridden("--num_train_epochs 7 --max_steps 5") == [
         "--max_steps 5 is overridden: the recipe runs 3 epochs",
         "--num_train_epochs 7 is overridden: the recipe runs 3",
     ]
@@ -289,7 +289,10 @@ def test_quantizing_at_once(tiny: Tiny, tmp_path: Path) -> None:
 
     flags: dict[str, Any] = {"train_file": tiny.train, "validation_file": tiny.validation, "do_eval": True}
     done = one_shot(tiny, tmp_path / "out", RECIPE, **flags)
-    assert done.code == 0 and "DistillationModifier has no effect" in flat(done.out), done.all
+    assert done.code == 0, done.all
+    applied, left_out = flat(done.out).split("applied at once: ")[1].split(" no effect without training: ")
+    assert applied == "ConstantPruningModifier, QuantizationModifier"
+    assert "DistillationModifier" in left_out and "LearningRateFunctionModifier" in left_out
     results = read_json(tmp_path / "out" / "all_results.json")
     assert results["quantized_linears"] == 14 and results["encoder_sparsity"] == pytest.approx(0.9, abs=0.005)
     assert "eval_accuracy" in results

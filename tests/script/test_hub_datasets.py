@@ -168,6 +168,7 @@ def test_all_nine_glue_tasks(server: ForkServer) -> None:
     everything = TRAIN | {"do_predict": True}
     loaded = load(server, *[everything | {"task_name": task} for task in GLUE])
     for (task, about), data in zip(GLUE.items(), loaded, strict=True):
+        assert "error" not in data, data["error"]
         assert data["metrics"] == task and tuple(data["text_columns"]) == about.text_columns
         assert list(data["splits"]) == [ours for ours, _ in about.splits]
         assert len(data["splits"]["train"]["label"]) == 2 and "label" not in data["splits"]["test"]

@@ -11,7 +11,7 @@ import torch
 from script_fixtures import Tiny, make_model, run, weights
 
 from sparse_accel.errors import UsageError
-from sparse_accel.hub import MODELS, dataset_address, model_address, out_of_reach
+from sparse_accel.hub import MODELS, dataset_address, model_address, not_found_error
 
 pytest_plugins = ["script_fixtures"]
 
@@ -58,7 +58,7 @@ def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_was_tried() -> None:
-    lines = str(out_of_reach("--distill_teacher x/y", "x/y", "model", "no answer")).splitlines()
+    lines = str(not_found_error("--distill_teacher x/y", "x/y", "model", "no answer")).splitlines()
     assert lines[0] == "--distill_teacher x/y: the model was not found. Tried, in order:"
     assert [line.split(".")[0].strip() for line in lines[1:4]] == ["1", "2", "3"]
     assert lines[4].startswith("Ways to fix this: use a local folder; set HF_ENDPOINT") and "use another id" in lines[4]

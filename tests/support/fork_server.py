@@ -8,13 +8,15 @@ The libraries read HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when they are importe
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -59,10 +61,17 @@ class ForkServer:
             "folder": self._folder.name,
         }
         print(json.dumps(order), file=self._orders, flush=True)
-        return int(self._answers.readline())
+        self._child = int(self._answers.readline())
+        return self._child
 
-    def wait(self) -> subprocess.CompletedProcess[str]:
-        code = int(self._answers.readline())
+    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Waits for the child; one that takes longer than `timeout` seconds is killed."""
+        killer = threading.Timer(timeout, os.kill, (self._child, signal.SIGKILL))
+        killer.start()
+        try:
+            code = int(self._answers.readline())
+        finally:
+            killer.cancel()
         with self._folder:
             out, err = (Path(self._folder.name, name).read_text(encoding="utf-8") for name in ("out", "err"))
         return subprocess.CompletedProcess([], code, out, err)
@@ -90,10 +99,12 @@ def serve() -> None:
 def run_child(order: dict[str, Any]) -> int:
     """Runs what is ordered, its output in files, and returns its exit code."""
     os.chdir(order["cwd"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in ((1, "out"), (2, "err")):
-        file = os.open(os.path.join(order["folder"], name), os.O_WRONLY | os.O_CREAT)
-        os.dup2(file, number)
+        os.dup2(os.open(os.path.join(order["folder"], name), os.O_WRONLY | os.O_CREAT), number)
     sys.argv = [order["program"] if order["is_script"] else "-c", *order["arguments"]]
+    # As Python itself sets it, and not the folder of this file: a program must not find what tests share.
+    sys.path[0] = os.path.dirname(order["program"]) if order["is_script"] else order["cwd"]
     code: Any = 0
     try:
         program = order["program"]
@@ -103,13 +114,19 @@ def run_child(order: dict[str, Any]) -> int:
         runpy.run_path(program, run_name="__main__")
     except SystemExit as ended:
         code = ended.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
     except BaseException:
         traceback.print_exc()
         code = 1
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    return int(code)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code & 0xFF
 
 
 if __name__ == "__main__":

@@ -162,8 +162,14 @@ def digest(content: Any) -> str:
 
 
 def compare(one: dict[str, Any], other: dict[str, Any], exact: bool) -> list[str]:
-    """Returns in words where two records differ, bit by bit or by more than TOLERANCES; empty where they do not."""
+    """Returns in words where two records differ, bit by bit or by more than TOLERANCES; empty where they do not.
+
+    Without `exact`, a figure that no step of the first record has is new, and no difference.
+    """
     first, second = flattened(one), flattened(other)
+    if not exact:
+        known = {place.rpartition(": step ")[0] for place in first}
+        second = {at: leaf for at, leaf in second.items() if at in first or at.rpartition(": step ")[0] in known}
     found = [f"{at}: only in the {'first' if at in first else 'second'}" for at in sorted(first.keys() ^ second.keys())]
     for place in sorted(first.keys() & second.keys()):
         a, b = first[place], second[place]

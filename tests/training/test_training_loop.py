@@ -179,7 +179,7 @@ class Breaks(nn.Module):
         return outputs
 
 
-def test_a_step_without_a_number_is_given_up_where_asked() -> None:
+def test_a_step_without_a_number_is_skipped_where_asked() -> None:
     """Nothing of it counts: the weights, the moments and the mean of the losses are as if it had not been."""
     session = start(RANGE, model=Breaks(make_bert(), {2}))
     states: list[dict[str, Any]] = []
@@ -193,7 +193,7 @@ def test_a_step_without_a_number_is_given_up_where_asked() -> None:
     assert all(bool(torch.isfinite(parameter).all()) for parameter in session.model.parameters())
 
 
-def test_ranges_do_not_see_a_step_that_is_given_up() -> None:
+def test_ranges_do_not_see_a_step_that_is_skipped() -> None:
     recipe = RANGE + "\n  - !QuantizationModifier {}"
     session = start(recipe, model=Breaks(make_bert(), {3}))  # the second step's: the first is shown once before
     before: list[Any] = []

@@ -9,6 +9,7 @@ import torch
 from recipe_texts import magnitude
 from tiny import make_bert, make_roberta, make_rows, make_tokenizer
 from torch import nn
+from torch.nn.utils import prune
 
 from sparse_accel.data.batches import Collator
 from sparse_accel.errors import UsageError
@@ -206,7 +207,7 @@ def test_zeros_that_training_will_lose_are_named(recipe: str | None) -> None:
     """A sparse model trained without a modifier that keeps its zeros becomes dense."""
     run = RecipeRun(load_recipe(recipe) if recipe else None)
     run.attach(make_bert(sparsity=0.9))
-    (notice,) = run.notices
+    (notice,) = run.training_notices
     assert notice.startswith("90.0% of the weights of 12 layers") and "ConstantPruningModifier" in notice
 
 
@@ -217,7 +218,30 @@ def test_zeros_that_are_kept_or_frozen_are_not_named() -> None:
     ):
         run = RecipeRun(load_recipe(f"modifiers:\n  - {recipe}\n"))
         run.attach(make_bert(sparsity=0.9))
-        assert run.notices == []
+        assert run.training_notices == []
     dense = RecipeRun()
     dense.attach(make_bert())
-    assert dense.notices == []
+    assert dense.training_notices == []
+
+
+def test_zeros_are_counted_only_where_they_can_be() -> None:
+    """Weights pruned by torch are computed from others, those on `meta` have no values, a new head may be all zero."""
+    model: Any = make_bert()
+    prune.l1_unstructured(model.bert.encoder.layer[0].output.dense, "weight", amount=0.5)
+    nn.init.zeros_(model.classifier.weight)
+    for each in (model, make_bert().to("meta")):
+        run = RecipeRun()
+        run.attach(each)
+        assert run.training_notices == []
+
+
+def test_the_fraction_of_zeros_is_of_all_weights() -> None:
+    model: Any = make_bert()
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[1:] = 0
+        model.classifier.weight[0, :16] = 0
+    run = RecipeRun()
+    run.attach(model)
+    large, small = model.bert.encoder.layer[0].output.dense.weight, model.classifier.weight
+    expected = (int((large == 0).sum()) + 16) / (large.numel() + small.numel())
+    assert run.training_notices[0].startswith(f"{expected:.1%} of the weights of 2 layers")

@@ -30,7 +30,7 @@ class PruningModifier(Modifier):
     def _check_params(self) -> None:
         if not self.params:
             raise FieldError(
-                "params", "params is empty: name weights, or leave it out for all Linear and convolution layers"
+                "params", "must not be empty: name weights, or leave it out for all Linear and convolution layers"
             )
 
     def _attach_layers(self, model: torch.nn.Module, patterns: str | list[str]) -> list[str]:

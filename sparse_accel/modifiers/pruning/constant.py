@@ -40,7 +40,7 @@ class ConstantPruningModifier(PruningModifier):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_params()
-        self._holds = False
+        self._active = False
 
     def events(self) -> list[tuple[float, str]]:
         events = [(max(self.start_epoch, 0.0), f"pruned weights are kept at zero ({short(self.params)})")]
@@ -56,13 +56,13 @@ class ConstantPruningModifier(PruningModifier):
 
     def step_begin(self, progress: Progress) -> None:
         ended = self.end_epoch != -1 and progress.reached(self.end_epoch)
-        self._holds = progress.reached(self.start_epoch) and not ended
-        if self._holds and progress.begins(self.start_epoch):
-            self._take_masks()
+        self._active = progress.reached(self.start_epoch) and not ended
+        if self._active and progress.begins(self.start_epoch):
+            self._record_masks()
         elif ended and progress.begins(self.end_epoch):
             self._remove_masks()
 
-    def _take_masks(self) -> None:
+    def _record_masks(self) -> None:
         from sparse_accel.nn.masks import constant_mask
 
         zeros = {}
@@ -106,11 +106,11 @@ class ConstantPruningModifier(PruningModifier):
         return is_encoder_linear(name.removesuffix(".weight"), self._layers[name][0])
 
     def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
-        self._take_masks()
+        self._record_masks()
         self.finish()
 
     def phase(self) -> str:
-        return "pruned" if self._holds else ""
+        return "pruned" if self._active else ""
 
     def structure_final(self, progress: Progress) -> bool:
         return progress.step > 0 and progress.previous().reached(self.start_epoch)  # step_begin sets the masks

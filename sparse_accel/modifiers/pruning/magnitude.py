@@ -83,7 +83,7 @@ class MagnitudePruningModifier(PruningModifier):
         if self.inter_func not in ("linear", "cubic", "inverse_cubic"):
             raise FieldError("inter_func", f"expected linear, cubic or inverse_cubic, got {self.inter_func!r}")
         if self.phased:
-            raise FieldError("phased", "phased is known, not supported yet: there are no dense phases in between")
+            raise FieldError("phased", "not supported yet: there are no dense phases in between")
         self._check_mask_type()
 
     def _check_mask_type(self) -> None:

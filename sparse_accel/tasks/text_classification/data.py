@@ -15,7 +15,7 @@ from sparse_accel.tasks.label_names import SINGLE_LABEL, Head
 from sparse_accel.tasks.splits import draw_rows, needed_splits, needs_no_labels
 from sparse_accel.tasks.text_classification.glue import GLUE, load_glue
 from sparse_accel.tasks.text_classification.label_reading import LabelReader
-from sparse_accel.tasks.text_classification.labels import LabelColumn, are_unpublished
+from sparse_accel.tasks.text_classification.labels import LabelColumn, are_hidden
 
 if TYPE_CHECKING:
     from sparse_accel.cli.text_classification import TextClassificationArguments
@@ -148,7 +148,7 @@ def _labels(
         if needs_no_labels(arguments, split):
             continue
         labels = LabelColumn(table, str(column), as_classes=arguments.problem_type == SINGLE_LABEL)
-        if not are_unpublished(labels):
+        if not are_hidden(labels):
             found[split] = labels
         else:
             raise UsageError(

@@ -13,11 +13,11 @@ from sparse_accel.tasks.label_names import (
     REGRESSION,
     SINGLE_LABEL,
     Head,
-    are_unnamed,
+    are_default_names,
+    describe_positions,
     fold_names,
     match_names,
     name_order,
-    taken_by_position,
 )
 from sparse_accel.tasks.text_classification.labels import (
     LabelColumn,
@@ -58,7 +58,7 @@ class LabelReader:
         self.known_from = teaching.table.name if teaching else ""
         self.indicators, self.by_position, self.keeps_head = 0, "", True
         if head is not None and not training:
-            self.problem_type, self.names = head.judged_as(problem_type), head.names
+            self.problem_type, self.names = head.problem_type_for(problem_type), head.names
             if teaching is not None and self.problem_type == MULTI_LABEL and are_indicators(teaching, len(head.names)):
                 self.indicators = len(head.names)
             return
@@ -86,10 +86,10 @@ class LabelReader:
     def _take_names(self, outputs: list[str]) -> None:
         """Uses the names of a kept head; if they are only numbers, the data's names in the order of its outputs."""
         matched = match_names(self.names, outputs)
-        if matched is None or not are_unnamed(outputs):
+        if matched is None or not are_default_names(outputs):
             self.names = outputs
             return
-        self.by_position = taken_by_position(matched)
+        self.by_position = describe_positions(matched)
         data_name = {model: name for name, model in matched.items()}
         self.names = [data_name[name] for name in outputs]
 
@@ -120,7 +120,7 @@ class LabelReader:
         if matched is None:
             check_known(labels, found, self.names, "the model")
             raise AssertionError("check_known raises for labels that do not match")
-        self.by_position = self.by_position or taken_by_position(matched)
+        self.by_position = self.by_position or describe_positions(matched)
         return [[matched[name] for name in label] if isinstance(label, list) else matched[label] for label in found]
 
     def position_of_label_1(self, teaching: LabelColumn | None) -> int:
@@ -154,8 +154,8 @@ class LabelReader:
         if match_names(self.names, head.names) or fold_names(self.names, head.names):
             return True
         fewer = match_names(self.names, head.names, complete=False)
-        if fewer is not None and are_unnamed(head.names):
-            self.by_position = taken_by_position(fewer)
+        if fewer is not None and are_default_names(head.names):
+            self.by_position = describe_positions(fewer)
             return True
         folded = {name.casefold() for name in head.names}
         some = any(name.casefold() in folded for name in self.names)

@@ -282,7 +282,7 @@ def are_indicators(labels: LabelColumn, count: int | None = None) -> bool:
     return False
 
 
-def are_unpublished(labels: LabelColumn) -> bool:
+def are_hidden(labels: LabelColumn) -> bool:
     """Whether the rows have no labels: all null or empty, or all -1 as in published test sets."""
     texts = ["" if value is None else str(value).strip() for value in labels.values]
     missing = {"", "-1", "-1.0"} if labels.declared is not None else {""}

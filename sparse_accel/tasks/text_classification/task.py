@@ -18,7 +18,7 @@ from sparse_accel.tasks.base import Task
 from sparse_accel.tasks.label_names import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Head
 from sparse_accel.tasks.text_classification.data import TextClassificationData, load_text_classification
 from sparse_accel.tasks.text_classification.encoding import tokenize_texts
-from sparse_accel.tasks.text_classification.labels import LabelColumn, are_unpublished
+from sparse_accel.tasks.text_classification.labels import LabelColumn, are_hidden
 from sparse_accel.tasks.text_classification.metrics import compute_metrics, metric_names
 from sparse_accel.tasks.text_classification.predictions import prediction_table
 
@@ -41,7 +41,7 @@ class TextClassification(Task):
 
     def __init__(self, head: Head, data: TextClassificationData | None = None) -> None:
         super().__init__(head, data)
-        self.problem_type = head.judged_as(None)
+        self.problem_type = head.problem_type_for(None)
         self.metrics = data.metrics if data else "default"
         self.positive = data.positive if data else 1
 
@@ -58,7 +58,7 @@ class TextClassification(Task):
             label_names=head.names,
             text_columns=("text",),
             label_column=None,
-            problem_type=head.judged_as(None),
+            problem_type=head.problem_type_for(None),
             metrics="default",
         )
         return cls(head, data)
@@ -67,7 +67,7 @@ class TextClassification(Task):
     def has_labels(cls, file: str) -> bool:
         table = read_table(file)
         column = find_label_column(table, None)
-        return column is not None and not are_unpublished(LabelColumn(table, column))
+        return column is not None and not are_hidden(LabelColumn(table, column))
 
     @property
     def data(self) -> TextClassificationData:
@@ -112,7 +112,7 @@ class TextClassification(Task):
     def labelled(self, batch: dict[str, Tensor]) -> Tensor:
         return self.units(batch)
 
-    def answers(self, rows: Dataset) -> np.ndarray | None:
+    def class_labels(self, rows: Dataset) -> np.ndarray | None:
         return np.asarray(rows["labels"]) if self.problem_type == SINGLE_LABEL else None
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ class TextClassification(Task):
             return None
         return logits >= 0 if self.problem_type == MULTI_LABEL else logits.argmax(axis=1, keepdims=True)
 
-    def judged_by(self) -> list[Any]:
+    def metric_dependencies(self) -> list[Any]:
         return [self.problem_type, self.metrics, self.positive]
 
     def figure_names(self) -> tuple[str, ...]:

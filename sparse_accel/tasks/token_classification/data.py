@@ -17,7 +17,7 @@ from sparse_accel.data.sources import load_tables
 from sparse_accel.data.tables import Table, read_table
 from sparse_accel.errors import UsageError, listed, nearest, shown
 from sparse_accel.tasks.base import TaskData
-from sparse_accel.tasks.label_names import Head, are_unnamed, match_names, taken_by_position
+from sparse_accel.tasks.label_names import Head, are_default_names, describe_positions, match_names
 from sparse_accel.tasks.splits import draw_rows, needed_splits, needs_no_labels
 from sparse_accel.tasks.token_classification.tags import (
     BIOES,
@@ -224,9 +224,9 @@ class Sentences:
     def name_numbers(self, outputs: list[str]) -> None:
         """Replaces tags that are only numbers by the names of a model's outputs, so that entities are known."""
         found = sorted({tag for tags in self.tags or [] for tag in tags})
-        if are_unnamed(outputs) or not all(tag.isdecimal() and int(tag) < len(outputs) for tag in found):
+        if are_default_names(outputs) or not all(tag.isdecimal() and int(tag) < len(outputs) for tag in found):
             return
-        if by_position := taken_by_position({tag: outputs[int(tag)] for tag in found}):
+        if by_position := describe_positions({tag: outputs[int(tag)] for tag in found}):
             warn(f"tags are matched by position, not by name: {by_position}")
         self.tags = None if self.tags is None else [[outputs[int(tag)] for tag in tags] for tags in self.tags]
 
@@ -322,7 +322,7 @@ def _names_and_scheme(
         return _checked(names, teaching, arguments), scheme, False
     # A declared tag need not occur in the data.
     if _matched(names, head.names) or _matched(label_names(tags), head.names):
-        if are_unnamed(head.names) and not are_unnamed(names) and len(names) == len(head.names):
+        if are_default_names(head.names) and not are_default_names(names) and len(names) == len(head.names):
             return names, scheme, True  # the model's outputs have only numbers: use the names of the data
         return head.names, scheme, True
     types = {name.partition("-")[2] or name for name in names} - {OUTSIDE}
@@ -348,7 +348,7 @@ def _mismatch(sentences: Sentences, tags: list[list[str]], head: Head) -> str:
 def _matched(names: list[str], outputs: list[str]) -> dict[str, str]:
     """Returns the output's name for each tag of the data; empty if they do not match. Data may lack some tags."""
     matched = match_names(names, outputs) or match_names(names, outputs, complete=False) or {}
-    if by_position := taken_by_position(matched):
+    if by_position := describe_positions(matched):
         warn(f"tags are matched by position, not by name: {by_position}")
     return matched
 
@@ -358,7 +358,7 @@ def _checked(names: list[str], teaching: Sentences, arguments: TokenClassificati
         raise UsageError(
             f"{teaching.table.name}: all tags are {', '.join(names) or 'empty'}; training needs two or more."
         )
-    if are_unnamed(names):
+    if are_default_names(names):
         warn(
             f"{teaching.table.name}: the tags are numbers without names, so entities are unknown and metrics count "
             "single words. Use tag names to get precision, recall and F1 of entities"

@@ -138,7 +138,7 @@ class TokenClassification(Task):
     def labelled(self, batch: dict[str, Tensor]) -> Tensor:
         return (batch["labels"] != IGNORED) & (batch["row_id"] >= 0)[:, None]
 
-    def answers(self, rows: Dataset) -> np.ndarray | None:
+    def class_labels(self, rows: Dataset) -> np.ndarray | None:
         return np.asarray([label for labels in rows["labels"] for label in labels if label != IGNORED])
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class TokenClassification(Task):
     def decisions(self, logits: np.ndarray) -> np.ndarray | None:
         return logits.argmax(axis=1, keepdims=True)
 
-    def judged_by(self) -> list[Any]:
+    def metric_dependencies(self) -> list[Any]:
         return [self.scheme, self.by_type]
 
     def figure_names(self) -> tuple[str, ...]:

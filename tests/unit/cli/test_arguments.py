@@ -198,7 +198,7 @@ def test_to_dict_reads_back(tmp_path: Path) -> None:
         (SETTINGS | {"learning_rate": -1}, "--learning_rate must be at least 0, got -1"),
         (
             SETTINGS | {"eval_strategy": "no", "evaluation_strategy": "no"},
-            "duplicate key 'eval_strategy', given as 'evaluation_strategy' too",
+            "duplicate key 'eval_strategy', given as 'eval_strategy' and as 'evaluation_strategy'",
         ),
         ('{"seed": 1, "seed": 2}', "duplicate key 'seed'"),
         ("[1]", "expected a JSON object"),
@@ -325,9 +325,9 @@ def test_refusal_of_what_is_asked(words: str, message: str, files: Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--eval_steps 5", "--eval_steps does nothing without --eval_strategy steps."),
-        ("--save_steps 5 --save_strategy epoch", "--save_steps does nothing without --save_strategy steps."),
-        ("--run_name x", "--run_name does nothing without --report_to."),
+        ("--eval_steps 5", "--eval_steps has no effect without --eval_strategy steps."),
+        ("--save_steps 5 --save_strategy epoch", "--save_steps has no effect without --save_strategy steps."),
+        ("--run_name x", "--run_name has no effect without --report_to."),
     ],
 )
 def test_a_flag_that_does_nothing_is_warned_of(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -238,7 +238,7 @@ def test_column_faults(train: Callable[..., str], tmp_path: Path) -> None:
         ("train.csv", "text;label\na;1\n", "'text;label' is one column. The separator seems to be ';'"),
         ("train.csv", "text,label\na,1\n\n,0\n", "train.csv, row 2 (line 4), column 'text' has no text"),
         ("train.csv", "text,label\na,1\nb,\n", "train.csv, row 2 (line 3), column 'label': the label is missing."),
-        ("train.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "train.jsonl, line 2, column 8: not JSON"),
+        ("train.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "train.jsonl, line 2, column 8: not valid JSON"),
         ("train.jsonl", '{"text": "a", "label": 1}\n\n[1]\n', "train.jsonl, row 2 (line 3): expected an object"),
         ("train.jsonl", '{"text": "a", "label": 1}\n{"label": 0}\n', "row 2 (line 2), column 'text' has no text"),
         (
@@ -246,7 +246,7 @@ def test_column_faults(train: Callable[..., str], tmp_path: Path) -> None:
             '{"text": "a", "label": 1}\n{"text": 5, "label": 0}\n',
             "column 'text' is 5, which is not text",
         ),
-        ("train.json", "[1, 2", "train.json, line 1, column 6: not JSON"),
+        ("train.json", "[1, 2", "train.json, line 1, column 6: not valid JSON"),
         ("train.json", '"text"', "train.json: expected a list of objects"),
         ("train.json", "[]", "train.json has no rows."),
         ("train.parquet", "text,label\n", "train.parquet cannot be read"),

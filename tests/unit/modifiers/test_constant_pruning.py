@@ -161,5 +161,5 @@ def test_at_once_it_is_said_once(keys: str, capsys: Capture) -> None:
     ],
 )
 def test_params_that_name_nothing_are_an_error(modifier: str) -> None:
-    with pytest.raises(RecipeError, match=r"<text>:2: .*(params is empty: name weights, or|: list weights in it)"):
+    with pytest.raises(RecipeError, match=r"<text>:2: .*(params: must not be empty: name|: list weights in it)"):
         load_recipe(f"modifiers:\n  - !{modifier}\n")

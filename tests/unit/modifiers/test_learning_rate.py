@@ -205,6 +205,13 @@ STEP = {"lr_class": "StepLR", "init_lr": 0.1, "lr_kwargs": {"gamma": 0.1, "step_
         (LearningRateModifier, STEP | {"lr_kwargs": {"gamma": 1}}, "lr_kwargs", "needs step_size"),
         (LearningRateModifier, STEP | {"lr_kwargs": {"gamma": "x", "step_size": 1}}, "lr_kwargs", "expected a factor"),
         (LearningRateModifier, STEP | {"lr_kwargs": {"gamma": 1, "step_size": 0}}, "lr_kwargs", "above 0"),
+        (LearningRateModifier, STEP | {"lr_kwargs": {"gamma": 0, "step_size": 1}}, "lr_kwargs", "gamma: must be above"),
+        (
+            LearningRateModifier,
+            STEP | {"lr_class": "CosineAnnealingWarmRestarts", "lr_kwargs": {"lr_min": -0.1, "cycle_epochs": 1}},
+            "lr_kwargs",
+            "lr_min: a learning rate must be between 0 and 1",
+        ),
         (LearningRateModifier, STEP | {"lr_kwargs": {"gamma": [1], "step_size": 1}}, "lr_kwargs", "expected a factor"),
         (LearningRateModifier, STEP | {"start_epoch": 2.0, "end_epoch": 2.0}, "end_epoch", "must end after"),
         (

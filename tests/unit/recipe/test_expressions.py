@@ -166,7 +166,7 @@ def test_a_scope_within_shadows_what_is_outside_and_leaves_it_alone() -> None:
         ("max", "is a function"),
         ("max + 1", "is a function"),
         ("abs(1, 2)", "arguments: 2"),
-        ("round(1.5, 0.5)", "whole number"),
+        ("round(1.5, 0.5)", "an integer"),
         ("round(1, -99999999999)", "at most"),
         ("1 if 1 else 2", "'if'"),
         ("1 < 2", "'<'"),

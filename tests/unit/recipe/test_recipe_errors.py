@@ -50,7 +50,7 @@ def modifier_error(modifier: str, before: str = "") -> RecipeError:
             "!SetWeightDecayModifier\nweight_decay: 1\nparam_groups: 0",
             4,
             "param_groups",
-            ["a list (each a whole number) or null"],
+            ["a list (each an integer) or null"],
         ),
         (
             "!LearningRateFunctionModifier\nlr_func: cosin\ninit_lr: 0\nfinal_lr: 0\nend_epoch: 1",
@@ -66,7 +66,7 @@ def modifier_error(modifier: str, before: str = "") -> RecipeError:
         ),
         ("!EpochRangeModifier\nend_epoch: 0", 3, "end_epoch", ["above 0"]),
         ("!EpochRangeModifier\nstart_epoch: 3\nend_epoch: 2", 4, "end_epoch", ["before start_epoch"]),
-        ("!TrainableParamsModifier\ntrainable: false\nparams: []", 4, "params", ["params is empty"]),
+        ("!TrainableParamsModifier\ntrainable: false\nparams: []", 4, "params", ["params: must not be empty"]),
         ("!TrainableParamsModifier\ntrainable: maybe\nparams: x", 3, "trainable", ["true or false"]),
         (
             "!EpochRangModifier\nend_epoch: 2",
@@ -75,7 +75,7 @@ def modifier_error(modifier: str, before: str = "") -> RecipeError:
             ["no modifier '!EpochRangModifier'", "Did you mean 'EpochRangeModifier'?"],
         ),
         ("!keras.EpochRangeModifier\nend_epoch: 2", 2, None, ["!keras.EpochRangeModifier"]),
-        ("!MovementPruningModifier\nend_epoch: 2", 2, None, ["known, but not supported yet"]),
+        ("!MovementPruningModifier\nend_epoch: 2", 2, None, ["is not supported yet"]),
         ("!EpochRangeModifier 3", 2, None, ["followed by its keys"]),
         ("!EpochRangeModifier [3]", 2, None, ["followed by its keys"]),
         ("!!python/object:os.system\nend_epoch: 2", 2, None, ["python/object"]),
@@ -97,7 +97,7 @@ def test_names_line_and_key(modifier: str, line: int, key: str | None, parts: li
 def test_later_names_and_misspelt_ones_read_differently() -> None:
     assert not KNOWN_LATER & REGISTRY.keys()
     for name in KNOWN_LATER:
-        assert "known, but not supported yet" in str(modifier_error(f"!{name}\nend_epoch: 1"))
+        assert "is not supported yet" in str(modifier_error(f"!{name}\nend_epoch: 1"))
     assert "known" not in str(modifier_error("!MovementPruningModifer\nend_epoch: 1"))
 
 
@@ -252,6 +252,7 @@ def test_recipe_args(given_args: Any, parts: list[str]) -> None:
          None, ["two modifiers set weight_decay of the same parameter groups"]),
         (["SetWeightDecayModifier {start_epoch: 5, weight_decay: 0}"], 2, ["ends at epoch 4", "start_epoch 5", "3)"]),
         (["TrainableParamsModifier {params: __ALL__, trainable: 1, end_epoch: 5}"], 2, ["end_epoch 5", "line 3"]),
+        (["SetWeightDecayModifier {start_epoch: 4.2, weight_decay: 0}"], 2, ["4: raise end_epoch to 5 or more"]),
         (["EpochRangeModifier {end_epoch: 3}"], 3, ["a second EpochRangeModifier", "line 2"]),
         (["QuantizationModifier {start_epoch: 2, disable_quantization_observer_epoch: 1}"], 3, ["before"]),
     ],

@@ -13,6 +13,7 @@ from tiny import make_bert, make_rows
 from sparse_accel.errors import UsageError
 from sparse_accel.files import write_text
 from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weights
+from sparse_accel.recipe import load_recipe
 from sparse_accel.run_folder.ownership import acquire_folder, move_aside
 from sparse_accel.run_folder.record import RUN_FILE, difference, read_record, write_record
 
@@ -120,12 +121,31 @@ def test_an_identity_survives_its_file(tmp_path: Path) -> None:
     assert record is not None and record["identity"] == identity
 
 
+def test_a_record_without_keys_that_are_new_is_of_the_same_run(tmp_path: Path) -> None:
+    """A recipe is recorded with all defaults. A version with one more key must know the run again."""
+    recipe = load_recipe(
+        "modifiers:\n  - !EpochRangeModifier {end_epoch: 2}\n  - !QuantizationModifier {}\n"
+    ).resolved()
+    older = "".join(line for line in recipe.splitlines(keepends=True) if "tensorrt" not in line)
+    assert older != recipe
+    write_record(tmp_path, {"recipe": older}, finished=True)
+    record = read_record(tmp_path)
+    assert record is not None and record["identity"] == {"recipe": recipe}
+    write_record(tmp_path, {"recipe": "modifiers:\n  - !NoSuchModifier {}\n"}, finished=True)
+    unknown = read_record(tmp_path)
+    assert unknown is not None and unknown["identity"]["recipe"].endswith("!NoSuchModifier {}\n")
+
+
 def test_differences_are_named() -> None:
     assert difference(IDENTITY, IDENTITY) == ""
     changed = {**OTHER, "recipe": "modifiers:\n  - !A {x: 2}\n", "new": 1}
     found = difference(IDENTITY, changed)
     assert "seed (42 there, 43 here)" in found and "new (none there, 1 here)" in found
     assert "{x: 1} there" in found and "{x: 2} here" in found and "model" not in found
+    longer = {**IDENTITY, "recipe": "modifiers:\n\n  - !A {x: 1}\n    y: 2\n"}
+    assert (
+        difference({**IDENTITY, "recipe": "modifiers:\n  - !A {x: 1}\n"}, longer) == "recipe (nothing there, y: 2 here)"
+    )
     digests = {"model": "0" * 32}, {"model": "1" * 32}
     assert difference(*digests) == "model (other content)"
     assert difference(digests[0], {}) == "model (given there, none here)"

@@ -22,7 +22,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.tasks.label_names import Head, match_names, name_order
 from sparse_accel.tasks.text_classification.data import TextClassificationData
 from sparse_accel.tasks.text_classification.label_reading import LabelReader
-from sparse_accel.tasks.text_classification.labels import LabelColumn, are_indicators, are_unpublished
+from sparse_accel.tasks.text_classification.labels import LabelColumn, are_hidden, are_indicators
 from sparse_accel.tasks.text_classification.metrics import compute_metrics
 
 SINGLE, REGRESSION, MULTI = "single_label_classification", "regression", "multi_label_classification"
@@ -169,8 +169,8 @@ def column_of(values: list[Any], typed: bool = True) -> LabelColumn:
 @pytest.mark.parametrize("unknown", ["-1", "-1.0", "", "nothing"])
 def test_a_test_set_without_its_labels(unknown: str, typed: bool) -> None:
     values: list[Any] = [{"-1": -1, "-1.0": -1.0, "nothing": None}.get(unknown, "") if typed else unknown] * 3
-    assert are_unpublished(column_of(values, typed)) == (typed or unknown != "nothing")
-    assert not are_unpublished(column_of([*values, 1 if typed else "1"], typed))
+    assert are_hidden(column_of(values, typed)) == (typed or unknown != "nothing")
+    assert not are_hidden(column_of([*values, 1 if typed else "1"], typed))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])

@@ -88,7 +88,7 @@ def put_model(mirror: Path, stub: str) -> Path:
 def test_long_and_short_forms(stub: str, short: str) -> None:
     """Short names as SparseML's and SparseZoo's own examples have them."""
     assert parse_stub(stub).short_name == short
-    assert parse_stub(stub).names_the_same_as(parse_stub(f"zoo:{short}"))
+    assert parse_stub(stub).same_model_as(parse_stub(f"zoo:{short}"))
     assert parse_stub(f"zoo:{short}?recipe=x") == parse_stub(f"zoo:{short}?recipe=x")
 
 
@@ -97,8 +97,8 @@ def test_an_architecture_without_a_size() -> None:
         parse_stub(f"zoo:nlp/question_answering/mobilebert{size}/pytorch/huggingface/squad/base-none")
         for size in ("", "-none")
     )
-    assert without.parts["architecture"] == "mobilebert" and without.names_the_same_as(none)
-    assert not without.names_the_same_as(parse_stub("zoo:mobilebert-large-squad_wikipedia_bookcorpus-base"))
+    assert without.parts["architecture"] == "mobilebert" and without.same_model_as(none)
+    assert not without.same_model_as(parse_stub("zoo:mobilebert-large-squad_wikipedia_bookcorpus-base"))
 
 
 def test_parameters() -> None:
@@ -131,7 +131,7 @@ def test_shipped_recipes(capsys: pytest.CaptureFixture[str], mirror: Path) -> No
     assert resolve.recipe_path(SST2) == RECIPES / "sst2_pruned90_quant.yaml"
     assert capsys.readouterr().err.splitlines() == [
         SST2,
-        f"  1. local mirror             {mirror} has nothing of that name",
+        f"  1. local mirror             {mirror} has no entry for it",
         "  2. recipes of this package  sst2_pruned90_quant.yaml",
     ]
     assert resolve.recipe_path(SST2 + "?recipe=original") == RECIPES / "sst2_pruned90_quant.yaml"
