@@ -29,13 +29,14 @@ OWN, TRAINER, EXPORT, TOKENS = (names.split() for names in FLAGS.read_text(encod
 
 # --- flags that work: what differs, and what is only worth knowing ----------------------------------------------------
 
-_WHOLE_STEPS = "a whole number; a fraction of the run, such as 0.1, is refused"
+_WHOLE_STEPS = "an integer; a fraction of the run, such as 0.1, is refused"
 
 DIFFERENT = {
     "task_name": "the nine GLUE tasks; for `imdb`: `--dataset_name imdb`",
     "dataset_name": "old short names lead to today's ids; dataset scripts are not run",
     "max_seq_length": "128 by default, there 384",
-    "pad_to_max_length": "off by default: a batch has rows of similar length, padded to its longest; same results",
+    "pad_to_max_length": "off by default: a batch has rows of similar length, padded to its longest; same results "
+    "without quantization and dropout",
     "max_train_samples": "drawn at random by `--seed`; there the first rows, often all of one class",
     "max_eval_samples": "drawn at random by `--seed`; there the first rows",
     "input_column_names": "two names, with a comma or a space between them; where several columns are possible and "
@@ -51,8 +52,9 @@ DIFFERENT = {
     "one_shot": "labels and head are the model's own; calibration rows need no labels",
     "best_model_after_epoch": "never before the recipe's last change of structure (final sparsity, frozen ranges)",
     "load_best_model_at_end": "only evaluations after the recipe's last change of structure count",
-    "output_dir": "a finished run in it is moved aside, never overwritten",
-    "overwrite_output_dir": "what is in the folder is moved to DIR.1, not deleted",
+    "output_dir": "another run's finished folder is moved to DIR.1; the same run's results are printed",
+    "overwrite_output_dir": "what is in the folder is moved to DIR.1, not deleted; a restarted SLURM job ignores it "
+    "for its own run",
     "resume_from_checkpoint": "the recipe's clock continues, there it restarted; an unfinished run resumes without "
     "the flag too",
     "lr_scheduler_type": "only linear, cosine, constant and constant_with_warmup",

@@ -255,7 +255,7 @@ def closing_table(summary: dict[str, Any]) -> str:
             "",
             f"Accuracy on {summary['held_out_rows']} held-out sentences. Sizes as fractions of the dense float32 file "
             f"({summary['float_megabytes']:.0f} MB),",
-            "packed with xz. Speed in onnxruntime, one thread, batch 1, against the same model in float32.",
+            "packed: compressed with xz. Speed in onnxruntime, one thread, batch 1, against the same model in float32.",
             f"Sparse INT8: {summary['encoder_sparsity']:.1%} zeros in the encoder's Linear weights, "
             f"{summary['quantized_linears']} of {summary['linears']} Linears in INT8; the ONNX file decides like",
             f"the PyTorch model on {summary['onnx_agreement']:.2%} of the sentences. "

@@ -1,4 +1,4 @@
-"""The tasks of --task_name, the nine of GLUE: Hub repository and configuration, columns, splits.
+"""The tasks of --task_name: Hub repository and configuration, columns, splits.
 
 Source: the dataset card of nyu-mll/glue, and Wang et al. 2018, https://arxiv.org/abs/1804.07461.
 """
