@@ -47,4 +47,4 @@ def test_accuracy(tmp_path: Path) -> None:
     assert all(entry["encoder_sparsity"] > 0.89 for name, entry in found.items() if name != "dense")
 
     again = run("benchmark_accuracy.py", *flags, "--output_dir", output)
-    assert again.count("finished before") == 6  # the five, and the start on IMDB
+    assert again.count("already finished") == 6  # the five, and the start on IMDB
