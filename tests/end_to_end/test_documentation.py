@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -31,7 +32,7 @@ RUN = {
     "README": (3, 2),
     "adding_a_modifier": (0, 1),
     "adding_a_task": (0, 1),
-    "distributed": (1, 0),
+    "distributed": (2, 0),
     "export": (2, 3),
     "migration": (0, 1),
     "recipes": (2, 2),
@@ -100,10 +101,12 @@ def write_data(folder: Path) -> None:
 
 
 def run_command(server: ForkServer, words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    settings = dict(word.split("=", 1) for word in itertools.takewhile(lambda word: re.match(r"[A-Z_]+=", word), words))
+    words = words[len(settings) :]
     if words[0] == "python" and words[1].endswith(".py"):
         return server.run(Path(words[1]), *words[2:], cwd=folder)
     program = sys.executable if words[0] == "python" else str(Path(sys.executable).with_name(words[0]))
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"} | settings
     return subprocess.run([program, *words[1:]], cwd=folder, env=variables, capture_output=True, text=True)
 
 

@@ -64,21 +64,27 @@ def make_bert(*, sparsity: float = 0.0, dropout: float = 0.1, seed: int = 0, **s
     """
     torch.manual_seed(seed)
     rates: dict[str, Any] = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    model: nn.Module = BertForSequenceClassification(BertConfig(**SIZES, **rates, **settings))
+    model: nn.Module = BertForSequenceClassification(BertConfig(**{**SIZES, **rates, **settings}))
     make_encoder_sparse(model, sparsity)
     return model
 
 
-def make_distilbert() -> nn.Module:
+def make_distilbert(blocks: int = 2) -> nn.Module:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 64}
+    sizes: dict[str, Any] = {
+        "dim": 32,
+        "n_layers": blocks,
+        "n_heads": 4,
+        "hidden_dim": 64,
+        "max_position_embeddings": 64,
+    }
     model: nn.Module = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=len(VOCABULARY), **sizes))
     return model
 
 
-def make_roberta() -> nn.Module:
+def make_roberta(blocks: int = 2) -> nn.Module:
     torch.manual_seed(0)
-    model: nn.Module = RobertaForSequenceClassification(RobertaConfig(**SIZES))
+    model: nn.Module = RobertaForSequenceClassification(RobertaConfig(**{**SIZES, "num_hidden_layers": blocks}))
     return model
 
 
