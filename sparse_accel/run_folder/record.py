@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sparse_accel.errors import UsageError
 from sparse_accel.files import write_text
-from sparse_accel.recipe import RecipeError, load_recipe
+from sparse_accel.recipe import load_recipe
 
 RUN_FILE = "run.json"
 # What `fingerprints` gives: it says that contents differ, not how.
@@ -28,9 +29,10 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict) or not {"identity", "finished"} <= record.keys():
         return None
     identity = record["identity"]
-    if isinstance(identity, dict) and isinstance(identity.get("recipe"), str):
-        with suppress(RecipeError):
-            identity["recipe"] = load_recipe(identity["recipe"]).resolved()
+    recipe = identity.get("recipe") if isinstance(identity, dict) else None
+    if isinstance(recipe, str) and "\n" in recipe:  # a text; one line could name a file or a stub
+        with suppress(UsageError):
+            identity["recipe"] = load_recipe(recipe).resolved()
     return record
 
 

@@ -136,6 +136,18 @@ def test_a_record_without_keys_that_are_new_is_of_the_same_run(tmp_path: Path) -
     assert unknown is not None and unknown["identity"]["recipe"].endswith("!NoSuchModifier {}\n")
 
 
+@pytest.mark.parametrize("recorded", ["", "zoo:a/b", "x.yaml", "{\n", "- a\n- b\n", "a: !NoSuchModifier 1\n", None, 3])
+def test_a_recorded_recipe_is_read_as_a_text_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: Any
+) -> None:
+    """A damaged record is another run: no file or stub that it names is read, and it raises nothing."""
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text("modifiers:\n  - !EpochRangeModifier {end_epoch: 2}\n")
+    write_record(tmp_path, {"recipe": recorded}, finished=True)
+    record = read_record(tmp_path)
+    assert record is not None and record["identity"] == {"recipe": recorded}
+
+
 def test_differences_are_named() -> None:
     assert difference(IDENTITY, IDENTITY) == ""
     changed = {**OTHER, "recipe": "modifiers:\n  - !A {x: 2}\n", "new": 1}
