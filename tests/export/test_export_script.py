@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -19,7 +16,7 @@ import pytest
 import torch
 from export_fixtures import ARCHITECTURES, make_sparse_bert, quantize, vary, write_folder
 from places import ROOT
-from script_fixtures import Outcome, sentences, words, write_csv
+from script_fixtures import Outcome, run_program, sentences, words, write_csv
 from tiny import make_tokenizer
 from transformers import BertForMaskedLM
 
@@ -38,16 +35,7 @@ SCRIPT = ROOT / "scripts" / "export_onnx.py"
 
 def export(*arguments: str, **flags: Any) -> Outcome:
     """Runs the script's main program in this process."""
-    out, err, before, code = io.StringIO(), io.StringIO(), sys.argv, 0
-    sys.argv = [str(SCRIPT), *arguments, *words(**flags)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    finally:
-        sys.argv = before
-    return Outcome(code, out.getvalue(), err.getvalue())
+    return run_program(SCRIPT, [*arguments, *words(**flags)])
 
 
 _TRACED: dict[tuple[str, ...], onnx.ModelProto] = {}
