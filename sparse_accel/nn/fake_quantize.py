@@ -78,13 +78,17 @@ def quantization_parameters(minimum: Tensor, maximum: Tensor, scheme: Quantizati
     lowest, highest = scheme.integers
     minimum, maximum = minimum.clamp(max=0.0), maximum.clamp(min=0.0)
     if scheme.symmetric:
-        scale = torch.maximum(-minimum, maximum) / ((highest - lowest) / 2)
-        scale = scale.clamp(min=_SMALLEST_SCALE)
+        scale = _quotient(torch.maximum(-minimum, maximum), (highest - lowest) / 2).clamp(min=_SMALLEST_SCALE)
         zero_point = torch.full_like(scale, 0 if scheme.signed else (lowest + highest + 1) // 2, dtype=torch.int32)
         return scale, zero_point
-    scale = ((maximum - minimum) / float(highest - lowest)).clamp(min=_SMALLEST_SCALE)
+    scale = _quotient(maximum - minimum, highest - lowest).clamp(min=_SMALLEST_SCALE)
     zero_point = (lowest - torch.round(minimum / scale)).clamp(lowest, highest).to(torch.int32)
     return scale, zero_point
+
+
+def _quotient(x: Tensor, number: float) -> Tensor:
+    """Returns `x` / `number`, the same bits on all devices: by a plain number, a GPU multiplies with its reciprocal."""
+    return x / torch.full_like(x, number)
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: QuantizationScheme) -> Tensor:

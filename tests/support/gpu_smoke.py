@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 import torch
 from layouts import SHORT, difference, launcher, make_flags, recipe_flags
-from places import ROOT
+from places import ROOT, SUPPORT
 from script_fixtures import Outcome, environment, flat, history, make_model, start, trace, weights
 
 MINUTES = 10.0
@@ -94,6 +94,8 @@ class Bench:
         if not self.on_cpu:
             # That is for CPUs. The file itself says here where it runs.
             words, variables = [word for word in words if not word.endswith("fsdp2_on_cpu.py")], {}
+        if configuration == "ddp":
+            words.append(str(SUPPORT / "ddp_of_one.py"))
         process = start(launcher=words, env=variables, **{**self.flags, **flags})
         return self.finish(process)
 
@@ -104,11 +106,17 @@ class Bench:
             out, err = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            raise Failed(f"not done after {seconds:.0f} seconds") from None
+            out, err = process.communicate()
+            raise Failed("\n".join([f"not done after {seconds:.0f} seconds", *last_words(out + err)])) from None
         if process.returncode != 0:
-            raise Failed(f"exit code {process.returncode}\n" + "\n".join((out + err).strip().splitlines()[-25:]))
+            raise Failed(f"exit code {process.returncode}\n" + "\n".join(last_words(out + err)))
         return Outcome(process.returncode, out, err)
+
+
+def last_words(text: str, lines: int = 25) -> list[str]:
+    """The last lines, and before them the error messages from further up: launchers print long traces after them."""
+    said = text.strip().splitlines()
+    return [line for line in said[:-lines] if "error:" in line.lower()] + said[-lines:]
 
 
 def check(holds: bool, otherwise: str) -> None:
@@ -262,7 +270,7 @@ GPU_ROWS: tuple[Row, ...] = (
     *((layout, layout, "no", all_phases) for layout in ("ddp", "fsdp2")),
     ("compiled", "single_gpu_bf16", "bf16", compiled),
 )
-# Without ddp: one process on a CPU is not wrapped. test_layouts.py has two of them, under every layout.
+# test_layouts.py has two processes on a CPU, under every layout.
 CPU_ROWS: tuple[Row, ...] = (
     ("cpu", "cpu", "no", all_phases),
     ("one GPU", "single_gpu_bf16", "bf16", all_phases),
@@ -270,7 +278,7 @@ CPU_ROWS: tuple[Row, ...] = (
     ("resumed", "cpu", "no", resumed),
     ("exported", "cpu", "no", exported),
     ("MiniLM", "cpu", "no", minilm),
-    *((layout, layout, "no", all_phases) for layout in ("fsdp2", "deepspeed_zero2")),
+    *((layout, layout, "no", all_phases) for layout in ("ddp", "fsdp2", "deepspeed_zero2")),
 )
 
 

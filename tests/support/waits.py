@@ -55,6 +55,9 @@ KNOWN = (
     ("accelerate/optimizer.py", ("fp16",), "the scaler asks whether a gradient overflowed"),
 )
 ROWS, TOKENS = 8, 12
+# Frames that name no place: torch's, this file's, and those that pass a warning on.
+TORCH = Path(torch.__file__).parent
+PASSED_BY = ("waits.py", "warnings.py", "_py_warnings.py")
 
 
 @dataclass
@@ -170,7 +173,7 @@ def _place(stack: Any) -> str:
     """The innermost line that is neither torch's nor this file's: `sparse_accel/training/loop.py:318 train_step`."""
     for frame in reversed(stack):
         path = Path(frame.filename)
-        if "torch" not in path.parts and path.name not in ("waits.py", "warnings.py") and "<" not in frame.filename:
+        if TORCH not in path.parents and path.name not in PASSED_BY and "<" not in frame.filename:
             return f"{'/'.join(path.parts[-3:])}:{frame.lineno} {frame.name}"
     return "unknown"
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from places import golden
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_accel.nn.fake_quantize import (
     FakeQuantize,
@@ -148,6 +149,22 @@ def test_a_constant_tensor_has_a_scale() -> None:
     scale, zero_point = quantization_parameters(torch.zeros(1), torch.zeros(1), ACTIVATION)
     assert float(scale) == torch.finfo(torch.float32).eps and int(zero_point) == 0
     assert float(fake_quantize(torch.zeros(1), scale, zero_point, ACTIVATION)) == 0
+
+
+@pytest.mark.parametrize("scheme", [ACTIVATION, WEIGHT])
+def test_parameters_are_quotients_of_tensors(scheme: QuantizationScheme) -> None:
+    """A GPU divides by a plain number in another way than a CPU, and a saved scale is compared with its range's."""
+    divisors: list[Any] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function.overloadpacket is torch.ops.aten.div:
+                divisors.append(args[1])
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        quantization_parameters(torch.tensor([-1.0]), torch.tensor([2.0]), scheme)
+    assert divisors and all(isinstance(divisor, Tensor) and divisor.ndim == 1 for divisor in divisors)
 
 
 def test_float32_under_autocast() -> None:
