@@ -1,0 +1,24 @@
+// AVX-512 VNNI without VBMI, with registers of 256 bits: Cascade Lake. Only VBMI can shuffle 64 bytes at once.
+#include <immintrin.h>
+
+namespace sparse_accel {
+namespace {
+
+void add_products(__m256i& acc, __m256i activations, __m256i weights) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(activations), "v"(weights));
+}
+
+}  // namespace
+}  // namespace sparse_accel
+
+#include "attention.h"
+#include "lanes8.h"
+#include "tile.h"
+
+namespace sparse_accel {
+
+const Kernels avx512_vnni_kernels = {
+    "avx512_vnni", LANES8, LANES8, false, 0.4, linear<Vector, Integers>, feed_forward<Vector, Integers>, attention<Vector, 4>,
+    sums<Vector, Integers>};
+
+}  // namespace sparse_accel

@@ -1,0 +1,24 @@
+// AVX2 with VNNI in its short form: Alder Lake and later.
+#include <immintrin.h>
+
+namespace sparse_accel {
+namespace {
+
+void add_products(__m256i& acc, __m256i activations, __m256i weights) {
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(activations), "x"(weights));
+}
+
+}  // namespace
+}  // namespace sparse_accel
+
+#include "attention.h"
+#include "lanes8.h"
+#include "tile.h"
+
+namespace sparse_accel {
+
+const Kernels avx_vnni_kernels = {
+    "avx_vnni", LANES8, LANES8, false, 0.4, linear<Vector, Integers>, feed_forward<Vector, Integers>, attention<Vector, 4>,
+    sums<Vector, Integers>};
+
+}  // namespace sparse_accel

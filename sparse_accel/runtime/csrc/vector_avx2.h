@@ -1,0 +1,88 @@
+// A vector of 8 floats or 8 int32: AVX2 and FMA.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace sparse_accel {
+namespace {
+
+struct Vector {
+  static constexpr int WIDTH = 8;
+  using F = __m256;
+  using I = __m256i;
+
+  static I first(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n > 8 ? 8 : static_cast<int32_t>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+
+  static F set(float a) { return _mm256_set1_ps(a); }
+  static F zero() { return _mm256_setzero_ps(); }
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static F load_first(const float* p, int64_t n) { return n >= 8 ? load(p) : _mm256_maskload_ps(p, first(n)); }
+  static void store(float* p, F a) { _mm256_storeu_ps(p, a); }
+  static void store_first(float* p, F a, int64_t n) { n >= 8 ? store(p, a) : _mm256_maskstore_ps(p, first(n), a); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F subtract(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F multiply(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F divide(F a, F b) { return _mm256_div_ps(a, b); }
+  static F multiply_add(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }    // a * b + c
+  static F minus_product(F c, F a, F b) { return _mm256_fnmadd_ps(a, b, c); }  // c - a * b
+  // Like the instruction, and like onnxruntime: b where one of them is no number.
+  static F at_least(F a, F b) { return _mm256_max_ps(a, b); }
+  static F at_most(F a, F b) { return _mm256_min_ps(a, b); }
+  static F rounded(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  // n is a whole number from -126 to 127.
+  static F times_power_of_two(F a, F n) {
+    const I exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return multiply(a, _mm256_castsi256_ps(exponent));
+  }
+  static F first_or(F a, int64_t n, F other) { return _mm256_blendv_ps(other, a, _mm256_castsi256_ps(first(n))); }
+  static float sum(F a) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  }
+  static float largest(F a) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+  }
+  static F inverse(F a) { return divide(set(1.0f), a); }
+
+  static I set_int(int32_t a) { return _mm256_set1_epi32(a); }
+  static I load_int(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const I*>(p)); }
+  static void store_int(int32_t* p, I a) { _mm256_storeu_si256(reinterpret_cast<I*>(p), a); }
+  static I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
+  static F to_float(I a) { return _mm256_cvtepi32_ps(a); }
+  static I to_int(F a) { return _mm256_cvtps_epi32(a); }  // to the nearest even
+  // The integers, which are 0 to 255, as 8 bytes.
+  static void store_bytes(uint8_t* p, I a) {
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+  }
+
+  // to[column][row] = from[row][column], 8 x 8; rows from `rows` on are zero.
+  static void transpose(const float* from, int64_t stride, int64_t rows, float* to, int64_t to_stride) {
+    F r[8], s[8];
+    for (int i = 0; i < 8; ++i) r[i] = i < rows ? load(from + i * stride) : zero();
+    for (int i = 0; i < 4; ++i) {
+      s[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+      s[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; ++i) {
+      r[4 * i] = _mm256_shuffle_ps(s[4 * i], s[4 * i + 2], 0x44);
+      r[4 * i + 1] = _mm256_shuffle_ps(s[4 * i], s[4 * i + 2], 0xee);
+      r[4 * i + 2] = _mm256_shuffle_ps(s[4 * i + 1], s[4 * i + 3], 0x44);
+      r[4 * i + 3] = _mm256_shuffle_ps(s[4 * i + 1], s[4 * i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+      store(to + i * to_stride, _mm256_permute2f128_ps(r[i], r[4 + i], 0x20));
+      store(to + (4 + i) * to_stride, _mm256_permute2f128_ps(r[i], r[4 + i], 0x31));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace sparse_accel

@@ -1,0 +1,86 @@
+// A vector of 16 floats or 16 int32: AVX-512.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace sparse_accel {
+namespace {
+
+struct Vector {
+  static constexpr int WIDTH = 16;
+  using F = __m512;
+  using I = __m512i;
+
+  static __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1); }
+
+  static F set(float a) { return _mm512_set1_ps(a); }
+  static F zero() { return _mm512_setzero_ps(); }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static F load_first(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
+  static void store_first(float* p, F a, int64_t n) { _mm512_mask_storeu_ps(p, first(n), a); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F subtract(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F multiply(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F divide(F a, F b) { return _mm512_div_ps(a, b); }
+  static F multiply_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }        // a * b + c
+  static F minus_product(F c, F a, F b) { return _mm512_fnmadd_ps(a, b, c); }      // c - a * b
+  // Like the instruction, and like onnxruntime: b where one of them is no number.
+  static F at_least(F a, F b) { return _mm512_max_ps(a, b); }
+  static F at_most(F a, F b) { return _mm512_min_ps(a, b); }
+  static F rounded(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F times_power_of_two(F a, F n) { return _mm512_scalef_ps(a, n); }
+  static F first_or(F a, int64_t n, F other) { return _mm512_mask_mov_ps(other, first(n), a); }
+  static float sum(F a) { return _mm512_reduce_add_ps(a); }
+  static float largest(F a) { return _mm512_reduce_max_ps(a); }
+  // 1 / a, to the last bit or two.
+  static F inverse(F a) {
+    const F guess = _mm512_rcp14_ps(a);
+    return multiply(guess, minus_product(set(2.0f), a, guess));
+  }
+
+  static I set_int(int32_t a) { return _mm512_set1_epi32(a); }
+  static I load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static void store_int(int32_t* p, I a) { _mm512_storeu_si512(p, a); }
+  static I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
+  static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
+  static I to_int(F a) { return _mm512_cvtps_epi32(a); }  // to the nearest even
+  // The integers, which are 0 to 255, as 16 bytes.
+  static void store_bytes(uint8_t* p, I a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+  }
+
+  // to[column][row] = from[row][column], 16 x 16; rows from `rows` on are zero.
+  static void transpose(const float* from, int64_t stride, int64_t rows, float* to, int64_t to_stride) {
+    I r[16], s[16];
+    for (int i = 0; i < 16; ++i) r[i] = i < rows ? _mm512_loadu_si512(from + i * stride) : _mm512_setzero_si512();
+    for (int i = 0; i < 8; ++i) {
+      s[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+      s[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      r[4 * i] = _mm512_unpacklo_epi64(s[4 * i], s[4 * i + 2]);
+      r[4 * i + 1] = _mm512_unpackhi_epi64(s[4 * i], s[4 * i + 2]);
+      r[4 * i + 2] = _mm512_unpacklo_epi64(s[4 * i + 1], s[4 * i + 3]);
+      r[4 * i + 3] = _mm512_unpackhi_epi64(s[4 * i + 1], s[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      s[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+      s[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+      s[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+      s[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 4; ++i) {
+      r[i] = _mm512_shuffle_i32x4(s[i], s[8 + i], 0x88);
+      r[8 + i] = _mm512_shuffle_i32x4(s[i], s[8 + i], 0xdd);
+      r[4 + i] = _mm512_shuffle_i32x4(s[4 + i], s[12 + i], 0x88);
+      r[12 + i] = _mm512_shuffle_i32x4(s[4 + i], s[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * to_stride, r[i]);
+  }
+};
+
+}  // namespace
+}  // namespace sparse_accel

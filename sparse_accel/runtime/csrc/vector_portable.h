@@ -1,0 +1,50 @@
+// A vector of one float or one int32: plain C++, for CPUs of any kind, and to test the others against.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+namespace sparse_accel {
+namespace {
+
+struct Vector {
+  static constexpr int WIDTH = 1;
+  using F = float;
+  using I = int32_t;
+
+  static F set(float a) { return a; }
+  static F zero() { return 0.0f; }
+  static F load(const float* p) { return *p; }
+  static F load_first(const float* p, int64_t n) { return n > 0 ? *p : 0.0f; }
+  static void store(float* p, F a) { *p = a; }
+  static void store_first(float* p, F a, int64_t n) {
+    if (n > 0) *p = a;
+  }
+  static F add(F a, F b) { return a + b; }
+  static F subtract(F a, F b) { return a - b; }
+  static F multiply(F a, F b) { return a * b; }
+  static F divide(F a, F b) { return a / b; }
+  static F multiply_add(F a, F b, F c) { return fmaf(a, b, c); }    // a * b + c
+  static F minus_product(F c, F a, F b) { return fmaf(-a, b, c); }  // c - a * b
+  static F at_least(F a, F b) { return a > b ? a : b; }             // b where one of them is no number
+  static F at_most(F a, F b) { return a < b ? a : b; }
+  static F rounded(F a) { return nearbyintf(a); }
+  static F times_power_of_two(F a, F n) { return ldexpf(a, n == n ? static_cast<int>(n) : 0); }
+  static F first_or(F a, int64_t n, F other) { return n > 0 ? a : other; }
+  static float sum(F a) { return a; }
+  static float largest(F a) { return a; }
+  static F inverse(F a) { return 1.0f / a; }
+
+  static I set_int(int32_t a) { return a; }
+  static I load_int(const int32_t* p) { return *p; }
+  static void store_int(int32_t* p, I a) { *p = a; }
+  static I add_int(I a, I b) { return a + b; }
+  static F to_float(I a) { return static_cast<float>(a); }
+  static I to_int(F a) { return static_cast<int32_t>(nearbyintf(a)); }  // to the nearest even
+  static void store_bytes(uint8_t* p, I a) { *p = static_cast<uint8_t>(a); }
+
+  static void transpose(const float* from, int64_t, int64_t rows, float* to, int64_t) { *to = rows > 0 ? *from : 0.0f; }
+};
+
+}  // namespace
+}  // namespace sparse_accel

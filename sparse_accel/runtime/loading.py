@@ -1,0 +1,268 @@
+"""Sessions: a model.onnx -> an onnxruntime.InferenceSession that is as fast as this CPU allows, with the same answers.
+
+The file is rewritten in memory: see rewrite.py and packing.py. Where that is not possible or brings nothing, it is
+onnxruntime's own session of the file as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import onnx
+import onnxruntime
+
+from sparse_accel.errors import first_line
+from sparse_accel.runtime.library import Library, LibraryMissing, load_library
+from sparse_accel.runtime.packing import PackedModel, TooDense, WrongSums, pack
+from sparse_accel.runtime.patterns import Kept
+from sparse_accel.runtime.rewrite import AS_ASKED, Rewritten, rewrite
+
+VARIABLE = "SPARSE_ACCEL_ISA"
+FILE = "model.onnx"
+_TOO_DENSE = "has too few zeros for the kernels of this CPU"
+_SUFFIX = ".weight_quantized"  # of an initializer's name, after its layer
+_LOG = logging.getLogger("sparse_accel.runtime")
+
+
+@dataclass(frozen=True)
+class MatrixInUse:
+    """A weight matrix of a session.
+
+    Attributes:
+        layer: the layers that it belongs to: one, or query, key and value.
+        shape: (K, N): inputs, outputs.
+        zeros: fraction of its weights that are zero.
+        density: of sets: fraction of its weights that the kernel multiplies, zeros among them. 1.0 for a dense one.
+        is_sparse: whether its kernel skips zeros.
+    """
+
+    layer: str
+    shape: tuple[int, int]
+    zeros: float
+    density: float
+    is_sparse: bool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a session is made of.
+
+    Attributes:
+        instruction_set: of the kernels; None: this is onnxruntime's own session of the file.
+        reason: why there are no kernels; empty where there are.
+        operators: number of operators of each kind in the rewritten graph.
+        matrices: the weights that the kernels read.
+        kept: products with a weight that onnxruntime computes, and why.
+    """
+
+    instruction_set: str | None
+    reason: str = ""
+    operators: dict[str, int] = field(default_factory=dict)
+    matrices: tuple[MatrixInUse, ...] = ()
+    kept: tuple[Kept, ...] = ()
+
+    def __str__(self) -> str:
+        if self.instruction_set is None:
+            return f"onnxruntime's own session: {self.reason}"
+        counted = ", ".join(f"{count} {name}" for name, count in self.operators.items())
+        lines = [f"kernels: {self.instruction_set}; {counted}", ""]
+        width = max((len(matrix.layer) for matrix in self.matrices), default=5)
+        lines.append(f"{'layer':<{width}}  {'inputs':>6} {'outputs':>7} {'zeros':>6} {'density':>7}  kernel")
+        for each in self.matrices:
+            kernel = "sparse" if each.is_sparse else "dense"
+            shape = f"{each.shape[0]:>6} {each.shape[1]:>7}"
+            lines.append(f"{each.layer:<{width}}  {shape} {each.zeros:>6.1%} {each.density:>7.3f}  {kernel}")
+        lines += [f"{each.layer} is left to onnxruntime: it {each.reason}" for each in self.kept]
+        return "\n".join(lines)
+
+
+_EXPLANATIONS: WeakKeyDictionary[Any, Explanation] = WeakKeyDictionary()
+
+
+def session(folder_or_file: str | Path, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """Returns a session for a deployment: with kernels that skip zeros where they are faster on this CPU.
+
+    Inputs, outputs and names are those of model.onnx. `explain` says what was done. The environment variable
+    SPARSE_ACCEL_ISA forces an instruction set.
+
+    Args:
+        folder_or_file: a deployment folder, or an ONNX file.
+        threads: of onnxruntime's pool; None: as many as it chooses.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: SPARSE_ACCEL_ISA names an instruction set that this CPU does not have.
+        Exception: onnxruntime's own, where it cannot load the file.
+    """
+    path = model_file(folder_or_file)
+    made, explanation = session_with_kernels(path, threads)
+    if made is None:
+        made = onnxruntime.InferenceSession(path, _options(threads), providers=["CPUExecutionProvider"])
+        _LOG.warning("%s: %s; this is onnxruntime's own session", path, explanation.reason)
+    _EXPLANATIONS[made] = explanation
+    return made
+
+
+def explain(session: onnxruntime.InferenceSession) -> Explanation:
+    """Returns what a session from `session` is made of.
+
+    Raises:
+        ValueError: it is from elsewhere.
+    """
+    try:
+        return _EXPLANATIONS[session]
+    except (KeyError, TypeError):
+        raise ValueError("explain() knows only sessions that sparse_accel.runtime.session() has made") from None
+
+
+def instruction_set(library: Library) -> str:
+    """Returns the instruction set that sessions use; empty if none.
+
+    Raises:
+        ValueError: SPARSE_ACCEL_ISA names one that this CPU does not have.
+    """
+    forced = os.environ.get(VARIABLE, "")
+    if forced and forced not in library.instruction_sets:
+        known = ", ".join(library.instruction_sets)
+        raise ValueError(f"{VARIABLE}={forced}: this CPU has no such kernels. It has: {known}")
+    return forced or library.default
+
+
+def model_file(folder_or_file: str | Path) -> Path:
+    """Returns the ONNX file of a deployment folder, or the file itself.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(folder_or_file)
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{path}: there is no {FILE} in this folder" if path.is_dir() else f"{path}: no such file"
+        )
+    return file
+
+
+def _options(threads: int | None) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    if threads:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def session_with_kernels(
+    path: Path, threads: int | None = None
+) -> tuple[onnxruntime.InferenceSession | None, Explanation]:
+    """Returns a session of a file with kernels, and what it is made of; None and the reason, where there are none.
+
+    Raises:
+        ValueError: SPARSE_ACCEL_ISA names an instruction set that this CPU does not have.
+    """
+    try:
+        library = load_library()
+    except LibraryMissing as missing:
+        return None, Explanation(None, str(missing))
+    isa = instruction_set(library)
+    if not isa:
+        return None, Explanation(
+            None, "nobody has measured the kernels on CPUs like this one (SPARSE_ACCEL_ISA forces them)"
+        )
+    options = _options(threads)
+    try:
+        options.register_custom_ops_library(str(library.path))
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        return None, Explanation(
+            None, f"onnxruntime {onnxruntime.__version__} cannot use the library ({first_line(error)})"
+        )
+    try:
+        # From a file, because onnxruntime's session keeps the bytes that it is given, beside what it makes of them.
+        with tempfile.TemporaryDirectory(prefix="sparse_accel_") as folder:
+            file = Path(folder) / FILE
+            prepared = prepare(path, library, isa)
+            explanation = prepared.explanation
+            if prepared.packed is None:
+                return None, explanation
+            onnx.save(prepared.packed.model, file)
+            del prepared
+            _give_back_memory()
+            made = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        _give_back_memory()
+    except WrongSums as wrong:
+        return None, Explanation(None, f"{library.path} is not used: {wrong}")
+    except Exception as error:  # whatever a file holds that cannot be rewritten: onnxruntime's own session judges it
+        return None, Explanation(None, f"the graph cannot be rewritten ({first_line(error)})")
+    return made, explanation
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A file as it is rewritten for one instruction set.
+
+    Attributes:
+        packed: the graph with packed weights; None: nothing in the file gains from the kernels.
+        operators: of that graph.
+        left: names of weights that are too dense for these kernels: onnxruntime multiplies them.
+        explanation: of a session of it.
+    """
+
+    packed: PackedModel | None
+    operators: tuple[Rewritten, ...]
+    left: frozenset[str]
+    explanation: Explanation
+
+
+def prepare(path: Path, library: Library, isa: str) -> Prepared:
+    """Rewrites a file, and packs its weights.
+
+    Raises:
+        ValueError: the file cannot be rewritten, or the library computes wrong sums (WrongSums).
+    """
+    leave: set[str] = set()
+    while True:
+        # Each model is dropped once the next one is made from it, so that there are never more than two in memory.
+        rewritten = rewrite(onnx.load(path), leave)
+        operators = rewritten.operators
+        kept = [Kept(each.layer, _TOO_DENSE) if each.reason == AS_ASKED else each for each in rewritten.kept]
+        if not any(operator.layers for operator in operators):
+            explanation = Explanation(None, "no part of this graph gains from the kernels", kept=tuple(kept))
+            return Prepared(None, (), frozenset(leave), explanation)
+        model = rewritten.model
+        del rewritten
+        try:
+            packed = pack(model, library, isa)
+        except TooDense as found:
+            leave |= _weights_of(found, operators)
+            continue
+        return Prepared(packed, operators, frozenset(leave), _explanation(isa, operators, kept, packed))
+
+
+def _weights_of(found: TooDense, operators: Sequence[Rewritten]) -> set[str]:
+    """The weights of the file that are too dense: where query, key and value became one weight, all three."""
+    by_node = {operator.node: operator.weights for operator in operators}
+    return {weight for node, read in found.weights for weight in ([read] if read in by_node[node] else by_node[node])}
+
+
+def _explanation(isa: str, operators: Sequence[Rewritten], kept: Sequence[Kept], packed: PackedModel) -> Explanation:
+    counted = Counter(operator.operator for operator in operators)
+    matrices = [
+        MatrixInUse(each.weight.removesuffix(_SUFFIX), each.shape, each.zeros, each.density, each.is_sparse)
+        for each in packed.weights.values()
+    ]
+    return Explanation(isa, "", dict(counted), tuple(matrices), tuple(kept))
+
+
+def _give_back_memory() -> None:
+    """Gives the system back what the dropped models had: glibc keeps it, and the session would come on top."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
