@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 # Two workers with one thread each: the tensors in tests are too small for more threads.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: help quickstart test test-fast test-slow test-all test-gpu check docs clean
+.PHONY: help quickstart kernels test test-fast test-slow test-all test-gpu check wheel docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -19,13 +19,16 @@ help: ## list the targets
 quickstart: $(VENV)/.quickstart ## the complete workflow on real sentences, about 10 minutes on two CPU cores
 	$(BIN)/python scripts/quickstart.py
 
-test: $(VENV)/.dev ## the test suite, within 10 minutes on two CPU cores
+kernels: | $(BIN)/python ## the library of sparse_accel.runtime, from csrc/; pip install -e . makes it too
+	$(BIN)/python sparse_accel/runtime/build.py
+
+test: $(VENV)/.dev kernels ## the test suite, within 10 minutes on two CPU cores
 	$(PYTEST) -m "not slow" -n 2 --dist worksteal
 
-test-fast: $(VENV)/.dev ## only tests/unit, under a minute
+test-fast: $(VENV)/.dev kernels ## only tests/unit, under a minute
 	$(PYTEST) -m "not slow" -n 2 tests/unit
 
-test-slow: $(VENV)/.dev ## only the long and multi-process tests
+test-slow: $(VENV)/.dev kernels ## only the long and multi-process tests
 	$(PYTEST) -m slow
 
 test-all: test test-slow ## test and test-slow
@@ -38,26 +41,35 @@ check: $(VENV)/.dev ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+wheel: $(VENV)/.wheel ## a wheel with the library, for any Linux on x86-64 since 2014, in dist
+	$(BIN)/python tests/support/make_wheel.py --output dist
+
 docs: $(VENV)/.docs ## the site of docs/, in build/docs; a dead link is an error
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m sphinx -E -W --keep-going -n -q docs build/docs
 	@echo "build/docs/index.html"
 
 clean: ## remove the virtual environment, outputs and caches
-	rm -rf $(VENV) outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) sparse_accel/runtime/libsparse_accel.so outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files: install once, and again if the pinned versions change.
-$(VENV)/.quickstart: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.quickstart: pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e '.[quickstart,onnx]'
+	@$(BIN)/python sparse_accel/runtime/build.py --optional
 	touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e '.[quickstart,wandb,onnx,deepspeed,docs,dev]'
 	touch $@
 
-$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.docs: pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e '.[docs]'
+	touch $@
+
+# ziglang alone: the wheel is built in an environment of its own.
+$(VENV)/.wheel: constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) ziglang
 	touch $@
 
 $(BIN)/python:
