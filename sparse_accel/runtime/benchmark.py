@@ -11,9 +11,9 @@ from pathlib import Path
 
 import onnx
 
-from sparse_accel.runtime.other_interpreter import DeepSparse
 from sparse_accel.runtime.float_graph import in_float
 from sparse_accel.runtime.loading import Explanation, explain, model_file, session
+from sparse_accel.runtime.other_interpreter import DeepSparse
 from sparse_accel.runtime.timing import Run, interleaved, openvino_run, plain_session, random_inputs
 
 FLOAT, INT8, KERNELS, OPENVINO, DEEPSPARSE = "float", "INT8", "INT8 + kernels", "OpenVINO INT8", "DeepSparse INT8"

@@ -24,7 +24,7 @@ from sparse_accel.errors import first_line
 from sparse_accel.runtime.library import Library, LibraryMissing, load_library
 from sparse_accel.runtime.packing import PackedModel, TooDense, WrongSums, pack
 from sparse_accel.runtime.patterns import Kept
-from sparse_accel.runtime.rewrite import AS_ASKED, Rewritten, rewrite
+from sparse_accel.runtime.rewrite import AS_ASKED, DOMAIN, Rewritten, rewrite
 
 VARIABLE = "SPARSE_ACCEL_ISA"
 FILE = "model.onnx"
@@ -190,9 +190,12 @@ def session_with_kernels(
             file = Path(folder) / FILE
             prepared = prepare(path, library, isa)
             explanation = prepared.explanation
-            if prepared.packed is None:
+            if explanation.instruction_set is None:
                 return None, explanation
-            onnx.save(prepared.packed.model, file)
+            if prepared.packed is None:
+                file = path
+            else:
+                onnx.save(prepared.packed.model, file)
             del prepared
             _give_back_memory()
             made = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -209,7 +212,8 @@ class Prepared:
     """A file as it is rewritten for one instruction set.
 
     Attributes:
-        packed: the graph with packed weights; None: nothing in the file gains from the kernels.
+        packed: the graph with packed weights; None: nothing in the file gains from the kernels, or the file has their
+            operators already, as model.kernels.onnx does: they pack their weights themselves.
         operators: of that graph.
         left: names of weights that are too dense for these kernels: onnxruntime multiplies them.
         explanation: of a session of it.
@@ -230,7 +234,11 @@ def prepare(path: Path, library: Library, isa: str) -> Prepared:
     leave: set[str] = set()
     while True:
         # Each model is dropped once the next one is made from it, so that there are never more than two in memory.
-        rewritten = rewrite(onnx.load(path), leave)
+        model = onnx.load(path)
+        if there := Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN):
+            return Prepared(None, (), frozenset(), Explanation(isa, operators=dict(there)))
+        rewritten = rewrite(model, leave)
+        del model
         operators = rewritten.operators
         kept = [Kept(each.layer, _TOO_DENSE) if each.reason == AS_ASKED else each for each in rewritten.kept]
         if not any(operator.layers for operator in operators):

@@ -17,6 +17,7 @@ from sparse_accel.runtime import explain, session
 from sparse_accel.runtime.library import VARIABLE as LIBRARY_VARIABLE
 from sparse_accel.runtime.library import Library, load_library
 from sparse_accel.runtime.loading import VARIABLE, model_file
+from sparse_accel.runtime.rewrite import rewrite
 from sparse_accel.runtime.timing import plain_session, random_inputs
 
 DEPLOYMENT = GOLDEN / "old_run" / "deployment"
@@ -214,3 +215,15 @@ def test_logging_is_quiet_with_kernels(monkeypatch: pytest.MonkeyPatch, caplog: 
     with caplog.at_level(logging.DEBUG, "sparse_accel.runtime"):
         session(DEPLOYMENT)
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("isa", load_library().instruction_sets)
+def test_a_file_that_has_the_operators(isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels pack its int8 weights themselves, also those that are too dense to be worth it."""
+    monkeypatch.setenv(VARIABLE, isa)
+    model = block(0.3)
+    folder = saved(model, tmp_path)
+    onnx.save(rewrite(model).model, tmp_path / "model.kernels.onnx")
+    made = session(tmp_path / "model.kernels.onnx")
+    assert explain(made).operators == {"FeedForward": 1, "Linear": 1}
+    agree(folder, made, {"x": np.random.default_rng(0).normal(0, 1, (2, 7, 64)).astype(np.float32)})
