@@ -174,6 +174,10 @@ class Graph:
         """Whether a value is known to be float32."""
         return self._types.get(name, (0, None))[0] == onnx.TensorProto.FLOAT
 
+    def is_int64(self, name: str) -> bool:
+        """Whether a value is known to be int64."""
+        return self._types.get(name, (0, None))[0] == onnx.TensorProto.INT64
+
     def token_axes(self, axis: int) -> set[Length]:
         """The lengths of an axis, 0 or 1, over the inputs of the model that have two: token ids [batch, tokens]."""
         shapes = [self._types[name][1] for name in self._inputs & self._types.keys()]

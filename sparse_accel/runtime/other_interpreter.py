@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import threading
 from pathlib import Path
@@ -40,23 +41,32 @@ class DeepSparse:
             raise UsageError(f"--deepsparse_python {self._python}: {error}") from error
         self._alarm = threading.Timer(_MOST_SECONDS, self._process.kill)
         self._alarm.start()
-        while self._answer() != "ready":  # DeepSparse prints lines about itself
-            pass
+        try:
+            while self._answer() != "ready":  # DeepSparse prints lines about itself
+                pass
+        except UsageError:
+            self._end()
+            raise
         return self
 
     def __call__(self, feed: Any = None) -> None:
         """Runs the model once, on rows of its own."""
         assert self._process.stdin
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended: there is no answer then
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
         self._answer()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._alarm.cancel()
         self._process.kill()
-        self._process.communicate()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
 
     def _answer(self) -> str:
         assert self._process.stdout and self._process.stderr

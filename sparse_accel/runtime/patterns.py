@@ -128,7 +128,7 @@ def _linear(graph: Graph, product: Node, weight: str) -> Linear:
     if product.kind != "MatMul":
         raise NotThis(f"is written as {product.kind}; only QuantizeLinear, DequantizeLinear, MatMul are replaced")
     scale, shape = _quantized_weight(graph, graph.producer(product.input(1), "DequantizeLinear"))
-    quantized = _quantized_input(graph, graph.producer(product.input(0), "DequantizeLinear"))
+    quantized = quantized_input(graph, graph.producer(product.input(0), "DequantizeLinear"))
     axes = graph.shape(quantized.x)
     if not graph.is_float(quantized.x) or axes is None or not axes:
         raise NotThis("has an input of unknown shape, or one that is not float32")
@@ -166,7 +166,7 @@ def _quantized_weight(graph: Graph, node: Node | None) -> tuple[str, tuple[int, 
     rows, columns = tensor.dims
     if rows > LARGEST_DEPTH:
         raise NotThis(f"adds {rows} products, more than {LARGEST_DEPTH}")
-    scales = _scales(graph, node)
+    scales = scales_of(graph, node)
     if scales.size != 1 and (scales.shape != (columns,) or node.attribute("axis", 1) not in (1, -1)):
         raise NotThis("has a weight with scales that are not one per column")
     if node.input(2):
@@ -176,7 +176,7 @@ def _quantized_weight(graph: Graph, node: Node | None) -> tuple[str, tuple[int, 
     return node.input(1), (rows, columns)
 
 
-def _quantized_input(graph: Graph, node: Node | None) -> QuantizedInput:
+def quantized_input(graph: Graph, node: Node | None) -> QuantizedInput:
     """Returns what a DequantizeLinear gives back; NotThis unless it is an activation of uint8 with one scale."""
     quantize = graph.producer(node.input(0), "QuantizeLinear") if node else None
     if node is None or quantize is None:
@@ -211,7 +211,7 @@ def _integer_bounds(graph: Graph, clip: Node, scale: float, zero_point: int) -> 
 
 def _range(graph: Graph, node: Node) -> tuple[float, int]:
     """The scale and zero point of a node that quantizes or dequantizes an activation."""
-    scales = _scales(graph, node)
+    scales = scales_of(graph, node)
     if scales.size != 1:
         raise NotThis("has an input with more than one scale")
     if not node.input(2):
@@ -222,7 +222,7 @@ def _range(graph: Graph, node: Node) -> tuple[float, int]:
     return float(scales.reshape(())), int(zero.reshape(()))
 
 
-def _scales(graph: Graph, node: Node) -> np.ndarray:
+def scales_of(graph: Graph, node: Node) -> np.ndarray:
     """The scale of QuantizeLinear or DequantizeLinear: float32, without axes or with one."""
     scales = graph.constant(node.input(1))
     if scales is None or scales.dtype != np.float32 or scales.ndim > 1:

@@ -4,6 +4,7 @@
     LinearAddNorm   Linear, residual, LayerNorm
     FeedForward     Linear, GELU, Linear, residual, LayerNorm
     Attention       softmax(scale * q k^T + mask) v; the Linears of q, k and v become one
+    Lookup          rows of an embedding of integers, dequantized, and quantized again if they are
 
 The largest operator that fits takes its place. Weights are still int8 afterwards; packing.py packs them for a CPU.
 """
@@ -19,6 +20,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from sparse_accel.runtime.attention import Attention, find_attentions
+from sparse_accel.runtime.embedding import find_lookups
 from sparse_accel.runtime.gelu import Gelu, find_gelus
 from sparse_accel.runtime.graph import Graph, Node
 from sparse_accel.runtime.patterns import (
@@ -41,7 +43,7 @@ class Rewritten:
     """An operator of the new graph.
 
     Attributes:
-        operator: Linear, LinearAddNorm, FeedForward or Attention.
+        operator: Linear, LinearAddNorm, FeedForward, Attention or Lookup.
         node: its name in the graph.
         layers: the layers that it computes; Attention has none.
         weights: names of their int8 initializers in the old graph.
@@ -116,6 +118,10 @@ class _Rewriter:
             last = gelu.last if gelu else linear.last
             inputs = [linear.input.x, *self._weights(linear)]
             self._put(last, "Linear", inputs, [linear], _range("x", linear.input) | {"activation": _kind(gelu)})
+        for lookup in find_lookups(self.graph):
+            numbers: dict[str, float | int] = {"scale": lookup.scale, "zero_point": lookup.zero_point}
+            numbers |= _range("y", lookup.output) if lookup.output else {}
+            self._put(lookup.last, "Lookup", [lookup.ids, lookup.table], [], numbers)
 
     # --- operators ----------------------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ def run_rewritten(model: onnx.ModelProto, inputs: dict[str, Array]) -> dict[str,
             for node in nodes:
                 attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
                 operator = {"Linear": linear, "LinearAddNorm": linear_add_norm, "FeedForward": feed_forward}
+                operator |= {"Lookup": lookup}
                 function: Any = operator.get(node.op_type, attention)
                 values[node.output[0]] = function(*(values[name] for name in node.input), **attributes)
             continue
@@ -75,6 +76,12 @@ def linear(x: Array, weight: Array, weight_scale: Array, bias: Array, *, activat
     assert weight.dtype == np.int8 and weight_scale.shape in [(1,), bias.shape] and bias.shape == weight.shape[1:]
     sums = quantized(x, "x", numbers) @ weight.astype(np.int32)
     return gelu((sums * (np.float32(numbers["x_scale"]) * weight_scale) + bias).astype(np.float32), activation)
+
+
+def lookup(ids: Array, table: Array, *, scale: float, zero_point: int, **numbers: Any) -> Array:
+    """Rows of a table int8 or uint8 [entries, size], dequantized, and quantized again where `numbers` say how."""
+    y = (table[ids].astype(np.int32) - zero_point).astype(np.float32) * np.float32(scale)
+    return quantized(y, "y", numbers).astype(np.float32) * np.float32(numbers["y_scale"]) if numbers else y
 
 
 def quantized(x: Array, name: str, numbers: dict[str, Any]) -> Array:

@@ -88,13 +88,13 @@ class Call {
  public:
   Call(Ort ort, OrtKernelContext* context) : ort_(ort), context_(context) {}
 
-  // A float input; data is null for an input that the node does not have.
-  Constant input(size_t index) const {
+  // An input of a type; data is null for an input that the node does not have.
+  Constant input(size_t index, int element_type = ELEMENT_FLOAT) const {
     const OrtValue* value = nullptr;
     check(ort_, ort_.input(context_, index, &value));
     if (!value) return {};
     Constant found = tensor(ort_, value);
-    require(found.element_type == ELEMENT_FLOAT, "an input is not float");
+    require(found.element_type == element_type, "an input is of another type");
     return found;
   }
 
@@ -120,7 +120,7 @@ class Call {
       try {
         both.work(static_cast<int64_t>(index));
       } catch (...) {
-        // Only memory can run out here: one thread's exception is as good as another's.
+        // One thread's exception is as good as another's.
         if (!both.any_failed.test_and_set()) both.failed = std::current_exception();
       }
     };

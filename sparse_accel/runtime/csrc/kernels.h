@@ -88,6 +88,19 @@ struct AttentionTask {
   float scale;
 };
 
+// y = the rows of an embedding table of 8-bit integers, dequantized; and where there is an output, quantized to it and
+// dequantized again.
+struct LookupTask {
+  const uint8_t* table;  // [entries][size], int8 where is_signed
+  bool is_signed;
+  int64_t entries, size;
+  float scale;
+  int32_t zero_point;
+  const Quantization* output;  // or null
+  const int64_t* ids;  // from -entries to entries - 1: negative ones count from the end
+  float* y;            // [ids][size]
+};
+
 struct Kernels {
   const char* name;
   Encoding sparse, dense;
@@ -99,6 +112,8 @@ struct Kernels {
   void (*feed_forward)(const FeedForwardTask&, int64_t first, int64_t tokens, uint8_t* scratch);
   // `scratch`: aligned; attention_floats(tokens, head_size) floats.
   void (*attention)(const AttentionTask&, float* scratch);
+  // False: an id is outside of the table.
+  bool (*lookup)(const LookupTask&, int64_t first, int64_t count);
   // The sums of quantized activations [tokens][columns], for tests: out [tokens][rows].
   void (*sums)(const Matrix&, const uint8_t* x, int64_t tokens, int32_t* out, uint8_t* scratch);
 };

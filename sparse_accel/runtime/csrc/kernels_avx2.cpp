@@ -14,12 +14,13 @@ void add_products(__m256i& acc, __m256i activations, __m256i weights) {
 
 #include "attention.h"
 #include "lanes8.h"
+#include "lookup.h"
 #include "tile.h"
 
 namespace sparse_accel {
 
 const Kernels avx2_kernels = {
     "avx2", LANES8, LANES8, false, 0.5, linear<Vector, Integers>, feed_forward<Vector, Integers>, attention<Vector, 4>,
-    sums<Vector, Integers>};
+    lookup<Vector>, sums<Vector, Integers>};
 
 }  // namespace sparse_accel

@@ -2,12 +2,13 @@
 #include "attention.h"
 #include "gelu_table.h"
 #include "lanes16.h"
+#include "lookup.h"
 #include "tile.h"
 
 namespace sparse_accel {
 
 const Kernels avx512_vbmi_kernels = {
     "avx512_vbmi", LANES16, DENSE16, true, 0.6, linear<Vector, Integers>, feed_forward<Vector, Integers>,
-    attention<Vector, 8>, sums<Vector, Integers>};
+    attention<Vector, 8>, lookup<Vector>, sums<Vector, Integers>};
 
 }  // namespace sparse_accel

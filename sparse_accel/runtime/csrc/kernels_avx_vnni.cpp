@@ -13,12 +13,13 @@ void add_products(__m256i& acc, __m256i activations, __m256i weights) {
 
 #include "attention.h"
 #include "lanes8.h"
+#include "lookup.h"
 #include "tile.h"
 
 namespace sparse_accel {
 
 const Kernels avx_vnni_kernels = {
     "avx_vnni", LANES8, LANES8, false, 0.4, linear<Vector, Integers>, feed_forward<Vector, Integers>, attention<Vector, 4>,
-    sums<Vector, Integers>};
+    lookup<Vector>, sums<Vector, Integers>};
 
 }  // namespace sparse_accel

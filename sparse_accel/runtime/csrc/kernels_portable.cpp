@@ -1,5 +1,6 @@
 // Plain C++, without any vector instruction: always right, and slow. For tests.
 #include "attention.h"
+#include "lookup.h"
 #include "tile.h"
 #include "vector_portable.h"
 
@@ -33,6 +34,6 @@ struct Integers {
 
 const Kernels portable_kernels = {
     "portable", ROWS, ROWS, true, 1.0, linear<Vector, Integers>, feed_forward<Vector, Integers>, attention<Vector, 1>,
-    sums<Vector, Integers>};
+    lookup<Vector>, sums<Vector, Integers>};
 
 }  // namespace sparse_accel

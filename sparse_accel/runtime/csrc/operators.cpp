@@ -248,6 +248,49 @@ class Attention {
   float scale_;
 };
 
+class Lookup {
+ public:
+  static constexpr const char* NAME = "Lookup";
+  static constexpr size_t INPUTS = 2;
+  explicit Lookup(const Node& node) : kernels_(kernels_or_throw()), has_output_(node.number("y_scale", 0.0f) != 0.0f) {
+    const Constant table = node.constant(1, "table");
+    require((table.element_type == ELEMENT_INT8 || table.element_type == ELEMENT_UINT8) && table.shape.size() == 2,
+            "a table must be int8 or uint8 [entries, size]");
+    task_.table = static_cast<const uint8_t*>(table.data);
+    task_.is_signed = table.element_type == ELEMENT_INT8;
+    task_.entries = table.shape[0], task_.size = table.shape[1];
+    task_.scale = node.number("scale", 0.0f);
+    const int64_t zero_point = node.integer("zero_point", 0);
+    require(task_.scale > 0.0f && task_.scale < 1e30f, "the scale of a table must be between 0 and 1e30");
+    const int64_t lowest = task_.is_signed ? -128 : 0;
+    require(zero_point >= lowest && zero_point <= lowest + 255, "the zero point of a table must be one of its integers");
+    task_.zero_point = static_cast<int32_t>(zero_point);
+    if (has_output_) output_ = quantization_of(node, "y");
+  }
+
+  void run(const Call& call) const {
+    const Constant ids = call.input(0, ELEMENT_INT64);
+    const int64_t count = ids.size();
+    Shape shape = ids.shape;
+    shape.push_back(task_.size);
+    LookupTask task = task_;
+    task.output = has_output_ ? &output_ : nullptr;
+    task.ids = static_cast<const int64_t*>(ids.data);
+    task.y = call.output(shape);
+    if (count == 0) return;
+    call.parallel((count + IDS - 1) / IDS, [&](int64_t i) {
+      require(kernels_.lookup(task, i * IDS, std::min(IDS, count - i * IDS)), "an id is outside of the table");
+    });
+  }
+
+ private:
+  static constexpr int64_t IDS = 64;  // on one thread
+  const Kernels& kernels_;
+  bool has_output_;
+  LookupTask task_{};
+  Quantization output_{};
+};
+
 // A kernel as onnxruntime holds it: the operator, and the functions that it calls.
 template <class Operator>
 struct Kernel {
@@ -309,17 +352,17 @@ Table table_of(Ort ort) {
 }  // namespace
 
 struct Operators::Tables {
-  Table tables[4];
+  Table tables[COUNT];
 };
 
 Operators::Operators(Ort ort)
     : tables_(new Tables{{table_of<Linear>(ort), table_of<LinearAddNorm>(ort), table_of<FeedForward>(ort),
-                          table_of<Attention>(ort)}}) {}
+                          table_of<Attention>(ort), table_of<Lookup>(ort)}}) {}
 
 Operators::~Operators() = default;
 
-std::array<const OrtCustomOp*, 4> Operators::all() const {
-  std::array<const OrtCustomOp*, 4> found{};
+std::array<const OrtCustomOp*, Operators::COUNT> Operators::all() const {
+  std::array<const OrtCustomOp*, COUNT> found{};
   for (size_t i = 0; i < found.size(); ++i) found[i] = &tables_->tables[i].functions;
   return found;
 }

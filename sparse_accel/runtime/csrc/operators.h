@@ -11,9 +11,10 @@ namespace sparse_accel {
 // All operators, for the functions of a running onnxruntime.
 class Operators {
  public:
+  static constexpr size_t COUNT = 5;
   explicit Operators(Ort ort);
   ~Operators();
-  std::array<const OrtCustomOp*, 4> all() const;
+  std::array<const OrtCustomOp*, COUNT> all() const;
 
  private:
   struct Tables;

@@ -26,7 +26,7 @@ struct OrtApiBase {
 
 // Numbers of onnxruntime's enumerations.
 enum : int { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
-enum : int { ELEMENT_UNDEFINED = 0, ELEMENT_FLOAT = 1, ELEMENT_UINT8 = 2, ELEMENT_INT8 = 3 };
+enum : int { ELEMENT_UNDEFINED = 0, ELEMENT_FLOAT = 1, ELEMENT_UINT8 = 2, ELEMENT_INT8 = 3, ELEMENT_INT64 = 7 };
 enum : int { REQUIRED = 0, OPTIONAL = 1 };
 
 // What an operator is made of: onnxruntime calls these functions. Fields up to API version 18, in onnxruntime's order.

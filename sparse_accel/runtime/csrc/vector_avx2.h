@@ -63,6 +63,14 @@ struct Vector {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
   }
 
+  // The first n of 8 bytes, with or without a sign; the others are zero.
+  static I load_bytes(const uint8_t* p, int64_t n, bool is_signed) {
+    int64_t eight = 0;
+    __builtin_memcpy(&eight, p, n >= 8 ? 8 : static_cast<size_t>(n));
+    const __m128i bytes = _mm_cvtsi64_si128(eight);
+    return is_signed ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes);
+  }
+
   // to[column][row] = from[row][column], 8 x 8; rows from `rows` on are zero.
   static void transpose(const float* from, int64_t stride, int64_t rows, float* to, int64_t to_stride) {
     F r[8], s[8];

@@ -52,6 +52,12 @@ struct Vector {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
   }
 
+  // The first n of 16 bytes, with or without a sign; the others are zero.
+  static I load_bytes(const uint8_t* p, int64_t n, bool is_signed) {
+    const __m128i bytes = _mm_maskz_loadu_epi8(first(n), p);
+    return is_signed ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes);
+  }
+
   // to[column][row] = from[row][column], 16 x 16; rows from `rows` on are zero.
   static void transpose(const float* from, int64_t stride, int64_t rows, float* to, int64_t to_stride) {
     I r[16], s[16];

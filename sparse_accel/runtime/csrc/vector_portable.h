@@ -43,6 +43,11 @@ struct Vector {
   static I to_int(F a) { return static_cast<int32_t>(nearbyintf(a)); }  // to the nearest even
   static void store_bytes(uint8_t* p, I a) { *p = static_cast<uint8_t>(a); }
 
+  static I load_bytes(const uint8_t* p, int64_t n, bool is_signed) {
+    if (n <= 0) return 0;
+    return is_signed ? int32_t{static_cast<int8_t>(*p)} : int32_t{*p};
+  }
+
   static void transpose(const float* from, int64_t, int64_t rows, float* to, int64_t) { *to = rows > 0 ? *from : 0.0f; }
 };
 
