@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from sparse_accel.runtime.build import for_this_platform
+
 NAME = "libsparse_accel.so"
 VARIABLE = "SPARSE_ACCEL_LIBRARY"
 ABI = 1
@@ -162,8 +164,11 @@ def _library(path: Path) -> Library:
 
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        named = f"{VARIABLE} names {path}, which" if os.environ.get(VARIABLE) else f"{path}"
-        raise LibraryMissing(f"{named} is not there: build it with `pip install -e .`")
+        if os.environ.get(VARIABLE):
+            raise LibraryMissing(f"{VARIABLE} names {path}, which is not there")
+        if not for_this_platform():
+            raise LibraryMissing("the kernels are for Linux on x86-64 alone")
+        raise LibraryMissing(f"{path} is not there: `pip install` builds it where there is a C++ compiler")
     try:
         loaded = ctypes.CDLL(str(path))
         functions = {name: getattr(loaded, f"sparse_accel_{name}") for name in _FUNCTIONS}

@@ -126,6 +126,16 @@ def test_without_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capl
         assert np.array_equal(made.run(None, feed)[0], plain_session(DEPLOYMENT / "model.onnx").run(None, feed)[0])
 
 
+def test_on_another_platform(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("sparse_accel.runtime.library.NAME", "not_built.so")
+    session(DEPLOYMENT)
+    assert "`pip install` builds it where there is a C++ compiler" in one_line(caplog)
+    caplog.clear()
+    monkeypatch.setattr("sys.platform", "darwin")
+    session(DEPLOYMENT)
+    assert "for Linux on x86-64 alone" in one_line(caplog)
+
+
 def test_on_a_cpu_that_nobody_has_measured(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     library = load_library()
     monkeypatch.setattr(library, "default", "")
