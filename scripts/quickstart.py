@@ -5,7 +5,8 @@
 
 Each step is one command of scripts/, printed before it runs: copy it, change it, run it on your own data. Ctrl-C stops
 after the current step of training; the same command resumes there. All output is in outputs/quickstart, the figures in
-its summary.json. It ends with a table (dense, dense INT8, sparse INT8) and, on a terminal, asks for three sentences.
+its summary.json. It ends with a table (dense, dense INT8, sparse INT8, that with kernels) and, on a terminal, asks for
+three sentences.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_accel.cli.parser import expand_paths
+from sparse_accel.demo.closing_table import closing_table, of_export
 from sparse_accel.demo.commands import ROOT, bfloat16_is_fast, run_script, typed
 from sparse_accel.demo.samples import minilm_folder, write_movie_reviews
 from sparse_accel.main import run_main
@@ -172,7 +174,7 @@ def export(model: Path, output: Path, data: Path) -> dict[str, Any]:
     report = output / "export_report.json"
     known = read_json(report)
     same = known.get("source", {}).get("folder") == str(model) and "model.onnx.xz" in known["files"]
-    if same and report.stat().st_mtime > (model / "model.safetensors").stat().st_mtime:
+    if same and "sparse_kernels" in known and report.stat().st_mtime > (model / "model.safetensors").stat().st_mtime:
         print(f"{typed(output)} already contains this model, proven: see {typed(output / 'export_report.md')}")
     else:
         flags = {"model_path": model, "task": "text_classification", "output_dir": output, "data": data}
@@ -193,7 +195,7 @@ def ask_for_sentences() -> list[str]:
     return typed_in
 
 
-# --- the closing table ------------------------------------------------------------------------------------------------
+# --- the figures ------------------------------------------------------------------------------------------------------
 
 
 def summarize(
@@ -219,49 +221,6 @@ def summarize(
         "seconds_by_step": seconds,
         "bfloat16": bfloat16_is_fast(),
     }
-
-
-def of_export(report: dict[str, Any]) -> dict[str, Any]:
-    """The figures of an export report that the closing table shows."""
-    return {
-        "onnx_checks": {check["name"]: check["result"] for check in report["checks"]},
-        "onnx_accuracy": report["fidelity"]["onnxruntime"]["accuracy"],
-        "onnx_agreement": report["fidelity"]["agreement"],
-        "float_megabytes": report["files"]["float32"]["bytes"] / 1e6,
-        "onnx_size": report["files"]["model.onnx"]["ratio"],
-        "onnx_archive_size": report["files"]["model.onnx.xz"]["ratio"],
-        "onnx_faster": report["gains"]["onnxruntime"]["1"]["integers"],
-    }
-
-
-def closing_table(summary: dict[str, Any]) -> str:
-    """Accuracy, size and speed of three models. Sizes are fractions of the dense float32 file."""
-
-    def row(name: str, kind: str, size: str, packed: str, faster: str) -> str:
-        low, high = summary[f"{kind}_interval"]
-        accuracy = f"{summary[f'{kind}_accuracy']:.1%} ({low:.1%} to {high:.1%})"
-        return f"{name:<12} {accuracy:<24} {size:>10} {packed:>8} {faster:>8}"
-
-    def exported(name: str, kind: str, prefix: str) -> str:
-        size, packed = (f"{summary[f'{prefix}onnx_{each}']:.2f}" for each in ("size", "archive_size"))
-        return row(name, kind, size, packed, f"{summary[f'{prefix}onnx_faster']:.1f}x")
-
-    return "\n".join(
-        [
-            f"{'':<12} {'accuracy (95% interval)':<24} {'model.onnx':>10} {'packed':>8} {'speed':>8}",
-            row("dense", "dense", "1.00", "-", "1.0x"),
-            exported("dense INT8", "dense_int8", "dense_int8_"),
-            exported("sparse INT8", "sparse", ""),
-            "",
-            f"Accuracy on {summary['held_out_rows']} held-out sentences. Sizes as fractions of the dense float32 file "
-            f"({summary['float_megabytes']:.0f} MB),",
-            "packed: compressed with xz. Speed in onnxruntime, one thread, batch 1, against the same model in float32.",
-            f"Sparse INT8: {summary['encoder_sparsity']:.1%} zeros in the encoder's Linear weights, "
-            f"{summary['quantized_linears']} of {summary['linears']} Linears in INT8; the ONNX file decides like",
-            f"the PyTorch model on {summary['onnx_agreement']:.2%} of the sentences. "
-            f"{summary['seconds'] / 60:.1f} minutes in total.",
-        ]
-    )
 
 
 # --- timing and output ------------------------------------------------------------------------------------------------

@@ -58,6 +58,9 @@ class ExportArguments:
         None, "fixed number of tokens; inputs must then be padded to it", at_least=3, default_text="any length"
     )
     reduce_range: bool = flag(False, "7-bit activations, for CPUs without VNNI (their 8-bit sums overflow)")
+    kernels: bool = flag(
+        False, "also write model.kernels.onnx, for programs in C, C++, C# and Java that load the library of kernels"
+    )
     compress: bool = flag(False, "also write model.onnx.xz; sparse_accel.expand(FOLDER) restores the identical file")
     data: str | None = flag(
         None,
@@ -87,6 +90,8 @@ class ExportArguments:
         for name in ("input_column_names", "label_column_name"):
             if getattr(self, name) and not self.data:
                 raise UsageError(f"--{name} names a column of --data: add --data.")
+        if self.kernels and self.format != "qdq":
+            raise UsageError(f"--kernels needs the format qdq: leave out --format {self.format}, or --kernels.")
         known = ", ".join(dict.fromkeys(_TASKS.values()))
         name = (self.task or "text_classification").replace("-", "_")
         if name in _LATER:

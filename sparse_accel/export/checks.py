@@ -35,6 +35,7 @@ INTEGER_KERNELS = (
 )
 # A float tensor with at least so many numbers that does not belong to a parameter is a copy of one.
 _LARGEST_CONSTANT = 4096
+_MARKS = {True: "pass", False: "FAIL", None: "not checked"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Check:
     name: str
     passed: bool | None
     detail: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Returns the check as it is written to export_report.json."""
+        return {"name": self.name, "result": _MARKS[self.passed], "detail": self.detail}
 
 
 @dataclass

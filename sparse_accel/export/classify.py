@@ -10,7 +10,8 @@ import numpy as np
 
 
 def classify(folder: str | Path, sentences: Sequence[str]) -> list[tuple[str, float]]:
-    """Returns the label of each sentence and its probability (softmax), computed by onnxruntime on the CPU.
+    """Returns the label of each sentence and its probability (softmax), computed by onnxruntime on the CPU, with the
+    kernels of sparse_accel.runtime where this CPU has them.
 
     Args:
         folder: a deployment of a classifier with one label per sentence.
@@ -19,19 +20,21 @@ def classify(folder: str | Path, sentences: Sequence[str]) -> list[tuple[str, fl
     Raises:
         ValueError: the model classifies tokens.
     """
-    import onnxruntime
     from transformers import AutoTokenizer
 
+    from sparse_accel.runtime import session
+
     folder = Path(folder)
-    labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    labels = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label", {})
+    model = session(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    length = session.get_inputs()[0].shape[1]  # a number if --sequence_length fixed it, else a name
+    length = model.get_inputs()[0].shape[1]  # a number if --sequence_length fixed it, else a name
     fixed = {"padding": "max_length", "max_length": length} if isinstance(length, int) else {"padding": True}
     encoded = tokenizer(list(sentences), truncation=True, return_tensors="np", **fixed)
-    logits = session.run(["logits"], {entry.name: encoded[entry.name] for entry in session.get_inputs()})[0]
+    logits = model.run(["logits"], {entry.name: encoded[entry.name] for entry in model.get_inputs()})[0]
     if logits.ndim != 2:
         raise ValueError(f"{folder} is not a deployment of a text classifier: it has outputs for each token")
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    return [(labels[str(row.argmax())], float(row.max())) for row in probabilities]
+    # transformers leaves out labels without names of their own.
+    return [(labels.get(str(row.argmax()), f"LABEL_{row.argmax()}"), float(row.max())) for row in probabilities]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.export import measure, report
 from sparse_accel.export.archive import ARCHIVE, compress
 from sparse_accel.export.folder import MODEL, READABLE_REPORT, REPORT, acquire, staged
+from sparse_accel.export.kernels import KERNEL_MODEL, prove_kernels, require_library, write_kernel_model
 from sparse_accel.export.lower import lower
 from sparse_accel.export.opset import check_opset, lower_opset
 from sparse_accel.export.proof import may_overflow, prove
@@ -28,6 +28,7 @@ from sparse_accel.files import write_json, write_text
 from sparse_accel.fingerprints import fingerprint_of_weights
 from sparse_accel.models.loading import load_for_export
 from sparse_accel.nn.layers import quantized_linears, quantizers
+from sparse_accel.runtime.other_interpreter import require_deepsparse
 from sparse_accel.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -65,9 +66,13 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
     target = (Path(arguments.output_dir) if arguments.output_dir else home / "deployment").resolve()
     acquire(target, source["folder"], overwrite=arguments.overwrite)
     if arguments.deepsparse_python:
-        measure.require_deepsparse(arguments.deepsparse_python)
+        require_deepsparse(arguments.deepsparse_python)
     quantized = bool(quantizers(model))
     format = arguments.format if quantized else "float"
+    if arguments.kernels:
+        if not quantized:
+            raise UsageError("--kernels: the kernels multiply quantized weights, but this model is float: leave it out")
+        require_library()
     if arguments.reduce_range and not quantized:
         raise UsageError("--reduce_range acts on quantized activations, but this model has none: leave it out")
     if arguments.reduce_range:
@@ -83,11 +88,14 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
         tokenizer.save_pretrained(partial)
         proof = prove(exported, model, tokenizer, texts, format, opset)
         proof.require(overflows=may_overflow(model, format))
+        kernels = prove_kernels(exported, proof.logits, tokenizer, texts, format)
+        if arguments.kernels:
+            write_kernel_model(exported, partial / KERNEL_MODEL, kernels, proof.logits, tokenizer, texts)
         if arguments.compress:
             compress(exported, partial / ARCHIVE)
         tokens = arguments.sequence_length or min(_LATENCY_TOKENS, limit)
         timed = models_to_time(exported, in_float, scratch, quantized)
-        latency, failed = measure.latencies(timed, tokens, arguments.deepsparse_python)
+        latency, failed = measure.latencies(timed, tokens, arguments.deepsparse_python, kernels=not kernels.reason)
         found = {
             "source": source,
             "format": format,
@@ -101,10 +109,11 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
             "task": arguments.task_name,
             "texts": {"source": texts.source, "rows": len(texts.rows), "labels": texts.has_labels},
             "notes": [line for line in (note, *failed) if line],
-            "files": file_sizes(in_float, exported, partial / ARCHIVE),
+            "files": file_sizes(in_float, exported, partial / KERNEL_MODEL, partial / ARCHIVE),
             "tokens": tokens,
             "latency": latency,
-            "gains": {runtime: report.gains(table, quantized) for runtime, table in latency.items()},
+            "gains": report.gains_of_runtimes(latency, quantized),
+            "sparse_kernels": kernels.to_dict(),
             "cpu": measure.cpu(),
             "may_overflow": may_overflow(model, format),
             "versions": {each.__name__: each.__version__ for each in (torch, transformers, onnx, onnxruntime)},
@@ -139,11 +148,10 @@ def write_graphs(
 
 
 def models_to_time(exported: Path, in_float: Path, scratch: Path, quantized: bool) -> dict[str, Path]:
-    """Returns the files to time: float and quantized, each also with its zeros filled in. All are in `scratch`, because
-    the worker of DeepSparse writes next to the file that it reads."""
+    """Returns the files to time: float and quantized, each also with its zeros filled in, which are in `scratch`."""
     names = {"float": in_float}
     if quantized:
-        names["quantized"] = Path(shutil.copy2(exported, scratch / "quantized.onnx"))
+        names["quantized"] = exported
     for name, path in list(names.items()):
         names[f"{name}, no zeros"] = scratch / f"{name}_no_zeros.onnx"
         onnx.save(measure.without_zeros(onnx.load(path)), names[f"{name}, no zeros"])

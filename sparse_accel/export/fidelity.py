@@ -1,9 +1,12 @@
-"""Comparison of PyTorch (quantizers on) and onnxruntime on the same real sentences: decisions, logits and metrics."""
+"""Comparison of two runs of a model on the same real sentences: decisions, logits and metrics.
+
+PyTorch (quantizers on) and onnxruntime; or onnxruntime alone and onnxruntime with kernels.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,58 +26,142 @@ MAX_DISAGREEMENT = 0.005
 MAX_LOGIT_DIFFERENCE_QUANTIZED, MAX_LOGIT_DIFFERENCE_FLOAT = 0.1, 1e-3
 
 
+Tensors = Mapping[str, torch.Tensor]
+
+
 @dataclass(frozen=True)
-class Fidelity:
-    """How much the file's logits differ from the model's.
+class Runner:
+    """A way to run a model.
 
     Attributes:
+        name: as messages name it.
+        run: from padded rows, by the names of the model's inputs, to logits.
+    """
+
+    name: str
+    run: Callable[[Tensors], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How much the logits of a second run differ from those of a first one.
+
+    Attributes:
+        names: of the two.
         rows: number of answers compared: one per sentence, or one per word.
         agreement: fraction of equal decisions: the label, or all labels of a multi-label task; None for a score.
         mean_difference, max_difference: of logits, absolute.
-        spread: standard deviation of the model's logits, the unit for the differences.
-        pytorch, onnxruntime: metrics of both; None without labels.
+        spread: standard deviation of the first one's logits, the unit for the differences.
+        metrics: of both; None without labels.
     """
 
+    names: tuple[str, str]
     rows: int
     agreement: float | None
     mean_difference: float
     max_difference: float
     spread: float
-    pytorch: dict[str, float] | None
-    onnxruntime: dict[str, float] | None
+    metrics: tuple[dict[str, float], dict[str, float]] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the figures as they are written to export_report.json; metrics are by name, lower-cased."""
+        first, second = self.metrics or (None, None)
+        return {
+            "rows": self.rows,
+            "agreement": self.agreement,
+            "mean_difference": self.mean_difference,
+            "max_difference": self.max_difference,
+            "spread": self.spread,
+            self.names[0].lower(): first,
+            self.names[1].lower(): second,
+        }
 
 
-def compare(model: nn.Module, session: Any, tokenizer: Any, texts: Texts) -> Fidelity:
-    """Runs both on every sentence and returns their differences.
+def in_pytorch(model: nn.Module) -> Runner:
+    """Runs a model with its quantizers on."""
+
+    def run(inputs: Tensors) -> np.ndarray:
+        with torch.no_grad():
+            found: np.ndarray = model(**inputs)["logits"].float().numpy()
+        return found
+
+    return Runner("PyTorch", run)
+
+
+def in_session(session: Any, name: str = "onnxruntime") -> Runner:
+    """Runs an onnxruntime.InferenceSession."""
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(inputs: Tensors) -> np.ndarray:
+        found: np.ndarray = session.run(["logits"], {name: inputs[name].numpy() for name in names})[0]
+        return found
+
+    return Runner(name, run)
+
+
+def logits_of(runner: Runner, tokenizer: Any, texts: Texts, length: int | None = None) -> np.ndarray:
+    """Runs a model on every sentence, and returns its logits, float32 [answers, labels].
 
     Args:
-        model: with its quantizers on.
-        session: an onnxruntime.InferenceSession of the file.
         tokenizer: pads the batches.
         texts: tokenized sentences, with or without labels.
+        length: the number of tokens that the model is fixed to; None: it takes any.
     """
     task = texts.task
     counts = task.unit_counts(texts.rows)
-    starts, names = starts_of(counts), [entry.name for entry in session.get_inputs()]
-    tables: list[np.ndarray] = []
-    fixed = session.get_inputs()[0].shape[1]
-    collator = Collator(tokenizer, fixed if isinstance(fixed, int) else None, token_columns=task.token_columns)
+    starts = starts_of(counts)
+    table = np.zeros((0, 0), dtype=np.float32)
+    collator = Collator(tokenizer, length, token_columns=task.token_columns)
     lengths = [len(ids) for ids in texts.rows["input_ids"]]
     for batch in _batches(texts.rows, lengths, collator):
         inputs, units = inputs_of(batch), task.units(batch)
-        with torch.no_grad():
-            ours = model(**inputs)["logits"].float().numpy()
-        theirs = session.run(["logits"], {name: inputs[name].numpy() for name in names})[0]
-        if not tables:
-            tables = [np.zeros((int(counts.sum()), ours.shape[-1]), dtype=np.float32) for _ in range(2)]
-        places = unit_numbers(units, batch["row_id"], starts).numpy()
-        for table, logits in zip(tables, (ours, theirs), strict=True):
-            table[places] = logits[units.numpy()]
-    return _figures(tables[0], tables[1], texts)
+        logits = runner.run(inputs)
+        if not table.size:
+            table = np.zeros((int(counts.sum()), logits.shape[-1]), dtype=np.float32)
+        table[unit_numbers(units, batch["row_id"], starts).numpy()] = logits[units.numpy()]
+    return table
 
 
-def check_fidelity(found: Fidelity, texts: Texts, quantized: bool) -> list[Check]:
-    """Returns the checks for the figures: same decisions, similar logits and, with labels, similar metrics."""
+def fixed_length(session: Any) -> int | None:
+    """Returns the number of tokens that a session's rows must have; None: any."""
+    length = session.get_inputs()[0].shape[1]
+    return length if isinstance(length, int) else None
+
+
+def compare(names: tuple[str, str], ours: np.ndarray, theirs: np.ndarray, texts: Texts) -> Fidelity:
+    """Returns the differences of two runs on the same sentences.
+
+    Args:
+        names: of the two.
+        ours, theirs: their logits, float32 [answers, labels].
+    """
+    decided = [texts.task.decisions(logits) for logits in (ours, theirs)]
+    agreement: float | None = None
+    if decided[0] is not None and decided[1] is not None:
+        agreement = float((decided[0] == decided[1]).all(axis=1).mean())
+    metrics = None
+    if texts.has_labels:
+        both = [dict(texts.task.figures(logits, texts.rows, texts.split)) for logits in (ours, theirs)]
+        metrics = (both[0], both[1])
+    difference = np.abs(ours - theirs)
+    return Fidelity(
+        names=names,
+        rows=len(ours),
+        agreement=agreement,
+        mean_difference=float(difference.mean()),
+        max_difference=float(difference.max()),
+        spread=float(ours.std()),
+        metrics=metrics,
+    )
+
+
+def check_fidelity(found: Fidelity, texts: Texts, quantized: bool, gap: float = MAX_DISAGREEMENT) -> list[Check]:
+    """Returns the checks for the figures: same decisions, similar logits and, with labels, similar metrics.
+
+    Args:
+        quantized: whether both round to integers.
+        gap: the largest difference of accuracies, unless it is that of one decision.
+    """
     checks: list[Check] = []
     where = f"{found.rows} {texts.task.unit} of {texts.source}"
     if found.agreement is not None:
@@ -89,23 +176,22 @@ def check_fidelity(found: Fidelity, texts: Texts, quantized: bool) -> list[Check
         f"spread is {found.spread:.2g} (the average may be {tolerance:g} of it)"
     )
     checks.append(Check("logits", near and math.isfinite(found.max_difference), detail))
-    if found.pytorch is None or found.onnxruntime is None:
+    if found.metrics is None:
         checks.append(Check("accuracy", None, f"{texts.source} has no labels"))
     else:
-        pairs, theirs = found.pytorch, found.onnxruntime
-        words = [f"{name} {value:.4f} in PyTorch, {theirs[name]:.4f} in onnxruntime" for name, value in pairs.items()]
+        (first, second), (ours, theirs) = found.names, found.metrics
+        words = [f"{name} {value:.4f} in {first}, {theirs[name]:.4f} in {second}" for name, value in ours.items()]
         support = texts.task.support(texts.rows, texts.split)
         near = all(
-            abs(value - theirs[name]) <= _allowed_gap(name, found.rows, support) for name, value in pairs.items()
+            abs(value - theirs[name]) <= _allowed_gap(name, found.rows, support, gap) for name, value in ours.items()
         )
         checks.append(Check("accuracy", near, f"{'; '.join(words)} ({where})"))
     return checks
 
 
-def _allowed_gap(metric: str, rows: int, support: int) -> float:
-    """How much a metric of the file may differ from the model's. An accuracy: by the fraction of decisions that may
-    differ. Others: by more, because a few decisions change them more. Errors of a score have its unit, and the logits
-    check covers them.
+def _allowed_gap(metric: str, rows: int, support: int, gap: float) -> float:
+    """How much a metric may differ between two runs. An accuracy: by `gap`, or by one decision. Others: by more,
+    because a few decisions change them more. Errors of a score have its unit, and the logits check covers them.
 
     Args:
         rows: number of decisions.
@@ -114,31 +200,11 @@ def _allowed_gap(metric: str, rows: int, support: int) -> float:
     if metric in ("mse", "mae"):
         return math.inf
     if metric.endswith("accuracy"):
-        return max(MAX_DISAGREEMENT, 1 / rows) + 1e-9
-    return max(MAX_DISAGREEMENT, 1 / support) * 4 + 1e-9
+        return max(gap, 1 / rows) + 1e-9
+    return max(gap, 1 / support) * 4 + 1e-9
 
 
 def _batches(rows: Any, lengths: list[int], collator: Collator) -> Iterator[dict[str, torch.Tensor]]:
     dataset = Rows(rows)
     for numbers in GlobalBatchSampler(lengths, _BATCH_ROWS, 1, seed=None):
         yield collator(dataset.__getitems__(numbers))
-
-
-def _figures(ours: np.ndarray, theirs: np.ndarray, texts: Texts) -> Fidelity:
-    decided = [texts.task.decisions(logits) for logits in (ours, theirs)]
-    agreement: float | None = None
-    if decided[0] is not None and decided[1] is not None:
-        agreement = float((decided[0] == decided[1]).all(axis=1).mean())
-    metrics: list[dict[str, float] | None] = [None, None]
-    if texts.has_labels:
-        metrics = [dict(texts.task.figures(logits, texts.rows, texts.split)) for logits in (ours, theirs)]
-    difference = np.abs(ours - theirs)
-    return Fidelity(
-        rows=len(ours),
-        agreement=agreement,
-        mean_difference=float(difference.mean()),
-        max_difference=float(difference.max()),
-        spread=float(ours.std()),
-        pytorch=metrics[0],
-        onnxruntime=metrics[1],
-    )

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from sparse_accel.errors import UsageError
 from sparse_accel.export import measure
 from sparse_accel.export.checks import Check, check_file, check_kernels, check_weights
-from sparse_accel.export.fidelity import Fidelity, check_fidelity, compare
+from sparse_accel.export.fidelity import (
+    Fidelity,
+    check_fidelity,
+    compare,
+    fixed_length,
+    in_pytorch,
+    in_session,
+    logits_of,
+)
 from sparse_accel.export.texts import Texts
 from sparse_accel.nn.layers import quantizers
-
-_MARKS = {True: "pass", False: "FAIL", None: "not checked"}
+from sparse_accel.runtime.timing import plain_session
 
 
 class ProofFailed(UsageError):
@@ -34,12 +42,14 @@ class Proof:
         layers: how each weight matrix is stored, by name; see `check_weights`.
         kernels: number of nodes by type in the graph that onnxruntime runs.
         fidelity: differences of outputs; None if onnxruntime did not run the file.
+        logits: of the file in onnxruntime, on all texts; empty if it did not run.
     """
 
     checks: list[Check]
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
     kernels: dict[str, int] = field(default_factory=dict)
     fidelity: Fidelity | None = None
+    logits: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32), repr=False)
 
     def require(self, *, overflows: bool) -> None:
         """Raises ProofFailed, with all failed checks, if there are any. `overflows`: see `may_overflow`."""
@@ -50,8 +60,8 @@ class Proof:
     def to_dict(self) -> dict[str, Any]:
         """Returns the proof as it is written to export_report.json."""
         return {
-            "checks": [{"name": c.name, "result": _MARKS[c.passed], "detail": c.detail} for c in self.checks],
-            "fidelity": asdict(self.fidelity) if self.fidelity else None,
+            "checks": [check.to_dict() for check in self.checks],
+            "fidelity": self.fidelity.to_dict() if self.fidelity else None,
             "kernels": self.kernels,
             "layers": self.layers,
         }
@@ -73,15 +83,17 @@ def prove(path: Path, model: nn.Module, tokenizer: Any, texts: Texts, format: st
     with tempfile.TemporaryDirectory() as scratch:
         optimized = Path(scratch) / "optimized.onnx"
         try:
-            session = measure.session(path, optimized=optimized)
+            session = plain_session(path, optimized=optimized)
         except Exception as error:  # onnxruntime's exceptions have no common base class
             reason = str(error).strip().splitlines()[0]
             failed = Check("onnxruntime", False, f"cannot load the file: {reason}")
             return Proof([first, values, zeros, failed], layers)
         kernels, counted = check_kernels(optimized, path, model)
-    found = compare(model, session, tokenizer, texts)
+    runners = (in_pytorch(model), in_session(session))
+    ours, theirs = (logits_of(runner, tokenizer, texts, fixed_length(session)) for runner in runners)
+    found = compare((runners[0].name, runners[1].name), ours, theirs, texts)
     checks = [first, values, zeros, kernels, *check_fidelity(found, texts, quantized=bool(quantizers(model)))]
-    return Proof(checks, layers, counted, found)
+    return Proof(checks, layers, counted, found, theirs)
 
 
 def may_overflow(model: nn.Module, format: str) -> bool:

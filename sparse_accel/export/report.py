@@ -1,16 +1,28 @@
-"""export_report.json and export_report.md: the proof, the measurements, and advice."""
+"""export_report.json and export_report.md: the proof, the kernels, the measurements, and advice."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from sparse_accel.export.measure import KERNELS
+
+RUNTIME = "sparse_accel.runtime"
 # The known gains of runtimes, for those not measured in this run.
 _KNOWN = {
-    "onnxruntime": "faster with 8-bit integers; zeros have no effect",
+    "onnxruntime": "faster with 8-bit integers; alone, it does not skip zeros",
+    RUNTIME: "faster with zeros too, in onnxruntime, with `--format qdq`, on Linux and x86-64",
     "OpenVINO": "faster with 8-bit integers; zeros have no effect",
     "DeepSparse": "faster with zeros too, with `--format integer`; it runs `qdq` slower than float. Discontinued in "
     "2025, but version 1.8 still installs on Python up to 3.11",
 }
+
+
+def gains_of_runtimes(latency: dict[str, Any], quantized: bool) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns speed-ups by runtime and batch size: see `gains` and `gains_of_kernels`."""
+    found = {runtime: gains(table, quantized) for runtime, table in latency.items()}
+    if any(KERNELS in times for times in latency["onnxruntime"].values()):
+        found[RUNTIME] = gains_of_kernels(latency["onnxruntime"])
+    return found
 
 
 def gains(table: dict[str, dict[str, float]], quantized: bool) -> dict[str, dict[str, float]]:
@@ -30,13 +42,33 @@ def gains(table: dict[str, dict[str, float]], quantized: bool) -> dict[str, dict
     return found
 
 
+def gains_of_kernels(table: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Returns, by batch size, how many times as fast the session with kernels is as that of the same file without, as
+    the float model, and as itself without zeros.
+
+    Args:
+        table: milliseconds in onnxruntime by batch size and contestant.
+    """
+    found = {}
+    for batch, times in table.items():
+        # Where kernels cannot run a model without zeros, that model runs without them.
+        others = {"over_int8": times["quantized"], "over_float": times["float"]}
+        others["zeros"] = times.get(f"{KERNELS}, no zeros", times["quantized, no zeros"])
+        found[batch] = {name: round(value / times[KERNELS], 2) for name, value in others.items()}
+    return found
+
+
 def advice(report: dict[str, Any]) -> list[str]:
     """Returns sentences about where this model runs fast, from the measurements, else from known results."""
     lines: list[str] = []
     for runtime, words in _KNOWN.items():
         measured = report["gains"].get(runtime)
         if measured is None:
-            lines.append(f"{runtime} (not measured here): {words}.")
+            why = f": {report['sparse_kernels']['reason']}" if runtime == RUNTIME else ""
+            lines.append(f"{runtime} (not measured here{why}): {words}.")
+            continue
+        if runtime == RUNTIME:
+            lines.append(f"{runtime} (measured, one thread): {speed_of_kernels(measured)}.")
             continue
         parts = []
         for batch, row in measured.items():
@@ -57,6 +89,15 @@ def advice(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def speed_of_kernels(measured: dict[str, dict[str, float]]) -> str:
+    """Returns the gains of kernels as text."""
+    return "; ".join(
+        f"batch {batch}: {row['over_int8']:g}x as fast as onnxruntime alone, {row['over_float']:g}x as fast as float; "
+        f"{row['zeros']:g}x from zeros"
+        for batch, row in measured.items()
+    )
+
+
 def as_text(report: dict[str, Any]) -> str:
     """Returns the content of export_report.md."""
     source, sizes = report["source"], report["files"]
@@ -73,6 +114,7 @@ def as_text(report: dict[str, Any]) -> str:
     ]
     lines += [f"| {check['name']} | {check['result']} | {check['detail']} |" for check in report["checks"]]
     lines += [line for note in report["notes"] for line in ("", f"Note: {note}.")]
+    lines += ["", *_kernels_as_text(report)]
     lines += ["", "## Size", "", "| file | bytes | fraction of dense float32 |", "|---|---|---|"]
     lines += [f"| {name} | {size['bytes']:,} | {size['ratio']:.3f} |" for name, size in sizes.items()]
     lines += ["", f"## Speed: milliseconds, one thread, {report['tokens']} tokens, medians of one interleaved run", ""]
@@ -90,6 +132,43 @@ def as_text(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _kernels_as_text(report: dict[str, Any]) -> list[str]:
+    """The lines of the section on the kernels of sparse_accel.runtime."""
+    found = report["sparse_kernels"]
+    lines = ["## Sparse kernels", ""]
+    if "instruction_set" not in found:
+        return [*lines, f"`{RUNTIME}` runs this file in onnxruntime alone: {found['reason']}."]
+    operators = ", ".join(f"{count} {name}" for name, count in found["operators"].items())
+    used = f"not used: {found['reason']}" if found["reason"] else f"{operators}. Compared with onnxruntime alone:"
+    lines += [
+        f"Kernels of `{RUNTIME}` for {found['instruction_set']}: {used}",
+        "",
+        "| check | result | |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {check['name']} | {check['result']} | {check['detail']} |" for check in found["checks"]]
+    if measured := report["gains"].get(RUNTIME):
+        lines += ["", f"Speed, one thread: {speed_of_kernels(measured)}."]
+    lines += [
+        "",
+        "Density: the fraction of a weight's numbers that its kernel multiplies, zeros that fill up a set included.",
+        "",
+    ]
+    lines += ["| weight | inputs x outputs | zeros | density | kernel |", "|---|---|---|---|---|"]
+    for name, each in found["matrices"].items():
+        shape = " x ".join(map(str, each["shape"]))
+        lines.append(f"| {name} | {shape} | {each['zeros']:.1%} | {each['density']:.3f} | {each['kernel']} |")
+    return lines + [f"| {name} | | | | onnxruntime: it {reason} |" for name, reason in found["kept"].items()]
+
+
+def _kernels_in_short(found: dict[str, Any]) -> str:
+    if found["reason"]:
+        return f"not used: {found['reason']}"
+    kinds = [each["kernel"] for each in found["matrices"].values()]
+    words = f"{found['instruction_set']}: {kinds.count('sparse')} sparse matrices, {kinds.count('dense')} dense ones"
+    return "\n".join([words, *(f"{check['name']}: {check['result']}: {check['detail']}" for check in found["checks"])])
+
+
 def closing_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns the rows of the table that the script prints at the end."""
     rows = [(check["name"], f"{check['result']}: {check['detail']}") for check in report["checks"]]
@@ -98,6 +177,7 @@ def closing_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         for name, size in report["files"].items()
         if name != "float32"
     ]
+    rows.append(("sparse kernels", _kernels_in_short(report["sparse_kernels"])))
     for runtime, table in report["latency"].items():
         for batch, times in table.items():
             words = ", ".join(f"{name} {value:.1f} ms" for name, value in times.items())

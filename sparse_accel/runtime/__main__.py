@@ -45,23 +45,24 @@ def _run(arguments: argparse.Namespace) -> None:
     from sparse_accel.runtime.benchmark import benchmark
     from sparse_accel.runtime.loading import explain, session
 
-    if arguments.command == "explain":
-        try:
+    try:
+        if arguments.command == "explain":
             print(explain(session(arguments.folder)))
-        except Exception as error:  # onnxruntime's exceptions have no common base class
-            if isinstance(error, FileNotFoundError | ValueError):
-                raise
-            raise UsageError(f"{arguments.folder}: onnxruntime cannot load it: {first_line(error)}") from error
-        return
-    found = benchmark(
-        arguments.folder,
-        threads=arguments.threads,
-        batch_size=arguments.batch_size,
-        tokens=arguments.tokens,
-        seconds=arguments.seconds,
-        deepsparse_python=arguments.deepsparse_python,
-        deepsparse_model=arguments.deepsparse_model,
-    )
+            return
+        found = benchmark(
+            arguments.folder,
+            threads=arguments.threads,
+            batch_size=arguments.batch_size,
+            tokens=arguments.tokens,
+            seconds=arguments.seconds,
+            deepsparse_python=arguments.deepsparse_python,
+            deepsparse_model=arguments.deepsparse_model,
+        )
+    except (UsageError, FileNotFoundError, ValueError):
+        raise
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        rows = f" {arguments.batch_size} x {arguments.tokens} tokens" if arguments.command == "benchmark" else ""
+        raise UsageError(f"{arguments.folder}: onnxruntime cannot run it{rows}: {first_line(error)}") from error
     shape = f"{arguments.batch_size} x {arguments.tokens} tokens, {arguments.threads} thread"
     print(f"{arguments.folder}: {shape}{'s' * (arguments.threads != 1)}, medians of one interleaved run")
     if found.explanation.instruction_set:

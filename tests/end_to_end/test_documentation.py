@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from fork_server import ForkServer
-from places import ROOT
+from places import GOLDEN, ROOT
 from script_fixtures import make_model, sentences, write_csv
 from tiny import GOOD, make_bert, make_tokenizer
 
@@ -37,6 +38,7 @@ RUN = {
     "migration": (0, 1),
     "recipes": (2, 2),
     "runs": (3, 0),
+    "runtime": (1, 1),
     "tasks": (6, 1),
     "tracking": (1, 0),
 }
@@ -118,6 +120,8 @@ def test_the_commands_of_a_page_run_one_after_another(
     page: Path, server: ForkServer, model: Path, tmp_path: Path
 ) -> None:
     write_data(tmp_path)
+    if page.stem == "runtime":
+        shutil.copytree(GOLDEN / "old_run" / "deployment", tmp_path / "deployment")
     for number, text in enumerate(blocks(page, "yaml")):
         if named := re.match(r"# (\w+\.yaml)\n", text):
             (tmp_path / named[1]).write_text(text)

@@ -17,9 +17,11 @@ from places import ROOT
 from script_fixtures import run_program
 
 from sparse_accel.demo import commands
+from sparse_accel.demo.closing_table import closing_table
 from sparse_accel.demo.samples import minilm_folder, write_movie_reviews
 from sparse_accel.demo.wilson_interval import wilson_interval
 from sparse_accel.errors import UsageError
+from sparse_accel.runtime.loading import VARIABLE
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +83,22 @@ def test_in_processes_of_their_own(tmp_path: Path, tiny_bert: Path) -> None:
 
 def test_all_steps_and_the_same_command_again(tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "subprocess", SimpleNamespace(run=in_process))
+    monkeypatch.setenv(VARIABLE, "portable")  # kernels, whatever this CPU would choose
     output = tmp_path / "quickstart"
     first = run_program(ROOT / "scripts" / "quickstart.py", flags_of(output, tiny_bert))
     assert first.code == 0, first.all
     summary = check(output, first.out)
+    assert summary["kernels_reason"] == "" and summary["kernels_agreement"] >= 0.98
+    assert summary["kernels_accuracy"] == pytest.approx(summary["onnx_accuracy"], abs=0.011)
+    without = closing_table(summary | {"kernels_reason": "there is no library"})
+    assert "Without kernels here: there is no library." in without and "sparse INT8 + kernels" not in without
     # Three trainings and a one-shot run, shown as they can be typed; the start never sees Rotten Tomatoes.
     dense, int8, start, transfer = (part for part in first.out.split("===") if "scripts/text_classification.py" in part)
     assert "--one_shot" in int8 and "--distill_teacher disable" in dense and "dense_teacher" in transfer
     data = start.split("--train_file")[1].split("\n")[0]
     assert "imdb" in data and "rotten_tomatoes" not in data
     assert "classifier" not in json.dumps(list((output / "sparse_start").iterdir()), default=str)
-    for row in ("dense ", "dense INT8 ", "sparse INT8 "):
+    for row in ("dense ", "dense INT8 ", "sparse INT8 ", "sparse INT8 + kernels "):
         assert f"\n{row}" in first.out
 
     # The same command again trains nothing and prints the same figures.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from tiny import make_bert, make_tokenizer
 from torch import nn
 
 from sparse_accel.errors import UsageError
-from sparse_accel.export import measure
 from sparse_accel.export.checks import Check, check_kernels, check_weights
 from sparse_accel.export.deployment import reduce_ranges
 from sparse_accel.export.lower import lower
@@ -26,6 +24,7 @@ from sparse_accel.export.opset import check_opset, lower_opset
 from sparse_accel.export.proof import prove
 from sparse_accel.export.trace import trace
 from sparse_accel.nn.layers import quantizers, sparse_layers
+from sparse_accel.runtime.timing import plain_session
 
 FORMS = [("qdq", 18), ("qdq", 13), ("integer", 14)]
 
@@ -90,7 +89,7 @@ def test_float_models_are_exported_too(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["qdq", "integer"])
 def test_rows_and_tokens_are_open(form: str, tmp_path: Path) -> None:
     model, traced = quantized("bert")
-    session = measure.session(write(tmp_path / "model.onnx", traced, model, form, 18 if form == "qdq" else 14))
+    session = plain_session(write(tmp_path / "model.onnx", traced, model, form, 18 if form == "qdq" else 14))
     for rows in (["good"], ["a film", "it is bad"], ["the plot was " * 15] * 5):
         batch = encoded(model, rows)
         found = session.run(["logits"], {name: value.numpy() for name, value in batch.items()})[0]
@@ -104,6 +103,20 @@ def one_block() -> nn.Module:
     model = make_sparse_bert(num_hidden_layers=1)
     vary(model)
     return quantize(model)
+
+
+@pytest.mark.parametrize("form, opset", [("float", 18), *FORMS])
+def test_onnxruntime_makes_no_slow_operators_of_the_graph(form: str, opset: int, tmp_path: Path) -> None:
+    """With the shapes of values in the file, it makes SkipLayerNormalization of sums and norms, which is slower."""
+    model, traced = quantized("bert")
+    path = write(tmp_path / "model.onnx", traced, model, form, opset)
+    assert not onnx.load(path).graph.value_info
+    plain_session(path, optimized=tmp_path / "optimized.onnx")
+    nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+    products = {"float": {"FusedGemm"}, "qdq": {"MatMulIntegerToFloat"}, "integer": set()}
+    # Attention's scale is in the product of query and key.
+    assert {node.op_type for node in nodes if node.domain == "com.microsoft"} == products[form] | {"FusedMatMul"}
+    assert [node.op_type for node in nodes].count("LayerNormalization") == 5
 
 
 def test_a_fixed_sequence_length(tmp_path: Path) -> None:
@@ -145,7 +158,7 @@ def test_seven_bits_and_fewer_stop_at_their_highest_integer(tmp_path: Path) -> N
         weight = by_name["bert.pooler.dense.weight_quantized"].astype(int) - (128 if form == "integer" else 0)
         assert weight.min() >= -16 and weight.max() <= 15
     # Values beyond the range seen in training are clipped as PyTorch clips them.
-    session = measure.session(path)
+    session = plain_session(path)
     batch = encoded(model, ["very very very bad awful"])
     with torch.no_grad():
         expected = model(**batch).logits.numpy()
@@ -318,7 +331,7 @@ def test_a_linear_that_runs_in_float_is_seen(tmp_path: Path) -> None:
             )
     onnx.save(graph, path)
     optimized = tmp_path / "optimized.onnx"
-    measure.session(path, optimized=optimized)
+    plain_session(path, optimized=optimized)
     check, _ = check_kernels(optimized, path, model)
     assert check.passed is False and f"in float: {broken}" in check.detail and "13 of 14" in check.detail
 
@@ -341,48 +354,3 @@ def test_what_cannot_be_exported_is_named() -> None:
     layer.weight_quantizer.enabled = True
     with pytest.raises(UsageError, match=r"classifier\.weight_quantizer: only signed symmetric weights"):
         lower(quantized("bert")[1], model, "qdq")
-
-
-# --- speed ------------------------------------------------------------------------------------------------------------
-
-
-def test_contestants_take_turns() -> None:
-    order: list[str] = []
-
-    def run_of(name: str) -> measure.Run:
-        return lambda feed: order.append(name)
-
-    runs = {name: run_of(name) for name in "abc"}
-    found = measure.interleaved(runs, {})
-    assert set(found) == set("abc") and all(value >= 0 for value in found.values())
-    assert order[:12] == [*"abc", *"abc", *"bca", *"cab"]  # the first round warms up
-
-
-def test_without_zeros_only_the_zeros_change(tmp_path: Path) -> None:
-    model, traced = quantized("bert")
-    graph = lower(traced, model, "qdq")
-    dense = measure.without_zeros(graph)
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in dense.graph.initializer}
-    assert (weights[f"{DENSE}.weight_quantized"] == 0).mean() < 0.05
-    assert [node.op_type for node in dense.graph.node] == [node.op_type for node in graph.graph.node]
-    onnx.save(dense, tmp_path / "dense.onnx")
-    feed = measure.random_inputs(tmp_path / "dense.onnx", batch=2, tokens=8)
-    assert measure.session(tmp_path / "dense.onnx").run(None, feed)[0].shape == (2, 2)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
-def test_openvino_runs_the_file(tmp_path: Path) -> None:
-    model, traced = quantized("bert")
-    path = write(tmp_path / "model.onnx", traced, model, "qdq", 18)
-    run = measure.openvino_runs({"quantized": path})["quantized"]
-    assert next(iter(run(measure.random_inputs(path, 2, 8)).values())).shape == (2, 2)
-
-
-def test_deepsparse_errors_name_the_interpreter(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--deepsparse_python .*no_such_python"):
-        measure.deepsparse_latencies({}, 8, str(tmp_path / "no_such_python"))
-    broken = tmp_path / "python"
-    broken.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'deepsparse'\" >&2\nexit 1\n")
-    broken.chmod(0o755)
-    with pytest.raises(UsageError, match="DeepSparse failed: ModuleNotFoundError"):
-        measure.deepsparse_latencies({}, 8, str(broken))

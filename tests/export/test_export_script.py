@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_fixtures import ARCHITECTURES, make_sparse_bert, quantize, vary, write_folder
+from export_fixtures import ARCHITECTURES, SCRIPT, copy_of, export, write_folder
 from places import ROOT
-from script_fixtures import Outcome, run_program, sentences, words, write_csv
+from script_fixtures import sentences, write_csv
 from tiny import make_tokenizer
 from transformers import BertForMaskedLM
 
@@ -26,51 +26,10 @@ from sparse_accel.export import deployment, measure, proof
 from sparse_accel.export.checks import Check
 from sparse_accel.export.folder import staged
 from sparse_accel.export.proof import reasons
-from sparse_accel.export.trace import trace
-from sparse_accel.fingerprints import fingerprint_of_weights
-from sparse_accel.nn.layers import quantizers
+from sparse_accel.runtime.timing import plain_session
 
-SCRIPT = ROOT / "scripts" / "export_onnx.py"
-
-
-def export(*arguments: str, **flags: Any) -> Outcome:
-    """Runs the script's main program in this process."""
-    return run_program(SCRIPT, [*arguments, *words(**flags)])
-
-
-_TRACED: dict[tuple[str, ...], onnx.ModelProto] = {}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measures for no longer than it must, and traces a model's graph once, however often it is exported."""
-    monkeypatch.setattr(measure, "_SECONDS", 0.0)
-
-    def trace_once(model: Any, tokenizer: Any, **settings: Any) -> onnx.ModelProto:
-        key = (str(model.config), fingerprint_of_weights(model), str(list(quantizers(model))), str(settings))
-        if key not in _TRACED:
-            _TRACED[key] = trace(model, tokenizer, **settings)
-        return _TRACED[key]
-
-    monkeypatch.setattr(deployment, "trace", trace_once)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A quantized sparse BERT as a training run leaves it, beside its data."""
-    home = tmp_path_factory.mktemp("runs")
-    model = make_sparse_bert()
-    vary(model)
-    folder = write_folder(home / "sparse_quantized", quantize(model))
-    data = write_csv(home / "validation.csv", sentences(30, seed=4, labels=("LABEL_0", "LABEL_1")))
-    settings = {"validation_file": str(data), "max_seq_length": 32, "seed": 1, "do_train": True, "do_eval": True}
-    (folder / "arguments.json").write_text(json.dumps(settings))
-    (folder / "train_results.json").write_text(json.dumps({"quantized_linears": 14}))
-    return folder
-
-
-def copy_of(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "model"))
+pytest_plugins = ["export_fixtures"]
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def nothing_left(folder: Path) -> bool:
@@ -116,7 +75,7 @@ def test_a_deployment_appears_beside_the_model(trained: Path, tmp_path: Path) ->
     assert report["files"]["model.onnx.xz"]["bytes"] < report["files"]["model.onnx"]["bytes"]
 
     # Plain onnxruntime, as README shows it.
-    session = measure.session(target / "model.onnx")
+    session = plain_session(target / "model.onnx")
     encoded = make_tokenizer()(["a lovely film"], return_tensors="np")
     logits = session.run(["logits"], {entry.name: encoded[entry.name] for entry in session.get_inputs()})[0]
     with torch.no_grad():

@@ -1,14 +1,22 @@
-"""Tiny classifiers of every architecture that can be exported, quantized, as folders; and the pieces of an export."""
+"""Tiny classifiers of every architecture that can be exported, quantized, as folders; the pieces of an export, and its
+script in this process. Test modules that use its fixtures name it in `pytest_plugins` (hence PYTEST_DONT_REWRITE).
+"""
 
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
+import pytest
 import torch
 from datasets import Dataset
+from places import ROOT
+from script_fixtures import Outcome, run_program, sentences, words, write_csv
 from tiny import (
     SIZES,
     make_albert,
@@ -28,7 +36,10 @@ from transformers import (
     ModernBertForSequenceClassification,
 )
 
+from sparse_accel.export import deployment, measure
 from sparse_accel.export.texts import Texts
+from sparse_accel.export.trace import trace
+from sparse_accel.fingerprints import fingerprint_of_weights
 from sparse_accel.models.files import write_quantizers
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.nn.layers import quantizers
@@ -36,6 +47,7 @@ from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.tasks import TextClassification
 from sparse_accel.tasks.label_names import Head
 
+SCRIPT = ROOT / "scripts" / "export_onnx.py"
 # Tracing takes two seconds a block: where two blocks are traced as one is, one is enough.
 ONE_BLOCK = {**SIZES, "num_hidden_layers": 1}
 
@@ -139,4 +151,47 @@ def write_folder(folder: Path, model: nn.Module) -> Path:
     saved.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     write_quantizers(folder, model)
+    return folder
+
+
+# --- the script, in this process --------------------------------------------------------------------------------------
+
+
+def export(*arguments: str, **flags: Any) -> Outcome:
+    """Runs the script's main program in this process."""
+    return run_program(SCRIPT, [*arguments, *words(**flags)])
+
+
+def copy_of(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "model"))
+
+
+_TRACED: dict[tuple[str, ...], onnx.ModelProto] = {}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measures for no longer than it must, and traces a model's graph once, however often it is exported."""
+    monkeypatch.setattr(measure, "_SECONDS", 0.0)
+
+    def trace_once(model: Any, tokenizer: Any, **settings: Any) -> onnx.ModelProto:
+        key = (str(model.config), fingerprint_of_weights(model), str(list(quantizers(model))), str(settings))
+        if key not in _TRACED:
+            _TRACED[key] = trace(model, tokenizer, **settings)
+        return _TRACED[key]
+
+    monkeypatch.setattr(deployment, "trace", trace_once)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A quantized sparse BERT as a training run leaves it, beside its data."""
+    home = tmp_path_factory.mktemp("runs")
+    model = make_sparse_bert()
+    vary(model)
+    folder = write_folder(home / "sparse_quantized", quantize(model))
+    data = write_csv(home / "validation.csv", sentences(30, seed=4, labels=("LABEL_0", "LABEL_1")))
+    settings = {"validation_file": str(data), "max_seq_length": 32, "seed": 1, "do_train": True, "do_eval": True}
+    (folder / "arguments.json").write_text(json.dumps(settings))
+    (folder / "train_results.json").write_text(json.dumps({"quantized_linears": 14}))
     return folder
