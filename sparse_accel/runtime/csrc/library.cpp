@@ -1,6 +1,8 @@
 // What the library exports: RegisterCustomOps, which onnxruntime looks for, and packing for the Python side.
 #include <cstring>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -26,6 +28,23 @@ const char* kept(const std::string& message) {
   static thread_local std::string last;
   last = message;
   return last.c_str();
+}
+
+// The domain with all operators, one for each onnxruntime in this process. It stays: sessions point into it.
+OrtStatus* domain_of(Ort ort, OrtCustomOpDomain** domain) {
+  static std::mutex one_at_a_time;
+  static std::map<OrtApi*, OrtCustomOpDomain*> known;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  OrtCustomOpDomain*& found = known[ort.table];
+  if (!found) {
+    OrtCustomOpDomain* made = nullptr;
+    if (OrtStatus* status = ort.create_domain("sparse_accel", &made)) return status;
+    for (const OrtCustomOp* op : (new Operators(ort))->all())
+      if (OrtStatus* status = ort.add_operator(made, op)) return status;
+    found = made;
+  }
+  *domain = found;
+  return nullptr;
 }
 
 }  // namespace
@@ -115,12 +134,11 @@ SPARSE_ACCEL_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, con
     OrtApi* oldest = base->GetApi(1);
     return oldest ? Ort{oldest}.error(ORT_FAIL, "sparse_accel needs onnxruntime 1.17 or newer") : nullptr;
   }
-  const Ort ort{table};
-  // For the life of the process: sessions keep pointers into it.
-  static Operators* operators = new Operators(ort);
-  OrtCustomOpDomain* domain = nullptr;
-  if (OrtStatus* status = ort.create_domain("sparse_accel", &domain)) return status;
-  for (const OrtCustomOp* op : operators->all())
-    if (OrtStatus* status = ort.add_operator(domain, op)) return status;
-  return ort.add_domain(options, domain);
+  try {
+    OrtCustomOpDomain* domain = nullptr;
+    if (OrtStatus* status = domain_of(Ort{table}, &domain)) return status;
+    return Ort{table}.add_domain(options, domain);
+  } catch (const std::exception& failed) {
+    return Ort{table}.error(ORT_FAIL, failed.what());
+  }
 }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from compilers import FUZZER, clang, gcc
+from compilers import FUZZER, SANITIZERS, clang, gcc
 from places import SUPPORT
 
 from sparse_accel.runtime import build
@@ -57,3 +59,30 @@ def test_kernels_share_no_function(compiler: Callable[[], list[str]], tmp_path: 
         ).stdout
         shared = [line for line in listed.splitlines() if line.split()[1] not in "trbd"]
         assert len(shared) == 1 and shared[0].endswith(f"sparse_accel::{Path(name).stem[8:]}_kernels"), shared
+
+
+@pytest.mark.slow
+def test_the_operators_in_onnxruntime(tmp_path: Path) -> None:
+    """The whole library under AddressSanitizer and UBSan, in a Python that runs the tests of operators and bad input.
+
+    onnxruntime itself is not compiled for it: what the library reads and writes is seen all the same.
+    """
+    library = tmp_path / build.NAME
+    build.compile_library(library, compiler=gcc(), extra_flags=SANITIZERS, release=False)
+    assert b"__asan_report" in library.read_bytes()
+    preloaded = [
+        subprocess.run([*gcc(), f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")  # the last: exceptions are seen only if it is there
+    ]
+    environment = os.environ | {
+        "LD_PRELOAD": " ".join(preloaded),
+        "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0",
+        "SPARSE_ACCEL_LIBRARY": str(library),
+    }
+    names = ("test_kernel_errors.py", "test_kernels_attention.py", "test_lookup.py", "test_kernels_in_threads.py")
+    tests = [str(Path(__file__).with_name(name)) for name in names]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow"]
+    command += ["-k", "not memory_behind", *tests]  # AddressSanitizer keeps what was freed for a while
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
+    assert "ERROR: AddressSanitizer" not in done.stderr and "runtime error" not in done.stderr
