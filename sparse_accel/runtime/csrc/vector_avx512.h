@@ -18,9 +18,10 @@ struct Vector {
   static F set(float a) { return _mm512_set1_ps(a); }
   static F zero() { return _mm512_setzero_ps(); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
-  static F load_first(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  // Most vectors are whole: a branch that is foreseen costs less than making a mask.
+  static F load_first(const float* p, int64_t n) { return n >= 16 ? load(p) : _mm512_maskz_loadu_ps(first(n), p); }
   static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
-  static void store_first(float* p, F a, int64_t n) { _mm512_mask_storeu_ps(p, first(n), a); }
+  static void store_first(float* p, F a, int64_t n) { n >= 16 ? store(p, a) : _mm512_mask_storeu_ps(p, first(n), a); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F subtract(F a, F b) { return _mm512_sub_ps(a, b); }
   static F multiply(F a, F b) { return _mm512_mul_ps(a, b); }
@@ -32,7 +33,7 @@ struct Vector {
   static F at_most(F a, F b) { return _mm512_min_ps(a, b); }
   static F rounded(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F times_power_of_two(F a, F n) { return _mm512_scalef_ps(a, n); }
-  static F first_or(F a, int64_t n, F other) { return _mm512_mask_mov_ps(other, first(n), a); }
+  static F first_or(F a, int64_t n, F other) { return n >= 16 ? a : _mm512_mask_mov_ps(other, first(n), a); }
   static float sum(F a) { return _mm512_reduce_add_ps(a); }
   static float largest(F a) { return _mm512_reduce_max_ps(a); }
   // 1 / a, to the last bit or two.
