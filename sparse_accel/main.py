@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import signal
 import sys
 import time
@@ -36,9 +37,11 @@ def _signals_end_it() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _how_to_resume() -> str:
+def _how_to_resume(resumes: bool) -> str:
+    if not resumes:
+        return ""
     without = " without --overwrite_output_dir (it starts a new run)" if "--overwrite_output_dir" in sys.argv else ""
-    return f"run the same command again{without} to resume"
+    return f": run the same command again{without} to resume"
 
 
 # Errors of a disk, and what to do.
@@ -64,7 +67,7 @@ def _say_once(error: UsageError) -> None:
     print(f"error (process {rank()}): {shortened(str(error))}", file=sys.stderr)
 
 
-def run_main(main: Callable[[], int | None]) -> None:
+def run_main(main: Callable[[], int | None], *, resumes: bool = True) -> None:
     """Runs a script's `main`, makes output safe in any encoding, and ends the process with an exit code.
 
     SIGTERM and SIGUSR1 end the script at once, training after the current step; exit code 75. A UsageError, or an error
@@ -73,6 +76,7 @@ def run_main(main: Callable[[], int | None]) -> None:
 
     Args:
         main: returns the exit code; None is 0.
+        resumes: whether the same command goes on where it was interrupted, so that the message says so.
 
     Raises:
         SystemExit: always, with the exit code.
@@ -90,6 +94,9 @@ def run_main(main: Callable[[], int | None]) -> None:
             traceback.print_exc()
         _say_once(error)
         code = error.exit_code
+    except BrokenPipeError:  # whoever reads the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except OSError as error:
         advice = _OF_A_DISK.get(error.errno or 0)
         if advice is None:
@@ -102,13 +109,13 @@ def run_main(main: Callable[[], int | None]) -> None:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if rank() == 0:
-            print(f"\nstopped by {shortened(str(stopped))}: {_how_to_resume()}", file=sys.stderr)
+            print(f"\nstopped by {shortened(str(stopped))}{_how_to_resume(resumes)}", file=sys.stderr)
         code = stopped.exit_code
     except KeyboardInterrupt as interrupt:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if rank() == 0:
             how = f" ({shortened(str(interrupt))})" if str(interrupt) else ""
-            print(f"\ninterrupted{how}: {_how_to_resume()}", file=sys.stderr)
+            print(f"\ninterrupted{how}{_how_to_resume(resumes)}", file=sys.stderr)
         code = 130
     sys.exit(code)

@@ -95,7 +95,14 @@ int main(int count, char** words) {
 
   // One row of ids without padding: the mask is 1 everywhere, and the token types are 0.
   std::vector<int64_t> ids;
-  for (int at = 3; at < count; ++at) ids.push_back(std::strtoll(words[at], nullptr, 10));
+  for (int at = 3; at < count; ++at) {
+    char* end = nullptr;
+    ids.push_back(std::strtoll(words[at], &end, 10));
+    if (*end || end == words[at]) {
+      std::fprintf(stderr, "error: %s is not a token id\n", words[at]);
+      return 2;
+    }
+  }
   std::vector<int64_t> ones(ids.size(), 1), zeros(ids.size(), 0);
   const int64_t shape[] = {1, static_cast<int64_t>(ids.size())};
 

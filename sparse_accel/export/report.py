@@ -137,7 +137,7 @@ def _kernels_as_text(report: dict[str, Any]) -> list[str]:
     found = report["sparse_kernels"]
     lines = ["## Sparse kernels", ""]
     if "instruction_set" not in found:
-        return [*lines, f"`{RUNTIME}` runs this file in onnxruntime alone: {found['reason']}."]
+        return [*lines, f"The kernels of `{RUNTIME}` are not used: {found['reason']}."]
     operators = ", ".join(f"{count} {name}" for name, count in found["operators"].items())
     used = f"not used: {found['reason']}" if found["reason"] else f"{operators}. Compared with onnxruntime alone:"
     lines += [

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import onnx
 
+from sparse_accel.errors import UsageError
 from sparse_accel.runtime.float_graph import in_float
+from sparse_accel.runtime.graph import Graph
 from sparse_accel.runtime.loading import Explanation, explain, model_file, session
 from sparse_accel.runtime.other_interpreter import DeepSparse
+from sparse_accel.runtime.patterns import find_linears
 from sparse_accel.runtime.timing import Run, interleaved, openvino_run, plain_session, random_inputs
 
 FLOAT, INT8, KERNELS, OPENVINO, DEEPSPARSE = "float", "INT8", "INT8 + kernels", "OpenVINO INT8", "DeepSparse INT8"
@@ -36,12 +39,11 @@ class Benchmark:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"{'':<16} {'ms':>8} {'rows/s':>9} {'over INT8':>10}"]
+        lines = [f"{'':<16} {'ms':>8} {'rows/s':>9} {'over float':>11} {'over INT8':>10}"]
         for name, milliseconds in self.milliseconds.items():
-            speed = self.milliseconds[INT8] / milliseconds
-            lines.append(
-                f"{name:<16} {milliseconds:>8.2f} {self.batch_size / milliseconds * 1000:>9.1f} {speed:>9.2f}x"
-            )
+            speeds = [self.milliseconds[other] / milliseconds for other in (FLOAT, INT8)]
+            rows = self.batch_size / milliseconds * 1000
+            lines.append(f"{name:<16} {milliseconds:>8.2f} {rows:>9.1f} {speeds[0]:>10.2f}x {speeds[1]:>9.2f}x")
         return "\n".join([*lines, *self.notes])
 
 
@@ -67,9 +69,12 @@ def benchmark(
 
     Raises:
         FileNotFoundError: there is no such file.
-        UsageError: DeepSparse cannot run the model.
+        UsageError: it has no quantized Linears of the format qdq, or DeepSparse cannot run the model.
     """
     path = model_file(folder_or_file)
+    linears, _ = find_linears(Graph(onnx.load(path)))
+    if not linears:
+        raise UsageError(f"{path} has no quantized Linears of the format qdq: there is nothing to compare")
     feed = random_inputs(path, batch_size, tokens)
     notes = []
     fast = session(path, threads)
@@ -91,6 +96,4 @@ def benchmark(
         if deepsparse_python:
             model = model_file(deepsparse_model or path)
             runs[DEEPSPARSE] = stack.enter_context(DeepSparse(deepsparse_python, model, batch_size, tokens, threads))
-        else:
-            notes.append(f"{DEEPSPARSE}: no --deepsparse_python")
         return Benchmark(interleaved(runs, feed, seconds=seconds), batch_size, explain(fast), tuple(notes))

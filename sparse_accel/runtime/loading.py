@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from sparse_accel.runtime.patterns import Kept
 from sparse_accel.runtime.rewrite import AS_ASKED, DOMAIN, Rewritten, rewrite
 
 VARIABLE = "SPARSE_ACCEL_ISA"
+NONE = "none"  # in place of an instruction set: no kernels
 FILE = "model.onnx"
 _TOO_DENSE = "has too few zeros for the kernels of this CPU"
 _SUFFIX = ".weight_quantized"  # of an initializer's name, after its layer
@@ -74,7 +74,10 @@ class Explanation:
         if self.instruction_set is None:
             return f"onnxruntime's own session: {self.reason}"
         counted = ", ".join(f"{count} {name}" for name, count in self.operators.items())
-        lines = [f"kernels: {self.instruction_set}; {counted}", ""]
+        lines = [f"kernels: {self.instruction_set}; {counted}"]
+        if not self.matrices:
+            return f"{lines[0]}; they pack the weights of this file when it is loaded"
+        lines.append("")
         width = max((len(matrix.layer) for matrix in self.matrices), default=5)
         lines.append(f"{'layer':<{width}}  {'inputs':>6} {'outputs':>7} {'zeros':>6} {'density':>7}  kernel")
         for each in self.matrices:
@@ -88,26 +91,36 @@ class Explanation:
 _EXPLANATIONS: WeakKeyDictionary[Any, Explanation] = WeakKeyDictionary()
 
 
-def session(folder_or_file: str | Path, threads: int | None = None) -> onnxruntime.InferenceSession:
+def session(
+    folder_or_file: str | Path,
+    threads: int | None = None,
+    options: onnxruntime.SessionOptions | None = None,
+) -> onnxruntime.InferenceSession:
     """Returns a session for a deployment: with kernels that skip zeros where they are faster on this CPU.
 
     Inputs, outputs and names are those of model.onnx. `explain` says what was done. The environment variable
-    SPARSE_ACCEL_ISA forces an instruction set.
+    SPARSE_ACCEL_ISA forces an instruction set, or, with `none`, onnxruntime's own session.
 
     Args:
         folder_or_file: a deployment folder, or an ONNX file.
-        threads: of onnxruntime's pool; None: as many as it chooses.
+        threads: of onnxruntime's pool; None: as many as it chooses, or as `options` say.
+        options: for this session alone: the operators are registered with it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: SPARSE_ACCEL_ISA names an instruction set that this CPU does not have.
+        ValueError: SPARSE_ACCEL_ISA names an instruction set that this CPU does not have, or `threads` is not positive.
         Exception: onnxruntime's own, where it cannot load the file.
     """
     path = model_file(folder_or_file)
-    made, explanation = session_with_kernels(path, threads)
+    options = options or _options()
+    if threads is not None:
+        if not isinstance(threads, int) or threads < 1:
+            raise ValueError(f"threads={threads!r}: expected a whole number from 1 on, or None")
+        options.intra_op_num_threads = threads
+    made, explanation = session_with_kernels(path, options=options)
     if made is None:
-        made = onnxruntime.InferenceSession(path, _options(threads), providers=["CPUExecutionProvider"])
         _LOG.warning("%s: %s; this is onnxruntime's own session", path, explanation.reason)
+        made = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     _EXPLANATIONS[made] = explanation
     return made
 
@@ -131,9 +144,11 @@ def instruction_set(library: Library) -> str:
         ValueError: SPARSE_ACCEL_ISA names one that this CPU does not have.
     """
     forced = os.environ.get(VARIABLE, "")
+    if forced == NONE:
+        return ""
     if forced and forced not in library.instruction_sets:
         known = ", ".join(library.instruction_sets)
-        raise ValueError(f"{VARIABLE}={forced}: this CPU has no such kernels. It has: {known}")
+        raise ValueError(f"{VARIABLE}={forced}: expected one of those that this CPU has ({known}), or {NONE}")
     return forced or library.default
 
 
@@ -147,27 +162,27 @@ def model_file(folder_or_file: str | Path) -> Path:
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(
-            f"{path}: there is no {FILE} in this folder" if path.is_dir() else f"{path}: no such file"
+            f"{path}: there is no {FILE} in this folder" if path.is_dir() else f"{path}: no such file or folder"
         )
     return file
 
 
-def _options(threads: int | None) -> onnxruntime.SessionOptions:
+def _options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
-    if threads:
-        options.intra_op_num_threads = threads
     return options
 
 
 def session_with_kernels(
-    path: Path, threads: int | None = None
+    path: Path, threads: int | None = None, options: onnxruntime.SessionOptions | None = None
 ) -> tuple[onnxruntime.InferenceSession | None, Explanation]:
     """Returns a session of a file with kernels, and what it is made of; None and the reason, where there are none.
 
     Raises:
         ValueError: SPARSE_ACCEL_ISA names an instruction set that this CPU does not have.
     """
+    if os.environ.get(VARIABLE) == NONE:
+        return None, Explanation(None, f"{VARIABLE}={NONE}")
     try:
         library = load_library()
     except LibraryMissing as missing:
@@ -175,30 +190,25 @@ def session_with_kernels(
     isa = instruction_set(library)
     if not isa:
         return None, Explanation(
-            None, "nobody has measured the kernels on CPUs like this one (SPARSE_ACCEL_ISA forces them)"
+            None, f"nobody has measured the kernels on CPUs like this one ({VARIABLE} forces them)"
         )
-    options = _options(threads)
+    options = options or _options()
+    if threads:
+        options.intra_op_num_threads = threads
     try:
         options.register_custom_ops_library(str(library.path))
     except Exception as error:  # onnxruntime's exceptions have no common base class
-        return None, Explanation(
-            None, f"onnxruntime {onnxruntime.__version__} cannot use the library ({first_line(error)})"
-        )
+        reason = f"onnxruntime {onnxruntime.__version__} cannot use the library ({first_line(error)})"
+        return None, Explanation(None, reason)
     try:
-        # From a file, because onnxruntime's session keeps the bytes that it is given, beside what it makes of them.
-        with tempfile.TemporaryDirectory(prefix="sparse_accel_") as folder:
-            file = Path(folder) / FILE
-            prepared = prepare(path, library, isa)
-            explanation = prepared.explanation
-            if explanation.instruction_set is None:
-                return None, explanation
-            if prepared.packed is None:
-                file = path
-            else:
-                onnx.save(prepared.packed.model, file)
-            del prepared
-            _give_back_memory()
-            made = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        prepared = prepare(path, library, isa)
+        explanation = prepared.explanation
+        if explanation.instruction_set is None:
+            return None, explanation
+        model = path if prepared.packed is None else prepared.packed.model.SerializeToString()
+        del prepared
+        _give_back_memory()
+        made = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         _give_back_memory()
     except WrongSums as wrong:
         return None, Explanation(None, f"{library.path} is not used: {wrong}")
@@ -242,7 +252,8 @@ def prepare(path: Path, library: Library, isa: str) -> Prepared:
         operators = rewritten.operators
         kept = [Kept(each.layer, _TOO_DENSE) if each.reason == AS_ASKED else each for each in rewritten.kept]
         if not any(operator.layers for operator in operators):
-            explanation = Explanation(None, "no part of this graph gains from the kernels", kept=tuple(kept))
+            first = f" (the first weight of {len(kept)}: {kept[0].layer} {kept[0].reason})" if kept else ""
+            explanation = Explanation(None, f"no part of this graph gains from the kernels{first}", kept=tuple(kept))
             return Prepared(None, (), frozenset(leave), explanation)
         model = rewritten.model
         del rewritten

@@ -44,7 +44,9 @@ int64_t tile_of(const Matrix& matrix, int64_t tokens) {
 
 const Kernels& kernels_or_throw() {
   const Kernels* kernels = chosen_kernels();
-  require(kernels, "sparse_accel has no kernels for this CPU, or SPARSE_ACCEL_ISA names some that it cannot run");
+  const char* forced = std::getenv("SPARSE_ACCEL_ISA");
+  require(kernels, forced && *forced ? std::string("SPARSE_ACCEL_ISA=") + forced + ": this CPU has no such kernels"
+                                     : std::string("nobody has measured the kernels on CPUs like this one"));
   return *kernels;
 }
 
@@ -279,12 +281,22 @@ class Lookup {
     task.y = call.output(shape);
     if (count == 0) return;
     call.parallel((count + IDS - 1) / IDS, [&](int64_t i) {
-      require(kernels_.lookup(task, i * IDS, std::min(IDS, count - i * IDS)), "an id is outside of the table");
+      const int64_t first = i * IDS, part = std::min(IDS, count - first);
+      if (!kernels_.lookup(task, first, part)) refuse(task, first, part);
     });
   }
 
  private:
   static constexpr int64_t IDS = 64;  // on one thread
+
+  // Throws, with the id that is outside of the table.
+  static void refuse(const LookupTask& task, int64_t first, int64_t count) {
+    const auto outside = [&](int64_t id) { return id < -task.entries || id >= task.entries; };
+    const int64_t* id = std::find_if(task.ids + first, task.ids + first + count, outside);
+    throw std::invalid_argument("an id is outside of the table: " + std::to_string(*id) + ", not within " +
+                                std::to_string(-task.entries) + " to " + std::to_string(task.entries - 1));
+  }
+
   const Kernels& kernels_;
   bool has_output_;
   LookupTask task_{};

@@ -147,7 +147,7 @@ def test_on_a_cpu_that_nobody_has_measured(monkeypatch: pytest.MonkeyPatch, capl
 
 def test_a_forced_instruction_set_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "avx1024")
-    with pytest.raises(ValueError, match=r"SPARSE_ACCEL_ISA=avx1024: .* no such kernels. It has: .*portable"):
+    with pytest.raises(ValueError, match=r"SPARSE_ACCEL_ISA=avx1024: expected one of .*portable\), or none"):
         session(DEPLOYMENT)
 
 
@@ -204,7 +204,7 @@ def test_errors_are_those_of_onnxruntime(tmp_path: Path, caplog: pytest.LogCaptu
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no model\.onnx in this folder"):
         session(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
         session(tmp_path / "other.onnx")
 
 
@@ -218,6 +218,37 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_threads_are_those_of_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "portable")
     assert session(DEPLOYMENT, threads=3).get_session_options().intra_op_num_threads == 3
+
+
+def test_threads_that_cannot_be() -> None:
+    for threads in (0, -1, "2"):
+        with pytest.raises(ValueError, match="expected a whole number from 1 on"):
+            session(DEPLOYMENT, threads)  # type: ignore[arg-type]
+
+
+def test_options_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    for isa in ("portable", "none"):
+        monkeypatch.setenv(VARIABLE, isa)
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        made = session(DEPLOYMENT, threads=1, options=options)
+        assert made.get_session_options().get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert made.get_session_options().intra_op_num_threads == 1
+
+
+def test_no_kernels_at_all(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv(VARIABLE, "none")
+    assert explain(session(DEPLOYMENT)).reason == "SPARSE_ACCEL_ISA=none"
+    assert "SPARSE_ACCEL_ISA=none" in one_line(caplog)
+
+
+def test_other_providers_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime then makes the session again, of what it was made of."""
+    monkeypatch.setenv(VARIABLE, "portable")
+    made, feed = session(DEPLOYMENT), random_inputs(DEPLOYMENT / "model.onnx", 2, 5)
+    before = made.run(None, feed)[0]
+    made.set_providers(["CPUExecutionProvider"])
+    assert np.array_equal(made.run(None, feed)[0], before)
 
 
 def test_logging_is_quiet_with_kernels(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
