@@ -155,12 +155,16 @@ def compare(names: tuple[str, str], ours: np.ndarray, theirs: np.ndarray, texts:
     )
 
 
-def check_fidelity(found: Fidelity, texts: Texts, quantized: bool, gap: float = MAX_DISAGREEMENT) -> list[Check]:
+def check_fidelity(
+    found: Fidelity, texts: Texts, quantized: bool, gap: float = MAX_DISAGREEMENT, tolerance: float | None = None
+) -> list[Check]:
     """Returns the checks for the figures: same decisions, similar logits and, with labels, similar metrics.
 
     Args:
         quantized: whether both round to integers.
         gap: the largest difference of accuracies, unless it is that of one decision.
+        tolerance: the largest mean difference of logits, as a fraction of their spread; None: as between PyTorch and
+            onnxruntime.
     """
     checks: list[Check] = []
     where = f"{found.rows} {texts.task.unit} of {texts.source}"
@@ -169,7 +173,8 @@ def check_fidelity(found: Fidelity, texts: Texts, quantized: bool, gap: float = 
         different = round((1 - found.agreement) * found.rows)
         detail = f"{found.agreement:.2%} of decisions are the same on {where} (at most {allowed} may differ)"
         checks.append(Check("agreement", different <= allowed, detail))
-    tolerance = MAX_LOGIT_DIFFERENCE_QUANTIZED if quantized else MAX_LOGIT_DIFFERENCE_FLOAT
+    if tolerance is None:
+        tolerance = MAX_LOGIT_DIFFERENCE_QUANTIZED if quantized else MAX_LOGIT_DIFFERENCE_FLOAT
     near = found.mean_difference <= tolerance * max(found.spread, 1e-6)
     detail = (
         f"logits differ by {found.mean_difference:.2g} on average and {found.max_difference:.2g} at most; their "

@@ -204,18 +204,17 @@ def _rows_and_tokens_stay(
         others_are_known: whether the other axes are known to have as many numbers as before. There are as many in all:
             if one of the two axes stays, so does the other one.
     """
-    stay = [any(_same(graph, axis, lengths[axis], after[axis]) for lengths in before) for axis in (0, 1)]
-    return all(stay) or (others_are_known and any(stay))
+    equal = [any(lengths[axis] == after[axis] is not None for lengths in before) for axis in (0, 1)]
+    likely = [any(_may_stay(graph, axis, lengths[axis], after[axis]) for lengths in before) for axis in (0, 1)]
+    return all(one or other for one, other in zip(equal, likely, strict=True)) or (others_are_known and any(equal))
 
 
-def _same(graph: Graph, axis: int, before: Length, after: Length) -> bool:
-    """Whether an axis keeps its length when a value is reshaped.
+def _may_stay(graph: Graph, axis: int, before: Length, after: Length) -> bool:
+    """Whether an axis of unknown length keeps it when a value is reshaped, if the other one does.
 
     A sum of embeddings has axes of unknown length for onnx, because any term could be broadcast. Where the Reshape
     names the length of token ids, [batch, tokens], on the same axis, that is what the axis has.
     """
-    if before is not None and before == after:
-        return True
     known = isinstance(before, int) or before in graph.token_axes(0) | graph.token_axes(1)
     return not known and after in graph.token_axes(axis)
 

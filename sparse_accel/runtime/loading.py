@@ -7,6 +7,7 @@ onnxruntime's own session of the file as it is.
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
 from collections import Counter
@@ -28,6 +29,7 @@ from sparse_accel.runtime.rewrite import AS_ASKED, DOMAIN, Rewritten, rewrite
 VARIABLE = "SPARSE_ACCEL_ISA"
 NONE = "none"  # in place of an instruction set: no kernels
 FILE = "model.onnx"
+REPORT = "export_report.json"
 _TOO_DENSE = "has too few zeros for the kernels of this CPU"
 _SUFFIX = ".weight_quantized"  # of an initializer's name, after its layer
 _LOG = logging.getLogger("sparse_accel.runtime")
@@ -192,6 +194,8 @@ def session_with_kernels(
         return None, Explanation(
             None, f"nobody has measured the kernels on CPUs like this one ({VARIABLE} forces them)"
         )
+    if reason := _disproof(path, isa):
+        return None, Explanation(None, f"the export's proof of these kernels failed: {reason}")
     options = options or _options()
     if threads:
         options.intra_op_num_threads = threads
@@ -215,6 +219,15 @@ def session_with_kernels(
     except Exception as error:  # whatever a file holds that cannot be rewritten: onnxruntime's own session judges it
         return None, Explanation(None, f"the graph cannot be rewritten ({first_line(error)})")
     return made, explanation
+
+
+def _disproof(path: Path, isa: str) -> str:
+    """Why the export of a file found that the kernels of an instruction set must not be used; empty: it did not."""
+    try:
+        found = json.loads((path.parent / REPORT).read_text(encoding="utf-8"))["sparse_kernels"]
+        return str(found["reason"]) if path.name == FILE and found.get("instruction_set") == isa else ""
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no report, or none of an export
+        return ""
 
 
 @dataclass(frozen=True)

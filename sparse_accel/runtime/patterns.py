@@ -19,6 +19,9 @@ from sparse_accel.runtime.graph import Graph, Node
 
 # Beyond it, a sum of products of 8-bit integers may not fit into 32 bits.
 LARGEST_DEPTH = 65536
+# So that neither 1 / scale nor 255 * scale is infinite.
+SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30
+LARGEST_WIDTH = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ def _quantized_weight(graph: Graph, node: Node | None) -> tuple[str, tuple[int, 
     rows, columns = tensor.dims
     if rows > LARGEST_DEPTH:
         raise NotThis(f"adds {rows} products, more than {LARGEST_DEPTH}")
+    if columns > LARGEST_WIDTH:
+        raise NotThis(f"has {columns} outputs, more than {LARGEST_WIDTH}")
     scales = scales_of(graph, node)
     if scales.size != 1 and (scales.shape != (columns,) or node.attribute("axis", 1) not in (1, -1)):
         raise NotThis("has a weight with scales that are not one per column")
@@ -206,7 +211,7 @@ def _integer_bounds(graph: Graph, clip: Node, scale: float, zero_point: int) -> 
         with np.errstate(over="ignore"):
             quotient = np.float32(bound) / np.float32(scale)
         found.append(int(np.clip(np.rint(quotient) + zero_point, 0, 255)))
-    return (found[0], found[1]) if found[0] <= found[1] else None
+    return (found[0], found[1]) if found[0] < found[1] else None
 
 
 def _range(graph: Graph, node: Node) -> tuple[float, int]:
@@ -227,8 +232,8 @@ def scales_of(graph: Graph, node: Node) -> np.ndarray:
     scales = graph.constant(node.input(1))
     if scales is None or scales.dtype != np.float32 or scales.ndim > 1:
         raise NotThis("has a scale that is not a constant number or vector of float32")
-    if not (np.isfinite(scales).all() and (scales > 0).all() and scales.size):
-        raise NotThis("has a scale that is not a positive number")
+    if not (scales.size and (scales > SMALLEST_SCALE).all() and (scales < LARGEST_SCALE).all()):
+        raise NotThis("has a scale that is not a positive number of a usual size")
     numbers = [node.attribute("precision", 0)] + [node.attribute("output_dtype", 0)] * (node.kind[0] == "D")
     if any(number not in (0, onnx.TensorProto.FLOAT) for number in numbers):
         raise NotThis("is not computed in float32")
@@ -263,7 +268,7 @@ def find_add_norms(graph: Graph) -> list[AddNorm]:
         if any(name in graph.outputs or graph.readers(name) for name in node.outputs[1:]):
             continue  # mean and deviation
         epsilon = node.attribute("epsilon", 1e-5)
-        if epsilon is not None:
+        if epsilon is not None and 0 <= epsilon < 1:
             terms = (add.inputs[0], add.inputs[1])
             found.append(AddNorm(terms, node.input(1), node.input(2), epsilon, node))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from sparse_accel.export.proof import ProofFailed
 from sparse_accel.export.report import gains_of_kernels
 from sparse_accel.export.trace import trace
 from sparse_accel.runtime import explain, session
+from sparse_accel.runtime.attention import find_attentions
 from sparse_accel.runtime.library import VARIABLE as LIBRARY_VARIABLE
 from sparse_accel.runtime.library import Library, load_library
 from sparse_accel.runtime.loading import VARIABLE, session_with_kernels
@@ -77,7 +79,8 @@ def test_kernels_are_proven_matrix_by_matrix_and_on_texts(
     monkeypatch.setenv(VARIABLE, isa)
     found = proven(path)
     assert found.reason == "", found
-    assert [check.name for check in found.checks] == ["sums of each matrix", "agreement", "logits", "accuracy"]
+    names = ["sums of each matrix", "agreement", "logits", "accuracy", "padding"]
+    assert [check.name for check in found.checks] == names
     assert all(check.passed for check in found.checks)
     written: dict[str, Any] = json.loads(json.dumps(found.to_dict()))
     assert written["instruction_set"] == isa and written["agreement"] == 1.0
@@ -101,7 +104,7 @@ def test_a_wrong_sum_is_seen(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Library, "sums", wrong)
     found = proven(path)
     assert found.reason.startswith("they differ from onnxruntime (sums of each matrix: ") and DENSE in found.reason
-    assert [check.passed for check in found.checks] == [False, True, True, True]
+    assert [check.passed for check in found.checks] == [False, True, True, True, True]
 
 
 def test_other_decisions_are_seen(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +117,7 @@ def test_other_decisions_are_seen(path: Path, monkeypatch: pytest.MonkeyPatch) -
     other = SimpleNamespace(run=opposite, get_inputs=made.get_inputs)
     monkeypatch.setattr(kernels, "session_with_kernels", lambda path: (other, explanation))
     found = proven(path)
-    assert [check.passed for check in found.checks] == [True, False, False, False]
+    assert [check.passed for check in found.checks] == [True, False, False, False, False]
     assert "agreement: 0.00% of decisions are the same" in found.reason
 
 
@@ -239,10 +242,22 @@ def test_kernels_that_fail_are_not_used_and_the_file_is_exported(
         done.out
     )
 
+    assert explain(session(folder)).reason == f"the export's proof of these kernels failed: {reason}"
+
     before = (folder / "export_report.json").read_text()
     refused = export(model_path=model, kernels=True)
     assert refused.code == 2 and reason in refused.err, refused.all
     assert (folder / "export_report.json").read_text() == before and not (folder / "model.kernels.onnx").exists()
+
+
+@pytest.mark.parametrize("change", [{"mask": ""}, {"scale": 0.0}], ids=["no mask", "no scale"])
+def test_wrong_attention_does_not_pass(change: dict[str, Any], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sparse_accel.runtime.rewrite.find_attentions",
+        lambda graph: [replace(each, **change) for each in find_attentions(graph)],
+    )
+    failed = {check.name for check in proven(path).checks if check.passed is False}
+    assert "padding" in failed
 
 
 def test_without_the_library_the_report_says_so(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,12 @@ class Call {
   OrtKernelContext* context_;
 };
 
+using Shape = std::vector<int64_t>;
+
+// The numbers of a float tensor in a larger shape: axes of length 1, and axes that are missing in front, are repeated.
+// Throws std::invalid_argument(otherwise) where the shape is no larger one.
+std::vector<float> broadcast(const Constant& from, const Shape& to, const char* otherwise);
+
 // Memory of one thread that is kept from call to call, aligned to 64 bytes, zero where nothing was written yet.
 class Scratch {
  public:

@@ -66,22 +66,22 @@ alignas(64) constexpr float GELU_PIECES[5][32] = {
 };
 
 template <>
-[[gnu::always_inline]] inline __m512 gelu<Vector>(__m512 x) {
+[[gnu::always_inline]] inline __m512 gelu<Vector512>(__m512 x) {
   constexpr float PIECES = 5.75f, LAST = 31.49f / PIECES;
   // Adding it rounds to a whole number, which is then in the lowest bits: the index.
-  const __m512 whole = Vector::set(12582912.0f);
-  const __m512 size = Vector::at_most(_mm512_abs_ps(x), Vector::set(LAST));
-  const __m512 shifted = Vector::multiply_add(size, Vector::set(PIECES), whole);
+  const __m512 whole = Vector512::set(12582912.0f);
+  const __m512 size = Vector512::at_most(_mm512_abs_ps(x), Vector512::set(LAST));
+  const __m512 shifted = Vector512::multiply_add(size, Vector512::set(PIECES), whole);
   const __m512i piece = _mm512_castps_si512(shifted);
-  const __m512 t = _mm512_fmsub_ps(size, Vector::set(PIECES), Vector::subtract(shifted, whole));
+  const __m512 t = _mm512_fmsub_ps(size, Vector512::set(PIECES), Vector512::subtract(shifted, whole));
   const auto coefficient = [&](int power) {
     return _mm512_permutex2var_ps(_mm512_load_ps(GELU_PIECES[power]), piece, _mm512_load_ps(GELU_PIECES[power] + 16));
   };
-  __m512 r = Vector::multiply_add(coefficient(4), t, coefficient(3));
-  r = Vector::multiply_add(r, t, coefficient(2));
-  r = Vector::multiply_add(r, t, coefficient(1));
-  r = Vector::multiply_add(r, t, coefficient(0));
-  return Vector::subtract(Vector::at_least(Vector::zero(), x), r);  // no number stays none
+  __m512 r = Vector512::multiply_add(coefficient(4), t, coefficient(3));
+  r = Vector512::multiply_add(r, t, coefficient(2));
+  r = Vector512::multiply_add(r, t, coefficient(1));
+  r = Vector512::multiply_add(r, t, coefficient(0));
+  return Vector512::subtract(Vector512::at_least(Vector512::zero(), x), r);  // no number stays none
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ void add_products(__m256i& acc, __m256i activations, __m256i weights) {
 namespace sparse_accel {
 
 const Kernels avx2_kernels = {
-    "avx2", LANES8, LANES8, false, 0.5, linear<Vector, Integers>, feed_forward<Vector, Integers>, attention<Vector, 4>,
-    lookup<Vector>, sums<Vector, Integers>};
+    "avx2", LANES8, LANES8, false, 0.5, linear<Vector256, Integers>, feed_forward<Vector256, Integers>, attention<Vector256, 4>,
+    lookup<Vector256>, sums<Vector256, Integers>};
 
 }  // namespace sparse_accel

@@ -8,7 +8,7 @@
 namespace sparse_accel {
 
 const Kernels avx512_vbmi_kernels = {
-    "avx512_vbmi", LANES16, DENSE16, true, 0.6, linear<Vector, Integers>, feed_forward<Vector, Integers>,
-    attention<Vector, 8>, lookup<Vector>, sums<Vector, Integers>};
+    "avx512_vbmi", LANES16, DENSE16, true, 0.6, linear<Vector512, Integers>, feed_forward<Vector512, Integers>,
+    attention<Vector512, 8>, lookup<Vector512>, sums<Vector512, Integers>};
 
 }  // namespace sparse_accel

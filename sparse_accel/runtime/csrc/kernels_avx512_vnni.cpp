@@ -1,4 +1,5 @@
-// AVX-512 VNNI without VBMI, with registers of 256 bits: Cascade Lake. Only VBMI can shuffle 64 bytes at once.
+// AVX-512 VNNI without VBMI, Cascade Lake. Only VBMI can shuffle 64 bytes at once, so
+// Linears use registers of 256 bits; attention uses all 512.
 #include <immintrin.h>
 
 namespace sparse_accel {
@@ -15,11 +16,12 @@ void add_products(__m256i& acc, __m256i activations, __m256i weights) {
 #include "lanes8.h"
 #include "lookup.h"
 #include "tile.h"
+#include "vector_avx512.h"
 
 namespace sparse_accel {
 
 const Kernels avx512_vnni_kernels = {
-    "avx512_vnni", LANES8, LANES8, false, 0.4, linear<Vector, Integers>, feed_forward<Vector, Integers>, attention<Vector, 4>,
-    lookup<Vector>, sums<Vector, Integers>};
+    "avx512_vnni", LANES8, LANES8, false, 0.4, linear<Vector256, Integers>, feed_forward<Vector256, Integers>, attention<Vector512, 8>,
+    lookup<Vector256>, sums<Vector256, Integers>};
 
 }  // namespace sparse_accel

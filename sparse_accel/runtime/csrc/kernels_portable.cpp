@@ -33,7 +33,7 @@ struct Integers {
 }  // namespace
 
 const Kernels portable_kernels = {
-    "portable", ROWS, ROWS, true, 1.0, linear<Vector, Integers>, feed_forward<Vector, Integers>, attention<Vector, 1>,
-    lookup<Vector>, sums<Vector, Integers>};
+    "portable", ROWS, ROWS, true, 1.0, linear<Vector1, Integers>, feed_forward<Vector1, Integers>, attention<Vector1, 1>,
+    lookup<Vector1>, sums<Vector1, Integers>};
 
 }  // namespace sparse_accel

@@ -10,6 +10,7 @@ namespace {
 #define SPARSE_ACCEL_UNROLL _Pragma("GCC unroll 32")
 
 struct Integers {
+  using Vector = Vector512;
   using I = Vector::I;
   static constexpr int64_t TWO_BLOCKS = 8192;  // bytes of a block
 

@@ -11,6 +11,7 @@ namespace {
 #define SPARSE_ACCEL_UNROLL _Pragma("GCC unroll 16")
 
 struct Integers {
+  using Vector = Vector256;
   using I = Vector::I;
 
   // Where one token's quantized activations go; `put` takes 8 of them, from a multiple of 8 on.

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <cstring>
-#include <new>
 
 #include "call.h"
 #include "dispatch.h"
@@ -12,33 +10,12 @@
 
 namespace sparse_accel {
 
-Scratch::~Scratch() { std::free(memory_); }
-
-uint8_t* Scratch::bytes(int64_t size) {
-  if (size > size_) {
-    size = (size + 63) / 64 * 64;
-    std::free(memory_);
-    memory_ = static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>(size)));
-    size_ = memory_ ? size : 0;
-    if (!memory_) throw std::bad_alloc();
-    std::memset(memory_, 0, static_cast<size_t>(size));
-  }
-  return memory_;
-}
-
-uint8_t* scratch(int64_t bytes) {
-  static thread_local Scratch own;
-  return own.bytes(bytes);
-}
-
 namespace {
-
-using Shape = std::vector<int64_t>;
 
 // Tokens that are done at once: dense weights are read once for all of them, sparse ones are small. With few tokens, there
 // are tiles for several threads.
 int64_t tile_of(const Matrix& matrix, int64_t tokens) {
-  if (!matrix.packed.sparse()) return 3 * BLOCK;
+  if (!matrix.packed.sparse()) return tokens >= 12 * BLOCK ? 3 * BLOCK : BLOCK;
   return tokens >= 8 * BLOCK ? 2 * BLOCK : BLOCK;
 }
 
@@ -107,10 +84,14 @@ class Linear {
     Shape shape = x.shape;
     shape.back() = matrix.packed.header.rows;
     LinearTask task = norm ? *norm : LinearTask{};
+    std::vector<float> repeated;
     if (norm) {
       const Constant residual = call.input(4);
-      require(residual.shape == shape, "residual has another shape than the result");
       task.residual = static_cast<const float*>(residual.data);
+      if (residual.shape != shape) {
+        repeated = broadcast(residual, shape, "residual has another shape than the result");
+        task.residual = repeated.data();
+      }
     }
     task.matrix = &matrix;
     task.activation = activation_;
@@ -213,7 +194,14 @@ class Attention {
       require(shape.size() == 3 && shape[0] == batch && shape[1] == tokens && offsets_[i] + width <= shape[2],
               "q, k and v must have the same rows and tokens, and room for all heads");
     }
-    const Shape& shape = mask.shape;
+    Shape shape = mask.shape;
+    const float* mask_data = static_cast<const float*>(mask.data);
+    std::vector<float> repeated;
+    if (mask.data && shape.size() == 4 && shape[3] == 1 && tokens != 1) {
+      shape[3] = tokens;
+      repeated = broadcast(mask, shape, "mask cannot be repeated for all keys");
+      mask_data = repeated.data();
+    }
     if (mask.data) {
       const auto one_or = [](int64_t n, int64_t all) { return n == 1 || n == all; };
       require(shape.size() == 4 && one_or(shape[0], batch) && shape[1] == 1 && one_or(shape[2], tokens) && shape[3] == tokens,
@@ -233,7 +221,7 @@ class Attention {
       task.q = part_of(q, offsets_[0], row, head);
       task.k = part_of(k, offsets_[1], row, head);
       task.v = part_of(v, offsets_[2], row, head);
-      task.mask = mask.data ? static_cast<const float*>(mask.data) + row * by_row : nullptr;
+      task.mask = mask_data ? mask_data + row * by_row : nullptr;
       task.y = y + row * tokens * width + head * head_size_;
       task.stride_q = q.shape[2], task.stride_k = k.shape[2], task.stride_v = v.shape[2];
       task.stride_mask = by_query, task.stride_y = width;

@@ -8,7 +8,7 @@
 namespace sparse_accel {
 namespace {
 
-struct Vector {
+struct Vector256 {
   static constexpr int WIDTH = 8;
   using F = __m256;
   using I = __m256i;

@@ -8,7 +8,7 @@
 namespace sparse_accel {
 namespace {
 
-struct Vector {
+struct Vector512 {
   static constexpr int WIDTH = 16;
   using F = __m512;
   using I = __m512i;

@@ -7,7 +7,7 @@
 namespace sparse_accel {
 namespace {
 
-struct Vector {
+struct Vector1 {
   static constexpr int WIDTH = 1;
   using F = float;
   using I = int32_t;

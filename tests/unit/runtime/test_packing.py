@@ -45,9 +45,9 @@ def rewritten(shared: bool = False) -> Rewrite:
     """Linear, feed-forward block (8, 20), and another Linear, of the first one's weight if `shared`."""
     builder = GraphBuilder()
     y = builder.linear("first", builder.input("x", ["batch", 8]), 8, 8)
-    y = builder.feed_forward("block", y, 8, 20)
+    y = builder.feed_forward("block", builder.op("Neg", y), 8, 20)
     last = builder.op("MatMul", builder.quantize(y), "DequantizeLinear_0")
-    return rewrite(builder.model(last if shared else builder.linear("last", y, 8, 5)))
+    return rewrite(builder.model(last if shared else builder.linear("last", y, 8, 16)))
 
 
 def packed(library: Any, shared: bool = False) -> PackedModel:
@@ -62,7 +62,7 @@ def test_every_weight_is_packed() -> None:
         ((8, 8), False, False),
         ((8, 20), False, True),
         ((20, 8), True, False),
-        ((8, 5), False, False),
+        ((8, 16), False, False),
     ]
     stored = {tensor.name: tensor for tensor in found.model.graph.initializer}
     assert not [name for name, tensor in stored.items() if tensor.data_type == TensorProto.INT8]
@@ -86,7 +86,7 @@ def test_shared_weights_are_packed_once() -> None:
 
 def test_weights_with_too_few_zeros_are_named_with_their_operators() -> None:
     with pytest.raises(TooDense) as error:
-        packed(NumpyLibrary(too_dense=(20, 5)))
+        packed(NumpyLibrary(too_dense=(20, 16)))
     names = {weight: node for node, weight in error.value.weights}
     assert set(names) == {"block.up.weight_quantized", "last.weight_quantized"}
     operators = {each.node: each.operator for each in rewritten().operators}

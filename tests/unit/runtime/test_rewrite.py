@@ -72,10 +72,37 @@ def test_a_clip_whose_bounds_cross_stays() -> None:
 def test_what_else_reads_a_quantized_input_still_gets_it() -> None:
     builder, x = built()
     inputs = builder.quantize(x)
-    products = [builder.op("MatMul", inputs, builder.weight(name, 8, 8)) for name in ("one", "two")]
-    y = builder.op("Sub", builder.op("Sub", *products), inputs)
+    products = [builder.op("MatMul", inputs, builder.weight(name, 8, 16)) for name in ("one", "two")]
+    y = builder.op("Add", builder.op("ReduceSum", builder.op("Sub", *products)), inputs)
     found = rewritten(builder.model(y), ["Linear", "Linear"])
     assert [node.op_type for node in found.model.graph.node].count("QuantizeLinear") == 1
+
+
+@pytest.mark.parametrize(
+    "count, width, taken", [(2, 8, 0), (1, 8, 1), (3, 16, 3), (4, 16, 0), (4, 128, 0), (4, 129, 4)]
+)
+def test_many_small_products_of_one_input_are_left(count: int, width: int, taken: int) -> None:
+    """onnxruntime quantizes their input once."""
+    builder, x = built()
+    inputs = builder.quantize(x)
+    products = [builder.op("MatMul", inputs, builder.weight(f"layer_{at}", 8, width)) for at in range(count)]
+    y = products[0] if count == 1 else builder.op("Concat", *products, axis=-1)
+    found = rewritten(builder.model(y), ["Linear"] * taken)
+    assert all("small products with one quantized input" in each.reason for each in found.kept)
+    assert len(found.kept) == count - taken
+
+
+@pytest.mark.parametrize("zeros, taken", [(0.5, 0), (0.9, 1)])
+def test_a_result_that_is_quantized_needs_zeros(zeros: float, taken: int) -> None:
+    """onnxruntime then computes in integers throughout."""
+    builder, x = built()
+    y = builder.quantize(builder.op("MatMul", builder.quantize(x), builder.weight("layer", 8, 64)))
+    random = np.random.default_rng(0)
+    weight = (random.integers(1, 128, (8, 64)) * (random.random((8, 64)) >= zeros)).astype(np.int8)
+    model = builder.model(builder.op("Neg", y), **{"layer.weight_quantized": weight})
+    found = rewrite(model)
+    assert len(found.operators) == taken and len(found.kept) == 1 - taken
+    assert all(each.reason == "has a result that is quantized, and few zeros" for each in found.kept)
 
 
 def test_an_output_in_the_middle_stays() -> None:

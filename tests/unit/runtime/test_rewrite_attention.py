@@ -227,6 +227,23 @@ def test_rows_that_were_one_matrix_are_no_attention() -> None:
     assert "Softmax" in [node.op_type for node in found.model.graph.node]
 
 
+def test_a_batch_in_one_row_is_no_attention() -> None:
+    """[1, batch * tokens, width]: its only row is cut into as many as the ids have."""
+    builder = GraphBuilder()
+    ids = builder.input("ids", ["batch", "tokens"], TensorProto.INT64)
+    table = builder.constant(np.ones((9, WIDTH), np.float32))
+    rows = builder.op("Reshape", builder.op("Gather", table, ids), builder.constant(np.array([1, -1, WIDTH])))
+    lengths = builder.op("Concat", builder.op("Shape", ids), builder.constant(np.array([HEADS, SIZE])), axis=0)
+    q, k, v = (
+        builder.op("Transpose", builder.op("Reshape", builder.linear(name, rows, WIDTH, WIDTH), lengths), perm=order)
+        for name, order in (("query", ROWS), ("key", COLUMNS), ("value", ROWS))
+    )
+    mixed = builder.op("MatMul", builder.op("Softmax", builder.op("MatMul", q, k), axis=-1), v)
+    back = builder.op("Transpose", mixed, perm=ROWS)
+    y = builder.op("Reshape", back, builder.constant(np.array([1, -1, WIDTH])))
+    assert "Attention" not in [each.operator for each in rewrite(builder.model(y)).operators]
+
+
 def test_tokens_that_become_one_are_no_attention() -> None:
     """[batch, tokens, width] as [batch, tokens / 2, heads, 2 size]: the heads of two tokens side by side."""
     parts = {f"cut_{name}": cut(COLUMNS if name == "k" else ROWS, shape=(0, -1, HEADS, 2 * SIZE)) for name in "qkv"}

@@ -19,7 +19,7 @@ from sparse_accel.runtime.rewrite import Rewrite, rewrite
 def test_layers_that_share_their_weights() -> None:
     builder, x = built()
     weight = builder.weight("shared", 8, 8)
-    hidden = builder.op("MatMul", builder.quantize(x), weight)
+    hidden = builder.op("Neg", builder.op("MatMul", builder.quantize(x), weight))
     y = builder.op("MatMul", builder.quantize(hidden, scale=0.05), weight)
     found = rewritten(builder.model(y), ["Linear", "Linear"])
     stored = [tensor.name for tensor in found.model.graph.initializer]

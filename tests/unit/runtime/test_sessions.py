@@ -268,3 +268,24 @@ def test_a_file_that_has_the_operators(isa: str, tmp_path: Path, monkeypatch: py
     made = session(tmp_path / "model.kernels.onnx")
     assert explain(made).operators == {"FeedForward": 1, "Linear": 1}
     agree(folder, made, {"x": np.random.default_rng(0).normal(0, 1, (2, 7, 64)).astype(np.float32)})
+
+
+@pytest.mark.parametrize("isa", load_library().instruction_sets)
+def test_axes_of_unknown_length_are_repeated_as_onnxruntime_does(
+    isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, isa)
+    build = GraphBuilder()
+    x, residual = build.input("x", ["batch", "tokens", 64]), build.input("residual", ["rows", "columns", 64])
+    build.random = np.random.default_rng(3)
+    y = build.norm("norm", build.op("Add", build.linear("layer", x, 64, 64), residual), 64)
+    model = build.model(build.op("Identity", y, output="y"))
+    (weight,) = (each for each in model.graph.initializer if each.name == "layer.weight_quantized")
+    few = onnx.numpy_helper.to_array(weight) * (np.random.default_rng(1).random((64, 64)) > 0.8)
+    weight.CopyFrom(onnx.numpy_helper.from_array(few.astype(np.int8), weight.name))
+    made = session(saved(model, tmp_path))
+    assert explain(made).operators == {"LinearAddNorm": 1}
+    random = np.random.default_rng(0)
+    for shape in ((3, 5, 64), (1, 5, 64), (3, 1, 64), (1, 1, 64)):
+        feed = {name: random.normal(0, 1, s).astype(np.float32) for name, s in (("x", (3, 5, 64)), ("residual", shape))}
+        agree(tmp_path, made, feed)
