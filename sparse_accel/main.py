@@ -76,7 +76,7 @@ def run_main(main: Callable[[], int | None], *, resumes: bool = True) -> None:
 
     Args:
         main: returns the exit code; None is 0.
-        resumes: whether the same command goes on where it was interrupted, so that the message says so.
+        resumes: whether the same command goes on where it was interrupted; the message then tells the user.
 
     Raises:
         SystemExit: always, with the exit code.
