@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_fixtures import ARCHITECTURES, encoded, make_sparse_bert, quantize, texts, vary
+from export_fixtures import ARCHITECTURES, encoded, make_sparse_bert, quantize, quantize_outputs, texts, vary
 from onnx import numpy_helper
 from tiny import make_bert, make_tokenizer
 from torch import nn
@@ -198,20 +198,9 @@ def test_weights_with_a_scale_for_each_row(tmp_path: Path) -> None:
 
 
 def test_output_quantizers_of_linears(tmp_path: Path) -> None:
-    from sparse_accel.modifiers.quantization import QuantizationModifier
-    from sparse_accel.recipe_run import RecipeRun
-
     model = make_sparse_bert(num_hidden_layers=1)
     vary(model)
-    modifier = QuantizationModifier(quantize_linear_activations=True)
-    run = RecipeRun()
-    run.attach(model)
-    modifier.attach(run.state)
-    for quantizer in quantizers(model).values():
-        quantizer.enabled = quantizer.observing = True
-    with torch.no_grad():
-        model.train()(**encoded(model, ["a good film", "it was bad"]))
-    model.eval()
+    quantize_outputs(model, ["a good film", "it was bad"])
     traced = trace(model, make_tokenizer())
     for form, opset in FORMS:
         path = write(tmp_path / "model.onnx", traced, model, form, opset)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_fixtures import ARCHITECTURES, ONE_BLOCK, encoded, make_sparse_bert, quantize, vary
+from export_fixtures import ARCHITECTURES, ONE_BLOCK, encoded, make_sparse_bert, quantize, quantize_outputs, vary
 from kernel_reference import run_plain, run_rewritten
 from onnx import helper
 from tiny import make_texts, make_tokenizer
@@ -139,27 +139,11 @@ def test_reduced_ranges_and_a_scale_for_each_row() -> None:
 def test_output_quantizers_stay() -> None:
     model = make_bert()
     vary(model)
-    graph = lower(exported("bert")[1], quantize_outputs(model), "qdq")
+    graph = lower(exported("bert")[1], quantize_outputs(model, make_texts(32, seed=5)[0]), "qdq")
     found = rewritten(model, graph, EMBEDDINGS + Counter(Linear=6, Attention=1))
     # The head has few zeros, and its results are quantized.
     assert [each.layer for each in found.kept] == ["bert.pooler.dense", "classifier"]
     assert "QuantizeLinear" in [node.op_type for node in found.model.graph.node]
-
-
-def quantize_outputs(model: nn.Module) -> nn.Module:
-    from sparse_accel.modifiers.quantization import QuantizationModifier
-    from sparse_accel.nn.layers import quantizers
-    from sparse_accel.recipe_run import RecipeRun
-
-    modifier = QuantizationModifier(quantize_linear_activations=True)
-    run = RecipeRun()
-    run.attach(model)
-    modifier.attach(run.state)
-    for quantizer in quantizers(model).values():
-        quantizer.enabled = quantizer.observing = True
-    with torch.no_grad():
-        model.train()(**encoded(model, make_texts(32, seed=5)[0]))
-    return model.eval()
 
 
 def test_other_formats_are_kept_with_a_reason() -> None:

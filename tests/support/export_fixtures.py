@@ -130,6 +130,19 @@ def quantize(model: nn.Module, **settings: Any) -> nn.Module:
     return model.eval()
 
 
+def quantize_outputs(model: nn.Module, rows: list[str]) -> nn.Module:
+    """Puts quantizers into a model, on, for outputs too, with ranges from one forward of these sentences."""
+    modifier = QuantizationModifier(quantize_linear_activations=True)
+    run = RecipeRun()
+    run.attach(model)
+    modifier.attach(run.state)
+    for quantizer in quantizers(model).values():
+        quantizer.enabled = quantizer.observing = True
+    with torch.no_grad():
+        model.train()(**encoded(model, rows))
+    return model.eval()
+
+
 def encoded(model: nn.Module, rows: list[str]) -> dict[str, torch.Tensor]:
     batch = dict(make_tokenizer()(rows, padding=True, return_tensors="pt"))
     if "istil" in type(model).__name__ or "Modern" in type(model).__name__:

@@ -121,7 +121,7 @@ SPOILED: dict[str, tuple[dict[str, Any], str]] = {
         "of type uint8, not int8",
     ),
     "a scale of 0": ({"w.weight_scale": np.float32(0)}, "not a positive number"),
-    "a scale that is no number": ({"w.weight_scale": np.float32(np.nan)}, "not a positive number"),
+    "a scale of NaN": ({"w.weight_scale": np.float32(np.nan)}, "not a positive number"),
     "a negative scale": ({"w.weight_scale": np.float32(-1)}, "not a positive number"),
     "an infinite scale": ({"w.weight_scale": np.float32(np.inf)}, "not a positive number"),
     "an input scale of 0": ({"constant_0": np.float32(0)}, "not a positive number"),
