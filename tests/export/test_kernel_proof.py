@@ -20,7 +20,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.export import deployment, kernels
 from sparse_accel.export.checks import Check
 from sparse_accel.export.classify import classify
-from sparse_accel.export.fidelity import in_session, logits_of
+from sparse_accel.export.fidelity import Fidelity, compare, in_session, logits_of
 from sparse_accel.export.kernels import KernelProof, prove_kernels, write_kernel_model
 from sparse_accel.export.lower import lower
 from sparse_accel.export.proof import ProofFailed
@@ -119,6 +119,20 @@ def test_other_decisions_are_seen(path: Path, monkeypatch: pytest.MonkeyPatch) -
     found = proven(path)
     assert [check.passed for check in found.checks] == [True, False, False, False, False]
     assert "agreement: 0.00% of decisions are the same" in found.reason
+
+
+@pytest.mark.parametrize("rows, flipped, passes", [(600, 2, True), (600, 3, False), (2000, 4, True), (2000, 5, False)])
+def test_how_far_accuracies_may_be_apart(rows: int, flipped: int, passes: bool) -> None:
+    """By 0.2 points, or by two decisions."""
+    accuracies = ({"accuracy": 0.5}, {"accuracy": 0.5 + flipped / rows})
+    found = replace(proven_on_paper(), rows=rows, metrics=accuracies)
+    (accuracy,) = (each for each in kernels._check_answers(found, texts()) if each.name == "accuracy")
+    assert accuracy.passed is passes
+
+
+def proven_on_paper() -> Fidelity:
+    logits = np.zeros((len(texts().rows), 2), dtype=np.float32)
+    return compare(("onnxruntime", "kernels"), logits, logits, texts())
 
 
 def test_kernels_that_cannot_run_a_model_are_not_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
