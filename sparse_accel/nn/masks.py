@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparse_accel.nn.cpu_kernels import MaskedOnCpu
+from sparse_accel.nn.cpu_kernels import MaskedOnCpu, clear_on_cpu
 
 MaskType = str | Sequence[int]
+MOVEMENT_RATE = 0.01
 
 
 def block_shape(mask_type: MaskType) -> tuple[int, int] | None:
@@ -62,35 +64,60 @@ def magnitude_mask(weight: Tensor, sparsity: float, mask_type: MaskType = "unstr
     Raises:
         ValueError: blocks or groups do not divide the weight, or `sparsity` is not 1 - N/M of an N:M mask.
     """
-    return global_magnitude_masks([weight], sparsity, mask_type)[0]
+    return masks_of_scores([magnitude(weight)], sparsity, mask_type)[0]
 
 
-def global_magnitude_masks(
-    weights: Sequence[Tensor], sparsity: float, mask_type: MaskType = "unstructured"
-) -> list[Tensor]:
-    """Returns a `magnitude_mask` for each weight, with one ranking over all `weights`, so that sparsity may differ.
+def magnitude(weight: Tensor) -> Tensor:
+    """Returns the scores of magnitude pruning: absolute values, float32, of the weight's shape."""
+    return weight.detach().abs().float()
 
-    An N:M mask has the same sparsity in every group, so a ranking over all layers and one per layer agree.
+
+def add_movement(score: Tensor, gradient: Tensor, weight: Tensor, usable: Tensor) -> None:
+    """Adds one step to the scores of movement pruning, in place: score -= 0.01 * gradient * weight.
+
+    Sanh et al. 2020, arXiv 2005.07683, eq. 7: weights that training moves away from 0 are important. The factor changes
+    no rank; it is that of SparseML.
+
+    Args:
+        score, weight: any shape, float; a masked weight counts as the caller gives it, as 0 or as it is stored.
+        gradient: of the loss with respect to `weight`; where the mask cuts it off, the score stays.
+        usable: (), bool, on the device of the others; False leaves the scores unchanged, for gradients with NaN.
+    """
+    if not score.is_cuda:
+        if usable:
+            score.addcmul_(gradient, weight, value=-MOVEMENT_RATE)
+    else:  # without waiting for the device
+        score.addcmul_(torch.where(usable, gradient, 0.0), weight, value=-MOVEMENT_RATE)
+
+
+def masks_of_scores(scores: Sequence[Tensor], sparsity: float, mask_type: MaskType = "unstructured") -> list[Tensor]:
+    """Returns a mask for each tensor that drops the lowest scores, with one ranking over all of them.
+
+    So the sparsity of single tensors may differ. An N:M mask has the same sparsity in every group, so a ranking over
+    all tensors and one per tensor agree.
+
+    Args:
+        scores: one score per weight, each of its weight's shape; not NaN. A block has the mean score of its weights.
+        sparsity: fraction to drop, 0 to 1; round(sparsity * n) of the n units (weights or blocks) are dropped.
+        mask_type: as for `magnitude_mask`.
 
     Raises:
         ValueError: as `magnitude_mask`.
     """
     group = kept_of_group(mask_type)
     if group is not None:
-        return [_group_mask(weight, sparsity, *group) for weight in weights]
+        return [_group_mask(score, sparsity, *group) for score in scores]
     block = block_shape(mask_type)
-    scores = [weight.detach().abs().float() if block is None else _block_scores(weight, block) for weight in weights]
-    flat = torch.cat([score.flatten() for score in scores])
+    units = list(scores) if block is None else [_block_scores(score, block) for score in scores]
+    flat = torch.cat([unit.flatten() for unit in units])
     kept = keep_all_but_lowest(flat, round(sparsity * flat.numel()))
-    masks = [
-        part.view(score.shape) for part, score in zip(kept.split([s.numel() for s in scores]), scores, strict=True)
-    ]
+    masks = [part.view(unit.shape) for part, unit in zip(kept.split([u.numel() for u in units]), units, strict=True)]
     if block is None:
         return masks
-    return [_expand_blocks(mask, weight, block) for mask, weight in zip(masks, weights, strict=True)]
+    return [_expand_blocks(mask, score.shape, block) for mask, score in zip(masks, scores, strict=True)]
 
 
-def masked(weight: Tensor, mask: Tensor, bits: Tensor | None = None) -> Tensor:
+def masked(weight: Tensor, mask: Tensor, bits: Tensor | None = None, *, straight_through: bool = False) -> Tensor:
     """Returns the effective weight: `weight` with exact zeros where `mask` is False, and no gradient there.
 
     It is not a product, because inf * 0 is NaN.
@@ -99,10 +126,35 @@ def masked(weight: Tensor, mask: Tensor, bits: Tensor | None = None) -> Tensor:
         weight: any shape, float.
         mask: bool, of the weight's shape.
         bits: `mask_bits(mask)`, which a CPU applies ten times faster than a bool mask; float32 weights only.
+        straight_through: the backward ignores the mask: masked weights get the gradient of their zeros.
     """
+    if straight_through:
+        return _MaskedStraightThrough.apply(weight, mask, bits)
+    return _masked(weight, mask, bits)
+
+
+def _masked(weight: Tensor, mask: Tensor, bits: Tensor | None) -> Tensor:
     if bits is None:
         return torch.where(mask, weight, 0.0)
     return MaskedOnCpu.apply(weight, bits)
+
+
+class _MaskedStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor, bits: Tensor | None) -> Tensor:
+        return _masked(weight, mask, bits)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0], None, None
+
+
+def clear(tensor: Tensor, mask: Tensor, bits: Tensor | None = None) -> None:
+    """Sets a tensor to exact zeros in place where `mask` is False. Arguments as for `masked`."""
+    if bits is None:
+        tensor.masked_fill_(~mask, 0.0)
+    else:
+        clear_on_cpu(tensor, bits)
 
 
 def constant_mask(weight: Tensor) -> Tensor:
@@ -115,27 +167,27 @@ def sparsity_of(weight: Tensor) -> float:
     return int((weight == 0).sum()) / weight.numel() if weight.numel() else 0.0
 
 
-def _block_scores(weight: Tensor, block: tuple[int, int]) -> Tensor:
-    """Returns the mean magnitude of each block: (out, in) -> (out / rows, in / columns)."""
-    matrix = weight.detach().float().abs().flatten(1)
+def _block_scores(score: Tensor, block: tuple[int, int]) -> Tensor:
+    """Returns the mean score of each block: (out, in) -> (out / rows, in / columns)."""
+    matrix = score.flatten(1)
     rows, columns = block
     if matrix.shape[0] % rows or matrix.shape[1] % columns:
-        raise ValueError(f"blocks of {rows} x {columns} do not divide a weight of {tuple(weight.shape)}")
+        raise ValueError(f"blocks of {rows} x {columns} do not divide a weight of {tuple(score.shape)}")
     return matrix.view(matrix.shape[0] // rows, rows, matrix.shape[1] // columns, columns).mean(dim=(1, 3))
 
 
-def _expand_blocks(mask: Tensor, weight: Tensor, block: tuple[int, int]) -> Tensor:
-    return mask.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1).view(weight.shape)
+def _expand_blocks(mask: Tensor, shape: torch.Size, block: tuple[int, int]) -> Tensor:
+    return mask.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1).view(shape)
 
 
-def _group_mask(weight: Tensor, sparsity: float, kept: int, size: int) -> Tensor:
-    """Returns the N:M mask: of each `size` neighbours the `kept` largest are kept; of equal ones, the later."""
+def _group_mask(score: Tensor, sparsity: float, kept: int, size: int) -> Tensor:
+    """Returns the N:M mask: of each `size` neighbours the `kept` highest are kept; of equal ones, the later."""
     if sparsity == 0:
-        return torch.ones_like(weight, dtype=torch.bool)
+        return torch.ones_like(score, dtype=torch.bool)
     if abs(sparsity - (1 - kept / size)) > 1e-6:
         raise ValueError(f"a {kept}:{size} mask has sparsity {1 - kept / size:g}, not {sparsity:g}")
-    if weight.numel() % size or weight[0].numel() % size:
-        raise ValueError(f"groups of {size} do not divide the rows of a weight of {tuple(weight.shape)}")
-    groups = weight.detach().abs().float().view(-1, size)
+    if score.numel() % size or score[0].numel() % size:
+        raise ValueError(f"groups of {size} do not divide the rows of a weight of {tuple(score.shape)}")
+    groups = score.view(-1, size)
     dropped = groups.argsort(dim=1, stable=True)[:, : size - kept]
-    return torch.ones_like(groups, dtype=torch.bool).scatter_(1, dropped, False).view(weight.shape)
+    return torch.ones_like(groups, dtype=torch.bool).scatter_(1, dropped, False).view(score.shape)

@@ -1,233 +1,49 @@
-"""Gradual pruning by magnitude. Masks are computed by pure functions in `sparse_accel.nn.masks`."""
+"""Gradual pruning by magnitude."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import FieldError
-from sparse_accel.modifiers.pruning.base import PruningModifier, short
-from sparse_accel.modifiers.pruning.gradual import update_due
+from sparse_accel.modifiers.pruning.gradual import GradualPruningModifier
 
 if TYPE_CHECKING:
     import torch
 
-    from sparse_accel.modifiers.state import State
-    from sparse_accel.progress import Progress
-
-
-FROM_PARAM = "__FROM_PARAM__"
-
 
 @dataclass(kw_only=True)
-class MagnitudePruningModifier(PruningModifier):
+class MagnitudePruningModifier(GradualPruningModifier):
     """Prunes the smallest weights gradually: `init_sparsity` at `start_epoch`, `final_sparsity` at `end_epoch`.
 
     Zhu & Gupta 2017, arXiv 1710.01878. Weights are ranked by the values that the model uses: pruned weights count as 0,
     so they stay pruned while sparsity grows.
     """
 
-    end_epoch: float = -1.0
-    """Epoch at which final_sparsity is reached."""
-
-    init_sparsity: float | str = 0.05
-    """Fraction of zeros at start_epoch, 0 to 1; `__FROM_PARAM__`: the sparsity that each weight has then."""
-    final_sparsity: float | dict[float, list[str]] = 0.95
-    """Fraction of zeros at end_epoch, 0 to 1; or a mapping {sparsity: [params]}, with `params` left out."""
-    update_frequency: float = -1.0
-    """Epochs between two updates of the masks; -1: every step."""
-    inter_func: str = "cubic"
-    """How sparsity grows from start to end: linear, cubic (fast at first) or inverse_cubic (slow at first)."""
-    leave_enabled: bool = True
-    """Keep the final masks after end_epoch; false: pruned weights may grow again."""
-    mask_type: str | list[int] = "unstructured"
-    """What is pruned as one: unstructured (single weights), block4 (blocks of 1 x 4), [rows, columns] (blocks of this
-    size) or N:M (N of every M neighbours in a row are kept)."""
-    global_sparsity: bool = False
-    """Rank the weights of all layers together, so that layers differ in sparsity; false: rank per layer."""
     phased: bool = False
     """Alternate between pruned and dense phases, as in SparseML; only false is supported."""
 
+    ranking: ClassVar[str] = "magnitude"
     acts_at_once: ClassVar[bool] = True
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"score_type": ("magnitude",)}
-    known_later: ClassVar[dict[str, str]] = {"score_type": "weights are ranked by magnitude"}
+    known_later: ClassVar[dict[str, str]] = {
+        "score_type": "weights are ranked by magnitude; by movement, with MovementPruningModifier"
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._final: dict[str, float] = {}  # final sparsity, by weight
-        self._initial: dict[str, float] = {}  # initial sparsity, by weight; known once pruning begins
-        self._progress: Progress | None = None
-        self._finished = False
-        if self.end_epoch < 0:
-            raise FieldError("end_epoch", "required: the epoch at which final_sparsity is reached")
-        if isinstance(self.init_sparsity, str):
-            if self.init_sparsity != FROM_PARAM:
-                raise FieldError("init_sparsity", f"expected a number or {FROM_PARAM}, got {self.init_sparsity!r}")
-        else:
-            _check_fraction("init_sparsity", self.init_sparsity)
-        table = isinstance(self.final_sparsity, dict)
-        for value in self.final_sparsity if isinstance(self.final_sparsity, dict) else [self.final_sparsity]:
-            _check_fraction("final_sparsity", value)
-        if table and self.params not in ("__ALL_PRUNABLE__", []):
-            raise FieldError("params", "final_sparsity already names the weights: leave params out")
-        if isinstance(self.final_sparsity, dict):
-            if not self.final_sparsity or not all(self.final_sparsity.values()):
-                raise FieldError("final_sparsity", "expected a mapping {sparsity: [weights]}: list weights in it")
-        else:
-            self._check_params()
-        if table and self.global_sparsity:
-            raise FieldError("global_sparsity", "needs one final_sparsity, not a mapping")
-        if self.inter_func not in ("linear", "cubic", "inverse_cubic"):
-            raise FieldError("inter_func", f"expected linear, cubic or inverse_cubic, got {self.inter_func!r}")
         if self.phased:
             raise FieldError("phased", "not supported yet: there are no dense phases in between")
-        self._check_mask_type()
 
-    def _check_mask_type(self) -> None:
-        kind = self.mask_type
-        if isinstance(kind, list):
-            if len(kind) != 2 or any(size < 1 for size in kind):
-                raise FieldError("mask_type", f"expected [rows, columns], both at least 1, got {kind}")
-            return
-        group = re.fullmatch(r"(\d+):(\d+)", kind)
-        if group:
-            kept, size = int(group[1]), int(group[2])
-            if not 0 < kept < size:
-                raise FieldError("mask_type", f"in N:M, N must be at least 1 and below M, got {kind}")
-            for value in self.final_sparsity if isinstance(self.final_sparsity, dict) else [self.final_sparsity]:
-                if abs(value - (1 - kept / size)) > 1e-6:
-                    raise FieldError(
-                        "final_sparsity", f"mask_type {kind} has sparsity {1 - kept / size:g}, not {value:g}"
-                    )
-        elif kind not in ("unstructured", "block4"):
-            raise FieldError("mask_type", f"expected unstructured, block4, N:M or [rows, columns], got {kind!r}")
+    def _score(self, name: str) -> torch.Tensor:
+        from sparse_accel.nn.masks import magnitude
 
-    def events(self) -> list[tuple[float, str]]:
-        start = max(self.start_epoch, 0.0)
-        every = "every step" if self.update_frequency <= 0 else f"every {self.update_frequency:g} epochs"
-        final = self.final_sparsity if isinstance(self.final_sparsity, dict) else f"{self.final_sparsity:g}"
-        begin = "the current sparsity" if isinstance(self.init_sparsity, str) else f"{self.init_sparsity:g}"
-        what = f"{short(self.params)}, {self.mask_type}{', global' if self.global_sparsity else ''}"
-        end = "final sparsity reached" + ("" if self.leave_enabled else "; pruned weights may grow again")
-        return [
-            (start, f"pruning by magnitude from {begin} to {final}, {self.inter_func}, {every} ({what})"),
-            (self.end_epoch, end),
-        ]
-
-    def attach(self, state: State) -> None:
-        table = self.final_sparsity if isinstance(self.final_sparsity, dict) else {self.final_sparsity: self.params}
-        for sparsity, patterns in table.items():
-            for name in self._attach_layers(state.model, patterns):
-                if self._final.setdefault(name, sparsity) != sparsity:
-                    raise UsageError(
-                        f"{self.name}: final_sparsity names {name} twice, with {self._final[name]} and {sparsity}"
-                    )
-        self._check_alone(state)
-        self._check_shapes()
-
-    def _check_shapes(self) -> None:
-        """Checks that blocks and groups divide every weight, before training instead of when pruning begins."""
-        from sparse_accel.nn.masks import magnitude_mask
-
-        for name, layers in self._layers.items():
-            try:
-                magnitude_mask(layers[0].weight, self._final[name], self.mask_type)
-            except ValueError as error:
-                raise UsageError(
-                    f"{self.name}: {name}: {error}. Use another mask_type, or remove this weight from params"
-                ) from error
-
-    def bind(self, state: State) -> None:
-        self._state = state
-
-    def step_begin(self, progress: Progress) -> None:
-        self._progress = progress
-        if update_due(progress, self.start_epoch, self.end_epoch, self.update_frequency):
-            if not self._initial:
-                self._initial = self._initial_sparsities()
-            self._prune(progress)
-            if progress.reached(self.end_epoch) and not self.leave_enabled:
-                self._remove_masks()
-
-    def finish(self) -> None:
-        """Reaches the final sparsity, also if `end_epoch` is the end of training, where no further step begins."""
-        if self._progress is None or not self._progress.reached(self.end_epoch):
-            if not self._initial:
-                self._initial = self._initial_sparsities()
-            self._prune(None)
-        self._finished = True
-        super().finish()
-
-    def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
-        self.finish()
-
-    def phase(self) -> str:
-        if self._progress is None or not self._progress.reached(self.start_epoch):
-            return ""
-        if not self._progress.reached(self.end_epoch):
-            return "pruning"
-        return "pruned" if self.leave_enabled else ""
-
-    def structure_final(self, progress: Progress) -> bool:
-        return self._finished or (self._progress is not None and self._progress.reached(self.end_epoch))
-
-    def _initial_sparsities(self) -> dict[str, float]:
-        from sparse_accel.nn.masks import sparsity_of
-
-        if isinstance(self.init_sparsity, str):
-            return {name: sparsity_of(self._full_weight(name)) for name in self._layers}
-        return dict.fromkeys(self._layers, self.init_sparsity)
-
-    def _prune(self, progress: Progress | None) -> None:
-        """Sets the masks for `progress`; None means the end of the range."""
-        from sparse_accel.modifiers.pruning.gradual import scheduled_sparsity
-        from sparse_accel.nn.masks import global_magnitude_masks, magnitude_mask
-
-        fraction = 1.0
-        if progress is not None and not progress.reached(self.end_epoch):
-            start = max(self.start_epoch, 0.0)
-            fraction = (progress.epoch - start) / (self.end_epoch - start)
-        targets = {
-            name: scheduled_sparsity(fraction, self._initial[name], final, self.inter_func)
-            for name, final in self._final.items()
-        }
-        if ":" in str(self.mask_type):  # N:M has only one sparsity, from the first mask on
-            targets = dict(self._final)
-        if self.global_sparsity:
-            weights = {name: self._full_weight(name) for name in self._layers}
-            count = sum(weight.numel() for weight in weights.values())
-            sparsity = sum(targets[name] * weight.numel() for name, weight in weights.items()) / count
-            for name, mask in zip(
-                weights, global_magnitude_masks(list(weights.values()), sparsity, self.mask_type), strict=True
-            ):
-                self._set_mask(name, mask)
-            return
-        for name, sparsity in targets.items():
-            self._set_mask(name, magnitude_mask(self._full_weight(name), sparsity, self.mask_type))
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        import torch
-
-        state = super().state_dict()
-        state.update(
-            {
-                f"initial_sparsity:{name}": torch.tensor(value, dtype=torch.float64)
-                for name, value in self._initial.items()
-            }
-        )
-        return state
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        clock = self._state.progress
-        self._progress = clock.previous() if clock.step else None
-        prefix = "initial_sparsity:"
-        self._initial = {n.removeprefix(prefix): float(v) for n, v in state.items() if n.startswith(prefix)}
-        super().load_state_dict({name: mask for name, mask in state.items() if not name.startswith(prefix)})
+        return magnitude(self._full_weight(name))
 
 
-def _check_fraction(key: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise FieldError(key, f"expected a fraction between 0 and 1, got {value:g}")
+@dataclass(kw_only=True)
+class GlobalMagnitudePruningModifier(MagnitudePruningModifier):
+    """`MagnitudePruningModifier` that ranks the weights of all layers together unless `global_sparsity` is false."""
+
+    global_sparsity: bool = True
+    """Rank the weights of all layers together, so that layers differ in sparsity; false: rank per layer."""

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from sparse_accel.modifiers.pruning.gradual import scheduled_sparsity
 from sparse_accel.nn.cpu_kernels import mask_bits
-from sparse_accel.nn.masks import MaskType, constant_mask, global_magnitude_masks, magnitude_mask, masked, sparsity_of
+from sparse_accel.nn.masks import (
+    MaskType,
+    clear,
+    constant_mask,
+    magnitude,
+    magnitude_mask,
+    masked,
+    masks_of_scores,
+    sparsity_of,
+)
 
 GOLDEN: dict[str, Any] = golden("masks")
 WEIGHT, SECOND, TIED = (torch.tensor(GOLDEN[name]) for name in ("w", "w2", "tie"))
@@ -62,7 +71,7 @@ def test_golden_group_of_another_sparsity_is_refused() -> None:
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 def test_golden_global(sparsity: str) -> None:
-    masks = global_magnitude_masks([WEIGHT, SECOND], float(sparsity))
+    masks = masks_of_scores([magnitude(WEIGHT), magnitude(SECOND)], float(sparsity))
     for mask, expected in zip(masks, GOLDEN[f"global_{sparsity}"], strict=True):
         assert torch.equal(mask, torch.tensor(expected, dtype=torch.bool))
 
@@ -134,12 +143,12 @@ def test_groups_keep_n_of_each_m(weight: Tensor, kind: str) -> None:
     assert (group.sum(dim=1) == kept).all()
     lowest, highest = score.masked_fill(~group, torch.inf).amin(dim=1), score.masked_fill(group, 0).amax(dim=1)
     assert (lowest >= highest).all()
-    assert torch.equal(mask, global_magnitude_masks([weight], 1 - kept / size, kind)[0])
+    assert torch.equal(mask, masks_of_scores([magnitude(weight)], 1 - kept / size, kind)[0])
 
 
 @given(st.lists(weights(), min_size=1, max_size=4), SHARES)
 def test_one_ranking_over_all_weights(tensors: list[Tensor], sparsity: float) -> None:
-    masks = global_magnitude_masks(tensors, sparsity)
+    masks = masks_of_scores([magnitude(weight) for weight in tensors], sparsity)
     score = torch.cat([weight.abs().flatten() for weight in tensors])
     assert [mask.shape for mask in masks] == [weight.shape for weight in tensors]
     assert_keeps_the_largest(score, torch.cat([mask.flatten() for mask in masks]), round(sparsity * score.numel()))
@@ -203,6 +212,30 @@ def test_masked_is_exactly_zero_with_no_gradient_under_the_mask(weight: Tensor, 
         results.append((effective.detach(), leaf.grad))
     for plain, fast in zip(*results, strict=True):
         assert torch.equal(plain.view(torch.int32), fast.view(torch.int32))  # bit for bit, signs of zeros too
+
+
+@given(weights(), st.integers(0, 2**32 - 1))
+@settings(max_examples=50)
+def test_straight_through_changes_the_gradient_alone(weight: Tensor, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(weight.shape, generator=generator) > 0.5
+    upstream = torch.randn(weight.shape, generator=generator)
+    for bits in (None, mask_bits(mask)):
+        leaf = weight.clone().requires_grad_()
+        effective = masked(leaf, mask, bits, straight_through=True)
+        effective.backward(upstream)
+        assert torch.equal(effective.view(torch.int32), masked(weight, mask, bits).view(torch.int32))
+        assert leaf.grad is not None and torch.equal(leaf.grad, upstream)
+
+
+@given(weights(), st.integers(0, 2**32 - 1))
+@settings(max_examples=50)
+def test_cleared_in_place_is_masked(weight: Tensor, seed: int) -> None:
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) > 0.5
+    for bits in (None, mask_bits(mask)):
+        found = weight.clone()
+        clear(found, mask, bits)
+        assert torch.equal(found.view(torch.int32), masked(weight, mask).view(torch.int32))
 
 
 def test_masked_takes_a_gradient_of_any_layout() -> None:
