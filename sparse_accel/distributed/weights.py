@@ -87,6 +87,36 @@ def clear_weight(parameter: nn.Parameter, keep: Tensor) -> None:
             parameter.masked_fill_(~keep, 0.0)
 
 
+def is_sharded(parameter: Tensor) -> bool:
+    """Returns True where each process holds another part of the parameter as a tensor (FSDP2)."""
+    return isinstance(parameter, DTensor)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Returns this process's part of a weight or of its gradient, detached, sharing its memory; nothing is
+    communicated. Where tensors are not sharded, and with DeepSpeed, it is the tensor itself."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def local_part_of(full: Tensor, like: Tensor) -> Tensor:
+    """Returns the part of `full`, complete on every process, that has the layout of `local_part(like)`, in its own
+    dtype; nothing is communicated. It shares memory with `full` where `like` is not sharded."""
+    if not isinstance(like, DTensor):
+        return full
+    found = distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return found.to_local()
+
+
+def full_from_parts(part: Tensor, like: Tensor) -> Tensor:
+    """Returns the complete tensor on every process, from parts that have the layout of `local_part(like)`."""
+    if not isinstance(like, DTensor):
+        return part
+    whole = DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+    return whole.full_tensor()
+
+
 def full_state_dict(accelerator: Accelerator, model: nn.Module) -> Mapping[str, Tensor]:
     """Returns all weights (complete, float32) and buffers by name, on the CPU of the main process; an empty dict on the
     other processes. All processes must call it."""
