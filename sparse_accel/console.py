@@ -55,12 +55,12 @@ def say(accelerator: Accelerator, text: str) -> None:
 
 
 def progress_bar(
-    accelerator: Accelerator, total: int, what: str, unit: str, *, done: int = 0, leave: bool = True
+    accelerator: Accelerator | None, total: int, what: str, unit: str, *, done: int = 0, leave: bool = True
 ) -> tqdm:
     """Returns a progress bar on the main process; if stderr is not a terminal, it prints a line every 30 seconds.
 
     Args:
-        accelerator: of the run.
+        accelerator: of the run; None in a loop without one.
         total, done: number of units, and how many are already done.
         what, unit: description of the work, and name of a unit.
         leave: whether the full bar stays; a bar that does not stay appears only if the work takes long.
@@ -79,7 +79,7 @@ def progress_bar(
         dynamic_ncols=on_terminal,
         ncols=None if on_terminal else 100,
         file=sys.stderr if on_terminal else _Lines(),
-        disable=not accelerator.is_main_process,
+        disable=accelerator is not None and not accelerator.is_main_process,
     )
 
 

@@ -33,7 +33,7 @@ class Model:
     recipe_args: str | None = flag(None, "new values for recipe variables: '{\"num_epochs\": 12}' or num_epochs=12,a:b")
     distill_teacher: str | None = flag(
         None,
-        "teacher for the DistillationModifier: a folder, a Hub id, a zoo: stub, `self` (the model before training) or "
+        "teacher for distillation modifiers: a folder, a Hub id, a zoo: stub, `self` (the model before training) or "
         "`disable` (no distillation)",
         path=True,
     )
@@ -174,6 +174,8 @@ class TrainingArguments(Model, Data, Training, Evaluation, Saving, Machine):
 
     refused: ClassVar[Mapping[str, str]] = REFUSED
 
+    labels_at_once = False  # no flag: whether --one_shot applies a recipe that needs the labels of training rows
+
     def __post_init__(self) -> None:
         """Sets values that follow from other flags, then checks all."""
         expand_paths(self)
@@ -251,7 +253,7 @@ class TrainingArguments(Model, Data, Training, Evaluation, Saving, Machine):
                 if getattr(self, name):
                     raise UsageError(f"--{name} needs a recipe: add --recipe.")
             if self.distill_teacher not in (None, "disable"):
-                raise UsageError("--distill_teacher needs a recipe with a DistillationModifier: add --recipe.")
+                raise UsageError("--distill_teacher needs a recipe with a distillation modifier: add --recipe.")
         if self.new_head and not self.do_train:
             raise UsageError("--new_head needs training: add --do_train.")
         if self.use_teacher_tokenizer and self.distill_teacher in (None, "disable", "self"):

@@ -88,6 +88,21 @@ def stop(number: int) -> None:
     raise Stopped("the end of its launcher" if number == _LAUNCHER_ENDED else signal.Signals(number).name)
 
 
+def stop_now_if_asked() -> None:
+    """Ends the run at once, unsaved, if any process received a signal; for work inside a step that takes minutes.
+
+    All processes must call it. Does nothing outside of `stop_requests`, where signals act by themselves.
+
+    Raises:
+        KeyboardInterrupt, Stopped: as `stop`.
+    """
+    number = largest(_asked)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt("not saved: training since the last checkpoint is lost")
+    if number:
+        stop(number)
+
+
 @contextmanager
 def _launcher_watched(ended: Callable[[], None]) -> Iterator[None]:
     """Calls `ended` once when the launcher that started this process ends; a shell may end (nohup)."""

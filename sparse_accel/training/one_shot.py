@@ -1,6 +1,7 @@
 """--one_shot: apply a recipe's final structure to a model at once, without training.
 
-Weights are pruned to their final sparsity by magnitude; observers take ranges from forward passes over training rows.
+Weights are pruned to their final sparsity, by magnitude or with gradients of training rows; observers take ranges from
+forward passes over training rows.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.run_folder import ownership, results
 from sparse_accel.run_folder.trainer_state import History
 from sparse_accel.training.identity import settings_of
-from sparse_accel.training.loaders import tokenize_rows, training_loader
+from sparse_accel.training.loaders import gradient_loader, tokenize_rows, training_loader
 from sparse_accel.training.start_table import describe_head, start_table
 from sparse_accel.training.tracking import sparsity_figures, start_trackers
 
@@ -44,7 +45,7 @@ def apply_at_once(
 ) -> bool:
     """Applies the recipe to the model and fills the output folder. Returns False if the folder contains this result.
 
-    Labels and head are the model's own, so the training rows need no labels.
+    Labels and head are the model's own, so the training rows need no labels, except for pruning with their gradients.
 
     Args:
         kind: the task class.
@@ -59,6 +60,12 @@ def apply_at_once(
         modifier.check_acts_at_once()
     if any(modifier.needs_rows for modifier in run.modifiers) and not has_rows:
         raise UsageError("--one_shot: the recipe quantizes and needs training rows for the ranges: add --train_file")
+    sampling = [modifier.name for modifier in run.modifiers if modifier.samples_gradients]
+    if sampling and not has_rows:
+        raise UsageError(
+            f"--one_shot: {sampling[0]} needs training rows with labels for its gradients: add --train_file"
+        )
+    arguments.labels_at_once = bool(sampling)
     output_dir = Path(str(arguments.output_dir))
     set_seed(arguments.seed)  # for a newly initialized head
     if has_rows:
@@ -81,10 +88,12 @@ def apply_at_once(
             raise UsageError("--one_shot needs training rows for the ranges, but the data has none: add --train_file")
         rows = tokenize_rows(arguments, accelerator, task, tokenizer, model)
         loader, sampler = training_loader(arguments, accelerator, task, rows)
+        gradients = gradient_loader(arguments, rows, sampler)
         identity["data"] = fingerprint_of_rows(rows.splits["train"])
         identity |= {"seed": arguments.seed, "global_batch_size": sampler.global_batch_size}
         about.append(("columns", task.describe_columns()))
-        about.append(("ranges", f"from up to {CALIBRATION_BATCHES} batches of the training rows"))
+        if any(modifier.needs_rows for modifier in run.modifiers):
+            about.append(("ranges", f"from up to {CALIBRATION_BATCHES} batches of the training rows"))
     settings = settings_of(arguments, accelerator, run, model, {})
     if ownership.acquire(accelerator, arguments, run, identity, settings) == "show":
         return False
@@ -93,7 +102,14 @@ def apply_at_once(
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     model = accelerator.prepare_model(model)
-    run.bind(accelerator, model, optimizer, steps_per_epoch=1)
+    run.bind(
+        accelerator,
+        model,
+        optimizer,
+        steps_per_epoch=1,
+        gradient_loader=gradients if has_rows else None,
+        rows_per_forward=arguments.per_device_train_batch_size,
+    )
     say(accelerator, start_table(accelerator, run, [*about, ("output", str(output_dir))], trains=False))
 
     @torch.no_grad()
