@@ -21,11 +21,19 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 _BATCHES_PER_POOL = 50
 # Columns of a batch that are not inputs of the model: labels, and the numbers of rows, words and sentences.
 _NOT_INPUTS = ("labels", "row_id", "words", "sentence")
+# Beginning of the names of columns that are inputs of a teacher with another tokenizer: teacher_input_ids, ...
+TEACHER = "teacher_"
 
 
 def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the columns of a batch that are inputs of the model."""
-    return {name: value for name, value in batch.items() if name not in _NOT_INPUTS}
+    return {name: value for name, value in batch.items() if name not in _NOT_INPUTS and not name.startswith(TEACHER)}
+
+
+def teacher_inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the inputs of the teacher, by their names in its forward: its own columns, or else the model's."""
+    own = {name.removeprefix(TEACHER): value for name, value in batch.items() if name.startswith(TEACHER)}
+    return own or inputs_of(batch)
 
 
 class Rows(Dataset[dict[str, Any]]):
@@ -144,6 +152,7 @@ class Collator:
         length: pad every batch to this many tokens; None: to its longest row.
         multiple: pad to a multiple of this many tokens; 8 suits tensor cores.
         token_columns: columns with one value per token that are not inputs of the model -> their padding value.
+        teacher_tokenizer: pads the columns of a teacher that reads the rows by its own tokenizer.
     """
 
     def __init__(
@@ -152,15 +161,19 @@ class Collator:
         length: int | None = None,
         multiple: int | None = None,
         token_columns: Mapping[str, int] | None = None,
+        teacher_tokenizer: Any = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.length = length
         self.multiple = multiple
         self.token_columns = dict(token_columns or {})
-        tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True  # the rows are already tokenized
+        self.teacher_tokenizer = teacher_tokenizer
+        for each in (tokenizer, teacher_tokenizer) if teacher_tokenizer is not None else (tokenizer,):
+            each.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True  # the rows are already tokenized
 
     def __call__(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
-        """Returns input_ids and masks (rows, tokens) int64, labels (rows, ...), row_id (rows,) int64."""
+        """Returns input_ids and masks (rows, tokens) int64, labels (rows, ...), row_id (rows,) int64; the inputs of a
+        teacher with another tokenizer have its own number of tokens."""
         inputs = inputs_of(columns)
         padding = "max_length" if self.length else "longest"
         batch = self.tokenizer.pad(
@@ -168,7 +181,14 @@ class Collator:
         )
         tensors: dict[str, Tensor] = dict(batch)
         width = tensors["input_ids"].shape[1]
-        for name in sorted(columns.keys() - inputs.keys()):
+        others = {name: column for name, column in columns.items() if name not in inputs}
+        teachers = {name: others.pop(name) for name in columns if name.startswith(TEACHER)}
+        if teachers:
+            own = self.teacher_tokenizer.pad(
+                teacher_inputs_of(teachers), pad_to_multiple_of=self.multiple, return_tensors="pt"
+            )
+            tensors |= {f"{TEACHER}{name}": value for name, value in own.items()}
+        for name in sorted(others):
             column = columns[name]
             if name in self.token_columns:
                 column = [self._padded(values, self.token_columns[name], width) for values in column]

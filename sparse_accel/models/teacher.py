@@ -2,7 +2,8 @@
 
 Its logits on a training set do not change between epochs, so they are computed once (each process computes a part),
 stored on disk and looked up by row: distillation then costs almost nothing per step. A batch without row numbers (your
-own loop, or rows that change each time) goes through the teacher's forward instead.
+own loop, or rows that change each time) goes through the teacher's forward instead. So does every batch where outputs
+of layers are compared, which no table can hold.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +23,12 @@ from torch import Tensor, nn
 
 from sparse_accel.cli.parser import expanded
 from sparse_accel.console import progress_bar
-from sparse_accel.data.batches import Collator, GlobalBatchSampler, inputs_of, make_loader
+from sparse_accel.data.batches import Collator, GlobalBatchSampler, inputs_of, make_loader, teacher_inputs_of
 from sparse_accel.distributed.collectives import by_main_process, reduce_sum
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.fingerprints import fingerprint_of_rows
 from sparse_accel.models.files import fingerprint_of_model
+from sparse_accel.nn.layer_outputs import LayerOutput, Recorder
 from sparse_accel.tasks import Task, task_of
 from sparse_accel.tasks.base import starts_of, unit_numbers
 from sparse_accel.tasks.label_names import match_names
@@ -37,6 +40,20 @@ if TYPE_CHECKING:
 def default_cache() -> Path:
     """Returns the cache folder: `$SPARSE_ACCEL_CACHE`, else ~/.cache/sparse_accel."""
     return Path(expanded(os.environ.get("SPARSE_ACCEL_CACHE") or "~/.cache/sparse_accel", "SPARSE_ACCEL_CACHE"))
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """A forward of the teacher: inputs and their versions (which count changes in place), and what came of them."""
+
+    inputs: dict[str, Any]
+    versions: dict[str, int]
+    outputs: Any
+    layers: dict[LayerOutput, Tensor]
+
+    def is_for(self, inputs: dict[str, Any]) -> bool:
+        same = inputs.keys() == self.inputs.keys() and all(inputs[name] is self.inputs[name] for name in inputs)
+        return same and all(inputs[name]._version == version for name, version in self.versions.items())
 
 
 class Teacher:
@@ -58,20 +75,62 @@ class Teacher:
         self.task = task_of(model) if task is None else task
         self.table: Tensor | None = None
         self._starts = torch.zeros(0, dtype=torch.int64)  # (rows,): the number of entries before each row's
+        self._recorder: Recorder | None = None
+        self._latest: _Forward | None = None
 
     def outputs(self, batch: dict[str, Any], keys: list[str]) -> dict[str, Tensor]:
         """Returns the outputs named by `keys` for the rows of a batch, without gradient.
 
         Args:
             batch: with `row_id` (rows,) to use the table; fillers (-1) and tokens without a label get arbitrary values,
-                because their weight in the loss is 0.
+                because their weight in the loss is 0. Columns such as `teacher_input_ids` are inputs for a teacher with
+                another tokenizer.
 
         Raises:
             UsageError: the teacher has no output of a name in `keys`.
         """
         if self.table is not None and "row_id" in batch and set(keys) == {"logits"}:
             return {"logits": self._look_up(batch)}
-        return self.forward(inputs_of(batch), keys)
+        return self._selected(self._live(batch).outputs, keys)
+
+    def watch(self, outputs: Collection[LayerOutput]) -> None:
+        """Makes `layer_outputs` return these outputs of the model's layers too."""
+        known = [] if self._recorder is None else self._recorder.wanted
+        if self._recorder is not None:
+            self._recorder.stop()
+        self._recorder, self._latest = Recorder(self.model, [*known, *outputs], training=False), None
+
+    def layer_outputs(self, batch: dict[str, Any]) -> dict[LayerOutput, Tensor]:
+        """Returns the outputs that are watched, for the rows of a batch, without gradient.
+
+        One forward gives them all; it is kept until another batch comes, or until `release`.
+        """
+        return self._live(batch).layers
+
+    def release(self) -> None:
+        """Frees the outputs of the latest forward; call it when the loss of its batch is complete."""
+        self._latest = None
+
+    @torch.no_grad()
+    def _live(self, batch: dict[str, Any]) -> _Forward:
+        """Returns the forward for a batch: the latest one, if it was for the same tensors."""
+        inputs = teacher_inputs_of(batch)
+        if self._latest is None or not self._latest.is_for(inputs):
+            versions = {name: value._version for name, value in inputs.items() if isinstance(value, Tensor)}
+            if self._recorder is None:
+                self._latest = _Forward(inputs, versions, self.model(**inputs), {})
+            else:
+                self._recorder.start()
+                found = self.model(**inputs)
+                layers = {name: self._ordered(value, found) for name, value in self._recorder.take().items()}
+                self._recorder.stop()  # so that other forwards, such as those for the table, keep nothing
+                self._latest = _Forward(inputs, versions, found, layers)
+        return self._latest
+
+    def _ordered(self, value: Tensor, outputs: Any) -> Tensor:
+        """Returns the output of a layer; if it is the logits, in the student's label order."""
+        is_logits = self.order is not None and value is outputs.get("logits")
+        return value[..., self.order] if is_logits else value
 
     def _look_up(self, batch: dict[str, Tensor]) -> Tensor:
         assert self.table is not None
@@ -90,7 +149,10 @@ class Teacher:
         Raises:
             UsageError: the teacher has no output of a name in `keys`.
         """
-        found = self.model(**inputs)
+        return self._selected(self.model(**inputs), keys)
+
+    def _selected(self, found: Any, keys: list[str]) -> dict[str, Tensor]:
+        """Returns some of the model's outputs; logits in the student's label order."""
         missing = [key for key in keys if key not in found]
         if missing:
             raise UsageError(f"the teacher has no output '{missing[0]}', only {', '.join(found)}")

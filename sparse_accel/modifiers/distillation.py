@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparse_accel.errors import UsageError
-from sparse_accel.modifiers.base import FieldError, Modifier
+from sparse_accel.modifiers.base import FieldError, Modifier, spans_overlap
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,9 @@ class DistillationModifier(Modifier):
 
     loss = (1 - hardness) * task loss + hardness * distillation loss (Hinton et al. 2015, arXiv 1503.02531). The
     distillation loss is the mean over `distill_output_keys`. `--distill_teacher` names the teacher.
+
+    Several of them may act at the same time if they compare different outputs: the weight of the task loss is then the
+    product of their (1 - hardness), and each is logged with the names of its outputs.
     """
 
     hardness: float = 0.5
@@ -31,7 +35,6 @@ class DistillationModifier(Modifier):
     """Names of the model outputs to compare; an empty list: logits."""
 
     needs_teacher: ClassVar[bool] = True
-    one_at_a_time: ClassVar[bool] = True
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"distill_output_keys": (None,), "teacher_input_keys": (None, [])}
     known_later: ClassVar[dict[str, str]] = {"teacher_input_keys": "the teacher gets all inputs of the student"}
     without_effect: ClassVar[dict[str, str]] = {
@@ -47,6 +50,22 @@ class DistillationModifier(Modifier):
         self.distill_output_keys = self.distill_output_keys or ["logits"]
         self._active = False
 
+    def check_compatible(self, others: Sequence[Modifier]) -> None:
+        super().check_compatible(others)
+        for other in self._at_the_same_time(others):
+            if shared := [key for key in self.distill_output_keys if key in other.distill_output_keys]:
+                raise FieldError(
+                    "distill_output_keys",
+                    f"two of this kind act at the same time from epoch {self.span[0]:g}, and both compare "
+                    f"'{shared[0]}': only one may",
+                    other,
+                )
+
+    def _at_the_same_time(self, others: Sequence[object]) -> list[DistillationModifier]:
+        """Returns the other modifiers of this kind that act at the same time for a while."""
+        kind = [other for other in others if isinstance(other, DistillationModifier) and other is not self]
+        return [other for other in kind if spans_overlap(self.span, other.span)]
+
     def events(self) -> list[tuple[float, str]]:
         what = f"distillation: hardness {self.hardness:g}, temperature {self.temperature:g}"
         events = [(max(self.start_epoch, 0.0), f"{what} ({', '.join(self.distill_output_keys)})")]
@@ -56,7 +75,9 @@ class DistillationModifier(Modifier):
 
     def attach(self, state: State) -> None:
         assert state.teacher is not None  # the engine raises an error without one
-        self._teacher, self._task = state.teacher, state.task
+        self._state, self._teacher, self._task = state, state.teacher, state.task
+        several = self._at_the_same_time(state.modifiers)
+        self._term = "_".join(["distillation_loss", *(self.distill_output_keys if several else [])])
 
     def step_begin(self, progress: Progress) -> None:
         ended = self.end_epoch != -1 and progress.reached(self.end_epoch)
@@ -70,12 +91,13 @@ class DistillationModifier(Modifier):
 
         if not self._active:
             return {}
-        teacher = self._teacher.outputs(batch, self.distill_output_keys)
+        with self._state.autocast():
+            teacher = self._teacher.outputs(batch, self.distill_output_keys)
         distances = [
             self._task.distance(_output(outputs, key), teacher[key], batch, self.temperature)
             for key in self.distill_output_keys
         ]
-        return {"distillation_loss": (self.hardness, torch.stack(distances).sum(dim=0) / len(distances))}
+        return {self._term: (self.hardness, torch.stack(distances).sum(dim=0) / len(distances))}
 
     @property
     def teacher_outputs(self) -> frozenset[str]:

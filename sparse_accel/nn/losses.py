@@ -88,3 +88,50 @@ def token_distillation_loss(student: Tensor, teacher: Tensor, labelled: Tensor, 
 
 def _mean_of_tokens(each: Tensor, counted: Tensor) -> Tensor:
     return each.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+
+
+# --- losses of layers: the student's hidden states against the teacher's ----------------------------------------------
+
+
+def layer_distance(
+    student: Tensor,
+    teacher: Tensor,
+    counted: Tensor | None = None,
+    mean_square: Tensor | None = None,
+    epsilon: float = 1e-6,
+) -> Tensor:
+    """Returns (R,) float32: the mean squared error between an output of a layer and the teacher's, of each row.
+
+    With `mean_square`, the error is relative to the size of the teacher's output, as in SparseML's per-layer
+    distillation: layers then weigh the same, however large their outputs are.
+
+    Args:
+        student, teacher: (R, ...), of one shape; the teacher's has no gradient.
+        counted: bool, False for what does not count, such as padding; its shape is the outputs' with 1 for axes that
+            it does not depend on, such as (R, T, 1). None: all elements count.
+        mean_square: () float32, what `square_sum` gives for the rows that are trained together; None: do not divide.
+        epsilon: added to `mean_square`.
+    """
+    error = _mean_of_elements((student.float() - teacher.float()).square(), counted)
+    return error if mean_square is None else error / (mean_square + epsilon)
+
+
+def square_sum(teacher: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Returns (2,) float64: the sum of the squares of what counts, and its number of elements; their quotient over all
+    rows that are trained together is the `mean_square` of `layer_distance`.
+
+    Args:
+        teacher, counted: as for `layer_distance`.
+    """
+    if counted is None:
+        counted = torch.ones((), dtype=torch.bool, device=teacher.device).expand([1] * teacher.ndim)
+    of_rows = teacher.float().square().masked_fill(~counted, 0.0).flatten(1).sum(dim=1)
+    elements = counted.sum() * (teacher.numel() // counted.numel())
+    return torch.stack([of_rows.double().sum(), elements.double()])
+
+
+def _mean_of_elements(each: Tensor, counted: Tensor | None) -> Tensor:
+    if counted is None:
+        return each.flatten(1).mean(dim=1)
+    elements = counted.flatten(1).sum(dim=1) * (each.numel() // counted.numel())
+    return each.masked_fill(~counted, 0.0).flatten(1).sum(dim=1) / elements.clamp(min=1)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from datasets import concatenate_datasets
 from torch import nn
 
 from sparse_accel.console import warn
-from sparse_accel.data.tokenizing import tokenizer_digest
+from sparse_accel.data.batches import TEACHER
+from sparse_accel.data.tokenizing import MODEL_INPUTS, tokenizer_digest
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.models.loading import load_teacher, max_length
 from sparse_accel.models.teacher import Teacher
@@ -41,29 +45,49 @@ def make_teacher(
     return teacher, tokenizer
 
 
-def check_teacher_inputs(arguments: TrainingArguments, run: RecipeRun, rows: TokenizedRows, own_tokenizer: Any) -> None:
-    """Refuses a teacher that cannot read the student's token ids, if the recipe or the task requires it to.
+def with_teacher_inputs(
+    arguments: TrainingArguments, accelerator: Accelerator, run: RecipeRun, rows: TokenizedRows, own_tokenizer: Any
+) -> TokenizedRows:
+    """Returns the rows with what the teacher reads in each step, if that is not what the model reads: the training rows
+    then have columns such as `teacher_input_ids`, by the teacher's tokenizer.
 
     Args:
-        rows: the training rows, tokenized for the student.
+        rows: the rows, tokenized for the student.
         own_tokenizer: the teacher's tokenizer, or None.
 
     Raises:
-        UsageError: the recipe compares other outputs than logits, or the task has labels per token, but the teacher
-            has another vocabulary or takes fewer tokens.
+        UsageError: the recipe or the task compares tokens one by one, but the teacher has another vocabulary or takes
+            fewer tokens.
     """
     if run.teacher is None or (limit := _own_limit(arguments, run.teacher, rows, own_tokenizer)) is None:
-        return
-    asked = frozenset().union(*(modifier.teacher_outputs for modifier in run.modifiers)) - {"logits"}
-    what = f"the recipe compares {listed(sorted(asked))}" if asked else ""
-    what = what or ("this task compares the logits of tokens" if run.task.token_columns else "")
+        return rows
+    by_token = [modifier for modifier in run.modifiers if modifier.needs_same_tokens]
+    asked = frozenset().union(*(modifier.teacher_outputs for modifier in by_token))
+    what = f"the recipe compares {listed(sorted(asked - {'logits'}))} of each token" if by_token else ""
+    if not what and run.task.token_columns:
+        has_logits = "logits" in _outputs_asked(run)
+        what = "this task compares the logits of tokens" if has_logits else "this task splits long rows by their tokens"
     if what:
-        only = " or distil logits only (distill_output_keys: [logits])" if asked and not run.task.token_columns else ""
+        only = ", or compare what is not of each token (logits, or the first token alone)" if by_token else ""
         raise UsageError(
             f"--distill_teacher {arguments.distill_teacher} needs its own tokenizer, up to {limit} tokens, but {what}, "
-            "which requires the same tokens in both models: use a teacher with the model's tokenizer and length,"
-            f"{'' if only else ' or'} add --use_teacher_tokenizer{',' if only else ''}{only}"
+            "which requires the same tokens in both models: use a teacher with the model's tokenizer and length, or "
+            f"add --use_teacher_tokenizer{only}"
         )
+    if not _outputs_asked(run) - {"logits"}:
+        return rows  # its logits are in the table
+    own = tokenize_rows(arguments, accelerator, run.task, own_tokenizer, run.teacher.model).splits["train"]
+    own = own.select_columns([name for name in own.column_names if name in MODEL_INPUTS])
+    own = own.rename_columns({name: f"{TEACHER}{name}" for name in own.column_names})
+    collator = copy.copy(rows.collator)
+    collator.teacher_tokenizer = own_tokenizer
+    splits = {**rows.splits, "train": concatenate_datasets([rows.splits["train"], own], axis=1)}
+    return replace(rows, splits=splits, collator=collator)
+
+
+def _outputs_asked(run: RecipeRun) -> frozenset[str]:
+    """The teacher's outputs that the recipe's modifiers compare."""
+    return frozenset().union(*(modifier.teacher_outputs for modifier in run.modifiers))
 
 
 def _own_limit(arguments: TrainingArguments, teacher: Teacher, rows: TokenizedRows, own_tokenizer: Any) -> int | None:
@@ -81,8 +105,9 @@ def fill_teacher_table(
 ) -> str:
     """Computes the teacher's logits on the training rows, or reads them from disk; returns what was done, as text.
 
-    If the teacher's tokenizer gives other ids, or the teacher takes fewer tokens than the longest row has, the texts
-    are tokenized again for the teacher.
+    Nothing is computed if no modifier compares logits: the teacher then only runs live, in each step. If the teacher's
+    tokenizer gives other ids, or the teacher takes fewer tokens than the longest row has, the texts are tokenized
+    again for the teacher.
 
     Args:
         rows: the training rows, tokenized for the student.
@@ -90,15 +115,20 @@ def fill_teacher_table(
     """
     teacher = run.teacher
     assert teacher is not None
-    words = "its logits on the training rows"
-    if (limit := _own_limit(arguments, teacher, rows, own_tokenizer)) is not None:
-        words += f", with its own tokenizer, up to {limit} tokens"
+    asked = _outputs_asked(run)
+    limit = _own_limit(arguments, teacher, rows, own_tokenizer)
+    tokens = "" if limit is None else f", with its own tokenizer, up to {limit} tokens"
+    live = f"a forward in each step gives its {listed(sorted(asked - {'logits'}))}" if asked - {"logits"} else ""
+    if "logits" not in asked:
+        return live + tokens
+    words = "its logits on the training rows" + tokens
+    if limit is not None:
         rows = tokenize_rows(arguments, accelerator, run.task, own_tokenizer, teacher.model)
     dataset, cache = rows.splits["train"], Path(arguments.cache_dir) if arguments.cache_dir else None
     size = arguments.per_device_eval_batch_size
     found = teacher.make_table(accelerator, dataset, rows.tokenizer, batch_size=size, cache=cache)
     words += f": {'found on disk' if found else 'computed once, stored on disk'}"
-    return words + _correct_on(arguments, teacher, dataset)
+    return words + _correct_on(arguments, teacher, dataset) + (f"; {live}" if live else "")
 
 
 def _correct_on(arguments: TrainingArguments, teacher: Teacher, dataset: Any) -> str:

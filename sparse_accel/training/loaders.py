@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sparse_accel.data.batches import Collator, GlobalBatchSampler, make_loader
+from sparse_accel.data.batches import Collator, GlobalBatchSampler, Rows, make_loader
 from sparse_accel.errors import UsageError
 from sparse_accel.models.loading import max_length
 
@@ -76,6 +76,16 @@ def training_loader(
     sampler = GlobalBatchSampler(lengths, arguments.per_device_train_batch_size, splits, arguments.seed, weights)
     workers, pin = arguments.dataloader_num_workers, accelerator.device.type == "cuda"
     return make_loader(dataset, sampler, rows.collator, workers=workers, pin_memory=pin), sampler
+
+
+def gradient_loader(arguments: TrainingArguments, rows: TokenizedRows, sampler: GlobalBatchSampler) -> DataLoader[Any]:
+    """Returns a loader of training rows for gradient samples, of the batch size of a training step over all processes,
+    so that results do not depend on the layout. It must not be prepared."""
+    dataset: Any = Rows(rows.splits["train"])
+    workers = arguments.dataloader_num_workers
+    return DataLoader(
+        dataset, sampler.global_batch_size, shuffle=True, collate_fn=cast(Any, rows.collator), num_workers=workers
+    )
 
 
 def evaluation_loader(
