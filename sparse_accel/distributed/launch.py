@@ -109,9 +109,13 @@ def before_prepare(accelerator: Accelerator, model: nn.Module, micro_batch_size:
 
 def block_classes(model: nn.Module) -> list[str]:
     """Returns the class names of the model's blocks: the entries of its outermost ModuleLists."""
+    return sorted({type(block).__name__ for blocks in block_lists(model).values() for block in blocks})
+
+
+def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """Returns the outermost ModuleLists of a model, by name."""
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    outermost = [m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
-    return sorted({type(block).__name__ for blocks in outermost for block in blocks})
+    return {name: m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
 
 
 def gives_gradients(accelerator: Accelerator) -> bool:

@@ -26,8 +26,9 @@ from sparse_accel.errors import UsageError, listed
 from sparse_accel.files import write_text
 from sparse_accel.fingerprints import fingerprint
 from sparse_accel.hub import model_address
+from sparse_accel.nn.blocks import without_skipped
 from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationScheme
-from sparse_accel.nn.layers import make_sparse, masks, quantizers
+from sparse_accel.nn.layers import add_input_quantizer, make_sparse, masks, quantizers, takes_input_quantizer
 from sparse_accel.tasks import Task, TextClassification, task_class
 from sparse_accel.tasks.label_names import head_in, set_labels
 
@@ -48,7 +49,6 @@ def save_model(folder: Path, accelerator: Accelerator, model: nn.Module, tokeniz
     The weights are float32 with exact zeros where masks prune, under the names that transformers uses.
     """
     plain = plain_model(accelerator, model)
-    weights = dict(full_state_dict(accelerator, model))
 
     def write() -> None:
         for name, mask in masks(plain).items():
@@ -58,7 +58,9 @@ def save_model(folder: Path, accelerator: Accelerator, model: nn.Module, tokeniz
         tokenizer.save_pretrained(folder)
         write_quantizers(folder, plain)
 
-    by_main_process(accelerator, write)
+    with without_skipped(plain):  # dropped layers are not in the files, and later layers have the numbers after them
+        weights = dict(full_state_dict(accelerator, model))
+        by_main_process(accelerator, write)
 
 
 def write_quantizers(folder: Path, model: nn.Module) -> None:
@@ -289,13 +291,18 @@ def read_quantizers(path: Path, model: nn.Module) -> None:
     modules = dict(model.named_modules())
     for name, entry in entries.items():
         layer_name, _, which = name.rpartition(".")
+        layer, quantizer = modules.get(layer_name), _quantizer(path, name, entry)
         try:
-            layer = make_sparse(modules[layer_name])
-        except (KeyError, TypeError):
-            layer = None
-        if layer is None or which not in ("input_quantizer", "weight_quantizer", "output_quantizer"):
-            raise UsageError(f"{path}: the model has no layer for '{name}': the file belongs to another model")
-        setattr(layer, which, _quantizer(path, name, entry))
+            if layer is not None and takes_input_quantizer(layer) and which == "input_quantizer":
+                add_input_quantizer(layer, quantizer)
+            elif layer is not None and which in ("input_quantizer", "weight_quantizer", "output_quantizer"):
+                setattr(make_sparse(layer), which, quantizer)
+            else:
+                raise TypeError(f"there is no {which} of {layer_name}")
+        except TypeError as error:
+            raise UsageError(
+                f"{path}: the model has no layer for '{name}': the file belongs to another model"
+            ) from error
 
 
 def _quantizer(path: Path, name: str, entry: dict[str, Any]) -> FakeQuantize:

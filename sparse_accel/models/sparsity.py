@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.distributed.weights import full_weight, reshard
+from sparse_accel.nn.blocks import without_skipped
 from sparse_accel.nn.layers import SparseLayer, is_encoder_linear, prunable_names
 
 
@@ -22,6 +23,11 @@ def sparsity_report(model: nn.Module) -> dict[str, Any]:
         `layers`: the same for each weight matrix by name.
     """
     reshard(model)
+    with without_skipped(model):  # a dropped layer does not count
+        return _report(model)
+
+
+def _report(model: nn.Module) -> dict[str, Any]:
     layers: dict[str, dict[str, float]] = {}
     totals = {name: [0, 0] for name in ("encoder_linear", "prunable", "model")}
     prunable = set(prunable_names(model))

@@ -8,6 +8,8 @@ checkpoint-120/                 also a Hugging Face model folder, like the outpu
     checksums.json              size and SHA-256 of each of these files, written last
 
 All tensors are complete and stored by weight name, whatever layout wrote them: a run may resume under another layout.
+The names in the states are those of the model that is trained; a model file does not contain layers that were dropped,
+and numbers the others anew.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ from torch import Tensor, nn
 from sparse_accel.console import warn
 from sparse_accel.distributed.collectives import by_main_process
 from sparse_accel.distributed.optimizer_state import load_training_state, training_state
+from sparse_accel.distributed.weights import plain_model
 from sparse_accel.errors import UsageError
 from sparse_accel.files import digest_of, free_name, put_in_place, to_disk, write_json
 from sparse_accel.models.files import save_model
+from sparse_accel.nn.blocks import with_skipped
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -91,7 +95,9 @@ def save_checkpoint(
         if keep is not None:
             delete_old(folder, keep, best=history.best_step)
 
-    training, recipe_state = training_state(accelerator, model, run.optimizer), run.state_dict()  # on all processes
+    with with_skipped(plain_model(accelerator, model)):  # a run resumes with all layers, and drops them again
+        training = training_state(accelerator, model, run.optimizer)  # on all processes
+    recipe_state = run.state_dict()
     # The weights are checked, because the loss of a step is computed before its update and cannot show a bad update.
     broken = by_main_process(accelerator, lambda: _not_finite(training))
     if broken:
