@@ -6,6 +6,7 @@ from typing import Any
 
 from sparse_accel.tasks.base import Task
 from sparse_accel.tasks.label_names import Head, head_in
+from sparse_accel.tasks.other_head import OtherHead
 from sparse_accel.tasks.text_classification.task import TextClassification
 from sparse_accel.tasks.token_classification.task import TokenClassification
 
@@ -21,14 +22,17 @@ def task_class(config: Any) -> type[Task] | None:
 
 
 def task_of(model: Any) -> Task:
-    """Returns the task of a model, without rows, by its class or else its configuration; default: TextClassification.
+    """Returns the task of a model, without rows, by its class or else its configuration.
+
+    Another head of a Hugging Face model is an OtherHead; a model without configuration is one for TextClassification.
 
     Raises:
         UsageError: the labels in its configuration are invalid.
     """
     config = getattr(model, "config", None)
     kinds = (task for task in TASKS.values() if type(model).__name__.endswith(task.architecture))
-    kind = next(kinds, None) or task_class(config) or TextClassification
+    known = next(kinds, None) or task_class(config)
+    kind = known or (TextClassification if config is None else OtherHead)
     if not hasattr(config, "id2label"):
         return kind(Head(["0", "1"], getattr(config, "problem_type", None)))
     return kind(head_in(config, "config.json"))

@@ -54,7 +54,8 @@ def needed_splits(arguments: TrainingArguments, found: dict[str, Table]) -> dict
 
 def needs_no_labels(arguments: TrainingArguments, split: str) -> bool:
     """Whether the labels of a split are not needed: rows to predict, and calibration rows of --one_shot."""
-    return split.startswith("test") or (arguments.one_shot and split == "train" and arguments.validation_ratio is None)
+    calibrates = arguments.one_shot and not arguments.labels_at_once and arguments.validation_ratio is None
+    return split.startswith("test") or (split == "train" and calibrates)
 
 
 def draw_rows(
