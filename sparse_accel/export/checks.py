@@ -22,7 +22,6 @@ from sparse_accel.errors import UsageError
 from sparse_accel.export.lower import OFFSET, active, plain
 from sparse_accel.export.opset import check_opset
 from sparse_accel.nn.fake_quantize import FakeQuantize
-from sparse_accel.nn.layers import SparseLayer
 
 # The kernels with which onnxruntime multiplies integers; all others work on floats.
 INTEGER_KERNELS = (
@@ -122,10 +121,9 @@ def check_weights(path: Path, model: nn.Module, format: str) -> tuple[Check, Che
         for name, module in model.named_modules():
             if name not in called:
                 continue
-            if isinstance(module, SparseLayer):
-                for found in _compare_quantizers(name, module, tensors, format):
-                    compared["quantizer"] += 1
-                    wrong += [found] if found else []
+            for found in _compare_quantizers(name, module, tensors, format):
+                compared["quantizer"] += 1
+                wrong += [found] if found else []
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 compared["matrix"] += 1
                 error, entry, lost = _compare_matrix(name, cast(Any, module), tensors, format)
@@ -207,7 +205,7 @@ def _products(graph: onnx.GraphProto) -> Counter[str]:
 # --- tensor by tensor -------------------------------------------------------------------------------------------------
 
 
-def _compare_quantizers(name: str, layer: SparseLayer, tensors: _Tensors, format: str) -> Iterator[str]:
+def _compare_quantizers(name: str, layer: nn.Module, tensors: _Tensors, format: str) -> Iterator[str]:
     """Yields, for each quantizer of a layer, what is wrong with its scale and zero point; empty if nothing is."""
     weight, entry = active(layer, "weight_quantizer"), active(layer, "input_quantizer")
     product = format == "integer" and isinstance(layer, nn.Linear) and weight is not None

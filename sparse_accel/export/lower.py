@@ -5,7 +5,8 @@
     integer   Cast(MatMulInteger(Q(x), W uint8, zero points)) * (x scale * W scale) + b    DeepSparse 1.8
 
 A quantized weight is in the file only once, as 8-bit integers, with pruned weights equal to the zero point. The weight
-of a Linear is transposed, (in, out), as MatMul expects it. An Embedding looks up integer rows and dequantizes them.
+of a Linear is transposed, (in, out), as MatMul expects it. An Embedding looks up integer rows and dequantizes them. In
+front of any other layer with an input quantizer, both quantized formats have DQ(Q(x)).
 Every initializer is named after its layer: `LAYER.weight_quantized`, `LAYER.input_scale`, ...
 """
 
@@ -55,6 +56,8 @@ def lower(traced: onnx.ModelProto, model: nn.Module, format: str) -> onnx.ModelP
         layer, x, y = cast(Any, layers[name]), node.input[0], node.output[0]
         if node.op_type == "Embedding":
             nodes += builder.embedding(name, layer, x, y)
+        elif node.op_type == "InputQuantizer":
+            nodes += builder.input_quantizer(name, layer, x, y)
         else:
             nodes += builder.linear(name, layer, x, y, is_matrix=helper.get_node_attr_value(node, "rank") == 2)
     del graph.node[:]
@@ -145,6 +148,15 @@ class _GraphBuilder:
             yield helper.make_node("Gather", [weight, ids], [rows], f"{prefix}/Gather")
         if output:
             yield from self._fake_quantize(f"{name}.output", output, rows, y, f"{prefix}/output")
+
+    def input_quantizer(self, name: str, layer: Any, x: str, y: str) -> Iterator[onnx.NodeProto]:
+        self._calls += 1
+        prefix = f"{name}/{self._calls}/input"
+        quantizer = None if self.format == "float" else active(layer, "input_quantizer")
+        if quantizer is None:
+            yield helper.make_node("Identity", [x], [y], f"{prefix}/Identity")
+        else:
+            yield from self._fake_quantize(f"{name}.input", quantizer, x, y, prefix)
 
     # --- parts of a layer ---------------------------------------------------------------------------------------------
 

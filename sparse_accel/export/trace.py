@@ -1,8 +1,8 @@
 """Tracing: from a PyTorch classifier to an ONNX graph in which every Linear and Embedding is one node with its name.
 
-torch.export sees a placeholder instead of each such layer, so the exporter and its optimizer cannot change the weights:
-`lower.py` adds them afterwards, in the requested format. The exporter writes everything else (attention, LayerNorm,
-activations, masks), with the model's own names for its parameters.
+torch.export sees a placeholder instead of each such layer, and of each quantizer in front of another layer, so the
+exporter and its optimizer cannot change the weights: `lower.py` adds them afterwards, in the requested format. The
+exporter writes everything else (attention, LayerNorm, activations, masks), with the model's names for its parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.errors import UsageError
-from sparse_accel.nn.layers import SparseEmbedding, SparseLinear
+from sparse_accel.nn.layers import SparseEmbedding, SparseLayer, SparseLinear
 
 # The operator domain of the placeholders; `lower.py` replaces all of them.
 DOMAIN = "sparse_accel"
@@ -41,8 +41,8 @@ def trace(model: nn.Module, tokenizer: Any, *, sequence_length: int | None = Non
 
     Returns:
         A model with inputs (batch, sequence) int64, the output `logits` (batch, labels) float32, and nodes
-        `sparse_accel::Linear` and `sparse_accel::Embedding` with one input, and the attributes `layer`, the layer's
-        name, and `rank`, the input's number of axes.
+        `sparse_accel::Linear`, `sparse_accel::Embedding` and `sparse_accel::InputQuantizer` with one input, and the
+        attributes `layer`, the layer's name, and `rank`, the input's number of axes.
 
     Raises:
         UsageError: the exporter cannot trace this architecture, or fixed an axis that should be open.
@@ -112,11 +112,14 @@ def _with_placeholders(model: nn.Module) -> nn.Module:
             module.forward = _placeholder("Linear", name, int(module.out_features), input_axes=-1)
         elif type(module) in (nn.Embedding, SparseEmbedding):
             module.forward = _placeholder("Embedding", name, int(module.embedding_dim), input_axes=None)
+        elif not isinstance(module, SparseLayer) and (quantizer := getattr(module, "input_quantizer", None)):
+            quantizer.forward = _placeholder("InputQuantizer", name, input_axes=None)
     return model
 
 
-def _placeholder(kind: str, layer: str, width: int, *, input_axes: int | None) -> Callable[[Tensor], Tensor]:
-    """Returns a forward whose output has the first `input_axes` axes of its input (None: all), and one of `width`."""
+def _placeholder(kind: str, layer: str, *width: int, input_axes: int | None) -> Callable[[Tensor], Tensor]:
+    """Returns a forward whose output has the first `input_axes` axes of its input (None: all), and one of `width` if
+    that is given."""
 
     def forward(x: Tensor) -> Tensor:
         found: Tensor = torch.onnx.ops.symbolic(
@@ -124,7 +127,7 @@ def _placeholder(kind: str, layer: str, width: int, *, input_axes: int | None) -
             (x,),
             {"layer": layer, "rank": x.ndim},
             dtype=torch.float32,
-            shape=(*x.shape[:input_axes], width),
+            shape=(*x.shape[:input_axes], *width),
             version=1,
         )
         return found

@@ -63,6 +63,12 @@ class ParamGroupModifier(Modifier):
             return True
         return not set(self.param_groups).isdisjoint(other.param_groups)
 
+    def is_covered_by(self, other: ParamGroupModifier) -> bool:
+        """Returns True if `other` sets all parameter groups that this one sets."""
+        if self.param_groups is None or other.param_groups is None:
+            return other.param_groups is None
+        return set(self.param_groups) <= set(other.param_groups)
+
     def where(self) -> str:
         """Returns the parameter groups as text for the timeline; empty for all."""
         return "" if self.param_groups is None else f" (parameter groups {', '.join(map(str, self.param_groups))})"
@@ -87,12 +93,20 @@ class SetOnceModifier(ParamGroupModifier):
     """Sets one value, from its start until another modifier of the same setting starts."""
 
     end_epoch: float = -1.0
-    """Must be left out: the value stays until another modifier changes it."""
+    """The value stays until another modifier changes it: leave it out, or give the start_epoch of the next one."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.end_epoch != -1:
-            message = "the value stays until another modifier changes it: leave end_epoch out"
+    def check_compatible(self, others: Sequence[Modifier]) -> None:
+        super().check_compatible(others)
+        if self.end_epoch == -1:
+            return
+        rivals = [m for m in others if isinstance(m, ParamGroupModifier) and m.setting == self.setting]
+        later = [m for m in rivals if self.overlaps(m) and m.span[0] > self.span[0] + ROUNDING]
+        following = [m for m in later if self.is_covered_by(m) and abs(m.span[0] - self.end_epoch) <= ROUNDING]
+        if not following or min(m.span[0] for m in later) < self.end_epoch - ROUNDING:
+            message = (
+                "the value stays until another modifier changes it: leave end_epoch out, or give the start_epoch of "
+                f"the next modifier that sets {self.setting} of these parameter groups"
+            )
             raise FieldError("end_epoch", message)
 
     @property

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sparse_accel.modifiers.state import State
-    from sparse_accel.nn.fake_quantize import FakeQuantize
+    from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationScheme
     from sparse_accel.progress import Progress
+
+# The classes of layers that are quantized unless a key says otherwise.
+_QUANTIZED_ANYWAY = ("Linear", "Embedding", "Conv1d", "Conv2d")
 
 
 @dataclass(kw_only=True)
@@ -25,8 +28,9 @@ class QuantizationModifier(Modifier):
     """Trains with fake quantization: activations uint8 affine, weights int8 symmetric, one scale per tensor.
 
     Linear and convolution layers get a quantizer each for input, weight and output, Embedding layers for weight and
-    output. Weights are symmetric, so that a pruned 0 stays the integer 0. Ranges follow a moving average of the minimum
-    and maximum of each step (constant 0.01; Jacob et al. 2018, arXiv 1712.05877), over training data only.
+    output, layers of `custom_quantizable_module_types` for their input. Weights are symmetric, so that a pruned 0 stays
+    the integer 0. Ranges follow a moving average of the minimum and maximum of each step (constant 0.01; Jacob et al.
+    2018, arXiv 1712.05877), over training data only.
     """
 
     end_epoch: float = -1.0
@@ -47,6 +51,9 @@ class QuantizationModifier(Modifier):
     """Quantize the outputs of convolution layers; their inputs are always quantized."""
     exclude_module_types: list[str] = field(default_factory=list)
     """Class names of layers to keep in float, such as Conv1d or LayerNorm; left out: none."""
+    custom_quantizable_module_types: list[str] = field(default_factory=list)
+    """Class names of further layers whose inputs are quantized, such as GELUActivation, also if `exclude_module_types`
+    has them; left out: none."""
     activation_bits: int = 8
     """Bits per activation, 2 to 8."""
     weight_bits: int = 8
@@ -66,7 +73,7 @@ class QuantizationModifier(Modifier):
         "strict": (True,),
         "activation_qconfig_kwargs": (None, {}),
         "weight_qconfig_kwargs": (None, {}),
-        "custom_quantizable_module_types": (None, []),
+        "custom_quantizable_module_types": (None,),
         "exclude_batchnorm": (True,),
         "exclude_module_types": (None,),
         "model_fuse_fn_name": (None,),
@@ -79,7 +86,6 @@ class QuantizationModifier(Modifier):
     } | {
         "activation_qconfig_kwargs": "activations are uint8 affine, the default of SparseML",
         "weight_qconfig_kwargs": "weights are int8 symmetric, the default of SparseML",
-        "custom_quantizable_module_types": "only Linear, Embedding and convolution layers are quantized",
     }
     without_effect: ClassVar[dict[str, str]] = {
         "model_fuse_fn_name": "encoders have no convolution, batch normalization and ReLU to fuse",
@@ -104,6 +110,10 @@ class QuantizationModifier(Modifier):
                 f"ranges would freeze at epoch {freeze:g}, before quantization begins at epoch "
                 f"{max(self.start_epoch, 0):g}: freeze them later",
             )
+        for kind in self.custom_quantizable_module_types:
+            if kind in _QUANTIZED_ANYWAY:
+                message = f"{kind} layers are quantized without this key: remove {kind} from its list"
+                raise FieldError("custom_quantizable_module_types", message)
         if self.tensorrt:
             message = "activations are uint8 affine, but TensorRT needs int8 symmetric"
             raise FieldError("tensorrt", f"not supported yet: {message}")
@@ -117,9 +127,11 @@ class QuantizationModifier(Modifier):
 
     def events(self) -> list[tuple[float, str]]:
         where = ", ".join(self.submodules) if self.submodules else "the entire model"
-        embeddings = ", embeddings too" if self.quantize_embeddings else ""
+        further = ["embeddings"] if self.quantize_embeddings else []
+        further += [f"inputs of {kind}" for kind in self.custom_quantizable_module_types]
+        also = f", {' and '.join(further)} too" if further else ""
         bits = f"{self.weight_bits}-bit weights, {self.activation_bits}-bit activations"
-        events = [(max(self.start_epoch, 0.0), f"quantization-aware training begins: {bits} ({where}{embeddings})")]
+        events = [(max(self.start_epoch, 0.0), f"quantization-aware training begins: {bits} ({where}{also})")]
         if self.freeze_epoch is not None:
             events.append((self.freeze_epoch, "quantization ranges freeze"))
         return events
@@ -133,9 +145,14 @@ class QuantizationModifier(Modifier):
         modules = dict(model.named_modules())
         parts = self.submodules or [""]
         self._check_submodules(state, modules)
-        for name, module in modules.items():
-            if any(part == "" or name == part or name.startswith(part + ".") for part in parts):
-                self._quantize(module)
+        inside = {
+            name: module
+            for name, module in modules.items()
+            if any(part == "" or name == part or name.startswith(part + ".") for part in parts)
+        }
+        for module in inside.values():
+            self._quantize(module)
+        self._quantize_inputs(state, inside)
         if not self._quantizers:
             raise UsageError(
                 f"{self.name}: nothing to quantize in {', '.join(self.submodules or ['the model'])}: it has no Linear, "
@@ -159,9 +176,8 @@ class QuantizationModifier(Modifier):
                     f"{self.name}: submodules: {type(model).__name__} has no {part}; this entry is ignored"
                 )
                 continue
-            kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
             raise UsageError(
-                f"{self.name}: submodules: this {kind} model has no module '{part}'.{nearest(part, modules)} "
+                f"{self.name}: submodules: this {_kind(model)} model has no module '{part}'.{nearest(part, modules)} "
                 f"Its modules are: {', '.join(_parts(model))}. Use these names, or leave submodules out"
             )
 
@@ -173,11 +189,11 @@ class QuantizationModifier(Modifier):
         from sparse_accel.nn.layers import make_sparse, plain_class_name
 
         kind = plain_class_name(module)
-        if kind not in ("Linear", "Embedding", "Conv1d", "Conv2d") or kind in self.exclude_module_types:
+        if kind not in _QUANTIZED_ANYWAY or kind in self.exclude_module_types:
             return
         if kind == "Embedding" and not self.quantize_embeddings:
             return
-        activation = QuantizationScheme(self.activation_bits, reduce_range=self.reduce_range)
+        activation = self._activation_scheme()
         weight = QuantizationScheme(self.weight_bits, signed=True, symmetric=True)
         layer = make_sparse(module)
         layer.weight_quantizer = FakeQuantize(weight)
@@ -192,6 +208,48 @@ class QuantizationModifier(Modifier):
             if quantizer is not None:
                 quantizer.to(layer.weight.device)
                 self._quantizers.append(quantizer)
+
+    def _quantize_inputs(self, state: State, inside: dict[str, torch.nn.Module]) -> None:
+        """Adds the quantizers of `custom_quantizable_module_types`, switched off, to layers of exactly these classes.
+
+        Args:
+            inside: the modules of `submodules`, by name.
+
+        Raises:
+            UsageError: the model has no such layer, or its input cannot be quantized.
+        """
+        from sparse_accel.nn.fake_quantize import FakeQuantize
+        from sparse_accel.nn.layer_outputs import trace_calls
+        from sparse_accel.nn.layers import add_input_quantizer, takes_input_quantizer
+
+        key = f"{self.name}: custom_quantizable_module_types"
+        classes = {type(module).__name__: takes_input_quantizer(module) for module in state.model.modules()}
+        for kind in dict.fromkeys(self.custom_quantizable_module_types):
+            usable = sorted(name for name, takes in classes.items() if takes)
+            if kind not in classes:
+                raise UsageError(
+                    f"{key}: this {_kind(state.model)} model has no layer of class '{kind}'.{nearest(kind, usable)} It "
+                    f"has {', '.join(usable)}"
+                )
+            found = {name: module for name, module in inside.items() if type(module).__name__ == kind}
+            if not found:
+                state.notices.append(f"{key}: there is no {kind} in submodules; this entry is ignored")
+            for name, module in found.items():
+                if not takes_input_quantizer(module):
+                    raise UsageError(
+                        f"{key}: {name or 'the model'} ({kind}) contains other layers: name the classes of these "
+                        f"instead. The model has {', '.join(usable)}"
+                    )
+                quantizer = FakeQuantize(self._activation_scheme()).to(next(state.model.parameters()).device)
+                add_input_quantizer(module, quantizer)
+                self._quantizers.append(quantizer)
+        if self.custom_quantizable_module_types and hasattr(state.model, "dummy_inputs"):
+            trace_calls(state.model)  # each of these layers checks its input
+
+    def _activation_scheme(self) -> QuantizationScheme:
+        from sparse_accel.nn.fake_quantize import QuantizationScheme
+
+        return QuantizationScheme(self.activation_bits, reduce_range=self.reduce_range)
 
     def bind(self, state: State) -> None:
         from sparse_accel.nn.fake_quantize import Observers
@@ -264,6 +322,10 @@ class QuantizationModifier(Modifier):
         """Returns the phase: 0 before quantization, 1 while ranges are updated, 2 when they are frozen."""
         first = self._quantizers[0]
         return {"quantization/phase": float(first.enabled) * (1.0 if first.observing else 2.0)}
+
+
+def _kind(model: torch.nn.Module) -> str:
+    return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
 
 
 def _parts(model: torch.nn.Module) -> list[str]:

@@ -3,6 +3,7 @@
     Linear       output_quantizer(F.linear(input_quantizer(x), weight_quantizer(masked(weight)), bias))
     Embedding    output_quantizer(F.embedding(ids, weight_quantizer(masked(weight))))
     Conv1d, 2d   as Linear
+    others       forward(input_quantizer(x), ...), such as an activation or a norm; see `add_input_quantizer`
 
 A layer keeps its identity and its parameters: only its class changes, so weights keep their names, a layer that several
 blocks share (ALBERT) stays one, and DDP, FSDP2, DeepSpeed and torch.compile get ordinary modules. The forward uses the
@@ -19,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_accel.errors import UsageError
 from sparse_accel.nn.cpu_kernels import mask_bits
 from sparse_accel.nn.fake_quantize import FakeQuantize
-from sparse_accel.nn.masks import masked
+from sparse_accel.nn.masks import clear, masked
 
 
 class SparseLayer(nn.Module):
@@ -29,6 +31,7 @@ class SparseLayer(nn.Module):
 
     weight: Any  # the layer's own parameter
     mask: Tensor | None  # bool, of the weight's shape, True where kept; not persistent
+    straight_through: bool  # whether the mask lets the gradient of masked weights pass
     bias_mask: Tensor | None  # bool, (out,), True where kept, for outputs that are removed entirely; not persistent
     input_quantizer: FakeQuantize | None
     weight_quantizer: FakeQuantize | None
@@ -36,7 +39,9 @@ class SparseLayer(nn.Module):
 
     def masked_weight(self) -> Tensor:
         """Returns the stored weight with exact zeros where the mask is False."""
-        return self.weight if self.mask is None else masked(self.weight, self.mask, self._mask_bits())
+        if self.mask is None:
+            return self.weight
+        return masked(self.weight, self.mask, self._mask_bits(), straight_through=self.straight_through)
 
     def _mask_bits(self) -> Tensor | None:
         """Returns the mask in the form that is fastest on a CPU, updated if the mask has changed; None elsewhere."""
@@ -48,6 +53,11 @@ class SparseLayer(nn.Module):
             bits = mask_bits(self.mask)
             self.__dict__["_known_bits"] = (self.mask, self.mask._version, bits)
         return bits
+
+    def clear_masked(self, tensor: Tensor) -> None:
+        """Sets a tensor of the weight's shape and dtype (its gradient) to 0 in place where the mask is False."""
+        assert self.mask is not None
+        clear(tensor, self.mask, self._mask_bits())
 
     def __getstate__(self) -> dict[str, Any]:
         # The mask of a copy counts its changes from 0 again, so bits of the original could be mistaken for its own.
@@ -83,7 +93,7 @@ class SparseEmbedding(SparseLayer, nn.Embedding):
         # batch. Padding, max_norm and sparse gradients work as in nn.Embedding.
         rows = super().forward(ids)
         if self.mask is not None:
-            rows = masked(rows, self.mask[ids])
+            rows = masked(rows, self.mask[ids], straight_through=self.straight_through)
         if self.weight_quantizer is not None:
             rows = self.weight_quantizer(
                 rows, whole=self.weight.detach() if self.mask is None else self.masked_weight()
@@ -130,9 +140,46 @@ def make_sparse(module: nn.Module) -> SparseLayer:
     module.__class__ = _SPARSE_CLASS[type(module)]
     layer = cast(SparseLayer, module)
     layer.register_buffer("mask", None, persistent=False)
+    layer.straight_through = False
     layer.register_buffer("bias_mask", None, persistent=False)
     layer.input_quantizer = layer.weight_quantizer = layer.output_quantizer = None
     return layer
+
+
+def takes_input_quantizer(module: nn.Module) -> bool:
+    """Returns True for what `add_input_quantizer` accepts: a layer without layers inside of it, and of another class
+    than those that `make_sparse` changes."""
+    if isinstance(module, SparseLayer | FakeQuantize) or type(module) in _SPARSE_CLASS:
+        return False
+    return all(isinstance(child, FakeQuantize) for child in module.children())
+
+
+def add_input_quantizer(layer: nn.Module, quantizer: FakeQuantize) -> None:
+    """Gives a layer of any other class, such as an activation, a quantizer of its first input: `input_quantizer`.
+
+    The layer keeps its class, and a hook applies the quantizer: a subclass made here could not be pickled.
+
+    Raises:
+        TypeError: see `takes_input_quantizer`.
+    """
+    if not takes_input_quantizer(layer):
+        raise TypeError(f"{type(layer).__name__} has layers, or quantizers, of its own")
+    if not hasattr(layer, "input_quantizer"):
+        layer.register_forward_pre_hook(_quantize_first_input)
+    layer.input_quantizer = quantizer
+
+
+def _quantize_first_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The hook: a function of this file, so that copies and pickles of a layer have it, with their own quantizer."""
+    quantizer = cast(FakeQuantize | None, layer.input_quantizer)
+    if quantizer is None:
+        return None
+    if not inputs or not isinstance(inputs[0], Tensor) or not inputs[0].is_floating_point():
+        raise UsageError(
+            f"the input of {type(layer).__name__} cannot be quantized, because its first argument is not a tensor of "
+            "floats: remove this class from custom_quantizable_module_types in the recipe's QuantizationModifier"
+        )
+    return quantizer(inputs[0]), *inputs[1:]
 
 
 def mask_outputs(layer: SparseLayer, kept: Tensor) -> None:
@@ -211,9 +258,9 @@ def export_obstacles(model: nn.Module, *, only_enabled: bool) -> dict[str, list[
         only_enabled: True: ignore quantizers that are off. Use False before training, when all are off.
     """
     found: dict[str, list[str]] = {}
-    for name, layer in sparse_layers(model):
+    for name, layer in model.named_modules():
         kinds = ("input", "weight", "output")
-        present = {kind: getattr(layer, f"{kind}_quantizer") for kind in kinds}
+        present = {kind: getattr(layer, f"{kind}_quantizer", None) for kind in kinds}
         used = {kind: q for kind, q in present.items() if q is not None and (q.enabled or not only_enabled)}
         if used and isinstance(layer, (SparseConv1d, SparseConv2d)):
             keep = f"`exclude_module_types: [{plain_class_name(layer)}]` in the recipe's QuantizationModifier"

@@ -12,9 +12,11 @@ from loop import ROWS, Session, assert_same, figures_of, make_accelerator, start
 from mask_watch import Watch
 from tiny import make_bert, make_rows, make_tokenizer
 
+import sparse_accel
+from sparse_accel.models.files import save_model
 from sparse_accel.models.sparsity import sparsity_report
 from sparse_accel.models.teacher import Teacher
-from sparse_accel.nn.layers import masks, quantized_linears
+from sparse_accel.nn.layers import masks, quantized_linears, quantizers
 from sparse_accel.recipe import Recipe, load_recipe
 from sparse_accel.run_folder.checkpoints import checkpoints_in, load_checkpoint, save_checkpoint
 from sparse_accel.run_folder.trainer_state import History
@@ -40,6 +42,64 @@ modifiers:
   - !SetWeightDecayModifier {start_epoch: 0.5, weight_decay: 0.05}
   - !TrainableParamsModifier {params: ['re:bert.embeddings'], trainable: false, end_epoch: 1.4}
 """
+
+# Several labels for a row, as the tutorial for GoEmotions trains them: first transfer, then quantization, each with its
+# own rates, teacher and weight decay. Shortened: 3 epochs instead of 9.
+EMOTIONS = """
+num_epochs: 3
+qat_start_epoch: 1
+qat_warm_epoch: 1.7
+transfer_final_lr: 0.001
+qat_init_lr: 0.01
+qat_final_lr: 0.0005
+
+training_modifiers:
+  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: eval(num_epochs)}
+  - !LearningRateFunctionModifier
+      start_epoch: 0.0
+      end_epoch: eval(qat_start_epoch)
+      lr_func: linear
+      init_lr: 0.01
+      final_lr: eval(transfer_final_lr)
+  - !SetLearningRateModifier {start_epoch: eval(qat_start_epoch), learning_rate: eval(qat_final_lr)}
+  - !LearningRateFunctionModifier
+      start_epoch: eval(qat_start_epoch)
+      end_epoch: eval(qat_warm_epoch)
+      lr_func: linear
+      init_lr: eval(qat_final_lr)
+      final_lr: eval(qat_init_lr)
+  - !LearningRateFunctionModifier
+      start_epoch: eval(qat_warm_epoch)
+      end_epoch: eval(num_epochs)
+      lr_func: linear
+      init_lr: eval(qat_init_lr)
+      final_lr: eval(qat_final_lr)
+
+quantization_modifiers:
+  - !QuantizationModifier
+      start_epoch: eval(qat_start_epoch)
+      submodules: [bert.embeddings, bert.encoder, bert.pooler, classifier]
+      disable_quantization_observer_epoch: 2
+      freeze_bn_stats_epoch: 2
+      quantize_embeddings: 1
+      quantize_linear_activations: 0
+      exclude_module_types: [LayerNorm, GELUActivation, Tanh]
+      custom_quantizable_module_types: [GELUActivation]
+
+distillation_modifiers:
+  - !DistillationModifier
+      {start_epoch: 0, end_epoch: eval(qat_start_epoch), hardness: 1.0, temperature: 2.0, distill_output_keys: [logits]}
+  - !DistillationModifier
+      {start_epoch: eval(qat_start_epoch), hardness: 0.5, temperature: 3.0, distill_output_keys: [logits]}
+
+constant_modifiers:
+  - !ConstantPruningModifier {start_epoch: 0.0, params: __ALL_PRUNABLE__}
+
+regularization_modifiers:
+  - !SetWeightDecayModifier {start_epoch: 0.0, end_epoch: eval(qat_start_epoch), weight_decay: 0.0}
+  - !SetWeightDecayModifier {start_epoch: eval(qat_start_epoch), weight_decay: 0.02}
+"""
+LABELS = 4  # of EMOTIONS
 
 
 @functools.cache
@@ -98,6 +158,51 @@ def test_pruning_goes_on_while_quantization_begins() -> None:
     assert [phase.count("QAT") for phase in phases] == [0] * 3 + [1] * 6
     assert ["pruning" in phase for phase in phases] == [False] + [True] * 5 + [False] * 3
     assert ["frozen" in phase for phase in phases] == [False] * 8 + [True]
+
+
+@pytest.mark.parametrize(("line", "count"), [("[GELUActivation]", 36), ("[]", 34)])
+def test_the_recipe_for_several_labels_quantizes_activations_and_changes_its_teaching(
+    line: str, count: int, tmp_path: Path
+) -> None:
+    """`count` is SparseML's for this recipe, with and without the last key of its quantization."""
+    recipe = EMOTIONS.replace(
+        "custom_quantizable_module_types: [GELUActivation]", f"custom_quantizable_module_types: {line}"
+    )
+    head: dict[str, Any] = {"num_labels": LABELS, "problem_type": "multi_label_classification"}
+    rows = make_rows(ROWS)
+    rows = rows.remove_columns("labels").add_column(
+        "labels", [[float(k % m == 0) for m in (1, 2, 3, 5)] for k in range(ROWS)]
+    )
+    teacher = Teacher(make_bert(seed=9, dropout=0.0, **head))
+    teacher.make_table(make_accelerator(), rows, make_tokenizer(), batch_size=8)
+    decays: list[float] = []
+
+    def look(session: Session) -> None:
+        decays.append(session.optimizer.param_groups[0]["weight_decay"])
+
+    session = start(recipe, model=make_bert(sparsity=0.9, **head), rows=rows, teacher=teacher).train(look)
+    model = session.model
+    assert len(quantizers(model)) == count and all(it.ready and not it.observing for it in quantizers(model).values())
+    assert sum("intermediate_act_fn" in name for name in quantizers(model)) == count - 34
+    assert quantized_linears(model) == (14, 14)
+    assert sparsity_report(model)["encoder_linear"]["sparsity"] == pytest.approx(0.9, abs=1e-3)
+    assert decays == [0.0] * STEPS + [0.02] * 2 * STEPS
+    warm = 2.1  # steps of the second schedule: epochs 1 to 1.7
+    down = [0.01 + (0.001 - 0.01) * step / 3 for step in range(3)]
+    up = [0.0005 + (0.01 - 0.0005) * step / warm for step in range(3)]
+    last = [0.01 + (0.0005 - 0.01) * (step - warm) / (6 - warm) for step in range(3, 6)]
+    assert [entry["rates"][0] for entry in session.trace] == pytest.approx([*down, *up, *last])
+    for entry in session.trace[:STEPS]:
+        assert entry["train/loss"] == entry["train/distillation_loss"]
+    for entry in session.trace[STEPS:]:
+        half = (entry["train/distillation_loss"] + entry["train/task_loss"]) / 2
+        assert entry["train/loss"] == pytest.approx(half, rel=1e-5)
+
+    save_model(tmp_path, session.accelerator, model, make_tokenizer())
+    loaded = sparse_accel.load(tmp_path)
+    ids = torch.tensor([[2, 6, 12, 3]])
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, model.eval()(ids).logits) and loaded(ids).logits.shape == (1, LABELS)
 
 
 # --- resuming from files ----------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def test_a_stepping_schedule_holds_the_rate_of_its_last_step() -> None:
 def test_of_two_weight_decays_the_later_governs() -> None:
     modifiers: list[Modifier] = [
         SetWeightDecayModifier(start_epoch=1, weight_decay=0.2),
-        SetWeightDecayModifier(weight_decay=0.1),
+        SetWeightDecayModifier(weight_decay=0.1, end_epoch=1),  # says the same as leaving end_epoch out
     ]
     assert trace(modifiers, 2, 1, decay=(0.7, 0.0))["weight_decay"] == [[0.1, 0.2], [0.1, 0.2]]
 
@@ -194,7 +194,6 @@ STEP = {"lr_class": "StepLR", "init_lr": 0.1, "lr_kwargs": {"gamma": 0.1, "step_
     ("kind", "values", "key", "part"),
     [
         (SetLearningRateModifier, {"learning_rate": 1.5}, "learning_rate", "between 0 and 1"),
-        (SetLearningRateModifier, SET | {"end_epoch": 3.0}, "end_epoch", "leave end_epoch out"),
         (SetLearningRateModifier, SET | {"param_groups": []}, "param_groups", "indices from 0"),
         (SetLearningRateModifier, SET | {"param_groups": [-1]}, "param_groups", "indices from 0"),
         (LearningRateFunctionModifier, LINE | {"init_lr": -1.0}, "init_lr", "between 0 and 1"),
