@@ -71,10 +71,10 @@ def train(arguments: TextClassificationArguments, recipe: Recipe | None, acceler
     from sparse_accel.run_folder import results, resume
     from sparse_accel.run_folder.checkpoints import save_checkpoint
     from sparse_accel.tasks import TextClassification
-    from sparse_accel.training.distillation import check_teacher_inputs, fill_teacher_table, make_teacher
+    from sparse_accel.training.distillation import fill_teacher_table, make_teacher, with_teacher_inputs
     from sparse_accel.training.evaluation import evaluate_splits
     from sparse_accel.training.identity import take_folder
-    from sparse_accel.training.loaders import tokenize_rows, training_loader
+    from sparse_accel.training.loaders import gradient_loader, tokenize_rows, training_loader
     from sparse_accel.training.loop import StepOptions, train_step, training_steps
     from sparse_accel.training.optimizer import make_optimizer
     from sparse_accel.training.run_log import RunLog
@@ -97,7 +97,7 @@ def train(arguments: TextClassificationArguments, recipe: Recipe | None, acceler
     # --- batches, schedule, output folder -----------------------------------------------------------------------------
 
     rows = tokenize_rows(arguments, accelerator, task, tokenizer, model)
-    check_teacher_inputs(arguments, run, rows, teacher_tokenizer)
+    rows = with_teacher_inputs(arguments, accelerator, run, rows, teacher_tokenizer)
     loader, sampler = training_loader(arguments, accelerator, task, rows)
     schedule, overridden = steps_of_run(arguments, recipe, sampler.steps)
     run.lr_schedule = lr_schedule(arguments, recipe, schedule.total_steps)
@@ -112,7 +112,14 @@ def train(arguments: TextClassificationArguments, recipe: Recipe | None, acceler
     optimizer = make_optimizer(model, arguments, accelerator)
     before_prepare(accelerator, model, arguments.per_device_train_batch_size, arguments.max_grad_norm)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    run.bind(accelerator, model, optimizer, steps_per_epoch=sampler.steps)  # moment 2
+    run.bind(  # moment 2
+        accelerator,
+        model,
+        optimizer,
+        steps_per_epoch=sampler.steps,
+        gradient_loader=gradient_loader(arguments, rows, sampler),
+        rows_per_forward=arguments.per_device_train_batch_size,
+    )
     log = RunLog(arguments, accelerator, run, model)
     resume.resume_run(arguments, accelerator, run, log.history)
     about = describe_run(arguments, run, fresh, rows, sampler, schedule)

@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.data.batches import inputs_of
+from sparse_accel.data.gradient_samples import GradientSamples, labels_in
 from sparse_accel.distributed.launch import gives_gradients
 from sparse_accel.distributed.weights import reshard
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.modifiers.base import Modifier, no_teacher
 from sparse_accel.modifiers.state import State
+from sparse_accel.nn.blocks import remove_skipped
 from sparse_accel.nn.layers import sparse_without_mask
 from sparse_accel.progress import Progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.utils.data import DataLoader
 
     from sparse_accel.models.teacher import Teacher
     from sparse_accel.recipe import Recipe
@@ -111,10 +115,15 @@ class RecipeRun:
             max_epochs=self.max_epochs,
             notices=self.notices,
         )
+        removed = [words for modifier in self.modifiers if (words := modifier.prepare_structure(self.state))]
         for modifier in self.modifiers:
             if modifier.needs_teacher and self.teacher is None:
                 raise no_teacher(modifier)
-            modifier.attach(self.state)
+            try:
+                modifier.attach(self.state)
+            except UsageError as error:
+                text = str(error) if modifier.name in str(error) else f"{modifier.name}: {error}"
+                raise UsageError(". ".join([text, *removed])) from error
         if lost := sparse_without_mask(model):
             zeros, elements = (sum(column) for column in zip(*lost.values(), strict=True))
             self.training_notices.append(
@@ -129,6 +138,8 @@ class RecipeRun:
         optimizer: torch.optim.Optimizer,
         *,
         steps_per_epoch: int,
+        gradient_loader: DataLoader | None = None,
+        rows_per_forward: int | None = None,
     ) -> None:
         """Connects the run to the prepared model and optimizer. Call it after `prepare`.
 
@@ -136,6 +147,9 @@ class RecipeRun:
             accelerator: None in a loop without one.
             model, optimizer: as returned by `prepare`.
             steps_per_epoch: optimizer steps per epoch.
+            gradient_loader: of the training rows, for modifiers that draw gradient samples (OBSPruningModifier): the
+                loader as it was before `prepare`. One batch is one sample.
+            rows_per_forward: how many rows of a gradient sample go through the model at once; None: all of a process.
 
         Raises:
             UsageError: a modifier needs what this layout or optimizer does not have.
@@ -145,8 +159,27 @@ class RecipeRun:
         self.optimizer = optimizer
         self.state.optimizer = optimizer
         self.state.gives_gradients = accelerator is None or gives_gradients(accelerator)
-        self.state.progress = Progress(step=0, steps_per_epoch=max(steps_per_epoch, 1))
         check_gradients(self.modifiers, self.state.gives_gradients)
+        if accelerator is not None:
+            self.state.autocast = accelerator.autocast
+            self.state.loss_scale = lambda: float(accelerator.scaler.get_scale()) if accelerator.scaler else 1.0
+        self.state.progress = Progress(step=0, steps_per_epoch=max(steps_per_epoch, 1))
+        drawing = [modifier.name for modifier in self.modifiers if modifier.samples_gradients]
+        if drawing and gradient_loader is None:
+            raise UsageError(
+                f"{drawing[0]} needs gradient samples of the training rows: pass gradient_loader=... to RecipeRun."
+                "bind, the loader of the rows as it was before accelerator.prepare"
+            )
+        if drawing:
+            self.state.gradient_samples = GradientSamples(
+                accelerator,
+                model,
+                self.state.model,
+                gradient_loader,
+                self._part_of_loss,
+                rows_per_forward=rows_per_forward,
+                loss_scale=self.state.loss_scale,
+            )
         for modifier in self.modifiers:
             modifier.bind(self.state)
 
@@ -157,7 +190,8 @@ class RecipeRun:
             rate = self.lr_schedule(self.progress)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-        for modifier in self.modifiers:
+        # Gradients are sampled last, with the masks, quantizers and loss terms of this step.
+        for modifier in sorted(self.modifiers, key=lambda modifier: modifier.samples_gradients):
             modifier.step_begin(self.progress)
 
     def calibrate(self, forward: Callable[[], None]) -> None:
@@ -171,6 +205,18 @@ class RecipeRun:
         """
         for modifier in self.modifiers:
             modifier.calibrate(forward)
+
+    def step_batches(self, batches: Sequence[dict[str, Any]]) -> None:
+        """Call it after `step_begin`, in a loop that has all micro-batches of a step at once.
+
+        What is relative to the size of the teacher's outputs is then relative to that over all rows of the step,
+        however they are split over processes and micro-batches; else, over those of each micro-batch.
+
+        Args:
+            batches: the micro-batches of this process.
+        """
+        for modifier in self.modifiers:
+            modifier.step_batches(batches)
 
     def loss(self, loss: Tensor, batch: dict[str, Any], outputs: Any) -> Tensor:
         """Returns the loss to train on, of the shape of `loss`: a micro-batch's task loss, (rows,) or its mean ()."""
@@ -186,7 +232,14 @@ class RecipeRun:
         Raises:
             ValueError: a term of a modifier has a wrong shape or a reserved name.
         """
-        found = [term for modifier in self.modifiers for term in _checked_terms(modifier, batch, outputs)]
+        return self._losses(self.modifiers, loss, batch, outputs)
+
+    def _losses(
+        self, modifiers: Sequence[Modifier], loss: Tensor, batch: dict[str, Any], outputs: Any
+    ) -> dict[str, Tensor]:
+        found = [term for modifier in modifiers for term in _checked_terms(modifier, batch, outputs)]
+        if self.teacher is not None and any(modifier.teacher_outputs - {"logits"} for modifier in self.modifiers):
+            self.teacher.release()  # outputs of layers are large: their memory is free in the backward
         terms = [(math.prod(modifier.task_weight() for modifier in self.modifiers), loss)]
         parts = {"task_loss": loss.detach()}
         for name, (weight, value) in sorted(
@@ -224,10 +277,11 @@ class RecipeRun:
         self.state.progress = self.progress.next()
 
     def finish(self) -> None:
-        """Call it after the last step: sets the final sparsity and freezes ranges."""
+        """Call it after the last step: sets the final sparsity, freezes ranges, and removes dropped layers."""
         reshard(self.model)
         for modifier in self.modifiers:
             modifier.finish()
+        remove_skipped(self.state.model)  # last, because modifiers know weights by the names they had until now
 
     def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
         """Applies the recipe without training: final sparsity, and quantization with ranges from `forwards`.
@@ -240,8 +294,21 @@ class RecipeRun:
         """
         for modifier in self.modifiers:
             modifier.check_acts_at_once()
-        for modifier in self.modifiers:
+        for modifier in sorted(self.modifiers, key=lambda each: each.needs_rows):  # ranges last: of the final structure
             modifier.apply_at_once(forwards)
+        remove_skipped(self.state.model)
+
+    def _part_of_loss(self, model: Any, rows: dict[str, Tensor], batch: dict[str, Tensor], from_recipe: bool) -> Tensor:
+        """Returns what some rows of a batch add to its mean loss, (): of the task or, with its terms, of the recipe."""
+        of_this_package = "row_id" in batch  # otherwise the loader is the user's own, and the model computes the loss
+        outputs = model(**(inputs_of(rows) if of_this_package else rows))
+        loss = self.task.loss(outputs, rows, self.task.label_smoothing) if of_this_package else outputs["loss"]
+        if from_recipe:
+            in_eval = [modifier for modifier in self.modifiers if modifier.terms_in_eval]
+            loss = self._losses(in_eval, loss, rows, outputs)["loss"]
+        if not of_this_package:
+            return loss * (labels_in(rows) / labels_in(batch))
+        return (loss * self.task.weights(rows)).sum() / self.task.weights(batch).sum().clamp(min=1)
 
     # --- state and report ---------------------------------------------------------------------------------------------
 
@@ -310,9 +377,10 @@ def check_gradients(modifiers: Sequence[Modifier], given: bool) -> None:
     Args:
         given: what `distributed.launch.gives_gradients` returned.
     """
-    needing = [modifier.name for modifier in modifiers if modifier.needs_gradients]
+    needing = [modifier for modifier in modifiers if modifier.needs_gradients or modifier.samples_gradients]
     if needing and not given:
+        instead = f", or set {needing[0].without_gradients}" if needing[0].without_gradients else ""
         raise UsageError(
-            f"{needing[0]} needs gradients, but DeepSpeed does not provide them, because it steps inside backward: "
-            "train with accelerate_configs/ddp.yaml or fsdp2.yaml"
+            f"{needing[0].name} needs gradients, but DeepSpeed does not provide them, because it steps inside "
+            f"backward: train with accelerate_configs/ddp.yaml or fsdp2.yaml{instead}"
         )

@@ -94,6 +94,16 @@ class Modifier:
     # provide them (State.gives_gradients) is an error.
     needs_gradients: ClassVar[bool] = False
 
+    # What to change in its keys so that it needs no gradients, for the message under DeepSpeed; empty: nothing helps.
+    without_gradients: ClassVar[str] = ""
+
+    # True: it draws gradient samples (State.gradient_samples) in `step_begin`, after the other modifiers, and in
+    # `finish`. A run without a loader for them, or a layout that cannot provide gradients, is an error.
+    samples_gradients: ClassVar[bool] = False
+
+    # False: its `loss_terms` need a forward in training mode, so gradient samples, drawn in eval mode, leave them out.
+    terms_in_eval: ClassVar[bool] = True
+
     # The key of the optimizer's parameter groups that it sets: lr or weight_decay; empty: none.
     setting: ClassVar[str] = ""
 
@@ -125,6 +135,11 @@ class Modifier:
         return frozenset()
 
     @property
+    def needs_same_tokens(self) -> bool:
+        """True if it compares outputs token by token: the teacher must then read the model's tokens, not its own."""
+        return bool(self.teacher_outputs - {"logits"})
+
+    @property
     def span(self) -> tuple[float, float]:
         """The epochs (start, end) between which it acts: start is 0 or more, end is infinite if it never stops."""
         return max(self.start_epoch, 0.0), math.inf if self.end_epoch == -1 else self.end_epoch
@@ -149,6 +164,17 @@ class Modifier:
 
     # --- the seven moments, in the order of training ------------------------------------------------------------------
 
+    def prepare_structure(self, state: State) -> str:
+        """Called for all modifiers before the first `attach`: the only place where modules may be removed.
+
+        Returns:
+            what was removed, as text: names in recipes are those of the model without it. Empty if nothing was.
+
+        Raises:
+            UsageError: the recipe does not fit this model.
+        """
+        return ""
+
     def attach(self, state: State) -> None:
         """Called before `accelerator.prepare`: the only place where the model's structure may change.
 
@@ -171,6 +197,13 @@ class Modifier:
 
         Args:
             forward: runs all rows of the current step through the model, without gradients.
+        """
+
+    def step_batches(self, batches: Sequence[dict[str, Any]]) -> None:
+        """Called between step_begin and the first forward of the step, by loops that have all its rows then.
+
+        Args:
+            batches: the micro-batches of the step on this process, at least one; as many on every process.
         """
 
     def loss_terms(self, batch: dict[str, Any], outputs: Any) -> Mapping[str, tuple[float, Tensor]]:

@@ -11,6 +11,7 @@ from sparse_accel.modifiers.base import FieldError, Modifier, spans_overlap
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from sparse_accel.modifiers.state import State
     from sparse_accel.progress import Progress
@@ -48,6 +49,8 @@ class DistillationModifier(Modifier):
         if self.temperature <= 0:
             raise FieldError("temperature", f"expected a number above 0, got {self.temperature:g}")
         self.distill_output_keys = self.distill_output_keys or ["logits"]
+        if twice := [key for key in self.distill_output_keys if self.distill_output_keys.count(key) > 1]:
+            raise FieldError("distill_output_keys", f"names '{twice[0]}' twice")
         self._active = False
 
     def check_compatible(self, others: Sequence[Modifier]) -> None:
@@ -76,8 +79,27 @@ class DistillationModifier(Modifier):
     def attach(self, state: State) -> None:
         assert state.teacher is not None  # the engine raises an error without one
         self._state, self._teacher, self._task = state, state.teacher, state.task
+        if self.distill_output_keys != ["logits"]:  # those, all models of a task here have
+            self._check_outputs("model", state.model)
+            self._check_outputs("teacher", state.teacher.model)
         several = self._at_the_same_time(state.modifiers)
         self._term = "_".join(["distillation_loss", *(self.distill_output_keys if several else [])])
+
+    def _check_outputs(self, whose: str, model: nn.Module) -> None:
+        """Raises UsageError if a model that says what its inputs are does not return the outputs to compare."""
+        from sparse_accel.nn.layer_outputs import trace_calls
+
+        if getattr(model, "dummy_inputs", None) is None:
+            return
+        outputs = trace_calls(model).calls[-1].output  # what the model itself returns
+        for key in self.distill_output_keys:
+            if key not in outputs:
+                layers = key in ("hidden_states", "attentions")
+                instead = ". A HiddenStateDistillationModifier compares them" if layers else ""
+                raise UsageError(
+                    f"{self.name}: distill_output_keys: the {whose} has no output '{key}', only "
+                    f"{', '.join(outputs)}{instead}"
+                )
 
     def step_begin(self, progress: Progress) -> None:
         ended = self.end_epoch != -1 and progress.reached(self.end_epoch)

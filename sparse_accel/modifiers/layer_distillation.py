@@ -62,6 +62,8 @@ class LayerDistillation(Modifier):
             raise FieldError("gain", f"expected a number above 0, got {self.gain:g}")
         if self.epsilon <= 0:
             raise FieldError("epsilon", f"expected a number above 0, got {self.epsilon:g}")
+        if self.span[1] <= self.span[0]:
+            raise FieldError("end_epoch", f"must be after epoch {self.span[0]:g}, where this modifier starts")
         self._active = False
         self._pairs: list[Pair] = []
         self._widths: dict[str, tuple[int, int]] = {}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sparse_accel.errors import UsageError, listed, nearest
 from sparse_accel.modifiers.base import FieldError, Modifier
-from sparse_accel.modifiers.parameter_names import match_parameter_names
+from sparse_accel.modifiers.parameter_names import check_patterns, match_parameter_names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,11 +53,7 @@ class LayerPruningModifier(Modifier):
                     "layers",
                     f"{pattern} would drop every layer, but one must stay: name layers, such as bert.encoder.layer.2",
                 )
-            if pattern.startswith("re:"):
-                try:
-                    re.compile(pattern.removeprefix("re:"))
-                except re.error as error:
-                    raise FieldError("layers", f"'{pattern}' is not a regular expression: {error}") from None
+        check_patterns("layers", self.layers)
 
     @property
     def _patterns(self) -> list[str]:

@@ -7,13 +7,36 @@ import re
 from collections.abc import Iterable
 
 from sparse_accel.errors import UsageError
+from sparse_accel.modifiers.base import FieldError
 
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
 
 
+def check_patterns(key: str, patterns: str | list[str]) -> None:
+    """Checks patterns before there is a model.
+
+    Raises:
+        FieldError: one is empty, or is not a regular expression; its key is `key`.
+    """
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if not pattern:
+            raise FieldError(key, "contains an empty name: remove it")
+        if pattern.startswith("re:"):
+            try:
+                re.compile(pattern.removeprefix("re:"))
+            except re.error as error:
+                raise FieldError(key, f"'{pattern}' is not a regular expression: {error}") from None
+
+
 def match_parameter_names(
-    patterns: str | list[str], names: Iterable[str], prunable: Iterable[str], *, strict: bool = True
+    patterns: str | list[str],
+    names: Iterable[str],
+    prunable: Iterable[str] = (),
+    *,
+    strict: bool = True,
+    key: str = "params",
+    kind: str = "parameter of this model",
 ) -> list[str]:
     """Returns the names that match at least one pattern, in the order of `names`.
 
@@ -23,6 +46,8 @@ def match_parameter_names(
         names: all parameter names of the model.
         prunable: the names that `__ALL_PRUNABLE__` matches.
         strict: True: a pattern that matches nothing is an error; False: it is ignored.
+        key: the recipe key with the patterns, for messages.
+        kind: what the names are, for messages.
 
     Raises:
         UsageError: a pattern matches nothing (the message lists similar names) or is not a regular expression.
@@ -30,14 +55,14 @@ def match_parameter_names(
     listed = list(names)
     matched: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = _matches(pattern, listed, prunable)
+        found = _matches(pattern, listed, prunable, key)
         if strict and not found:
-            raise UsageError(f"params: '{pattern}' matches no parameter of this model.{_near(pattern, listed)}")
+            raise UsageError(f"{key}: '{pattern}' matches no {kind}.{_near(pattern, listed)}")
         matched.update(found)
     return [name for name in listed if name in matched]
 
 
-def _matches(pattern: str, names: list[str], prunable: Iterable[str]) -> set[str]:
+def _matches(pattern: str, names: list[str], prunable: Iterable[str], key: str) -> set[str]:
     if pattern == ALL:
         return set(names)
     if pattern == ALL_PRUNABLE:
@@ -47,7 +72,7 @@ def _matches(pattern: str, names: list[str], prunable: Iterable[str]) -> set[str
     try:
         expression = re.compile(pattern.removeprefix("re:"))
     except re.error as error:
-        raise UsageError(f"params: '{pattern}' is not a regular expression: {error}") from None
+        raise UsageError(f"{key}: '{pattern}' is not a regular expression: {error}") from None
     return {name for name in names if expression.match(name)}
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.modifiers.base import FieldError, Modifier, spans_overlap
 from sparse_accel.modifiers.layer_distillation import LayerDistillation, Pair
+from sparse_accel.modifiers.parameter_names import check_patterns
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,6 +52,7 @@ class PerLayerDistillationModifier(LayerDistillation):
                 raise FieldError(key, "must not be empty: name layers, or leave it out")
             if isinstance(names, list) and (twice := [name for name in names if names.count(name) > 1]):
                 raise FieldError(key, f"names {twice[0]} twice")
+            check_patterns(key, names or [])
         plain = [names for names in self._names if not any(name.startswith("re:") for name in names)]
         if len(plain) == 2 and len(plain[0]) != len(plain[1]):
             raise FieldError(

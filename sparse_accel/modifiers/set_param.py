@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import FieldError, Modifier
-from sparse_accel.modifiers.parameter_names import match_parameter_names
+from sparse_accel.modifiers.parameter_names import check_patterns, match_parameter_names
 from sparse_accel.modifiers.pruning.base import short
-from sparse_accel.modifiers.pruning.gradual import scheduled_sparsity, update_due
+from sparse_accel.modifiers.pruning.gradual import check_update_frequency, scheduled_sparsity, update_due
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sparse_accel.modifiers.state import State
     from sparse_accel.progress import Progress
+
+
+# The largest float32.
+LARGEST = (2 - 2**-23) * 2.0**127
 
 
 @dataclass(kw_only=True)
@@ -35,6 +39,7 @@ class _ParamModifier(Modifier):
         super().__post_init__()
         if not self.params:
             raise FieldError("params", "must not be empty: name parameters, such as classifier.bias")
+        check_patterns("params", self.params)
 
     def _attach(self, state: State, shape: tuple[int, ...], key: str) -> None:
         """Finds the parameters, which must have this shape, that of the value of `key`."""
@@ -126,9 +131,9 @@ class GradualParamModifier(_ParamModifier):
     them at their values. Pruned entries of a weight stay zero.
     """
 
-    start_epoch: float
-    """Epoch at which the parameters are set to init_val."""
-    end_epoch: float
+    start_epoch: float = -1.0
+    """Epoch at which the parameters are set to init_val; -1: at the start of training."""
+    end_epoch: float = -1.0
     """Epoch at which the parameters are set to final_val."""
     init_val: float | list[Any]
     """The value at start_epoch: nested lists of numbers of the parameter's shape; a number only for a parameter without
@@ -146,6 +151,7 @@ class GradualParamModifier(_ParamModifier):
             raise FieldError("end_epoch", f"must be after start_epoch {self.start_epoch:g}, got {self.end_epoch:g}")
         if self.inter_func not in ("linear", "cubic", "inverse_cubic"):
             raise FieldError("inter_func", f"expected linear, cubic or inverse_cubic, got {self.inter_func!r}")
+        check_update_frequency(self.update_frequency)
         self._shape = _shape_of("init_val", self.init_val)
         if (final := _shape_of("final_val", self.final_val)) != self._shape:
             raise FieldError("final_val", f"is {_described(final)}, but init_val is {_described(self._shape)}")
@@ -201,6 +207,8 @@ def _shape_of(key: str, value: Any) -> tuple[int, ...]:
         return (len(value), *shapes.pop())
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise FieldError(key, f"expected numbers, got {value!r}")
+    if abs(value) > LARGEST:
+        raise FieldError(key, f"{value!r} is too large for float32, whose largest number is {LARGEST:.4g}")
     return ()
 
 

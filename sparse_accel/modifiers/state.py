@@ -5,7 +5,8 @@ Teacher and task are protocols here, so that modifiers import no module above th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,12 +16,22 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from sparse_accel.nn.layer_outputs import LayerOutput
+
 
 class Teacher(Protocol):
     """A frozen model whose outputs the student is trained to match."""
 
+    model: nn.Module
+
     def outputs(self, batch: dict[str, Any], keys: list[str]) -> dict[str, Tensor]:
         """Returns the outputs named by `keys` for the rows of a batch, without gradients."""
+
+    def watch(self, outputs: Collection[LayerOutput]) -> None:
+        """Makes `layer_outputs` return these outputs too."""
+
+    def layer_outputs(self, batch: dict[str, Any]) -> dict[LayerOutput, Tensor]:
+        """Returns the outputs of layers for the rows of a batch, by one forward, without gradients."""
 
 
 class Task(Protocol):
@@ -28,6 +39,26 @@ class Task(Protocol):
 
     def distance(self, student: Tensor, teacher: Tensor, batch: dict[str, Any], temperature: float) -> Tensor:
         """Returns (rows,) float32: the distance of the student's outputs from the teacher's."""
+
+
+class GradientSamples(Protocol):
+    """Gradients of batches of training rows, which leave the training around them as it was."""
+
+    def sizes(self, options: Mapping[str, Any]) -> tuple[int | None, int | None]:
+        """Returns the number of rows of a sample, and of the data; None if not known."""
+
+    def draw(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        count: int,
+        take: Callable[[str, Tensor], None],
+        *,
+        options: Mapping[str, Any],
+        seed: tuple[int, ...],
+        from_recipe: bool,
+        what: str,
+    ) -> None:
+        """Calls `take` with name and gradient of each sample, on the process that owns the weight."""
 
 
 @dataclass
@@ -43,6 +74,10 @@ class State:
         notices: lines for the user about parts of the recipe that have no effect on this model; modifiers add to them.
         gives_gradients: whether gradients can be read and changed between backward and step. With DeepSpeed they
             cannot, because it steps inside backward.
+        autocast: makes the context in which the model computes, with mixed precision or without; set before `bind`.
+        loss_scale: returns the factor of the gradients between backward and step, for tensors that are not in the
+            optimizer; 1 except in fp16. Set before `bind`.
+        gradient_samples: draws gradients of training rows, for modifiers with `samples_gradients`; set before `bind`.
         optimizer: the prepared optimizer; set before `bind`.
         progress: the clock; set before `bind`.
     """
@@ -54,5 +89,8 @@ class State:
     max_epochs: int = 0
     notices: list[str] = field(default_factory=list)
     gives_gradients: bool = True
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    loss_scale: Callable[[], float] = lambda: 1.0
+    gradient_samples: GradientSamples | None = None
     optimizer: torch.optim.Optimizer | None = None
     progress: Progress = field(default_factory=lambda: Progress(step=0, steps_per_epoch=1))

@@ -91,7 +91,7 @@ class Recorder:
         Raises:
             UsageError: there was none since the last call.
         """
-        wanted = {number: each for number, each in enumerate(self.wanted) if not _is_skipped(self.model, each.module)}
+        wanted = {number: each for number, each in enumerate(self.wanted) if not _is_skipped(self.model, each)}
         if missing := [each for number, each in wanted.items() if number not in self._found]:
             raise UsageError(
                 f"the output of {missing[0]} was not seen: outputs of layers are recorded in forwards of the model "
@@ -121,10 +121,12 @@ class Recorder:
         return self.model.get_submodule(name).register_forward_hook(record, with_kwargs=True)
 
 
-def _is_skipped(model: nn.Module, module: str) -> bool:
-    """Returns True if a module is a block that is skipped, or inside of one."""
-    parts = module.split(".")
-    outer = (model.get_submodule(".".join(parts[:length])) for length in range(1, len(parts) + 1))
+def _is_skipped(model: nn.Module, output: LayerOutput) -> bool:
+    """Returns True for the output of a block that is skipped, and for what is inside of one; a skipped block still has
+    its input."""
+    parts = output.module.split(".")
+    last = len(parts) if output.part >= 0 else len(parts) - 1
+    outer = (model.get_submodule(".".join(parts[:length])) for length in range(1, last + 1))
     return any(isinstance(each, SkippableBlock) and each.skipped for each in outer)
 
 

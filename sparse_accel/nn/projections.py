@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +44,15 @@ class Projections:
             self._optimizer.state[weight] = {"step": torch.tensor(0.0), **moments}
 
     def __call__(self, name: str, values: Tensor) -> Tensor:
-        """Returns values (..., student width) as (..., teacher width)."""
-        return F.linear(values.to(self.weights[name].dtype), self.weights[name])
+        """Returns values (..., student width) as (..., teacher width); in bf16 where autocast asks for fp16.
+
+        With the scaled loss of fp16, a weight's gradient, a sum over all tokens, may exceed the range of fp16, and the
+        scaler would not see it: it checks the gradients of the model only.
+        """
+        kind = values.device.type
+        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+        with torch.autocast(kind, torch.bfloat16) if half else nullcontext():
+            return F.linear(values.to(self.weights[name].dtype), self.weights[name])
 
     def average_gradients(self, loss_scale: float) -> None:
         """Averages the gradients over the processes, and takes out the scale of the loss."""

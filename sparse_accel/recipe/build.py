@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sparse_accel.errors import nearest
@@ -23,7 +23,7 @@ def build(
     parsed: document.Mapping,
     arguments: dict[str, Any],
     registry: Registry,
-    known_later: Collection[str],
+    known_later: Mapping[str, str],
     *,
     text: str,
     source: str,
@@ -34,7 +34,7 @@ def build(
         parsed: what `document.parse` returned.
         arguments: values that replace variables, by name.
         registry: modifier classes by tag.
-        known_later: names of modifiers that are not supported yet.
+        known_later: names of modifiers that are not supported, each with the reason.
         text: the recipe as given.
         source: its path, or `<text>`.
 
@@ -45,7 +45,7 @@ def build(
 
 
 class _Builder:
-    def __init__(self, registry: Registry, known_later: Collection[str], source: str) -> None:
+    def __init__(self, registry: Registry, known_later: Mapping[str, str], source: str) -> None:
         self.registry = registry
         self.known_later = known_later
         self.source = source
@@ -207,7 +207,7 @@ class _Builder:
             return self.registry[name]
         supported = f"Supported: {', '.join(sorted(self.registry))}"
         if name in self.known_later:
-            raise self.error(f"!{name} is not supported yet. {supported}", tagged.line)
+            raise self.error(f"!{name} is not supported: {self.known_later[name]}. {supported}", tagged.line)
         hint = nearest(name, [*self.registry, *self.known_later])
         raise self.error(f"there is no modifier '!{tagged.tag}'.{hint} {supported}", tagged.line)
 

@@ -53,7 +53,7 @@ def describe_type(expected: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
     if origin in (list, tuple):
-        return f"a list (each {describe_type(arguments[0])})" if arguments else "a list"
+        return f"a list (each {describe_type(arguments[0])})" if arguments and arguments[0] is not Any else "a list"
     if origin is dict or expected is dict:
         return "a mapping"
     words = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}

@@ -76,7 +76,8 @@ class Recipe:
             raise no_teacher(following[0])
         if not following and teacher not in (None, "disable"):
             raise UsageError(
-                "--distill_teacher has no effect: the recipe has no DistillationModifier. Add one, or remove the flag"
+                "--distill_teacher has no effect: the recipe has no DistillationModifier or other "
+                "distillation. Add one, or remove the flag"
             )
 
     def timeline(self) -> list[tuple[float, str]]:

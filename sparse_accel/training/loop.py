@@ -7,6 +7,7 @@
         train_step(...):
             run.step_begin()                      3  learning rate, masks, quantization phase ...
             run.calibrate(one forward)               ... and its first ranges
+            run.step_batches(micro-batches)          ... and the size of the teacher's hidden states
             for each micro-batch:
                 outputs = model(inputs)
                 terms = run.losses(task loss)     4  distillation
@@ -282,6 +283,7 @@ def train_step(
         run.step_begin()
         seed_step(options.seed, run.progress.step, accelerator.process_index)
         run.calibrate(lambda: calibration_forward(model, batch.micro_batches))
+        run.step_batches(batch.micro_batches)
         seed_step(options.seed, run.progress.step, accelerator.process_index)
         measured: list[Measured] = []
         good = True
@@ -299,7 +301,7 @@ def train_step(
                 measured.append(({name: values.detach() for name, values in terms.items()}, weights))
                 good = good and (not options.skip_nan_steps or math.isfinite(loss.detach()))
                 if accelerator.sync_gradients:
-                    good = _gradients_done(accelerator, model, optimizer, run, options) and good
+                    good = _gradients_done(accelerator, model, optimizer, run, options, good)
                     if options.skip_nan_steps and largest(not good):
                         if accelerator.scaler is not None:
                             optimizer.step()  # the scaler skips it and lowers its scale
@@ -319,22 +321,27 @@ def train_step(
 
 
 def _gradients_done(
-    accelerator: Accelerator, model: nn.Module, optimizer: Any, run: RecipeRun, options: StepOptions
+    accelerator: Accelerator, model: nn.Module, optimizer: Any, run: RecipeRun, options: StepOptions, good: bool
 ) -> bool:
-    """Passes the gradients of a step to the modifiers, then clips them. Returns False if `skip_nan_steps` is set and
-    their norm is NaN or inf; overflows in fp16 are left to the scaler."""
+    """Passes the gradients of a step to the modifiers, then clips them. Returns whether the step is still `good`: False
+    if `skip_nan_steps` is set and their norm is NaN or inf; overflows in fp16 are left to the scaler."""
     # A modifier that reads gradients gets them without the loss scale, and never those of a step that will be skipped.
     unscaled = accelerator.scaler is not None and run.needs_gradients
     if unscaled:
         accelerator.unscale_gradients(optimizer)
-    if not unscaled or _are_finite(model):
+    finite = True
+    if run.needs_gradients and (unscaled or options.skip_nan_steps):
+        finite = _are_finite(model)
+        if options.skip_nan_steps:  # agreed on, because modifiers may communicate
+            good = not largest(not (good and (finite or unscaled)))
+    if finite and (good or not run.needs_gradients):
         run.grads_ready()
     if not (options.max_grad_norm > 0 or options.skip_nan_steps):
-        return True
+        return good
     # Accelerate's own clipping would unscale again, but a scaler allows that only once per step.
     clip = torch.nn.utils.clip_grad_norm_ if unscaled else accelerator.clip_grad_norm_
     norm = clip(model.parameters(), options.max_grad_norm or math.inf)
-    return not options.skip_nan_steps or accelerator.scaler is not None or math.isfinite(norm)
+    return good and (not options.skip_nan_steps or accelerator.scaler is not None or math.isfinite(norm))
 
 
 def _are_finite(model: nn.Module) -> bool:

@@ -132,3 +132,17 @@ def test_the_folder_is_read_again(tagger: Path) -> None:
     assert LABELS[int(floating[firsts[0]].argmax())] == "B-PER"
     find: Any = pipeline("token-classification", model=str(tagger), aggregation_strategy="first")
     assert find("dmitri kern went to paris")[0]["entity_group"] == "PER"
+
+
+def test_second_order_pruning(tokens: TinyTokens, tmp_path: Path) -> None:
+    """Its gradient samples are means over labelled tokens, as the loss of a training step."""
+    keys = "params: ['re:.*encoder.*dense.weight'], end_epoch: 1, update_frequency: 1, num_grads: 8, mask_type: block4"
+    lines = ["!EpochRangeModifier {end_epoch: 1}", f"!OBSPruningModifier {{{keys}, fisher_block_size: 8}}"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("\n".join(["modifiers:", *(f"  - {line}" for line in lines)]))
+    flags = tokens.flags(do_eval=None, eval_strategy="no", recipe=recipe, recipe_args=None, max_train_samples=20)
+    done = run(**flags, output_dir=tmp_path / "out")
+    assert done.code == 0, done.all
+    found = {name: w for name, w in weights(tmp_path / "out").items() if "encoder" in name and "dense.weight" in name}
+    blocks = torch.cat([weight.view(-1, 4) for weight in found.values()])
+    assert float((blocks == 0).all(1).float().mean()) == pytest.approx(0.95, abs=1e-3)

@@ -100,6 +100,24 @@ def test_padding_does_not_count(tokens: TinyTokens, teacher: Path, tmp_path: Pat
     assert losses(tmp_path / "longest") == pytest.approx(losses(tmp_path / "padded"), abs=1e-4)
 
 
+def test_padding_does_not_count_in_hidden_states_and_attentions(
+    tokens: TinyTokens, teacher: Path, tmp_path: Path, cache: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "modifiers:\n  - !EpochRangeModifier {end_epoch: 1}\n"
+        "  - !HiddenStateDistillationModifier {attentions: true, embeddings: true}"
+    )
+    found: list[list[float]] = []
+    for lengths in ({}, {"pad_to_max_length": True, "max_seq_length": 40}):
+        folder = tmp_path / f"out{len(found)}"
+        done = student(tokens, folder, teacher, recipe=recipe, recipe_args=None, learning_rate=1e-2, **lengths)
+        assert done.code == 0 and not cache.exists(), done.all
+        names = [f"train/{what}_distillation_loss" for what in ("hidden_state", "attention", "embedding")]
+        found.append([trace(folder, name)[step] for name in names for step in range(1, FLOAT_STEPS + 1)])
+    assert found[0] == pytest.approx(found[1], rel=1e-3) and found[0][6] < 0.9 * found[0][0]
+
+
 def test_the_student_follows_the_teacher(tokens: TinyTokens, teacher: Path, tmp_path: Path) -> None:
     """At hardness 1 the teacher alone counts."""
     settings = {**SHORT, "num_epochs": 4, "qat_start_epoch": 3.0, "observer_epoch": 3.5, "distill_hardness": 1.0}

@@ -207,6 +207,23 @@ def minilm(bench: Bench, configuration: str, precision: str) -> list[float]:
     return losses_of(output)
 
 
+def second_order(bench: Bench, configuration: str, precision: str) -> list[float]:
+    """A dense model that is pruned by second-order scores while it trains: gradient samples on the GPU."""
+    from recipe_texts import OBS_KEYS, obs
+
+    output = bench.folder / "runs" / f"second-order-{configuration}-{precision}"
+    recipe = bench.folder / "second_order.yaml"
+    recipe.write_text(obs(OBS_KEYS.replace("bert.encoder", ".*encoder") + ", fisher_block_size: 16"))
+    model = make_model(bench.folder / f"dense-{precision}", sparse=False, head=True)
+    flags: dict[str, Any] = {"model_name_or_path": model, "recipe": recipe, "recipe_args": None, "output_dir": output}
+    flags |= {"distill_teacher": None, "do_eval": None, "eval_strategy": "no", "save_strategy": "no"}
+    bench.launch(configuration, precision, **flags)
+    found = [weight for name, weight in weights(output).items() if "encoder" in name and weight.ndim == 2]
+    zeros = sum(int((weight == 0).sum()) for weight in found) / sum(weight.numel() for weight in found)
+    check(abs(zeros - 0.8) < 1e-3, f"{zeros:.1%} of the encoder's weights are zero, not 80%")
+    return losses_of(output)
+
+
 def exported(bench: Bench, configuration: str, precision: str) -> list[float]:
     """The ONNX file of what was trained, and the proof that it is the model."""
     output = bench.output(configuration, precision)
@@ -265,9 +282,12 @@ GPU_ROWS: tuple[Row, ...] = (
     ("exported", "single_gpu_bf16", "bf16", exported),
     ("MiniLM", "single_gpu_bf16", "bf16", minilm),
     ("MiniLM", "single_gpu_fp16", "fp16", minilm),
+    ("second order", "single_gpu_bf16", "bf16", second_order),
+    ("second order", "single_gpu_fp16", "fp16", second_order),
     *((layout, layout, "bf16", all_phases) for layout in WRAPPERS),
     *((layout, layout, "fp16", all_phases) for layout in WRAPPERS if layout != "fsdp2"),  # refused under FSDP2
     *((layout, layout, "no", all_phases) for layout in ("ddp", "fsdp2")),
+    ("second order", "fsdp2", "bf16", second_order),
     ("compiled", "single_gpu_bf16", "bf16", compiled),
 )
 # test_layouts.py has two processes on a CPU, under every layout.
@@ -277,6 +297,7 @@ CPU_ROWS: tuple[Row, ...] = (
     ("plain steps", "-", "no", plain_steps),
     ("resumed", "cpu", "no", resumed),
     ("exported", "cpu", "no", exported),
+    ("second order", "cpu", "no", second_order),
     ("MiniLM", "cpu", "no", minilm),
     *((layout, layout, "no", all_phases) for layout in ("ddp", "fsdp2", "deepspeed_zero2")),
 )

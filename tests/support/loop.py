@@ -14,10 +14,13 @@ from accelerate.utils import GradientAccumulationPlugin
 from datasets import Dataset
 from tiny import make_bert, make_rows, make_tokenizer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from sparse_accel.data.batches import Collator, GlobalBatchSampler, make_loader
+from sparse_accel.data.batches import Collator, GlobalBatchSampler, Rows, make_loader
 from sparse_accel.distributed.launch import launch_options
+from sparse_accel.distributed.weights import plain_model
 from sparse_accel.models.teacher import Teacher
+from sparse_accel.nn.blocks import with_skipped
 from sparse_accel.nn.layers import quantizers
 from sparse_accel.progress import Progress
 from sparse_accel.recipe import Recipe, load_recipe
@@ -78,7 +81,8 @@ class Session:
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer, "run": self.run}
-        return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+        with with_skipped(plain_model(self.accelerator, self.model)):
+            return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
 
     def load(self, state: dict[str, Any]) -> Session:
         state = copy.deepcopy(state)
@@ -155,9 +159,33 @@ def start(
     groups: Any = parameter_groups(model, weight_decay=0.1)
     optimizer: Any = torch.optim.AdamW(groups, lr=rate)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    run.bind(accelerator, model, optimizer, steps_per_epoch=sampler.steps)
+    run.bind(
+        accelerator,
+        model,
+        optimizer,
+        steps_per_epoch=sampler.steps,
+        gradient_loader=gradient_loader(rows),
+        rows_per_forward=GLOBAL_BATCH // accumulation,
+    )
     total = total_steps or run.max_epochs * sampler.steps
     return Session(accelerator, model, optimizer, loader, sampler, run, total)
+
+
+def gradient_loader(rows: Any) -> Any:
+    """What `training.loaders.gradient_loader` makes of tokenized rows."""
+    return DataLoader(Rows(rows), GLOBAL_BATCH, shuffle=True, collate_fn=Collator(make_tokenizer()))  # type: ignore[arg-type]
+
+
+def with_scaler(session: Session, scale: float) -> Session:
+    """Gives a session the loss scaling of fp16; numbers stay float32, which hold the scaled gradients exactly."""
+    scaler: Any = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+    session.accelerator.scaler = scaler
+    session.accelerator.native_amp = True
+    session.accelerator.state._mixed_precision = "fp16"
+    optimizer: Any = session.optimizer
+    optimizer.scaler = scaler
+    optimizer.__setstate__(optimizer.__getstate__())
+    return session
 
 
 def assert_same(one: Session, other: Session) -> None:

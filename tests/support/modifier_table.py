@@ -14,7 +14,7 @@ from loop import ROWS, Session, make_accelerator, start
 from tiny import make_bert, make_rows, make_tokenizer
 
 from sparse_accel.models.teacher import Teacher
-from sparse_accel.recipe import Recipe
+from sparse_accel.recipe import Recipe, load_recipe
 
 EPOCHS, STEPS = 2, 3  # STEPS an epoch
 
@@ -29,6 +29,7 @@ class Case:
         pruned: share of the weights with masks that these prune at the end, and that are zero in an exported file.
         float_steps: steps before the model computes in integers for the first time.
         quantized_linears: how many of the model's 14 Linears an exported file multiplies in integers; 0: it is float.
+        blocks: how many of the model's 2 blocks it has at the end.
     """
 
     keys: str
@@ -36,10 +37,12 @@ class Case:
     pruned: float = 0.0
     float_steps: int = EPOCHS * STEPS
     quantized_linears: int = 0
+    blocks: int = 2
 
 
 # The model's blocks have 16384 weights, half of which are zero; its pooler and classifier have 1088, and no zeros.
 _AS_IT_CAME = 0.5 * 16384 / (16384 + 1088)
+_NEEDS_GRADIENTS = {"deepspeed": "needs gradients, but DeepSpeed does not provide them"}
 _PART_TIME = {"deepspeed": "DeepSpeed cannot freeze a parameter for part of the training"}
 
 # What begins, changes or ends does so inside an epoch, too.
@@ -60,6 +63,25 @@ TABLE: dict[str, list[Case]] = {
         Case("{params: 're:bert.embeddings', trainable: false}"),
         Case("{params: 're:bert.encoder', trainable: false, start_epoch: 0.5, end_epoch: 1.4}", refused=_PART_TIME),
     ],
+    "SetParamModifier": [
+        Case("{params: classifier.bias, val: [0.5, -0.5], start_epoch: 0.7}"),
+        Case("{params: 're:bert.*LayerNorm.bias', val: [" + ", ".join(["0.1"] * 32) + "]}"),
+    ],
+    "GradualParamModifier": [
+        Case(
+            "{params: classifier.bias, init_val: [1, -1], final_val: [0, 0.5], start_epoch: 0.3, end_epoch: 1.4, "
+            "update_frequency: 0.5, inter_func: cubic}"
+        ),
+        Case(
+            "{params: [classifier.bias], init_val: [1, -1], final_val: [0, 0], start_epoch: 0, end_epoch: 2, "
+            "update_frequency: -1}"
+        ),
+    ],
+    "LayerPruningModifier": [
+        Case("{layers: [bert.encoder.layer.0]}", blocks=1),
+        Case("{layers: bert.encoder.layer.0, start_epoch: 0.7}", blocks=1),
+        Case("{layers: ['re:.*[.]1$'], start_epoch: 1}", blocks=1),
+    ],
     "ConstantPruningModifier": [
         Case("{params: __ALL_PRUNABLE__}", pruned=_AS_IT_CAME),
         Case("{params: ['re:.*query.weight', bert.embeddings.word_embeddings.weight], start_epoch: 0, end_epoch: 1.3}"),
@@ -78,6 +100,38 @@ TABLE: dict[str, list[Case]] = {
     "GMPruningModifier": [
         Case("{end_epoch: 1.5, final_sparsity: 0.9, global_sparsity: true, inter_func: linear}", pruned=0.9)
     ],
+    "GlobalMagnitudePruningModifier": [
+        Case("{start_epoch: 0.4, end_epoch: 1.6, update_frequency: 0.4, final_sparsity: 0.9}", pruned=0.9)
+    ],
+    "MovementPruningModifier": [
+        Case("{end_epoch: 2, final_sparsity: 0.9}", pruned=0.9, refused=_NEEDS_GRADIENTS),
+        Case(
+            "{start_epoch: 0.3, end_epoch: 1.4, update_frequency: 0.5, init_sparsity: 0.3, final_sparsity: 0.8, "
+            "mask_type: block4, straight_through: true}",
+            pruned=0.8,
+            refused=_NEEDS_GRADIENTS,
+        ),
+        Case(
+            "{end_epoch: 2, init_sparsity: 0.3, final_sparsity: 0.8, global_sparsity: true, straight_through: true}",
+            pruned=0.8,
+            refused=_NEEDS_GRADIENTS,
+        ),
+    ],
+    "OBSPruningModifier": [
+        Case(
+            "{end_epoch: 2, update_frequency: 0.5, init_sparsity: 0.6, final_sparsity: 0.9, num_grads: 6, "
+            "fisher_block_size: 50}",
+            pruned=0.9,
+            refused=_NEEDS_GRADIENTS,
+        ),
+        Case(
+            "{start_epoch: 0.3, end_epoch: 1.4, update_frequency: 0.5, init_sparsity: __FROM_PARAM__, "
+            "final_sparsity: 0.8, mask_type: block4, fisher_block_size: 16, global_sparsity: false, num_grads: 6, "
+            "num_recomputations: 2, damp: 1e-3, grad_sampler_kwargs: {batch_size: 4}}",
+            pruned=0.8,
+            refused=_NEEDS_GRADIENTS,
+        ),
+    ],
     "QuantizationModifier": [
         Case("{start_epoch: 0.5, disable_quantization_observer_epoch: 1.4}", float_steps=2, quantized_linears=14),
         Case(
@@ -86,8 +140,26 @@ TABLE: dict[str, list[Case]] = {
             quantized_linears=14,
         ),
         Case("{submodules: [bert.encoder, classifier]}", float_steps=0, quantized_linears=13),
+        Case(
+            "{custom_quantizable_module_types: [GELUActivation, LayerNorm], start_epoch: 0.5, "
+            "disable_quantization_observer_epoch: 1.4, quantize_linear_activations: 0}",
+            float_steps=2,
+            quantized_linears=14,
+        ),
     ],
     "DistillationModifier": [Case("{hardness: 0.5, temperature: 2.0, start_epoch: 0.4, end_epoch: 1.6}"), Case("")],
+    "HiddenStateDistillationModifier": [
+        Case("{embeddings: true, attentions: true, start_epoch: 0.4, end_epoch: 1.6}"),
+        Case("{project_features: true, start_epoch: 0.4, end_epoch: 1.6}", refused=_NEEDS_GRADIENTS),
+        Case("{layers: {0: 1}, tokens: first, normalize: false, gain: 0.1}"),
+    ],
+    "PerLayerDistillationModifier": [
+        Case("{start_epoch: 0.4, end_epoch: 1.6}", refused=_NEEDS_GRADIENTS),
+        Case(
+            "{student_layer_names: ['re:.*output.dense', bert.pooler], normalize: false, project_features: false, "
+            "end_epoch: 1.4}"
+        ),
+    ],
 }
 # Each case under the name of its test: the modifier's, and its place in the list above.
 CASES: dict[str, tuple[str, Case]] = {
@@ -102,7 +174,15 @@ def recipe_of(name: str, keys: str) -> str:
 
 def begin(name: str, keys: str, recipe: Recipe | None = None, **options: Any) -> Session:
     """A training run of one process up to its first step; `options` are those of `loop.start`."""
-    teacher = Teacher(make_bert(seed=1)) if name == "DistillationModifier" else None
-    if teacher is not None:
+    recipe = recipe or load_recipe(recipe_of(name, keys))
+    teacher, needs_table = teacher_of(recipe)
+    if teacher is not None and needs_table:
         teacher.make_table(make_accelerator(), make_rows(ROWS), make_tokenizer(), batch_size=8)
-    return start(recipe or recipe_of(name, keys), teacher=teacher, **options)
+    return start(recipe, teacher=teacher, **options)
+
+
+def teacher_of(recipe: Recipe) -> tuple[Teacher | None, bool]:
+    """A teacher if the recipe needs one, and whether it needs the table of logits."""
+    following = [modifier for modifier in recipe.modifiers if modifier.needs_teacher]
+    needs_table = any("logits" in modifier.teacher_outputs for modifier in following)
+    return Teacher(make_bert(seed=1)) if following else None, needs_table

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
-from loop import GLOBAL_BATCH, ROWS, Session, figures_of
-from modifier_table import CASES, recipe_of
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from loop import GLOBAL_BATCH, ROWS, Session, figures_of, gradient_loader
+from modifier_table import CASES, recipe_of, teacher_of
 from tiny import make_bert, make_rows, make_tokenizer
 from torch import Tensor
 
@@ -25,7 +25,6 @@ from sparse_accel.distributed.collectives import rank_and_size
 from sparse_accel.distributed.launch import before_prepare, check_launch, launch_options
 from sparse_accel.distributed.weights import full_state_dict, plain_model
 from sparse_accel.errors import UsageError
-from sparse_accel.models.teacher import Teacher
 from sparse_accel.nn.layers import masks, quantizers
 from sparse_accel.progress import Progress
 from sparse_accel.recipe import load_recipe
@@ -57,14 +56,14 @@ class Record:
 
 def train_all(folder: Path) -> dict[str, Record]:
     """Trains with each recipe, in as many processes as there are. `folder` is for the teacher's logits."""
-    return {which: train_one(name, recipe_of(name, case.keys), folder) for which, (name, case) in CASES.items()}
+    return {which: train_one(recipe_of(name, case.keys), folder) for which, (name, case) in CASES.items()}
 
 
-def train_one(name: str, recipe: str, folder: Path) -> Record:
+def train_one(recipe: str, folder: Path) -> Record:
     """Trains a fresh model as the training script does; no dropout, which processes draw each for itself."""
     record = Record()
     try:
-        session = start(recipe, Teacher(make_bert(seed=1)) if name == "DistillationModifier" else None, folder)
+        session = start(recipe, folder)
     except UsageError as error:
         return Record(refused=str(error))
     plain = plain_model(session.accelerator, session.model)
@@ -84,8 +83,10 @@ def train_one(name: str, recipe: str, folder: Path) -> Record:
     return record
 
 
-def start(recipe: str, teacher: Teacher | None, folder: Path) -> Session:
+def start(text: str, folder: Path) -> Session:
     """As `loop.start`, under any layout."""
+    recipe = load_recipe(text)
+    teacher, needs_table = teacher_of(recipe)
     accelerator = make_accelerator()
     model = make_bert(sparsity=0.5, dropout=0.0)
     rows, tokenizer = make_rows(ROWS), make_tokenizer()
@@ -96,14 +97,24 @@ def start(recipe: str, teacher: Teacher | None, folder: Path) -> Session:
     def lr_schedule(progress: Progress) -> float:
         return RATE
 
-    run = RecipeRun(load_recipe(recipe), teacher=teacher, lr_schedule=lr_schedule)
+    run = RecipeRun(recipe, teacher=teacher, lr_schedule=lr_schedule)
     run.attach(model)
     groups: Any = parameter_groups(model, weight_decay=0.1)
     optimizer: Any = torch.optim.AdamW(groups, lr=RATE)
     before_prepare(accelerator, model, micro_batch, max_grad_norm=1.0)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # ZeRO-3 would not divide weights as small as these
+        zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        zero.update(stage3_param_persistence_threshold=0, stage3_model_persistence_threshold=0)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    run.bind(accelerator, model, optimizer, steps_per_epoch=sampler.steps)
-    if teacher is not None:
+    run.bind(
+        accelerator,
+        model,
+        optimizer,
+        steps_per_epoch=sampler.steps,
+        gradient_loader=gradient_loader(rows),
+        rows_per_forward=micro_batch,
+    )
+    if teacher is not None and needs_table:
         teacher.make_table(accelerator, rows, tokenizer, batch_size=micro_batch, cache=folder)
     return Session(accelerator, model, optimizer, loader, sampler, run, run.max_epochs * sampler.steps)
 

@@ -23,6 +23,19 @@ modifiers:
 """
 
 
+# Six steps of 8 rows; updates before steps 0 and 3, and at the end.
+OBS_KEYS = (
+    "params: ['re:bert.encoder.*(query|key|value|dense).weight'], end_epoch: 2, update_frequency: 1, "
+    "init_sparsity: 0.3, final_sparsity: 0.8, num_grads: 4"
+)
+
+
+def obs(keys: str = OBS_KEYS, epochs: int = 2, *more: str) -> str:
+    """Returns a recipe with OBSPruningModifier, and with `more` modifiers."""
+    lines = [f"!EpochRangeModifier {{end_epoch: {epochs}}}", f"!OBSPruningModifier {{{keys}}}", *more]
+    return "\n".join(["modifiers:", *(f"  - {line}" for line in lines)])
+
+
 def error_of(text: Any, recipe_args: Any = None) -> RecipeError:
     with pytest.raises(RecipeError) as caught:
         load_recipe(text, recipe_args)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loop import Session, start
+from loop import start, with_scaler
 from tiny import make_bert
 from torch import Tensor, nn
 
@@ -155,18 +155,6 @@ def test_every_term_is_logged_under_its_name() -> None:
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------
-
-
-def with_scaler(session: Session, scale: float) -> Session:
-    """Gives a session the loss scaling of fp16; numbers stay float32, which hold the scaled gradients exactly."""
-    scaler: Any = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
-    session.accelerator.scaler = scaler
-    session.accelerator.native_amp = True
-    session.accelerator.state._mixed_precision = "fp16"
-    optimizer: Any = session.optimizer
-    optimizer.scaler = scaler
-    optimizer.__setstate__(optimizer.__getstate__())
-    return session
 
 
 @pytest.mark.parametrize("limit", [0.0, 1e-3])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.modifiers.base import FieldError, Modifier, spans_overlap
-from sparse_accel.modifiers.parameter_names import match_parameter_names
+from sparse_accel.modifiers.parameter_names import check_patterns, match_parameter_names
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,7 @@ class PruningModifier(Modifier):
             raise FieldError(
                 "params", "must not be empty: name weights, or leave it out for all Linear and convolution layers"
             )
+        check_patterns("params", self.params)
 
     def _attach_layers(self, model: torch.nn.Module, patterns: str | list[str]) -> list[str]:
         """Gives the layers that match `patterns` a mask that keeps all weights; returns the names of their weights."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import FieldError
+from sparse_accel.modifiers.parameter_names import check_patterns
 from sparse_accel.modifiers.pruning.base import PruningModifier, short
 from sparse_accel.progress import ROUNDING
 
@@ -73,12 +74,15 @@ class GradualPruningModifier(PruningModifier):
         if isinstance(self.final_sparsity, dict):
             if not self.final_sparsity or not all(self.final_sparsity.values()):
                 raise FieldError("final_sparsity", "expected a mapping {sparsity: [weights]}: list weights in it")
+            for patterns in self.final_sparsity.values():
+                check_patterns("final_sparsity", patterns)
         else:
             self._check_params()
         if isinstance(self.final_sparsity, dict) and self.global_sparsity and len(self.final_sparsity) > 1:
             raise FieldError("global_sparsity", "needs one final_sparsity, but this mapping has several")
         if self.inter_func not in ("linear", "cubic", "inverse_cubic"):
             raise FieldError("inter_func", f"expected linear, cubic or inverse_cubic, got {self.inter_func!r}")
+        check_update_frequency(self.update_frequency)
         self._check_mask_type()
 
     def _check_mask_type(self) -> None:
@@ -251,6 +255,12 @@ class GradualPruningModifier(PruningModifier):
 def _check_fraction(key: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise FieldError(key, f"expected a fraction between 0 and 1, got {value:g}")
+
+
+def check_update_frequency(value: float) -> None:
+    """Raises FieldError for a negative number of epochs other than -1."""
+    if value < 0 and value != -1:
+        raise FieldError("update_frequency", f"expected a number of epochs, or -1 for every step, got {value:g}")
 
 
 def update_due(progress: Progress, start: float, end: float, frequency: float) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sparse_accel.errors import UsageError
+from sparse_accel.modifiers.pruning.base import PruningModifier
 from sparse_accel.modifiers.pruning.gradual import GradualPruningModifier
+from sparse_accel.progress import ROUNDING
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +70,32 @@ class MovementPruningModifier(GradualPruningModifier):
                     "do not freeze it"
                 )
             self._scores[name] = torch.zeros_like(local_part(weight), dtype=torch.float32)
+        self._check_next(state)
+
+    def _check_next(self, state: State) -> None:
+        """Raises UsageError if another modifier begins to prune one of these weights in the step at `end_epoch`.
+
+        The other sets its masks before the gradients of that step, and the last update here, after them, replaces them.
+        The zeros that a modifier keeps are the same ones, unless this one gives them up then.
+        """
+        steps = state.progress.steps_per_epoch
+
+        def first_step(epoch: float) -> int:
+            return math.ceil(epoch * steps - ROUNDING)
+
+        for other in state.modifiers:
+            if not isinstance(other, PruningModifier) or other is self:
+                continue
+            replaced = not self.leave_enabled or isinstance(other, GradualPruningModifier)
+            if not replaced or first_step(other.span[0]) != first_step(self.end_epoch):
+                continue
+            if shared := [name for name in self._layers if name in other._layers]:
+                instead = "" if self.leave_enabled else ", or set leave_enabled to true"
+                raise UsageError(
+                    f"{self.name}: {shared[0]} is pruned by {other.name} from epoch {other.span[0]:g} on, the step in "
+                    f"which this modifier sets its last masks: let {other.name} start at epoch "
+                    f"{(first_step(self.end_epoch) + 1) / steps:.4g} or later{instead}"
+                )
 
     def step_begin(self, progress: Progress) -> None:
         self._progress = progress
@@ -149,6 +178,11 @@ class MovementPruningModifier(GradualPruningModifier):
             self._copy_mask(name, mask)
         else:
             super()._set_mask(name, mask)
+
+    def _remove_masks(self) -> None:
+        if self.straight_through:
+            PruningModifier.finish(self)  # pruned weights restart at 0, not at their stored values
+        super()._remove_masks()
 
     def _reached_end(self) -> bool:
         return super()._reached_end() and not self._due

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import hypothesis.strategies as st
@@ -11,7 +12,15 @@ import torch
 from hypothesis import given
 from tiny import make_rows, make_tokenizer
 
-from sparse_accel.data.batches import Collator, GlobalBatchSampler, Rows, make_loader, split_rows
+from sparse_accel.data.batches import (
+    Collator,
+    GlobalBatchSampler,
+    Rows,
+    inputs_of,
+    make_loader,
+    split_rows,
+    teacher_inputs_of,
+)
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=300)
 SIZES = st.integers(1, 9)
@@ -146,3 +155,23 @@ def test_a_loader_reads_the_sampler_anew_in_every_pass_and_leaves_the_global_gen
     assert torch.equal(torch.get_rng_state(), before)
     assert sorted(row for batch in passes[0] for row in batch) == list(range(11))
     assert passes[0] != passes[1] and passes[2] == passes[1][2 * 2 :]
+
+
+# --- a teacher with another tokenizer ---------------------------------------------------------------------------------
+
+
+def test_a_teacher_with_another_tokenizer_has_its_own_columns() -> None:
+    """They are padded by its tokenizer, to its own number of tokens, and are no inputs of the model."""
+    own = copy.deepcopy(make_tokenizer())
+    own.padding_side = "left"
+    rows = {**make_rows(4)[:], "row_id": [0, 1, 2, 3]}
+    plain = Collator(make_tokenizer())(dict(rows))
+    ids = [[2, 7, 3], [2, 3], [2, 7, 8, 9, 3], [2, 3]]
+    columns = {"teacher_input_ids": ids, "teacher_attention_mask": [[1] * len(each) for each in ids]}
+    batch = Collator(make_tokenizer(), teacher_tokenizer=own)({**rows, **columns})
+    assert batch["teacher_input_ids"][1].tolist() == [0, 0, 0, 2, 3]
+    assert batch["teacher_attention_mask"].sum(dim=1).tolist() == [3, 2, 5, 2]
+    assert all(torch.equal(batch[name], value) for name, value in plain.items())
+    assert inputs_of(batch).keys() == inputs_of(plain).keys()
+    assert teacher_inputs_of(batch).keys() == {"input_ids", "attention_mask"}
+    assert teacher_inputs_of(plain).keys() == inputs_of(plain).keys()

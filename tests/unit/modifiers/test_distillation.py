@@ -19,7 +19,7 @@ from sparse_accel.data.batches import Collator
 from sparse_accel.errors import UsageError
 from sparse_accel.models.teacher import Teacher, label_order
 from sparse_accel.nn.losses import distillation_loss, task_loss
-from sparse_accel.recipe import load_recipe
+from sparse_accel.recipe import RecipeError, load_recipe
 from sparse_accel.recipe_run import RecipeRun
 
 GOLDEN: dict[str, Any] = golden("distillation")
@@ -168,10 +168,70 @@ def test_it_begins_and_ends_at_its_epochs() -> None:
     assert active == [False, True, False]
 
 
+def run_of(teacher: Teacher, *modifiers: str) -> RecipeRun:
+    """A run of several DistillationModifiers, at its first step."""
+    lines = "".join(f"\n  - !DistillationModifier {{{keys}}}" for keys in modifiers)
+    run = RecipeRun(load_recipe(f"modifiers:{lines}"), teacher=teacher)
+    model = nn.Linear(1, 1)
+    run.attach(model)
+    run.bind(None, model, torch.optim.SGD(model.parameters(), lr=0.0), steps_per_epoch=1)
+    run.step_begin()
+    return run
+
+
+def test_two_at_a_time_distil_different_outputs() -> None:
+    student, teacher, labels = tensors("b8c2")
+    task, distance = task_loss(student, labels, SINGLE), distillation_loss(student, teacher, 2.0, SINGLE)
+    run = run_of(
+        FixedTeacher(logits=teacher, other=student), "hardness: 0.5", "hardness: 0.2, distill_output_keys: [other]"
+    )
+    terms = run.losses(task, {}, {"logits": student, "other": teacher})
+    assert terms.keys() == {"task_loss", "distillation_loss_logits", "distillation_loss_other", "loss"}
+    turned = distillation_loss(teacher, student, 2.0, SINGLE)
+    torch.testing.assert_close(terms["distillation_loss_other"], turned)
+    torch.testing.assert_close(terms["loss"], 0.5 * 0.8 * task + 0.5 * distance + 0.2 * turned)
+
+
+def test_one_after_the_other() -> None:
+    """As in SparseML's recipe for GoEmotions."""
+    student, teacher, labels = tensors("b8c2")
+    run = run_of(
+        FixedTeacher(logits=teacher),
+        "hardness: 1.0, temperature: 5.0, end_epoch: 1",
+        "hardness: 0.5, temperature: 1.0, start_epoch: 1, end_epoch: 2",
+    )
+    task = task_loss(student, labels, SINGLE)
+    for expected in (
+        distillation_loss(student, teacher, 5.0, SINGLE),
+        0.5 * task + 0.5 * distillation_loss(student, teacher, 1.0, SINGLE),
+        task,
+    ):
+        run.step_begin()
+        terms = run.losses(task, {}, {"logits": student})
+        torch.testing.assert_close(terms["loss"], expected)
+        assert set(terms) <= {"task_loss", "distillation_loss", "loss"}
+        run.step_end()
+
+
+def test_the_same_output_twice_at_a_time_is_refused_when_read() -> None:
+    text = (
+        "modifiers:\n  - !DistillationModifier {end_epoch: 2}\n"
+        "  - !DistillationModifier {start_epoch: 1, distill_output_keys: [hidden_states, logits]}"
+    )
+    with pytest.raises(RecipeError, match=r"distill_output_keys: two of this kind .*both compare 'logits'.*line \d"):
+        load_recipe(text)
+    assert len(load_recipe(text.replace(", logits", "")).modifiers) == 2
+
+
 def test_an_output_that_the_model_lacks() -> None:
     run = started("distill_output_keys: [scores]", FixedTeacher(scores=torch.zeros(1)))
     with pytest.raises(UsageError, match=r"no output 'scores', only \['logits'\]"):
         run.loss(torch.zeros(1), {}, {"logits": torch.zeros(1)})
+    recipe = load_recipe("modifiers:\n  - !DistillationModifier {distill_output_keys: [hidden_states], start_epoch: 5}")
+    with pytest.raises(UsageError, match=r"model has no output 'hidden_states', only logits\. A HiddenStateDistill"):
+        RecipeRun(recipe, teacher=Teacher(make_bert())).attach(make_bert())
+    with pytest.raises(RecipeError, match="distill_output_keys: names 'logits' twice"):
+        load_recipe("modifiers:\n  - !DistillationModifier {distill_output_keys: [logits, logits]}")
     with pytest.raises(UsageError, match="the teacher has no output 'scores', only logits"):
         Teacher(make_bert()).forward(Collator(make_tokenizer())(make_rows(1).remove_columns("labels")[:]), ["scores"])
 

@@ -276,6 +276,17 @@ def test_blocks_that_are_dropped_later_are_no_longer_compared() -> None:
     assert len(states[1]) == 3 and float(terms[HIDDEN]) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
+def test_embeddings_are_compared_also_when_the_first_block_is_dropped() -> None:
+    student = make_bert(dropout=0.0)
+    dropping = "!LayerPruningModifier {layers: [bert.encoder.layer.0], start_epoch: 1}"
+    run = started(student, make_bert(seed=1), hidden("{embeddings: true}"), dropping)
+    before = terms_of(run, student, batch_of(0))
+    run.step_end()
+    run.step_begin()
+    after = terms_of(run, student, batch_of(0))
+    torch.testing.assert_close(*(terms["embedding_distillation_loss"] for terms in (before, after)))
+
+
 # --- the teacher ------------------------------------------------------------------------------------------------------
 
 
@@ -379,6 +390,8 @@ def test_projections_train_alike_with_the_scaled_loss_of_fp16() -> None:
         ("{tokens: last}", "tokens: expected one of all, first, got 'last'"),
         ("{gain: -1}", "gain: expected a number above 0"),
         ("{hidden_state: true}", "Did you mean 'hidden_states'"),
+        ("{end_epoch: 0}", "end_epoch: must be after epoch 0, where this modifier starts"),
+        ("{start_epoch: 1, end_epoch: 1}", "end_epoch: must be after epoch 1"),
     ],
 )
 def test_refused_when_read(keys: str, message: str) -> None:

@@ -312,6 +312,47 @@ def test_two_that_score_one_weight_are_refused() -> None:
         RecipeRun(load_recipe(movement(f"{LINEARS}, end_epoch: 1") + later)).attach(make_bert())
 
 
+@pytest.mark.parametrize(
+    ("keys", "other", "part"),
+    [
+        ("end_epoch: 1", "GMPruningModifier {start_epoch: 1, end_epoch: 2}", "start at epoch 1.333 or later$"),
+        ("end_epoch: 0.9", "GMPruningModifier {start_epoch: 1, end_epoch: 2}", "start at epoch 1.333 or later$"),
+        ("end_epoch: 1, leave_enabled: false", "ConstantPruningModifier {start_epoch: 1}", "set leave_enabled to true"),
+    ],
+)
+def test_one_that_begins_in_the_step_of_the_last_masks_would_lose_its_own(keys: str, other: str, part: str) -> None:
+    text = movement(f"{LINEARS}, final_sparsity: 0.6, {keys}") + f"  - !{other}\n".replace("{", f"{{{LINEARS}, ")
+    with pytest.raises(UsageError, match=f"MovementPruningModifier: .*query.weight is pruned by .*{part}"):
+        start(text)
+
+
+@pytest.mark.parametrize(
+    ("other", "pruned"),
+    [
+        ("ConstantPruningModifier {start_epoch: 1}", 0.6),
+        ("GMPruningModifier {start_epoch: 1.1, end_epoch: 2, final_sparsity: 0.8}", 0.8),
+    ],
+)
+def test_one_after_the_other(other: str, pruned: float) -> None:
+    text = movement(f"{LINEARS}, final_sparsity: 0.6, end_epoch: 1") + f"  - !{other}\n".replace("{", f"{{{LINEARS}, ")
+    session = start(text).train()
+    for name, mask in masks(session.model).items():
+        assert int((~mask).sum()) == round(pruned * mask.numel()), name
+
+
+def test_weights_that_may_grow_again_restart_at_0() -> None:
+    """Not at their stored values, which would undo the pruning."""
+    session = start(
+        movement(f"{LINEARS}, end_epoch: 1, final_sparsity: 0.8, straight_through: true, leave_enabled: false")
+    )
+    layer: Any = session.model.get_submodule(BLOCK.removesuffix(".weight"))
+    zeros: list[int] = []
+    prepared: Any = session.optimizer
+    prepared.optimizer.register_step_pre_hook(lambda *_: zeros.append(int((layer.masked_weight() == 0).sum())))
+    session.train()
+    assert bool(layer.mask.all()) and zeros[3] == round(0.8 * layer.weight.numel()) and zeros[4] < zeros[3] / 2
+
+
 def test_at_once_is_refused() -> None:
     run = RecipeRun(load_recipe(movement(f"{LINEARS}, end_epoch: 1")))
     run.attach(make_bert())
@@ -336,6 +377,9 @@ def test_the_state_of_other_weights_is_refused() -> None:
         ("final_sparsity: 0.9", "end_epoch", "required"),
         ("end_epoch: 1, straight_through: maybe", "straight_through", "true or false"),
         ("end_epoch: 1, straight_thru: true", "straight_thru", "Did you mean 'straight_through'?"),
+        ("end_epoch: 1, update_frequency: -2", "update_frequency", "or -1 for every step"),
+        ("end_epoch: 1, params: ['re:(']", "params", "is not a regular expression"),
+        ("end_epoch: 1, final_sparsity: {0.5: ['re:(']}", "final_sparsity", "is not a regular expression"),
         ("end_epoch: 1, mask_type: 2:4", "final_sparsity", "2:4 has sparsity 0.5"),
     ],
 )

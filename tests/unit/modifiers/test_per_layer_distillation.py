@@ -263,6 +263,8 @@ def test_two_at_a_time_compare_different_layers() -> None:
         ("{epsilon: 0}", "epsilon: expected a number above 0, got 0"),
         ("{student_layer_names: []}", "student_layer_names: must not be empty"),
         ("{student_layer_names: [l1, l1]}", "names l1 twice"),
+        ("{student_layer_names: ['re:(']}", "student_layer_names: 're:[(]' is not a regular expression"),
+        ("{teacher_layer_names: ['']}", "teacher_layer_names: contains an empty name"),
         (
             "{student_layer_names: [l1], teacher_layer_names: [l1, l2]}",
             "teacher_layer_names: names 2 layers, student_layer_names 1",
@@ -296,7 +298,6 @@ def test_update_frequency_has_no_effect_and_that_is_said() -> None:
         ),
         ("{student_layer_names: ['re:l[12]'], teacher_layer_names: [l1]}", "has 2 layers to compare, the teacher 1"),
         ("{student_layer_names: ['re:l1', l1], teacher_layer_names: [l1, l2]}", "matches l1 twice"),
-        ("{student_layer_names: ['re:(']}", "is not a regular expression"),
         ("{project_features: false}", "l1 of the model has width 4, and l1 of the teacher 5"),
     ],
 )

@@ -171,10 +171,13 @@ GRADUAL = {"params": "0.bias", "init_val": [0, 0], "final_val": [1, 1], "start_e
         ("SetParamModifier", {"params": "0.bias", "val": [1, True]}, "val", "expected numbers, got True"),
         ("SetParamModifier", {"params": "0.bias", "val": "half"}, "val", "expected a number or a list, got 'half'"),
         ("SetParamModifier", {"params": "0.bias", "val": [1], "end_epoch": 2}, "end_epoch", "leave end_epoch out"),
+        ("SetParamModifier", {"params": "0.bias", "val": [1e39, 0]}, "val", "too large for float32"),
+        ("SetParamModifier", {"params": ["re:("], "val": 1}, "params", "is not a regular expression"),
         ("SetParamModifier", {"params": "0.bias"}, "val", "needs val"),
         ("GradualParamModifier", {**GRADUAL, "final_val": [1]}, "final_val", "init_val is a list of 2"),
         ("GradualParamModifier", {**GRADUAL, "final_val": 1}, "final_val", "is a number"),
         ("GradualParamModifier", {**GRADUAL, "inter_func": "quartic"}, "inter_func", "linear, cubic or inverse_cubic"),
+        ("GradualParamModifier", {**GRADUAL, "update_frequency": -2}, "update_frequency", "or -1 for every step"),
         ("GradualParamModifier", {**GRADUAL, "end_epoch": 0}, "end_epoch", "must be after start_epoch"),
         ("GradualParamModifier", {**GRADUAL, "end_epoch": -1}, "end_epoch", "must be after start_epoch"),
     ],
@@ -187,7 +190,10 @@ def test_refused_when_the_recipe_is_read(name: str, keys: dict[str, Any], key: s
 @pytest.mark.parametrize(
     ("recipe", "part"),
     [
-        (written("SetParamModifier", {"params": "0.bais", "val": [1, 2]}), r"Similar names: 0\.bias"),
+        (
+            written("SetParamModifier", {"params": "0.bais", "val": [1, 2]}),
+            r"^SetParamModifier: params: .*Similar names: 0\.bias",
+        ),
         (written("SetParamModifier", {"params": "__ALL__", "val": [1, 2]}), r"list of 2, but 0\.weight is 2 x 3"),
         (written("SetParamModifier", {"params": "0.weight", "val": [[1, 2], [3, 4]]}), "is 2 x 2, but"),
         (written("SetParamModifier", {"params": "0.bias", "val": [1, 2]}) * 2, "set by SetParamModifier at the same"),

@@ -231,3 +231,17 @@ def test_projections_begin_as_linear_layers_do_and_train_by_adamw() -> None:
     strange.to(torch.device("cpu"))
     with pytest.raises(ValueError, match="other layers or widths"):
         strange.load_state_dict(projections.state_dict())
+
+
+def test_the_scaled_loss_of_fp16_does_not_overflow_in_projections() -> None:
+    """Their gradients are sums over all tokens, and the scaler, which checks those of the model, does not see them."""
+    projections = Projections({"a": (2, 3)})
+    projections.to(torch.device("cpu"))
+    values = torch.ones(64, 3, dtype=torch.float16, requires_grad=True)
+    with torch.autocast("cpu", torch.float16):
+        found = projections("a", values)
+    (found.float().sum() * 4096).backward()  # 262,144 for each weight; the largest number of fp16 is 65,504
+    projections.average_gradients(loss_scale=4096)
+    gradient = projections.weights["a"].grad
+    assert gradient is not None and torch.equal(gradient, torch.full((2, 3), 64.0))
+    assert values.grad is not None and bool(values.grad.isfinite().all())

@@ -147,6 +147,31 @@ def test_every_kind_computes_with_the_effective_weight(module: nn.Module, x: Ten
     torch.testing.assert_close(layer.weight.grad[layer.mask], plain.weight.grad[layer.mask])  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    ("module", "x"),
+    [
+        (nn.Linear(4, 3), torch.randn(2, 4)),
+        (nn.Conv1d(4, 3, 3), torch.randn(2, 4, 8)),
+        (nn.Embedding(9, 4, padding_idx=0), torch.randint(9, (2, 5))),
+    ],
+)
+def test_a_straight_through_mask_lets_every_gradient_pass(module: nn.Module, x: Tensor) -> None:
+    plain: Any = copy.deepcopy(module)
+    layer = make_sparse(module)
+    layer.mask = torch.rand(layer.weight.shape) > 0.5
+    plain.weight.data.mul_(layer.mask)
+    layer.straight_through = True
+    torch.testing.assert_close(layer(x), plain(x))
+    factor = torch.randn(layer(x).shape)
+    (layer(x) * factor).sum().backward()
+    (plain(x) * factor).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, plain.weight.grad)
+    assert (layer.weight.grad[~layer.mask] != 0).any()
+    kept, full = layer.weight.grad[layer.mask], layer.weight.grad
+    layer.clear_masked(full)
+    assert torch.equal(full[layer.mask], kept) and (full[~layer.mask] == 0).all()
+
+
 class OwnLinear(nn.Linear):
     """A Linear whose forward may do something else."""
 

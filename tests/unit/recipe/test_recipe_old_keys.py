@@ -33,6 +33,16 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "SetLearningRateModifier": {"learning_rate": 0.1},
     "SetWeightDecayModifier": {"weight_decay": 0.1},
     "TrainableParamsModifier": {"params": "__ALL__", "trainable": False},
+    "SetParamModifier": {"params": ["classifier.bias"], "val": [0.0, 1.0]},
+    "GradualParamModifier": {
+        "params": ["classifier.bias"],
+        "init_val": [0.0, 1.0],
+        "final_val": [1.0, 0.0],
+        "start_epoch": 0.0,
+        "end_epoch": 2.0,
+        "update_frequency": 0.5,
+    },
+    "LayerPruningModifier": {"layers": ["bert.encoder.layer.2"]},
     "ConstantPruningModifier": {"params": "__ALL_PRUNABLE__"},
     "GMPruningModifier": {
         "init_sparsity": 0.05,
@@ -44,8 +54,16 @@ REQUIRED: dict[str, dict[str, Any]] = {
     },
     "QuantizationModifier": {},
     "DistillationModifier": {},
+    "HiddenStateDistillationModifier": {},  # not of SparseML
+    "PerLayerDistillationModifier": {},
 }
-REQUIRED["MagnitudePruningModifier"] = REQUIRED["GMPruningModifier"]
+for same in (
+    "MagnitudePruningModifier",
+    "GlobalMagnitudePruningModifier",
+    "MovementPruningModifier",
+    "OBSPruningModifier",
+):
+    REQUIRED[same] = REQUIRED["GMPruningModifier"]
 BOTH_EPOCHS = {"start_epoch": -1.0, "end_epoch": -1.0}
 GRADUAL = {"leave_enabled": True, "inter_func": "cubic", "mask_type": "unstructured"}
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -55,9 +73,28 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "SetLearningRateModifier": {**BOTH_EPOCHS, "param_groups": None, "constant_logging": False},
     "SetWeightDecayModifier": {**BOTH_EPOCHS, "param_groups": None, "constant_logging": False},
     "TrainableParamsModifier": {**BOTH_EPOCHS, "params_strict": True},
+    "SetParamModifier": {"start_epoch": 0.0, "end_epoch": -1.0, "params_strict": True},
+    "GradualParamModifier": {"inter_func": "linear", "params_strict": True},
+    "LayerPruningModifier": {**BOTH_EPOCHS, "update_frequency": -1.0},
     "ConstantPruningModifier": {**BOTH_EPOCHS, "update_frequency": -1.0},
     "MagnitudePruningModifier": GRADUAL,
     "GMPruningModifier": {**GRADUAL, "global_sparsity": False, "phased": False, "score_type": "magnitude"},
+    "GlobalMagnitudePruningModifier": {
+        **GRADUAL,
+        "global_sparsity": True,
+        "phased": False,
+        "score_type": "magnitude",
+    },
+    "MovementPruningModifier": GRADUAL,
+    "OBSPruningModifier": {
+        **GRADUAL,
+        "global_sparsity": True,
+        "num_grads": 1024,
+        "damp": 1e-7,
+        "fisher_block_size": 1,
+        "grad_sampler_kwargs": None,
+        "num_recomputations": 1,
+    },
     "DistillationModifier": {
         **BOTH_EPOCHS,
         "distill_output_keys": None,
@@ -65,6 +102,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "update_frequency": -1.0,
         "hardness": 0.5,
         "temperature": 2.0,
+    },
+    "HiddenStateDistillationModifier": {},  # not of SparseML
+    "PerLayerDistillationModifier": {
+        **BOTH_EPOCHS,
+        "gain": 1.5,
+        "update_frequency": -1.0,
+        "normalize": True,
+        "student_layer_names": None,
+        "teacher_layer_names": None,
+        "project_features": True,
+        "epsilon": 1e-6,
     },
     # its two classes behind one tag
     "QuantizationModifier": {
@@ -148,7 +196,6 @@ def test_what_is_logged_is_not_set_by_a_modifier(name: str) -> None:
         ("DistillationModifier", "teacher_input_keys", ["input_ids"], "all inputs of the student"),
         ("QuantizationModifier", "activation_qconfig_kwargs", {"averaging_constant": 0.1}, "uint8 affine"),
         ("QuantizationModifier", "weight_qconfig_kwargs", {"observer": "x"}, "int8 symmetric"),
-        ("QuantizationModifier", "custom_quantizable_module_types", ["GELUActivation"], "only Linear"),
         ("QuantizationModifier", "tensorrt", True, "TensorRT"),
         ("QuantizationModifier", "scheme", "default", "instead of a scheme"),
         ("QuantizationModifier", "scheme_overrides", {"Embedding": None}, "instead of a scheme"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 
 from sparse_accel import load_recipe
 from sparse_accel.errors import UsageError
@@ -149,6 +150,16 @@ def test_everything_that_is_known_is_there() -> None:
         assert parse_stub(model.stub).parts and model.hub_id.count("/") == 1 and model.about
     assert sum(model.about.startswith("STAND-IN: ") for model in ON_HUB) == 2
     assert load_recipe(SST2).max_epochs == 13
+
+
+def test_every_shipped_recipe_is_a_recipe_and_is_documented() -> None:
+    table = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    recipes = sorted(RECIPES.glob("*.yaml"))
+    assert len(recipes) > 5
+    for path in recipes:
+        recipe = load_recipe(path)
+        assert recipe.modifiers and not recipe.warnings and not recipe.notes, path
+        assert table.count(f"| `{path.name}` |") == 1, path
 
 
 @pytest.mark.parametrize(
