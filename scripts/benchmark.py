@@ -1,10 +1,11 @@
 """Measures the cost of a recipe per step, and the savings of batching and of the teacher's logit table.
 
     python scripts/benchmark.py --train_file train.csv --output outputs/benchmark.json
+    python scripts/benchmark.py --train_file train.csv --obs          # an update of OBSPruningModifier instead
     accelerate launch --config_file accelerate_configs/ddp.yaml scripts/benchmark.py --train_file train.csv --first_only
 
 Table 1: the tutorial's recipe in its three phases compared with a hand-written Accelerate loop, on the same batches and
-         layout; and the cost of a checkpoint.
+         layout, and the scores of movement pruning; and the cost of a checkpoint.
 Table 2: batches of similar lengths with a table of teacher logits compared with rows padded to 128 with a live teacher,
          one factor at a time.
 
@@ -30,16 +31,18 @@ import torch
 from accelerate import Accelerator
 from datasets import load_dataset
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sparse_accel.cli.parser import expand_paths
-from sparse_accel.data.batches import Collator, GlobalBatchSampler
+from sparse_accel.data.batches import Collator, GlobalBatchSampler, Rows
 from sparse_accel.distributed.collectives import by_main_process, largest
-from sparse_accel.distributed.launch import before_prepare, check_launch, describe, launch_options
+from sparse_accel.distributed.launch import before_prepare, check_launch, describe, gives_gradients, launch_options
 from sparse_accel.main import run_main
 from sparse_accel.models.teacher import Teacher
-from sparse_accel.nn.layers import is_encoder_linear
+from sparse_accel.nn.fisher import FisherBlocks, fisher_bytes
+from sparse_accel.nn.layers import is_encoder_linear, masks
 from sparse_accel.nn.masks import magnitude_mask
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
@@ -47,11 +50,31 @@ from sparse_accel.run_folder.checkpoints import save_checkpoint
 from sparse_accel.run_folder.trainer_state import History
 from sparse_accel.training.loop import Averages, GlobalBatch, StepOptions, train_step
 from sparse_accel.training.optimizer import parameter_groups
+from sparse_accel.zoo import RECIPES
 
-RECIPE = Path(__file__).resolve().parent.parent / "sparse_accel" / "zoo" / "recipes" / "sst2_pruned90_quant.yaml"
+RECIPE, MOVEMENT = RECIPES / "sst2_pruned90_quant.yaml", RECIPES / "movement_pruned90.yaml"
+# In each phase every step is in the first epoch. Movement: the masks are made in the first step.
+FLOAT: dict[str, float] = {"init_lr": 1e-5}
+QUANTIZED = FLOAT | {"qat_start_epoch": 0.0}
+MOVING = FLOAT | {"pruning_start_epoch": 0.0, "init_sparsity": 0.9}
 BATCH_SIZE = 32
 PADDED_LENGTH = 128
 BATCHES = 6  # evenly spaced over the lengths in the data
+
+OBS_RECIPE = """
+modifiers:
+  - !OBSPruningModifier
+      params: ['re:.*encoder.*(query|key|value|dense).weight']
+      init_sparsity: 0.5
+      final_sparsity: 0.9
+      start_epoch: 0
+      end_epoch: 2
+      update_frequency: 1
+      num_grads: {samples}
+      fisher_block_size: {size}
+      grad_sampler_kwargs: {{batch_size: {batch_size}}}
+"""
+OBS_SAMPLES, OBS_BLOCK, OBS_ROWS = 24, 50, 16
 
 Batch = dict[str, Tensor]
 Step = Callable[[Batch], None]
@@ -65,6 +88,7 @@ def main() -> None:
         "--rounds", type=int, default=20, help="timed steps per batch and contestant, in both tables (default: 20)"
     )
     parser.add_argument("--first_only", action="store_true", help="measure table 1 only; needed with several processes")
+    parser.add_argument("--obs", action="store_true", help="measure only one update of the masks by OBSPruningModifier")
     parser.add_argument(
         "--output", default="outputs/benchmark.json", help="JSON file to write (default: outputs/benchmark.json)"
     )
@@ -74,6 +98,12 @@ def main() -> None:
     accelerator = Accelerator(kwargs_handlers=launch_options())
     check_launch(accelerator)
     tokenizer, dense, sparse, rows = load(arguments.model, arguments.train_file)
+    if arguments.obs:
+        cost = obs_cost(accelerator, tokenizer, dense, rows)
+        if accelerator.is_main_process:
+            print(obs_text(cost))
+        write_output(accelerator, Path(arguments.output), cost)
+        return
     live = Teacher(copy.deepcopy(dense).to(accelerator.device))
     tabled = Teacher(live.model)
     tabled.table = torch.randn(len(rows), 2, device=accelerator.device)  # the values do not affect the time
@@ -84,13 +114,15 @@ def main() -> None:
     padded = batches(accelerator, tokenizer, rows, mixed, PADDED_LENGTH)
 
     with_live, with_table = recipe_step(accelerator, sparse, live), recipe_step(accelerator, sparse, tabled)
-    quantized = recipe_step(accelerator, sparse, tabled, quantized=True)
+    quantized = recipe_step(accelerator, sparse, tabled, RECIPE, QUANTIZED)
     phases = {
         "hand-written loop": (hand_written_step(accelerator, sparse), like_lengths),
         "pruned": (recipe_step(accelerator, sparse, None), like_lengths),
         "pruned, distilled": (with_table, like_lengths),
         "pruned, distilled, QAT": (quantized, like_lengths),
     }
+    if gives_gradients(accelerator):
+        phases["pruned by movement"] = (recipe_step(accelerator, sparse, None, MOVEMENT, MOVING), like_lengths)
     phase_table = compare(phases, arguments.rounds)
     checkpoint = checkpoint_cost(quantized, tokenizer)
     if accelerator.is_main_process:
@@ -146,12 +178,15 @@ def hand_written_step(accelerator: Accelerator, start: nn.Module) -> Step:
 
 
 def recipe_step(
-    accelerator: Accelerator, start: nn.Module, teacher: Teacher | None, *, quantized: bool = False
+    accelerator: Accelerator,
+    start: nn.Module,
+    teacher: Teacher | None,
+    recipe: Path = RECIPE,
+    variables: dict[str, float] = FLOAT,
 ) -> Step:
-    """Returns this project's training step with the tutorial's recipe, with or without the quantization phase."""
-    variables = {"qat_start_epoch": 0.0, "init_lr": 1e-5} if quantized else {"init_lr": 1e-5}
+    """Returns this project's training step with a recipe and its variables."""
     accelerator = one_more(accelerator)
-    run = RecipeRun(load_recipe(RECIPE, variables), teacher=teacher or "disable")
+    run = RecipeRun(load_recipe(recipe, variables), teacher=teacher or "disable")
     model = copy.deepcopy(start)
     run.attach(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=1e-5, fused=True)
@@ -213,6 +248,89 @@ def compare(contestants: dict[str, tuple[Step, list[Batch]]], rounds: int) -> di
 def synchronize(batch: Batch) -> None:
     if batch["input_ids"].is_cuda:
         torch.cuda.synchronize()
+
+
+# --- an update of the masks by second-order scores --------------------------------------------------------------------
+
+
+def obs_cost(accelerator: Accelerator, tokenizer: Any, start: nn.Module, rows: Any) -> dict[str, dict[str, float]]:
+    """Returns the seconds and the memory of one update, by model: the given one, whose figures for 1024 samples are
+    extrapolated from a few, and the weights of BERT-base's encoder with made-up gradients."""
+    recipe = OBS_RECIPE.format(samples=OBS_SAMPLES, size=OBS_BLOCK, batch_size=OBS_ROWS)
+    model, run = copy.deepcopy(start), RecipeRun(load_recipe(recipe))
+    run.attach(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    before_prepare(accelerator, model, BATCH_SIZE, 1.0)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    loader = DataLoader(Rows(rows), BATCH_SIZE, shuffle=True, collate_fn=Collator(tokenizer))  # type: ignore[arg-type]
+    run.bind(accelerator, model, optimizer, steps_per_epoch=1_000_000, gradient_loader=loader)
+    source: Any = run.state.gradient_samples
+    draw, seconds = source.draw, {"samples": 0.0}
+
+    def timed(*arguments: Any, **options: Any) -> None:
+        seconds["gradients"] = timed_call(
+            lambda: draw(arguments[0], OBS_SAMPLES, lambda name, gradient: None, **options)
+        )
+        seconds["samples"] = timed_call(lambda: draw(*arguments, **options))
+
+    source.draw = timed
+    began = memory_in_use(accelerator)
+    update = timed_call(run.step_begin) - seconds["gradients"] - seconds["samples"]
+    sample = seconds["samples"] / OBS_SAMPLES
+    weights = sum(mask.numel() for mask in masks(run.state.model).values())
+    own = {
+        "weights": weights,
+        "seconds_per_gradient": seconds["gradients"] / OBS_SAMPLES,
+        "seconds_per_sample": sample,
+        "seconds_after_samples": update,
+        "seconds_of_1024_samples": 1024 * sample + update,
+        "peak_bytes": memory_in_use(accelerator, peak=True) - began,
+    }
+    return {"model": own, "BERT-base, made-up gradients": made_up_obs_cost(accelerator.device, 12 * 12 * 768**2)}
+
+
+def made_up_obs_cost(device: torch.device, weights: int) -> dict[str, float]:
+    """Returns the seconds and bytes of an update without its forwards and backwards, from one weight of 768 x 3072."""
+    shape = (768, 3072)
+    blocks, weight = FisherBlocks(shape[0] * shape[1], OBS_BLOCK, device), torch.randn(shape, device=device)
+    gradients = [1e-3 * torch.randn(shape, device=device) for _ in range(OBS_SAMPLES)]
+    ratio = weights / weight.numel()
+    adding = timed_call(lambda: list(map(blocks.add, gradients))) / OBS_SAMPLES
+    inverting = timed_call(lambda: blocks.invert(1e-7))
+    scores: list[Tensor] = []
+    rest = timed_call(lambda: scores.append(blocks.scores(weight)))
+    rest += timed_call(lambda: blocks.update(weight, scores[0] < scores[0].median()))
+    after = ratio * (inverting + rest)
+    return {
+        "weights": weights,
+        "seconds_per_sample": ratio * adding,
+        "seconds_after_samples": after,
+        "seconds_of_1024_samples": 1024 * ratio * adding + after,
+        "peak_bytes": fisher_bytes(weights, OBS_BLOCK),
+    }
+
+
+def timed_call(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def memory_in_use(accelerator: Accelerator, *, peak: bool = False) -> int:
+    """Returns the bytes that this process uses (on a GPU, of its tensors), or the most it has used. Linux only."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:" if peak else "VmRSS:")[2].split()[0])
+
+
+def obs_text(cost: dict[str, dict[str, float]]) -> str:
+    lines = [f"An update of the masks by OBSPruningModifier: samples of {OBS_ROWS} rows, blocks of {OBS_BLOCK}"]
+    for name, row in cost.items():
+        lines += [f"\n{name}", *(f"  {key.replace('_', ' '):<28}{value:>16,.3f}" for key, value in row.items())]
+    return "\n".join(lines)
 
 
 # --- model and data ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Measures the accuracy of sparse transfer on a complete dataset, over several seeds. Resumes after interruptions.
 
     python scripts/benchmark_accuracy.py --data rotten_tomatoes --seeds 42 43 44
+    python scripts/benchmark_accuracy.py --data rotten_tomatoes --frontier          # which sparsity?
 
 `--data` is a folder with train.csv and validation.csv (columns text and label). Run it again after an interruption:
 finished runs are skipped, an unfinished run resumes from its last checkpoint. results.json and results.md in
@@ -14,19 +15,28 @@ finished runs are skipped, an unfinished run resumes from its last checkpoint. r
 Both starts are MiniLM with 90% zeros in each encoder Linear: `one-shot` prunes the smallest weights at once, `IMDB`
 prunes them gradually while the model trains on IMDB. All runs use 32 rows per step and at most 64 tokens per row, which
 truncates almost nothing; float32 unless --bf16 is given.
+
+With --frontier, models of 0 to 95% zeros in INT8: accuracy of the exported file, its size, milliseconds in onnxruntime
+and with the kernels. Their starts are pruned on IMDB by the recipe obert_pruned90, and transferred by
+sparse_quant_distilled. --held_out judges by rows of train.csv that no run trains on: for choosing between recipes.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import statistics
+import tempfile
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sparse_accel.cli.parser import expand_paths
+from sparse_accel.demo.closing_table import of_export
 from sparse_accel.demo.commands import ROOT, run_script
+from sparse_accel.demo.frontier import FLOAT, WITH_KERNELS, frontier_table
 from sparse_accel.demo.samples import minilm_folder, write_movie_reviews
 from sparse_accel.errors import UsageError
 from sparse_accel.main import run_main
@@ -50,6 +60,7 @@ class Run:
     teacher: Path | None = None
     seed: int = 42
     bf16: bool = False
+    max_length: int = 64
 
     @property
     def folder(self) -> str:
@@ -76,6 +87,15 @@ def main() -> None:
         "--transfer_epochs", type=int, choices=TRANSFER, default=12, help="epochs of sparse transfer (default: 12)"
     )
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16, except the SparseML setting")
+    parser.add_argument("--frontier", action="store_true", help="measure models of several sparsities instead")
+    parser.add_argument(
+        "--sparsities",
+        type=int,
+        nargs="+",
+        default=[0, 70, 80, 90, 95],
+        help="of --frontier, in percent (default: 0 70 80 90 95)",
+    )
+    parser.add_argument("--held_out", type=int, help="judge by so many rows of train.csv, which are not trained on")
     arguments = parser.parse_args()
     expand_paths(arguments, ("data", "output_dir", "model"))
     out, data = Path(arguments.output_dir).resolve(), Path(arguments.data).resolve()
@@ -86,7 +106,12 @@ def main() -> None:
     if arguments.max_train_samples:
         shared["max_train_samples"] = arguments.max_train_samples
 
+    if arguments.held_out:
+        data = hold_out(data, out / f"held_out_{arguments.held_out}", arguments.held_out)
     dense = Path(arguments.model).resolve() if arguments.model else minilm_folder()
+    if arguments.frontier:
+        print(frontier(dense, data, out, arguments, shared))
+        return
     one_shot = one_shot_start(dense, out / "start_one_shot")
     imdb: Path | None = None
     results: dict[str, dict[int, dict[str, Any]]] = {}
@@ -132,7 +157,7 @@ def train(run: Run, data: Path, out: Path, shared: dict[str, object]) -> dict[st
             "input_column_names": "text",
             "label_column_name": "label",
             "output_dir": out / run.folder,
-            "max_seq_length": 64,
+            "max_seq_length": run.max_length,
             "per_device_train_batch_size": 32,
             "per_device_eval_batch_size": 32,
             "do_train": True,
@@ -169,14 +194,108 @@ def one_shot_start(model: Path, target: Path) -> Path:
 
 def imdb_start(model: Path, out: Path, arguments: argparse.Namespace, shared: dict[str, object]) -> Path:
     """Prunes the model gradually while it trains on IMDB, and writes it without its head; returns the folder."""
-    from transformers import AutoModel, AutoTokenizer
-
     data = write_movie_reviews(out / "data", "imdb", train_rows=arguments.imdb_rows, held_out=1000, seed=0)
     run = Run("pruned on IMDB", model, "magnitude_pruned90", seed=0, bf16=arguments.bf16)
     train(run, data, out, shared)
-    AutoModel.from_pretrained(out / run.folder).save_pretrained(out / "start_imdb")
-    AutoTokenizer.from_pretrained(out / run.folder).save_pretrained(out / "start_imdb")
-    return out / "start_imdb"
+    return strip_head(out / run.folder, out / "start_imdb")
+
+
+def strip_head(trained: Path, target: Path) -> Path:
+    """Writes the encoder of a trained classifier, with its zeros, without its head; returns the folder."""
+    from transformers import AutoModel, AutoTokenizer
+
+    AutoModel.from_pretrained(trained).save_pretrained(target)
+    AutoTokenizer.from_pretrained(trained).save_pretrained(target)
+    return target
+
+
+def hold_out(data: Path, target: Path, rows: int) -> Path:
+    """Writes train.csv in two parts, train.csv and a validation.csv of so many rows; returns the folder."""
+    import pandas
+    from sklearn.model_selection import train_test_split
+
+    whole = pandas.read_csv(data / "train.csv")
+    train_part, judged = train_test_split(whole, test_size=rows, stratify=whole["label"], random_state=0)
+    target.mkdir(parents=True, exist_ok=True)
+    train_part.to_csv(target / "train.csv", index=False)
+    judged.to_csv(target / "validation.csv", index=False)
+    return target
+
+
+# --- frontier ---------------------------------------------------------------------------------------------------------
+
+
+def frontier(model: Path, data: Path, out: Path, arguments: argparse.Namespace, shared: dict[str, object]) -> str:
+    """Trains, exports and times a model of each sparsity; writes frontier.json and .md, and returns the table."""
+    seed, bf16 = arguments.seeds[0], arguments.bf16
+    imdb = write_movie_reviews(out / "data", "imdb", train_rows=arguments.imdb_rows, held_out=1000, seed=0)
+    upstream = Run("dense on IMDB", model, "sst2_dense", {"init_lr": 5e-5, "num_epochs": 1}, bf16=bf16, max_length=48)
+    dense = Run("dense", model, "sst2_dense", {"init_lr": 3e-5}, seed=seed, bf16=bf16)
+    train(upstream, imdb, out, shared)
+    rows = {"dense": {"accuracy": train(dense, data, out, shared)["eval_accuracy"]}}
+    deployments = {}
+    for percent in arguments.sparsities:
+        start = model
+        if percent:
+            name, variables = f"{percent}% zeros, IMDB", sparsity_variables(percent)
+            pruned = Run(name, out / upstream.folder, "obert_pruned90", variables, out / upstream.folder, 0, bf16, 48)
+            train(pruned, imdb, out, shared)
+            start = strip_head(out / pruned.folder, out / f"start_{percent}")
+        name, variables = f"{percent}% zeros, INT8", TRANSFER[arguments.transfer_epochs]
+        run = Run(name, start, "sparse_quant_distilled", variables, out / dense.folder, seed, bf16)
+        train(run, data, out, shared)
+        deployments[run.name] = out / f"{run.folder}-deployment"
+        rows[run.name] = export(out / run.folder, deployments[run.name], data / "validation.csv")
+    milliseconds = measure_speeds(deployments, seconds=20.0 * len(deployments))
+    with (data / "validation.csv").open(encoding="utf-8", newline="") as stream:
+        held_out = sum(1 for _ in csv.DictReader(stream))
+    table = frontier_table(rows, milliseconds, held_out)
+    (out / "frontier.json").write_text(json.dumps({"rows": rows, "milliseconds": milliseconds}, indent=2) + "\n")
+    (out / "frontier.md").write_text(table + "\n", encoding="utf-8")
+    return table
+
+
+def sparsity_variables(percent: int) -> dict[str, float]:
+    """Returns the variables of obert_pruned90 for another final sparsity; pruning begins at half of it."""
+    return {"final_sparsity": percent / 100, "init_sparsity": round(percent / 200, 3)}
+
+
+def export(trained: Path, deployment: Path, data: Path) -> dict[str, float]:
+    """Exports a trained model, unless that is done; returns accuracy and sizes of the INT8 file."""
+    report = deployment / "export_report.json"
+    if not report.exists() or report.stat().st_mtime < (trained / "model.safetensors").stat().st_mtime:
+        flags = {"model_path": trained, "task": "text_classification", "output_dir": deployment, "data": data}
+        run_script("scripts/export_onnx.py", {**flags, "compress": True})
+    found = of_export(json.loads(report.read_text()))
+    return {"accuracy": found["onnx_accuracy"], "size": found["onnx_size"], "packed": found["onnx_archive_size"]}
+
+
+def measure_speeds(deployments: dict[str, Path], *, seconds: float) -> dict[str, float]:
+    """Returns the milliseconds of a row of 128 tokens on one thread, all in one interleaved run, as `frontier_table`
+    takes them. The float model is the first of the deployments in float.
+
+    Args:
+        deployments: folders of INT8 models, by name.
+        seconds: of the whole comparison, about.
+    """
+    import onnx
+
+    from sparse_accel.runtime.float_graph import in_float
+    from sparse_accel.runtime.loading import explain, session
+    from sparse_accel.runtime.timing import interleaved, plain_session, random_inputs
+
+    files = {name: folder / "model.onnx" for name, folder in deployments.items()}
+    first = next(iter(files.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        dense = Path(folder) / "float.onnx"
+        onnx.save(in_float(onnx.load(first)), dense)
+        runs: dict[str, Any] = {FLOAT: partial(plain_session(dense, threads=1).run, None)}
+    for name, file in files.items():
+        runs[name] = partial(plain_session(file, threads=1).run, None)
+        fast = session(file, threads=1)
+        if explain(fast).instruction_set:
+            runs[name + WITH_KERNELS] = partial(fast.run, None)
+    return interleaved(runs, random_inputs(first, batch=1, tokens=128), seconds=seconds)
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
