@@ -103,8 +103,16 @@ REMARKS_IN_EXPORT = {
 DIFFERENT_MODIFIERS = {
     "EpochRangeModifier": "a modifier that starts or ends after the last epoch is an error; there it made training "
     "longer",
+    "SetLearningRateModifier": "`end_epoch` must be the start of the next one, there it was ignored",
+    "SetWeightDecayModifier": "`end_epoch` must be the start of the next one, there it was ignored",
     "TrainableParamsModifier": "also `__ALL_PRUNABLE__`; freezing for a part of the training is refused under "
     "DeepSpeed",
+    "SetParamModifier": "`params` may be patterns; two that set a parameter at the same time are an error",
+    "GradualParamModifier": "moves as `inter_func` says, there always linearly; at the end of training it is at "
+    "`final_val`; `params` may be patterns",
+    "LayerPruningModifier": "only blocks of the encoder; saved models have fewer layers, also in config.json, there an "
+    "empty place was left; drops at its step, there one forward late; also `re:` patterns; `end_epoch` is refused, "
+    "there it put the layer back",
     "ConstantPruningModifier": "zeros are taken once, at the start; there in every step, so that a weight that "
     "happened to become 0 stayed 0. `__ALL_PRUNABLE__` does not include embeddings. A model without zeros gives a "
     "warning",
@@ -112,27 +120,25 @@ DIFFERENT_MODIFIERS = {
     "block, there runs of consecutive weights",
     "GMPruningModifier": "as MagnitudePruningModifier; `phased: true` and a `score_type` other than magnitude are "
     "refused",
+    "GlobalMagnitudePruningModifier": "as MagnitudePruningModifier",
+    "MovementPruningModifier": "the same scores, also under DDP, where it failed there; also `global_sparsity` and "
+    "`straight_through` (the paper's form); N:M masks are ranked by the score, there by its absolute value. Refused "
+    "under DeepSpeed",
+    "OBSPruningModifier": "runs in the training script, where it stopped with an error; the batch of an update step is "
+    "trained on, there it was thrown away; the Fisher matrix is summed in float64, where float32 lost up to 41%; a "
+    "short loader is read again, there fewer samples were divided by `num_grads`; more samples than training rows are "
+    "an error; no samples where nothing is left to prune; `[1, 4]` is block4; `shuffle` in `grad_sampler_kwargs` is "
+    "refused; also `grad_loss`. Refused under DeepSpeed",
     "QuantizationModifier": "starts and freezes at its step, there one step late; ranges see training data only, "
-    "there also evaluation data; the ranges of the classifier freeze too. The `scheme` form is refused",
+    "there also evaluation data; the ranges of the classifier freeze too. A class in "
+    "`custom_quantizable_module_types` that the model does not have is an error. The `scheme` form is refused",
     "DistillationModifier": "`distill_output_keys` is `[logits]` by default; the reported evaluation loss is the "
-    "task's; a single output (regression) is compared by squared error; two that act at the same time are an error",
-}
-_LANGUAGE_MODELS = "it is for large language models, where llm-compressor has it"
-ADVICE = {
-    "GlobalMagnitudePruningModifier": "use MagnitudePruningModifier with `global_sparsity: true`",
-    "LegacyQuantizationModifier": "use QuantizationModifier with `submodules` and the `quantize_` keys",
-    "SparsificationLoggingModifier": "leave it out: sparsity and the quantization phase are always logged",
-    "GradualParamModifier": "for learning rate and weight decay, use their modifiers",
-    "LayerPruningModifier": "load the model with fewer layers in transformers and save it, before training",
-    "OBSPruningModifier": "start from a model that was pruned by it, with ConstantPruningModifier, or use "
-    "MagnitudePruningModifier",
-    "MovementPruningModifier": "use MagnitudePruningModifier",
-    "OutputDistillationModifier": "use DistillationModifier",
-    "GPTQModifier": _LANGUAGE_MODELS,
-    "SmoothQuantModifier": _LANGUAGE_MODELS,
-    "SparseGPTModifier": _LANGUAGE_MODELS,
-    "WandaPruningModifier": _LANGUAGE_MODELS,
-    "LogarithmicEqualizationModifier": _LANGUAGE_MODELS,
+    "task's; a single output (regression) is compared by squared error; two that compare the same output at the same "
+    "time are an error",
+    "PerLayerDistillationModifier": "padding does not count; `end_epoch` is the first step without; the mean square is "
+    "that of all rows of a step; `re:` patterns, and layers that return a tuple, work; wrong names, numbers and widths "
+    "of layers are found before training; projections have an AdamW of their own, which resumes with the run. "
+    "Projections are refused under DeepSpeed",
 }
 
 
@@ -175,9 +181,7 @@ def modifiers_table() -> str:
     for name in REGISTRY:
         status = DIFFERS if name in DIFFERENT_MODIFIERS else WORKS
         rows.append((f"`{name}`", status, DIFFERENT_MODIFIERS.get(name, "")))
-    for name in sorted(KNOWN_LATER):
-        advice = f"; {ADVICE[name]}" if name in ADVICE else ""
-        rows.append((f"`{name}`", REFUSED, f"not supported yet{advice}"))
+    rows += [(f"`{name}`", REFUSED, reason) for name, reason in sorted(KNOWN_LATER.items())]
     return table(("modifier", "here", "what differs, or what to use"), rows)
 
 

@@ -32,6 +32,16 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "SetLearningRateModifier": {"learning_rate": "5e-5", "start_epoch": "10"},
     "SetWeightDecayModifier": {"weight_decay": "0.01"},
     "TrainableParamsModifier": {"params": "'re:bert[.]embeddings'", "trainable": "false"},
+    "SetParamModifier": {"params": "classifier.bias", "val": "[0.5, -0.5]", "start_epoch": "1"},
+    "GradualParamModifier": {
+        "params": "classifier.bias",
+        "init_val": "[0.5, -0.5]",
+        "final_val": "[0, 0]",
+        "start_epoch": "0",
+        "end_epoch": "4",
+        "update_frequency": "0.5",
+    },
+    "LayerPruningModifier": {"layers": "[bert.encoder.layer.2, bert.encoder.layer.5]", "start_epoch": "2"},
     "ConstantPruningModifier": {"params": "__ALL_PRUNABLE__"},
     "MagnitudePruningModifier": {
         "init_sparsity": "0.05",
@@ -40,6 +50,31 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "end_epoch": "8",
         "update_frequency": "0.5",
     },
+    "GlobalMagnitudePruningModifier": {
+        "init_sparsity": "0.05",
+        "final_sparsity": "0.9",
+        "start_epoch": "1",
+        "end_epoch": "8",
+        "update_frequency": "0.5",
+    },
+    "MovementPruningModifier": {
+        "init_sparsity": "0.05",
+        "final_sparsity": "0.9",
+        "start_epoch": "1",
+        "end_epoch": "8",
+        "update_frequency": "0.1",
+        "straight_through": "true",
+    },
+    "OBSPruningModifier": {
+        "params": "['re:bert[.]encoder.*(query|key|value|dense)[.]weight']",
+        "init_sparsity": "0.3",
+        "final_sparsity": "0.9",
+        "start_epoch": "2",
+        "end_epoch": "26",
+        "update_frequency": "4",
+        "fisher_block_size": "50",
+        "grad_sampler_kwargs": "{batch_size: 16}",
+    },
     "QuantizationModifier": {
         "start_epoch": "8",
         "disable_quantization_observer_epoch": "12",
@@ -47,6 +82,11 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "exclude_module_types": "[LayerNorm, Tanh]",
     },
     "DistillationModifier": {"hardness": "1.0", "temperature": "2.0"},
+    "HiddenStateDistillationModifier": {"gain": "1.0", "attentions": "true", "layers": "{0: 1, 1: 3}"},
+    "PerLayerDistillationModifier": {
+        "student_layer_names": "['re:bert[.]encoder[.]layer[.][0-9]+[.]output$']",
+        "project_features": "false",
+    },
 }
 # Expressions that show every operator and every function.
 EXPRESSIONS = (
@@ -175,10 +215,12 @@ def other_keys(kind: type[Modifier]) -> dict[str, str]:
 
 
 def known_later() -> str:
-    """The modifiers that are refused by name, and the message."""
-    names = sorted(KNOWN_LATER)
-    message, _, _ = str(error_of(recipe_text(names[0], {}))).partition(" Supported:")
-    return "\n".join(["```text", f"error: {message} Supported: ...", "```", "", *(f"- `{name}`" for name in names)])
+    """The modifiers that are refused by name with the reason, and the message."""
+    message, _, _ = str(error_of(recipe_text(min(KNOWN_LATER), {}))).partition(" Supported:")
+    rows = [(f"`{name}`", reason) for name, reason in sorted(KNOWN_LATER.items())]
+    return "\n".join(
+        ["```text", f"error: {message} Supported: ...", "```", "", table(("modifier", "why, or what to use"), rows)]
+    )
 
 
 # --- expressions ------------------------------------------------------------------------------------------------------
