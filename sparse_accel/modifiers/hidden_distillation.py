@@ -102,7 +102,7 @@ class HiddenStateDistillationModifier(LayerDistillation):
         for whose, layout, found in zip(models, layouts, blocks, strict=True):
             if not found:
                 raise UsageError(
-                    f"{self.name}: the blocks of the {whose} ({type(layout.model).__name__}) cannot be told: none of "
+                    f"{self.name}: the blocks of the {whose} ({type(layout.model).__name__}) cannot be found: none of "
                     "its module lists gives hidden states. Use a PerLayerDistillationModifier, which names layers"
                 )
         places = self._matched(len(blocks[0]), len(blocks[1]))

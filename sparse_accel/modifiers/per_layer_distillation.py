@@ -109,8 +109,8 @@ class PerLayerDistillationModifier(LayerDistillation):
         if len(students) != len(teachers):
             raise UsageError(
                 f"{self.name}: the model has {len(students)} layers to compare, the teacher {len(teachers)}, but they "
-                "are compared in pairs: name as many of both in student_layer_names and teacher_layer_names, or use a "
-                "HiddenStateDistillationModifier, which spreads the blocks of models of other depths"
+                "are compared in pairs: name the same number of both in student_layer_names and teacher_layer_names, "
+                "or use a HiddenStateDistillationModifier, which spreads the blocks of models of other depths"
             )
         before = [other for other in state.modifiers[: state.modifiers.index(self)] if isinstance(other, type(self))]
         same_time = [other for other in before if spans_overlap(self.span, other.span)]

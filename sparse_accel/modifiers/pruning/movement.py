@@ -94,7 +94,7 @@ class MovementPruningModifier(GradualPruningModifier):
                 raise UsageError(
                     f"{self.name}: {shared[0]} is pruned by {other.name} from epoch {other.span[0]:g} on, the step in "
                     f"which this modifier sets its last masks: let {other.name} start at epoch "
-                    f"{(first_step(self.end_epoch) + 1) / steps:.4g} or later{instead}"
+                    f"{(first_step(self.end_epoch) + 1) / steps:.8g} or later{instead}"
                 )
 
     def step_begin(self, progress: Progress) -> None:

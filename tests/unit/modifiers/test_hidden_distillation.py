@@ -436,7 +436,7 @@ class Plain(nn.Module):
 
 
 def test_a_model_without_blocks() -> None:
-    with pytest.raises(UsageError, match=r"the blocks of the model \(Plain\) cannot be told.*PerLayerDistillation"):
+    with pytest.raises(UsageError, match=r"the blocks of the model \(Plain\) cannot be found.*PerLayerDistillation"):
         started(Plain(), make_bert(), hidden())
 
 

@@ -315,8 +315,8 @@ def test_two_that_score_one_weight_are_refused() -> None:
 @pytest.mark.parametrize(
     ("keys", "other", "part"),
     [
-        ("end_epoch: 1", "GMPruningModifier {start_epoch: 1, end_epoch: 2}", "start at epoch 1.333 or later$"),
-        ("end_epoch: 0.9", "GMPruningModifier {start_epoch: 1, end_epoch: 2}", "start at epoch 1.333 or later$"),
+        ("end_epoch: 1", "GMPruningModifier {start_epoch: 1, end_epoch: 2}", "start at epoch 1.3333333 or later$"),
+        ("end_epoch: 0.9", "GMPruningModifier {start_epoch: 1, end_epoch: 2}", "start at epoch 1.3333333 or later$"),
         ("end_epoch: 1, leave_enabled: false", "ConstantPruningModifier {start_epoch: 1}", "set leave_enabled to true"),
     ],
 )
