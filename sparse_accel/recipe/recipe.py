@@ -97,13 +97,19 @@ class Recipe:
 def timeline_of(modifiers: Sequence[Modifier], max_epochs: int) -> list[tuple[float, str]]:
     """Returns the events of modifiers, and the end of training, as (epoch, what happens), sorted by epoch.
 
+    Within an epoch, what ends comes before what begins, as in a learning rate that takes over from another.
+
     Args:
         modifiers: in order of application. Within an epoch their events come in reverse order.
         max_epochs: number of epochs; 0 if the recipe does not set it.
     """
-    events = [event for modifier in reversed(modifiers) for event in modifier.events()]
-    end = [(float(max_epochs), "training ends")] if max_epochs else []
-    return sorted(events + end, key=lambda event: event[0])
+    events = [
+        (epoch, number == 0, text)  # the first event of a modifier is its start
+        for modifier in reversed(modifiers)
+        for number, (epoch, text) in enumerate(modifier.events())
+    ]
+    timeline = [(epoch, text) for epoch, _, text in sorted(events, key=lambda event: event[:2])]
+    return sorted([*timeline, *([(float(max_epochs), "training ends")] if max_epochs else [])], key=lambda each: each[0])
 
 
 def _order(modifier: Modifier) -> tuple[float, float, str]:

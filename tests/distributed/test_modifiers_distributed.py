@@ -54,7 +54,7 @@ def launch(layout: str, folder: Path) -> tuple[Records, ...] | str:
     words, variables = launcher(layout)
     program = [sys.executable, *words, str(SUPPORT / "modifiers_program.py"), str(folder)]
     try:
-        done = subprocess.run(program, env=environment(**variables), capture_output=True, text=True, timeout=240)
+        done = subprocess.run(program, env=environment(**variables), capture_output=True, text=True, timeout=600)
     except subprocess.TimeoutExpired as error:
         return f"{layout}: not done after {error.timeout} seconds"
     if done.returncode:
