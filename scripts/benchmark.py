@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
 import shutil
 import statistics
@@ -75,6 +76,8 @@ modifiers:
       grad_sampler_kwargs: {{batch_size: {batch_size}}}
 """
 OBS_SAMPLES, OBS_BLOCK, OBS_ROWS = 24, 50, 16
+# Figures of the given model that follow from measured ones.
+OBS_EXTRAPOLATED = ("seconds_of_1024_samples", "seconds_of_epoch", "epochs_per_update")
 
 Batch = dict[str, Tensor]
 Step = Callable[[Batch], None]
@@ -255,7 +258,10 @@ def synchronize(batch: Batch) -> None:
 
 def obs_cost(accelerator: Accelerator, tokenizer: Any, start: nn.Module, rows: Any) -> dict[str, dict[str, float]]:
     """Returns the seconds and the memory of one update, by model: the given one, whose figures for 1024 samples are
-    extrapolated from a few, and the weights of BERT-base's encoder with made-up gradients."""
+    extrapolated from a few, and the weights of BERT-base's encoder with made-up gradients.
+
+    An epoch is that of a plain loop over `rows`, extrapolated from a few steps.
+    """
     recipe = OBS_RECIPE.format(samples=OBS_SAMPLES, size=OBS_BLOCK, batch_size=OBS_ROWS)
     model, run = copy.deepcopy(start), RecipeRun(load_recipe(recipe))
     run.attach(model)
@@ -276,15 +282,23 @@ def obs_cost(accelerator: Accelerator, tokenizer: Any, start: nn.Module, rows: A
     source.draw = timed
     began = memory_in_use(accelerator)
     update = timed_call(run.step_begin) - seconds["gradients"] - seconds["samples"]
+    peak = memory_in_use(accelerator, peak=True)
     sample = seconds["samples"] / OBS_SAMPLES
     weights = sum(mask.numel() for mask in masks(run.state.model).values())
+    step = hand_written_step(accelerator, start)
+    chosen = batches(accelerator, tokenizer, rows, batches_by_length(tokenizer, rows)[0], None)
+    step(chosen[0])  # a warm-up
+    seconds_of_step = timed_call(lambda: list(map(step, chosen))) / len(chosen)
+    epoch = seconds_of_step * math.ceil(len(rows) / BATCH_SIZE)
     own = {
         "weights": weights,
         "seconds_per_gradient": seconds["gradients"] / OBS_SAMPLES,
         "seconds_per_sample": sample,
         "seconds_after_samples": update,
         "seconds_of_1024_samples": 1024 * sample + update,
-        "peak_bytes": memory_in_use(accelerator, peak=True) - began,
+        "seconds_of_epoch": epoch,
+        "epochs_per_update": (1024 * sample + update) / epoch,
+        "peak_bytes": peak - began,
     }
     return {"model": own, "BERT-base, made-up gradients": made_up_obs_cost(accelerator.device, 12 * 12 * 768**2)}
 
@@ -327,10 +341,20 @@ def memory_in_use(accelerator: Accelerator, *, peak: bool = False) -> int:
 
 
 def obs_text(cost: dict[str, dict[str, float]]) -> str:
-    lines = [f"An update of the masks by OBSPruningModifier: samples of {OBS_ROWS} rows, blocks of {OBS_BLOCK}"]
+    """Returns the figures as text. Those of the whole update, of the epoch, and all of BERT-base are extrapolated."""
+    lines = [
+        f"An update of the masks by OBSPruningModifier: samples of {OBS_ROWS} rows, blocks of {OBS_BLOCK}. Measured "
+        f"with {OBS_SAMPLES} samples; figures with * are extrapolated"
+    ]
     for name, row in cost.items():
-        lines += [f"\n{name}", *(f"  {key.replace('_', ' '):<28}{value:>16,.3f}" for key, value in row.items())]
-    return "\n".join(lines)
+        lines.append(f"\n{name}")
+        for key, value in row.items():
+            measured = name == "model" and key not in OBS_EXTRAPOLATED
+            star = " " if measured or key == "weights" else "*"
+            words = key.replace("_bytes", " GB").replace("_", " ")
+            number = f"{value:,}" if key == "weights" else f"{value / 1e9 if key == 'peak_bytes' else value:,.3f}"
+            lines.append(f"  {words:<28}{number:>16}{star}")
+    return "\n".join(line.rstrip() for line in lines)
 
 
 # --- model and data ---------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def progress_bar(
         accelerator: of the run; None in a loop without one.
         total, done: number of units, and how many are already done.
         what, unit: description of the work, and name of a unit.
-        leave: whether the full bar stays; a bar that does not stay appears only if the work takes long.
+        leave: whether the full bar stays; a bar that does not stay appears only after 1 second, in a log after 30.
     """
     on_terminal = sys.stderr.isatty()
     interval = 0.1 if on_terminal else _SECONDS_IN_A_LOG
@@ -73,7 +73,7 @@ def progress_bar(
         desc=what,
         unit=f" {unit}",
         leave=leave,
-        delay=0 if leave else 10 * interval,
+        delay=0 if leave else 1 if on_terminal else interval,
         mininterval=interval,
         maxinterval=max(interval, 10),
         dynamic_ncols=on_terminal,

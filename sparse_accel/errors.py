@@ -20,6 +20,10 @@ class UsageError(Exception):
     of_one_process = False
 
 
+class NoLabels(UsageError):
+    """A file of rows whose labels are needed has no label column."""
+
+
 class Stopped(BaseException):
     """A scheduler's signal ended the run: in training after the current step and a checkpoint, otherwise at once.
 
@@ -28,6 +32,7 @@ class Stopped(BaseException):
     """
 
     exit_code = 75
+    unsaved = ""  # why no checkpoint was written, if there should be one
     agreed = True  # raised on all processes between two steps; False: at once, on this process only
 
 

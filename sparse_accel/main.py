@@ -37,11 +37,18 @@ def _signals_end_it() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _how_to_resume(resumes: bool) -> str:
+def _how_to_resume(resumes: bool, unsaved: str = "") -> str:
+    """Returns what to do after an interruption, as the rest of its message.
+
+    Args:
+        unsaved: why no checkpoint was written; there may be none at all then.
+    """
     if not resumes:
         return ""
+    if unsaved:
+        unsaved = " from the last checkpoint, or, if there is none, to start again"
     without = " without --overwrite_output_dir (it starts a new run)" if "--overwrite_output_dir" in sys.argv else ""
-    return f": run the same command again{without} to resume"
+    return f": run the same command again{without} to resume{unsaved}"
 
 
 # Errors of a disk, and what to do.
@@ -109,13 +116,15 @@ def run_main(main: Callable[[], int | None], *, resumes: bool = True) -> None:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if rank() == 0:
-            print(f"\nstopped by {shortened(str(stopped))}{_how_to_resume(resumes)}", file=sys.stderr)
+            how = f" ({stopped.unsaved})" if stopped.unsaved else ""
+            resume = _how_to_resume(resumes, stopped.unsaved)
+            print(f"\nstopped by {shortened(str(stopped))}{how}{resume}", file=sys.stderr)
         code = stopped.exit_code
     except KeyboardInterrupt as interrupt:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if rank() == 0:
             how = f" ({shortened(str(interrupt))})" if str(interrupt) else ""
-            print(f"\ninterrupted{how}{_how_to_resume(resumes)}", file=sys.stderr)
+            print(f"\ninterrupted{how}{_how_to_resume(resumes, str(interrupt))}", file=sys.stderr)
         code = 130
     sys.exit(code)

@@ -148,7 +148,7 @@ class RecipeRun:
             model, optimizer: as returned by `prepare`.
             steps_per_epoch: optimizer steps per epoch.
             gradient_loader: of the training rows, for modifiers that draw gradient samples (OBSPruningModifier): the
-                loader as it was before `prepare`. One batch is one sample.
+                loader as it was before `prepare`. One batch is one sample, of the batch size that the modifier may set.
             rows_per_forward: how many rows of a gradient sample go through the model at once; None: all of a process.
 
         Raises:

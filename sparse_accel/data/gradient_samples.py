@@ -15,6 +15,7 @@ from sparse_accel.console import progress_bar
 from sparse_accel.data.gradient_batches import GradientBatches, rows_of_parts
 from sparse_accel.distributed.collectives import rank_and_size
 from sparse_accel.distributed.gradients import Losses, draw_gradients
+from sparse_accel.nn.layers import quantizers_without_range_off
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -79,6 +80,8 @@ class GradientSamples:
     ) -> None:
         """Draws samples, and calls `take` with each weight's name and gradient on the process that owns the weight.
 
+        In the step that begins quantization, quantizers have no range before its first forward: samples pass them by.
+
         Args:
             weights: by name, none frozen; `distributed.gradients.owners` tells who owns them.
             count: number of samples.
@@ -98,7 +101,8 @@ class GradientSamples:
                 yield self._losses(batch, from_recipe)
                 bar.update()
 
-        with bar, closing(self.batches.endless(options, *seed)) as batches:  # type: ignore[type-var]
+        endless = closing(self.batches.endless(options, *seed))  # type: ignore[type-var]
+        with bar, endless as batches, quantizers_without_range_off(self.plain):
             draw_gradients(self.model, self.plain, weights, samples(), take, loss_scale=self.loss_scale(), what=what)
 
     def _losses(self, batch: dict[str, Tensor], from_recipe: bool) -> Losses:

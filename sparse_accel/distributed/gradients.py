@@ -25,7 +25,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from sparse_accel.distributed.collectives import largest, rank_and_size
-from sparse_accel.distributed.signals import stop_now_if_asked
+from sparse_accel.distributed.signals import stop_now_if_asked, update_of_masks
 from sparse_accel.distributed.weights import reshard
 from sparse_accel.errors import UsageError
 
@@ -86,7 +86,7 @@ def draw_gradients(
     """
     _, processes = rank_and_size()
     owner = owners({name: weight.numel() for name, weight in weights.items()}, processes)
-    with _undisturbed(plain), torch.enable_grad():
+    with _undisturbed(plain), torch.enable_grad(), update_of_masks():
         for number, losses in enumerate(samples, 1):
             stop_now_if_asked()
             while True:

@@ -30,6 +30,13 @@ _LAUNCHER_ENDED = 1000  # beyond all signals' numbers
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 _asked = 0  # the signal that this process received, 0 for none
+_updating = False  # whether it must end without a checkpoint, because masks are being updated
+
+_AFTER_THIS_STEP = b"\nCtrl-C: saving and ending after this step. Press again to end at once, unsaved.\n"
+_AFTER_THIS_SAMPLE = (
+    b"\nCtrl-C: ending as soon as possible, without a checkpoint, because the masks are being updated. Press again to "
+    b"end at once.\n"
+)
 
 
 @contextmanager
@@ -56,7 +63,7 @@ def stop_requests() -> Iterator[Callable[[], int]]:
             _asked, since = number, now
             if number == signal.SIGINT and rank_and_size()[0] == 0:
                 # Not with print: the signal may have interrupted a print.
-                os.write(2, b"\nCtrl-C: saving and ending after this step. Press again to end at once, unsaved.\n")
+                os.write(2, _AFTER_THIS_SAMPLE if _updating else _AFTER_THIS_STEP)
 
     def launcher_ended() -> None:
         global _asked
@@ -88,8 +95,19 @@ def stop(number: int) -> None:
     raise Stopped("the end of its launcher" if number == _LAUNCHER_ENDED else signal.Signals(number).name)
 
 
+@contextmanager
+def update_of_masks() -> Iterator[None]:
+    """Marks work inside a step that takes minutes, and that `stop_now_if_asked` ends without a checkpoint."""
+    global _updating
+    _updating = True
+    try:
+        yield
+    finally:
+        _updating = False
+
+
 def stop_now_if_asked() -> None:
-    """Ends the run at once, unsaved, if any process received a signal; for work inside a step that takes minutes.
+    """Ends the run at once, unsaved, if any process received a signal; for work in `update_of_masks`.
 
     All processes must call it. Does nothing outside of `stop_requests`, where signals act by themselves.
 
@@ -98,9 +116,13 @@ def stop_now_if_asked() -> None:
     """
     number = largest(_asked)
     if number == signal.SIGINT:
-        raise KeyboardInterrupt("not saved: training since the last checkpoint is lost")
-    if number:
-        stop(number)
+        raise KeyboardInterrupt("not saved: the masks were being updated")
+    try:
+        if number:
+            stop(number)
+    except Stopped as stopped:
+        stopped.unsaved = "not saved: the masks were being updated"
+        raise
 
 
 @contextmanager

@@ -253,6 +253,10 @@ class Modifier:
         """True if `apply_at_once` of this modifier changes the model."""
         return type(self).apply_at_once is not Modifier.apply_at_once
 
+    def at_once(self) -> str:
+        """Returns what `apply_at_once` reaches, to be printed after the name, such as ` (to 0.9)`; empty: nothing."""
+        return ""
+
     def check_acts_at_once(self) -> None:
         """Raises UsageError if this modifier works only in training."""
         if not self.acts_at_once:

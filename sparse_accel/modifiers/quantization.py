@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from sparse_accel.modifiers.state import State
     from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationScheme
+    from sparse_accel.nn.layer_outputs import Layout
     from sparse_accel.progress import Progress
 
 # The classes of layers that are quantized unless a key says otherwise.
@@ -222,7 +223,11 @@ class QuantizationModifier(Modifier):
         from sparse_accel.nn.layer_outputs import trace_calls
         from sparse_accel.nn.layers import add_input_quantizer, takes_input_quantizer
 
+        if not self.custom_quantizable_module_types:
+            return
         key = f"{self.name}: custom_quantizable_module_types"
+        traced = trace_calls(state.model) if hasattr(state.model, "dummy_inputs") else None
+        quantized = set() if traced is None else _with_quantized_input(state.model, traced)
         classes = {type(module).__name__: takes_input_quantizer(module) for module in state.model.modules()}
         for kind in dict.fromkeys(self.custom_quantizable_module_types):
             usable = sorted(name for name, takes in classes.items() if takes)
@@ -234,7 +239,15 @@ class QuantizationModifier(Modifier):
             found = {name: module for name, module in inside.items() if type(module).__name__ == kind}
             if not found:
                 state.notices.append(f"{key}: there is no {kind} in submodules; this entry is ignored")
+            if once := [name for name in found if name in quantized]:
+                state.notices.append(
+                    f"{key}: the inputs of {len(once)} of {len(found)} layers of class {kind} are outputs that are "
+                    f"quantized already ({listed(once, 2)}): they are quantized once. "
+                    "quantize_linear_activations: false quantizes the inputs instead"
+                )
             for name, module in found.items():
+                if name in quantized:
+                    continue
                 if not takes_input_quantizer(module):
                     raise UsageError(
                         f"{key}: {name or 'the model'} ({kind}) contains other layers: name the classes of these "
@@ -243,7 +256,7 @@ class QuantizationModifier(Modifier):
                 quantizer = FakeQuantize(self._activation_scheme()).to(next(state.model.parameters()).device)
                 add_input_quantizer(module, quantizer)
                 self._quantizers.append(quantizer)
-        if self.custom_quantizable_module_types and hasattr(state.model, "dummy_inputs"):
+        if traced is not None:
             trace_calls(state.model)  # each of these layers checks its input
 
     def _activation_scheme(self) -> QuantizationScheme:
@@ -322,6 +335,22 @@ class QuantizationModifier(Modifier):
         """Returns the phase: 0 before quantization, 1 while ranges are updated, 2 when they are frozen."""
         first = self._quantizers[0]
         return {"quantization/phase": float(first.enabled) * (1.0 if first.observing else 2.0)}
+
+
+def _with_quantized_input(model: torch.nn.Module, layout: Layout) -> set[str]:
+    """Returns the names of the modules whose input is an output that has a quantizer.
+
+    A second quantizer of the same numbers would be removed by onnxruntime, together with its rounding.
+    """
+    from torch import Tensor
+
+    modules = dict(model.named_modules())
+    outputs = [
+        call.output
+        for call in layout.calls
+        if getattr(modules[call.module], "output_quantizer", None) is not None and isinstance(call.output, Tensor)
+    ]
+    return {call.module for call in layout.calls if any(call.input is output for output in outputs)}
 
 
 def _kind(model: torch.nn.Module) -> str:

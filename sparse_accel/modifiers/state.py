@@ -71,6 +71,7 @@ class State:
         task: the task that the model is trained for.
         teacher: the teacher; None if there is none.
         max_epochs: number of epochs of the recipe; 0 if it sets none.
+        trains: False if the recipe is applied at once, without training; set before `bind`.
         notices: lines for the user about parts of the recipe that have no effect on this model; modifiers add to them.
         gives_gradients: whether gradients can be read and changed between backward and step. With DeepSpeed they
             cannot, because it steps inside backward.
@@ -87,6 +88,7 @@ class State:
     task: Task
     teacher: Teacher | None = None
     max_epochs: int = 0
+    trains: bool = True
     notices: list[str] = field(default_factory=list)
     gives_gradients: bool = True
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext

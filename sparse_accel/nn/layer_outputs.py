@@ -96,6 +96,7 @@ class Recorder:
             raise UsageError(
                 f"the output of {missing[0]} was not seen: outputs of layers are recorded in forwards of the model "
                 f"{'in training mode, with gradients' if self.training else 'in eval mode'}, one before each loss"
+                + (": call model.train() before the loop" if self.training else "")
             )
         found, self._found = self._found, {}
         return {each: found[number] for number, each in wanted.items()}

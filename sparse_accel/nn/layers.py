@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -239,6 +240,19 @@ def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
 def quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
     """Returns all quantizers by name, such as `bert.pooler.dense.input_quantizer`, in the model's order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantize)}
+
+
+@contextmanager
+def quantizers_without_range_off(model: nn.Module) -> Iterator[None]:
+    """Switches off the quantizers that have no range yet, so that forwards in eval mode pass them by."""
+    empty = [quantizer for quantizer in quantizers(model).values() if quantizer.enabled and not quantizer.ready]
+    try:
+        for quantizer in empty:
+            quantizer.enabled = False
+        yield
+    finally:
+        for quantizer in empty:
+            quantizer.enabled = True
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:

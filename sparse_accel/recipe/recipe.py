@@ -109,7 +109,9 @@ def timeline_of(modifiers: Sequence[Modifier], max_epochs: int) -> list[tuple[fl
         for number, (epoch, text) in enumerate(modifier.events())
     ]
     timeline = [(epoch, text) for epoch, _, text in sorted(events, key=lambda event: event[:2])]
-    return sorted([*timeline, *([(float(max_epochs), "training ends")] if max_epochs else [])], key=lambda each: each[0])
+    return sorted(
+        [*timeline, *([(float(max_epochs), "training ends")] if max_epochs else [])], key=lambda each: each[0]
+    )
 
 
 def _order(modifier: Modifier) -> tuple[float, float, str]:

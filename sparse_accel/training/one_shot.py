@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from sparse_accel.console import say, warn
 from sparse_accel.data.batches import inputs_of
 from sparse_accel.distributed.weights import plain_model
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import NoLabels, UsageError
 from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weights
 from sparse_accel.models.loading import default_head, head_of, load_model, load_tokenizer
 from sparse_accel.models.sparsity import sparsity_report
@@ -70,7 +70,11 @@ def apply_at_once(
     set_seed(arguments.seed)  # for a newly initialized head
     if has_rows:
         with accelerator.main_process_first():
-            task = kind.load(arguments, default_head(arguments))
+            try:
+                task = kind.load(arguments, default_head(arguments))
+            except NoLabels as error:
+                needs = f" ({sampling[0]} needs labels, also with --one_shot)" if sampling else ""
+                raise NoLabels(f"{error}{needs}") from error
     model, fresh = load_model(arguments, kind)
     tokenizer = load_tokenizer(arguments, kind)
     run.attach(model)
@@ -102,6 +106,7 @@ def apply_at_once(
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     model = accelerator.prepare_model(model)
+    run.state.trains = False
     run.bind(
         accelerator,
         model,

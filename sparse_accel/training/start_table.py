@@ -78,8 +78,8 @@ def applied_at_once(run: RecipeRun) -> str:
     """Returns what --one_shot applies of a recipe, and what has no effect without training."""
     if run.recipe is None:
         return "no recipe"
-    applied = [modifier.name for modifier in run.modifiers if modifier.changes_at_once]
-    others = [modifier.name for modifier in run.recipe.modifiers if not modifier.changes_at_once]
+    applied = [f"{modifier.name}{modifier.at_once()}" for modifier in run.modifiers if modifier.changes_at_once]
+    others = dict.fromkeys(modifier.name for modifier in run.recipe.modifiers if not modifier.changes_at_once)
     lines = [f"applied at once: {', '.join(applied) or 'nothing'}"]
     return "\n".join(lines + ([f"no effect without training: {', '.join(others)}"] if others else []))
 

@@ -44,6 +44,11 @@ def test_the_cost_of_second_order_pruning(tmp_path: Path) -> None:
     assert list(found) == ["model", "BERT-base, made-up gradients"] and "seconds per sample" in printed
     assert all(value > 0 for row in found.values() for value in row.values())
     assert found["BERT-base, made-up gradients"]["weights"] == 84934656
+    assert " 84,934,656\n" in printed and "peak GB" in printed and "bytes" not in printed
+    cost = found["model"]
+    assert cost["epochs_per_update"] == pytest.approx(cost["seconds_of_1024_samples"] / cost["seconds_of_epoch"])
+    starred = [line.strip().split("  ")[0] for line in printed.split("BERT-base")[0].splitlines() if line.endswith("*")]
+    assert starred == ["seconds of 1024 samples", "seconds of epoch", "epochs per update"]
 
 
 @pytest.mark.slow

@@ -62,6 +62,19 @@ def test_are_proven(kinds: list[str], form: str, opset: int, tmp_path: Path) -> 
             assert used == ["QuantizeLinear", "DequantizeLinear"] * (2 if "albert" in name else 1)
 
 
+def test_is_proven_where_outputs_of_linears_are_quantized_too(tmp_path: Path) -> None:
+    """Two pairs in a row would lose one of them in onnxruntime."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = make_sparse_bert(num_hidden_layers=1)
+        vary(model)
+        quantize(model, custom_quantizable_module_types=KINDS[:2], quantize_linear_activations=True)
+        path = tmp_path / f"model{seed}.onnx"
+        onnx.save(lower(trace(model, make_tokenizer()), model, "qdq"), path)
+        proof = prove(path, model, make_tokenizer(), texts(), "qdq", 18)
+        assert not [check for check in proof.checks if check.passed is False]
+
+
 def test_a_float_file_has_none(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     model = write(path, KINDS, "float")

@@ -103,7 +103,7 @@ def test_a_run_is_pruned_and_goes_on_after_ctrl_c_in_the_middle_of_its_samples(
     assert_same_model(output, tmp_path / "whole")
     assert pruned(output) == pytest.approx(0.8, abs=1e-4)
     assert trace(output, "train/learning_rate") == trace(tmp_path / "whole", "train/learning_rate")
-    assert "use each of the 203 training rows 3.9 times per update" in flat(whole.out)
+    assert "5 updates x 200 samples x 4 rows = 4,000 rows, 20 times the 203 training rows" in flat(whole.out)
 
 
 def test_at_once(flags: dict[str, Any], tmp_path: Path) -> None:
@@ -111,6 +111,9 @@ def test_at_once(flags: dict[str, Any], tmp_path: Path) -> None:
     done = run(**at_once, one_shot=True, recipe=recipe(tmp_path), output_dir=tmp_path / "out")
     assert done.code == 0, done.all
     assert pruned(tmp_path / "out") == pytest.approx(0.8, abs=1e-4)
+    assert "applied at once: OBSPruningModifier (to 0.8)" in flat(done.out)
+    assert "no effect without training: EpochRangeModifier, LearningRateFunctionModifier" in flat(done.out)
+    assert "1 update x 12 samples x 4 rows = 48 rows, 0.2 times the 203 training rows" in flat(done.out)
     assert read_json(tmp_path / "out" / "all_results.json")["encoder_sparsity"] == pytest.approx(0.8, abs=1e-3)
 
 
@@ -146,4 +149,8 @@ def test_at_once_without_labelled_rows(flags: dict[str, Any], tiny: Tiny, tmp_pa
         "output_dir": tmp_path / "out",
     }
     assert_refused(run(**at_once), "--one_shot: OBSPruningModifier needs training rows with labels", "--train_file")
-    assert_refused(run(**at_once, train_file=tiny.test), "has no column 'label' or 'labels'")
+    assert_refused(
+        run(**at_once, train_file=tiny.test),
+        "has no column 'label' or 'labels'",
+        "(OBSPruningModifier needs labels, also with --one_shot)",
+    )

@@ -111,7 +111,7 @@ def vary(model: nn.Module) -> None:
 
 def quantize(model: nn.Module, **settings: Any) -> nn.Module:
     """Puts quantizers into a model, on and frozen, with ranges from real forwards."""
-    modifier = QuantizationModifier(quantize_linear_activations=False, **settings)
+    modifier = QuantizationModifier(**{"quantize_linear_activations": False, **settings})
     run = RecipeRun()
     run.attach(model)
     modifier.attach(run.state)

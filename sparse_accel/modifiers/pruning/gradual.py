@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sparse_accel.progress import Progress
 
 FROM_PARAM = "__FROM_PARAM__"
+# Fraction of zeros from which a weight counts as sparse.
+_SPARSE = 0.1
 
 
 @dataclass(kw_only=True)
@@ -51,6 +53,8 @@ class GradualPruningModifier(PruningModifier):
     """Rank the weights of all layers together, so that layers differ in sparsity; false: rank per layer."""
     # What weights are ranked by, for the timeline.
     ranking: ClassVar[str]
+    # True: weights that are 0 rank lowest, so with `__FROM_PARAM__` a sparse model keeps its zeros.
+    ranks_zeros_lowest: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,6 +130,36 @@ class GradualPruningModifier(PruningModifier):
                     )
         self._check_alone(state)
         self._check_shapes()
+        self._say_if_zeros_grow(state)
+
+    def _say_if_zeros_grow(self, state: State) -> None:
+        """Adds a notice if the model has more zeros than the first masks will have."""
+        if isinstance(self.init_sparsity, str) or any(layers[0].weight.is_meta for layers in self._layers.values()):
+            return
+        of_groups = ":" in str(self.mask_type)  # N:M has its only sparsity from the first mask on
+        zeros = all_weights = count = 0
+        for names in [list(self._layers)] if self.global_sparsity else [[name] for name in self._layers]:
+            weights = [self._layers[name][0].weight for name in names]
+            own = sum(int((weight == 0).sum()) for weight in weights)
+            size = sum(weight.numel() for weight in weights)
+            first = self._final[names[0]] if of_groups else self.init_sparsity
+            if own > max(first, _SPARSE) * size:
+                zeros, all_weights, count = zeros + own, all_weights + size, count + len(names)
+        if not count:
+            return
+        which = "the weights" if count == len(self._layers) else f"{count} of the {len(self._layers)} weights"
+        more_than = "those of its mask_type" if of_groups else f"init_sparsity {self.init_sparsity:g}"
+        ways = ["use a ConstantPruningModifier"]
+        if self.ranks_zeros_lowest and not of_groups:
+            above = max(self._final.values()) < zeros / all_weights
+            raised = f" and a final_sparsity of {zeros / all_weights:.3g} or more" if above else ""
+            # Until it starts, nothing else keeps zeros.
+            until = f", with a ConstantPruningModifier until epoch {self.start_epoch:g}" if self.start_epoch > 0 else ""
+            ways.insert(0, f"set init_sparsity: {FROM_PARAM}{raised}{until}")
+        state.notices.append(
+            f"{self.name}: {which} of params are {zeros / all_weights:.1%} zero at the start, more than {more_than}: "
+            f"the zeros above it may grow again. To keep them, {', or '.join(ways)}"
+        )
 
     def _check_shapes(self) -> None:
         """Checks that blocks and groups divide every weight, before training instead of when pruning begins."""
@@ -168,6 +202,10 @@ class GradualPruningModifier(PruningModifier):
 
     def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
         self.finish()
+
+    def at_once(self) -> str:
+        final = self.final_sparsity if isinstance(self.final_sparsity, dict) else [self.final_sparsity]
+        return f" (to {', '.join(f'{sparsity:g}' for sparsity in final)})"
 
     def phase(self) -> str:
         if self._progress is None or not self._progress.reached(self.start_epoch):

@@ -35,6 +35,7 @@ class MovementPruningModifier(GradualPruningModifier):
 
     ranking: ClassVar[str] = "movement"
     needs_gradients: ClassVar[bool] = True
+    ranks_zeros_lowest: ClassVar[bool] = False  # scores begin at 0, whatever the weights are
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from sparse_accel.errors import UsageError, nearest
 from sparse_accel.modifiers.base import FieldError, Modifier
 from sparse_accel.modifiers.pruning.gradual import GradualPruningModifier
+from sparse_accel.progress import ROUNDING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,13 +39,16 @@ class OBSPruningModifier(GradualPruningModifier):
     """Rank the weights of all layers together, so that layers differ in sparsity; false: rank per layer."""
     mask_type: str | list[int] = "unstructured"
     """What is pruned as one: unstructured (single weights) or block4 (blocks of 1 x 4; [1, 4] is the same)."""
+    update_frequency: float = -1.0
+    """Required: epochs between two updates of the masks, above 0."""
     num_grads: int = 1024
     """Number of gradient samples of an update; one sample is the mean gradient of one batch."""
     damp: float = 1e-7
     """Added to the diagonal of the Fisher matrix, above 0; larger values rank more by magnitude."""
     fisher_block_size: int = 1
-    """Weights in a block of the Fisher matrix; published recipes use 50 (unstructured) and 32 (block4). At 1, the other
-    weights do not move. An update needs about 5 bytes times this number for each weight, spread over the processes."""
+    """Weights in a block of the Fisher matrix: set 50 (unstructured) or 32 (block4), as published recipes do. At 1,
+    SparseML's default, the other weights do not move. An update needs about 5 bytes times this number for each weight,
+    spread over the processes."""
     grad_sampler_kwargs: dict[str, Any] | None = None
     """Settings of the loader of gradient samples: batch_size (rows of a sample; otherwise those of a training step),
     drop_last, num_workers."""
@@ -140,6 +144,21 @@ class OBSPruningModifier(GradualPruningModifier):
                     f"{self.name}: {name} has {found:.1%} zeros, more than its final_sparsity {self._final[name]:g}, "
                     "but no pruned weight comes back: raise final_sparsity, or remove this weight from params"
                 )
+        self._say_if_done_before(state)
+
+    def _say_if_done_before(self, state: State) -> None:
+        """Adds a notice if another modifier ends with at least the final sparsity before this one starts."""
+        for other in state.modifiers:
+            if not isinstance(other, GradualPruningModifier) or other is self or not other.leave_enabled:
+                continue
+            if other.span[1] <= self.span[0] and all(
+                other._final.get(name, 0.0) >= final for name, final in self._final.items()
+            ):
+                state.notices.append(
+                    f"{self.name} has no effect: {other.name} ends at epoch {other.end_epoch:g} with a sparsity of "
+                    f"{min(other._final.values()):g}, and final_sparsity here is {max(self._final.values()):g}. Raise "
+                    f"it, or remove {self.name}"
+                )
 
     def _check_shapes(self) -> None:
         super()._check_shapes()
@@ -175,18 +194,46 @@ class OBSPruningModifier(GradualPruningModifier):
                 f"{self.name}: num_grads asks for {self.num_grads} gradient samples, but there are only {rows} "
                 f"training rows: set num_grads to {rows} or less"
             )
-        if rows is not None and size is not None and self.num_grads * size > rows:
-            state.notices.append(
-                f"{self.name}: {self.num_grads} gradient samples of {size} rows use each of the {rows} training rows "
-                f"{self.num_grads * size / rows:.1f} times per update"
-            )
+        state.notices.append(f"{self.name}: {self._cost(state, size, rows)}")
         weights = sum(layers[0].weight.numel() for layers in self._layers.values())
         needed = fisher_bytes(weights, self.fisher_block_size) / world_size()
         if needed > _NOTABLE_BYTES:
             state.notices.append(
                 f"{self.name}: an update of the masks needs about {needed / 1e9:.1f} GB on each process, on the device "
-                "of the model"
+                "of the model: lower fisher_block_size, or use more processes"
             )
+
+    def _cost(self, state: State, size: int | None, rows: int | None) -> str:
+        """Returns the number of rows that all updates process, as text.
+
+        Args:
+            size: rows of a gradient sample; None if not known.
+            rows: training rows; None if not known.
+        """
+        updates = self._updates(state.progress.steps_per_epoch) if state.trains else 1
+        samples = updates * self.num_recomputations * self.num_grads
+        rounds = f" x {self.num_recomputations} rounds" if self.num_recomputations > 1 else ""
+        text = f"{updates} update{'s' * (updates > 1)}{rounds} x {self.num_grads} samples"
+        if size is None:
+            return f"{text} = {samples:,} gradient samples"
+        text += f" x {size} rows = {samples * size:,} rows"
+        if rows is None:
+            return text
+        times = [total * size / rows for total in (samples, samples / updates)]
+        all_updates, one = (f"{number:.1f}" if number < 10 else f"{number:.0f}" for number in times)
+        return f"{text}, {all_updates} times the {rows:,} training rows; each update, {one} times"
+
+    def _updates(self, steps_per_epoch: int) -> int:
+        """Returns the number of updates that prune more than the one before, so that they draw samples."""
+        start, end, every = self.span[0], self.end_epoch, self.update_frequency
+        if all(final == self.init_sparsity for final in self._final.values()):
+            return 1
+        # Several updates may be due in one step; at the first one, the sparsity may be that which the model has.
+        epochs = [start + number * every for number in range(math.ceil((end - start) / every - ROUNDING))]
+        steps = {math.ceil(epoch * steps_per_epoch - ROUNDING) for epoch in [*epochs, end]}
+        if len(steps) > 1 and (isinstance(self.init_sparsity, str) or self.init_sparsity == 0):
+            return len(steps) - 1
+        return len(steps)
 
     # --- updates ------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from sparse_accel.console import warn
 from sparse_accel.data.columns import check_column, find_label_column, find_text_columns
 from sparse_accel.data.sources import load_tables
 from sparse_accel.data.tables import Table
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import NoLabels, UsageError
 from sparse_accel.tasks.base import TaskData
 from sparse_accel.tasks.label_names import SINGLE_LABEL, Head
 from sparse_accel.tasks.splits import draw_rows, needed_splits, needs_no_labels
@@ -123,7 +123,7 @@ def _label_column(arguments: TextClassificationArguments, tables: dict[str, Tabl
             continue
         if arguments.label_column_name or column:
             check_column(table, arguments.label_column_name or str(column), "--label_column_name")
-        raise UsageError(
+        raise NoLabels(
             f"{table.name} has no column 'label' or 'labels'; its columns are: {', '.join(table.column_names)}. "
             "Name the label column with --label_column_name."
         )

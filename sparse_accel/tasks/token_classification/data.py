@@ -15,7 +15,7 @@ from sparse_accel.data.columns import check_column
 from sparse_accel.data.conll import ConllTable, read_conll
 from sparse_accel.data.sources import load_tables
 from sparse_accel.data.tables import Table, read_table
-from sparse_accel.errors import UsageError, listed, nearest, shown
+from sparse_accel.errors import NoLabels, UsageError, listed, nearest, shown
 from sparse_accel.tasks.base import TaskData
 from sparse_accel.tasks.label_names import Head, are_default_names, describe_positions, match_names
 from sparse_accel.tasks.splits import draw_rows, needed_splits, needs_no_labels
@@ -140,12 +140,12 @@ def _tag_column(table: Table, arguments: TokenClassificationArguments) -> str:
     if column := _find_tag_column(table, arguments):
         return column
     if isinstance(table, ConllTable):
-        raise UsageError(
+        raise NoLabels(
             f"{table.name} has one column: expected tags in a second one, unless it is only predicted (--do_predict)."
         )
     if arguments.label_column_name:
         check_column(table, arguments.label_column_name, "--label_column_name")
-    raise UsageError(
+    raise NoLabels(
         f"{table.name} has no tag column with a usual name; its columns are: {listed(table.column_names)}. "
         "Name the column with --label_column_name."
     )

@@ -18,7 +18,9 @@ from tiny import make_bert, make_rows
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sparse_accel.errors import UsageError
+from sparse_accel.console import progress_bar
+from sparse_accel.errors import Stopped, UsageError
+from sparse_accel.main import run_main
 from sparse_accel.models.teacher import Teacher
 from sparse_accel.modifiers.pruning.obs import OBSPruningModifier
 from sparse_accel.modifiers.state import State
@@ -301,6 +303,66 @@ def test_gradients_that_are_not_finite_end_the_run() -> None:
         session.run.step_begin()
     assert [module.training for module in model.modules()] == flags
     assert all(mask.all() for mask in masks(model).values())
+
+
+@pytest.mark.parametrize("start_epoch", [0, 1])
+@pytest.mark.parametrize("calibrates", [True, False])
+def test_an_update_in_the_step_that_begins_quantization(start_epoch: int, calibrates: bool) -> None:
+    """Its samples come before the first ranges: quantizers without a range pass values through."""
+    session = start(obs(KEYS, 2, f"!QuantizationModifier {{start_epoch: {start_epoch}}}"), model=make_bert())
+    if not calibrates:  # as in a loop of one's own
+        session.run.calibrate = lambda forward: None  # type: ignore[method-assign]
+    session.train(Watch())
+    found = quantizers(session.model).values()
+    assert found and all(quantizer.enabled and quantizer.ready for quantizer in found)
+    assert sum(int((~mask).sum()) for mask in masks(session.model).values()) == round(0.8 * 16384)
+
+
+def test_an_update_is_seen_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line after 30 seconds, not after minutes; nothing for an update that takes less."""
+    clock: list[float] = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    with progress_bar(None, 256, "gradients", "samples", leave=False) as bar:
+        for _ in range(65):
+            clock[0] += 1.0
+            bar.update()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "gradients" in line]
+    assert 2 <= len(lines) <= 3 and "/256" in lines[0]
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)])
+def test_a_signal_during_an_update_is_said_to_save_nothing(
+    number: signal.Signals,
+    raised: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A checkpoint is not written then, and there may be none yet."""
+    session = start(obs(), model=make_bert())
+    add = FisherBlocks.add
+
+    def interrupted(self: FisherBlocks, gradient: Tensor) -> None:
+        add(self, gradient)
+        if not sent:
+            sent.append(True)
+            signal.raise_signal(number)
+
+    sent: list[bool] = []
+    monkeypatch.setattr(FisherBlocks, "add", interrupted)
+
+    def train() -> None:
+        session.train()
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(train)
+    said = capfd.readouterr().err
+    assert ended.value.code == (130 if raised is KeyboardInterrupt else 75)
+    assert "saving and ending" not in said
+    assert (
+        "(not saved: the masks were being updated): run the same command again to resume from the last checkpoint, or, "
+        "if there is none, to start again" in said
+    )
+    assert ("Ctrl-C: ending as soon as possible, without a checkpoint" in said) == (number == signal.SIGINT)
 
 
 def test_ctrl_c_stops_within_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:

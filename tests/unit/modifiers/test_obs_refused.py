@@ -107,9 +107,50 @@ def test_more_samples_than_rows_are_refused_and_rows_used_twice_are_named() -> N
         start(obs(KEYS.replace("num_grads: 4", "num_grads: 22")))
     session = start(obs())
     assert (
-        "4 gradient samples of 8 rows use each of the 21 training rows 1.5 times per update" in session.run.notices[-1]
+        "OBSPruningModifier: 3 updates x 4 samples x 8 rows = 96 rows, 4.6 times the 21 training rows; each update, "
+        "1.5 times" in session.run.notices
     )
-    assert not start(obs(f"{KEYS}, grad_sampler_kwargs: {{batch_size: 2}}")).run.notices
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "cost"),
+    [
+        ("num_grads: 4", "num_grads: 4, grad_sampler_kwargs: {batch_size: 2}", "3 updates x 4 samples x 2 rows = 24"),
+        ("num_grads: 4", "num_grads: 4, num_recomputations: 3", "3 updates x 3 rounds x 4 samples x 8 rows = 288"),
+        ("init_sparsity: 0.3", "init_sparsity: 0", "2 updates x 4 samples x 8 rows = 64"),
+        ("init_sparsity: 0.3", "init_sparsity: 0.8", "1 update x 4 samples x 8 rows = 32"),
+        ("frequency: 1", "frequency: 0.3", "7 updates x 4 samples x 8 rows = 224"),
+        ("frequency: 1", "frequency: 0.01", "7 updates x 4 samples x 8 rows = 224"),  # one in each of 6 steps
+    ],
+)
+def test_the_cost_of_all_updates_is_said(old: str, new: str, cost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before training, as many as are drawn then."""
+    session = start(obs(KEYS.replace(old, new)), model=make_bert())
+    (notice,) = session.run.notices
+    assert notice.startswith(f"OBSPruningModifier: {cost} rows, ")
+    drawn: list[int] = []
+    source: Any = session.run.state.gradient_samples
+    draw = source.draw
+
+    def counted(*given: Any, **options: Any) -> None:
+        drawn.append(1)
+        draw(*given, **options)
+
+    monkeypatch.setattr(source, "draw", counted)
+    session.train()
+    assert len(drawn) == int(cost.split()[0]) * (3 if "rounds" in cost else 1)
+
+
+def test_an_end_that_an_earlier_modifier_has_reached_is_said() -> None:
+    """Masks only tighten: the second modifier would do nothing, silently."""
+    earlier = "!MagnitudePruningModifier {params: ['re:bert.encoder.*(query|key|value|dense).weight'], end_epoch: 1, "
+    keys = KEYS.replace("end_epoch: 2", "start_epoch: 1, end_epoch: 2")
+    for final, said in ((0.9, True), (0.5, False)):
+        run = RecipeRun(load_recipe(obs(keys, 2, f"{earlier}final_sparsity: {final}}}")))
+        run.attach(make_bert())
+        assert (
+            "OBSPruningModifier has no effect: MagnitudePruningModifier ends at epoch 1" in str(run.notices)
+        ) == said
 
 
 def test_a_frozen_weight_has_no_gradient() -> None:
@@ -122,9 +163,11 @@ def test_the_memory_of_an_update_is_named() -> None:
     """An update that needs much memory says so before training."""
     modifier = OBSPruningModifier(end_epoch=1, update_frequency=1, fisher_block_size=50, num_grads=1)
     model = nn.Sequential(nn.Linear(4096, 2048, device="meta"))
+    modifier._final["0.weight"] = 0.95
     state = State(model, [modifier], task=NO_TASK, gradient_samples=Recorded([]))
     modifier._layers["0.weight"] = [model[0]]  # type: ignore[list-item]
     modifier.bind(state)
-    assert state.notices == [
-        "OBSPruningModifier: an update of the masks needs about 2.1 GB on each process, on the device of the model"
+    assert state.notices[1:] == [
+        "OBSPruningModifier: an update of the masks needs about 2.1 GB on each process, on the device of the model: "
+        "lower fisher_block_size, or use more processes"
     ]

@@ -312,3 +312,61 @@ def test_layers_that_are_not_pruned_stay_plain() -> None:
     assert [name for name, _ in sparse_layers(session.model)] == ["classifier"]
     assert isinstance(session.model.get_submodule("classifier"), SparseLayer)
     assert type(session.model.get_submodule("bert.pooler.dense")) is nn.Linear
+
+
+# --- a model that is sparse already -----------------------------------------------------------------------------------
+
+INSTEAD = "use a ConstantPruningModifier"
+
+
+@pytest.mark.parametrize(
+    ("text", "more_than", "ways"),
+    [
+        (
+            "!MagnitudePruningModifier {init_sparsity: 0.5, KEYS}",
+            "init_sparsity 0.5",
+            "set init_sparsity: __FROM_PARAM__",
+        ),
+        (
+            "!OBSPruningModifier {init_sparsity: 0.5, update_frequency: 1, KEYS}",
+            "init_sparsity 0.5",
+            "__FROM_PARAM__, or",
+        ),
+        (
+            "!MagnitudePruningModifier {init_sparsity: 0.5, start_epoch: 1, KEYS}",
+            "init_sparsity 0.5",
+            "set init_sparsity: __FROM_PARAM__, with a ConstantPruningModifier until epoch 1, or",
+        ),
+        (
+            "!MagnitudePruningModifier {init_sparsity: 0.5, final_sparsity: 0.8, end_epoch: 2}",
+            "init_sparsity 0.5",
+            "set init_sparsity: __FROM_PARAM__ and a final_sparsity of 0.9 or more, or",
+        ),
+        (
+            "!MagnitudePruningModifier {mask_type: '2:4', final_sparsity: 0.5, end_epoch: 2}",
+            "those of its mask_type",
+            f"keep them, {INSTEAD}",
+        ),
+        ("!MovementPruningModifier {init_sparsity: 0.5, KEYS}", "init_sparsity 0.5", f"keep them, {INSTEAD}"),
+    ],
+)
+def test_zeros_that_may_grow_again_are_said(text: str, more_than: str, ways: str) -> None:
+    run = RecipeRun(load_recipe(_two_epochs(text)))
+    run.attach(make_bert(sparsity=0.9))
+    found = [notice for notice in run.notices if "may grow again" in notice]
+    assert len(found) == 1 and "of params are 90.0% zero at the start, more than " + more_than in found[0], run.notices
+    assert ways in found[0] and found[0].endswith(INSTEAD)
+
+
+@pytest.mark.parametrize("keys", ["init_sparsity: __FROM_PARAM__", "init_sparsity: 0.95"])
+@pytest.mark.parametrize("ranks_all", ["true", "false"])
+def test_zeros_that_stay_are_not(keys: str, ranks_all: str) -> None:
+    text = f"!MagnitudePruningModifier {{{keys}, final_sparsity: 0.97, global_sparsity: {ranks_all}, end_epoch: 2}}"
+    run = RecipeRun(load_recipe(_two_epochs(text)))
+    run.attach(make_bert(sparsity=0.9))
+    assert not any("may grow again" in notice for notice in run.notices)
+
+
+def _two_epochs(text: str) -> str:
+    keys = "params: ['re:bert.encoder.*(query|key|value|dense).weight'], final_sparsity: 0.95, end_epoch: 2"
+    return f"modifiers:\n  - !EpochRangeModifier {{end_epoch: 2}}\n  - {text.replace('KEYS', keys)}\n"
