@@ -100,6 +100,7 @@ REMARKS_IN_EXPORT = {
 
 # --- modifiers --------------------------------------------------------------------------------------------------------
 
+NEW_MODIFIERS = {"HiddenStateDistillationModifier": "SparseML has none; `PerLayerDistillationModifier` is its own"}
 DIFFERENT_MODIFIERS = {
     "EpochRangeModifier": "a modifier that starts or ends after the last epoch is an error; there it made training "
     "longer",
@@ -111,8 +112,8 @@ DIFFERENT_MODIFIERS = {
     "GradualParamModifier": "moves as `inter_func` says, there always linearly; at the end of training it is at "
     "`final_val`; `params` may be patterns",
     "LayerPruningModifier": "only blocks of the encoder; saved models have fewer layers, also in config.json, there an "
-    "empty place was left; drops at its step, there one forward late; also `re:` patterns; `end_epoch` is refused, "
-    "there it put the layer back",
+    "empty place was left; layers go before the forward of their step, there after it; also `re:` patterns; "
+    "`end_epoch` is refused, there it put the layer back",
     "ConstantPruningModifier": "zeros are taken once, at the start; there in every step, so that a weight that "
     "happened to become 0 stayed 0. `__ALL_PRUNABLE__` does not include embeddings. A model without zeros gives a "
     "warning",
@@ -180,7 +181,9 @@ def modifiers_table() -> str:
     rows = []
     for name in REGISTRY:
         status = DIFFERS if name in DIFFERENT_MODIFIERS else WORKS
-        rows.append((f"`{name}`", status, DIFFERENT_MODIFIERS.get(name, "")))
+        if name in NEW_MODIFIERS:
+            status = "new"
+        rows.append((f"`{name}`", status, NEW_MODIFIERS.get(name, DIFFERENT_MODIFIERS.get(name, ""))))
     rows += [(f"`{name}`", REFUSED, reason) for name, reason in sorted(KNOWN_LATER.items())]
     return table(("modifier", "here", "what differs, or what to use"), rows)
 
@@ -192,4 +195,4 @@ def stubs_table() -> str:
         names = f"?recipe={recipe.names[0]}" if recipe.only_by_name else ""
         rows.append((f"`{recipe.stub}{names}`", f"recipe `{recipe.file}`", recipe.about))
     rows += [(f"`{model.stub}`", f"model `{model.hub_id}`", model.about) for model in ON_HUB]
-    return table(("stub", "leads to", "remark"), rows)
+    return table(("stub", "resolves to", "remark"), rows)

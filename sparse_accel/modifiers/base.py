@@ -154,7 +154,7 @@ class Modifier:
             if self.one_at_a_time and type(other) is type(self) and spans_overlap(self.span, other.span):
                 raise FieldError(
                     "start_epoch",
-                    f"two of this kind act at the same time from epoch {self.span[0]:g}; only one may",
+                    f"two of this kind act at the same time from epoch {self.span[0]:g}; at most one may",
                     other,
                 )
 

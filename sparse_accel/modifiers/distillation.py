@@ -60,7 +60,7 @@ class DistillationModifier(Modifier):
                 raise FieldError(
                     "distill_output_keys",
                     f"two of this kind act at the same time from epoch {self.span[0]:g}, and both compare "
-                    f"'{shared[0]}': only one may",
+                    f"'{shared[0]}': at most one may do so at a time",
                     other,
                 )
 

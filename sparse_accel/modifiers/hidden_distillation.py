@@ -73,7 +73,7 @@ class HiddenStateDistillationModifier(LayerDistillation):
             if type(other) is type(self) and spans_overlap(self.span, other.span):
                 for key in KINDS:
                     if getattr(self, key) and getattr(other, key):
-                        raise FieldError(key, "two modifiers compare them at the same time; only one may", other)
+                        raise FieldError(key, "another modifier compares them at the same time; at most one may", other)
 
     @property
     def teacher_outputs(self) -> frozenset[str]:

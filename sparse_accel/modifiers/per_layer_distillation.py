@@ -73,7 +73,10 @@ class PerLayerDistillationModifier(LayerDistillation):
                 continue
             if not (self._names and other._names):
                 raise FieldError(
-                    "student_layer_names", "two modifiers compare all layers at the same time; only one may", other
+                    "student_layer_names",
+                    "another modifier of this kind acts at the same time: name the layers of both, so that no layer is "
+                    "compared twice",
+                    other,
                 )
 
     @property

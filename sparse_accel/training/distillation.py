@@ -68,7 +68,7 @@ def with_teacher_inputs(
         has_logits = "logits" in _outputs_asked(run)
         what = "this task compares the logits of tokens" if has_logits else "this task splits long rows by their tokens"
     if what:
-        only = ", or compare what is not of each token (logits, or the first token alone)" if by_token else ""
+        only = ", or compare only logits or the first token" if by_token else ""
         raise UsageError(
             f"--distill_teacher {arguments.distill_teacher} needs its own tokenizer, up to {limit} tokens, but {what}, "
             "which requires the same tokens in both models: use a teacher with the model's tokenizer and length, or "
@@ -118,7 +118,7 @@ def fill_teacher_table(
     asked = _outputs_asked(run)
     limit = _own_limit(arguments, teacher, rows, own_tokenizer)
     tokens = "" if limit is None else f", with its own tokenizer, up to {limit} tokens"
-    live = f"a forward in each step gives its {listed(sorted(asked - {'logits'}))}" if asked - {"logits"} else ""
+    live = f"it also runs in each step, for its {listed(sorted(asked - {'logits'}))}" if asked - {"logits"} else ""
     if "logits" not in asked:
         return live + tokens
     words = "its logits on the training rows" + tokens

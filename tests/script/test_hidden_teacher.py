@@ -41,7 +41,7 @@ def test_a_teacher_of_another_depth_and_width(tiny: Tiny, deep: Path, tmp_path: 
     modifier = "!HiddenStateDistillationModifier {gain: 2.0, embeddings: true}"
     done = student(tiny, tmp_path / "out", deep, modifier, learning_rate=1e-2)
     assert done.code == 0, done.all
-    assert "a forward in each step gives its embeddings, hidden_states" in flat(done.out)
+    assert "it also runs in each step, for its embeddings, hidden_states" in flat(done.out)
     assert not cache.exists()
     loss = trace(tmp_path / "out", HIDDEN)
     assert loss[14] < 0.8 * loss[1]
@@ -59,7 +59,7 @@ def test_together_with_logits(tiny: Tiny, deep: Path, tmp_path: Path, cache: Pat
     done = student(tiny, tmp_path / "out", deep, *modifiers)
     assert done.code == 0, done.all
     assert "its logits on the training rows: computed once" in flat(done.out)
-    assert "gives its attentions, hidden_states" in flat(done.out)
+    assert "for its attentions, hidden_states" in flat(done.out)
     assert len([*cache.iterdir()]) == 1
     for name in ("train/distillation_loss", "train/attention_distillation_loss", HIDDEN):
         assert trace(tmp_path / "out", name)
@@ -74,7 +74,7 @@ def test_a_teacher_with_its_own_tokenizer(tiny: Tiny, tmp_path: Path, cache: Pat
     pooled = "!PerLayerDistillationModifier {student_layer_names: [bert.pooler, classifier], project_features: false}"
     done = student(tiny, tmp_path / "out", other, first, pooled, gradient_accumulation_steps=2)
     assert done.code == 0, done.all
-    assert "gives its hidden_states, outputs of layers, with its own tokenizer, up to 12 tokens" in flat(done.out)
+    assert "for its hidden_states, outputs of layers, with its own tokenizer, up to 12 tokens" in flat(done.out)
     assert not cache.exists()
     assert trace(tmp_path / "out", HIDDEN) and trace(tmp_path / "out", "train/per_layer_distillation_loss")
     with_logits = student(tiny, tmp_path / "both", other, first, "!DistillationModifier {}")
@@ -93,7 +93,7 @@ def test_tokens_one_by_one_need_the_same_tokens(tiny: Tiny, tmp_path: Path, modi
     other = make_model(tmp_path / "teacher", sparse=False, head=True, vocabulary=WORDS[::-1])
     refused = student(tiny, tmp_path / "out", other, modifier)
     assert refused.code == 2 and message in flat(refused.err), refused.all
-    assert "or compare what is not of each token (logits, or the first token alone)" in flat(refused.err)
+    assert "or compare only logits or the first token" in flat(refused.err)
     assert not (tmp_path / "out").exists()
 
 

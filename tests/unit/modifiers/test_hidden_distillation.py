@@ -400,7 +400,7 @@ def test_refused_when_read(keys: str, message: str) -> None:
 
 
 def test_two_that_compare_the_same_are_refused_when_read() -> None:
-    with pytest.raises(RecipeError, match=r"attentions: two modifiers compare them at the same time.*line \d"):
+    with pytest.raises(RecipeError, match=r"attentions: another modifier compares them at the same time.*line \d"):
         load_recipe(recipe_of(hidden("{attentions: true, hidden_states: false}"), hidden("{attentions: true}")))
     one_after_the_other = (hidden("{end_epoch: 1}"), hidden("{start_epoch: 1}"))
     assert len(load_recipe(recipe_of(*one_after_the_other)).modifiers) == 3

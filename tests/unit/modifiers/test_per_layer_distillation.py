@@ -279,7 +279,7 @@ def test_refused_when_read(keys: str, message: str) -> None:
 
 def test_all_layers_twice_at_a_time_is_refused_when_read() -> None:
     text = "modifiers:\n  - !PerLayerDistillationModifier {}\n  - !PerLayerDistillationModifier {gain: 2}"
-    with pytest.raises(RecipeError, match=r"two modifiers compare all layers at the same time.*line 3"):
+    with pytest.raises(RecipeError, match=r"another modifier of this kind acts at the same time.*line 3"):
         load_recipe(text)
 
 
