@@ -73,13 +73,15 @@ class LayerPruningModifier(Modifier):
         return [(self.span[0], f"layers dropped: {listed(self._patterns, 4)}")]
 
     def prepare_structure(self, state: State) -> str:
-        from sparse_accel.nn.blocks import remove_blocks
+        from sparse_accel.nn.blocks import encoder_blocks, remove_blocks
 
         if not self._at_start:
             return ""
         found = self._find(state, set())
         remove_blocks(state.model, list(found.values()))
         self._removed = len(found)
+        left = len(encoder_blocks(state.model)[1])
+        state.notices.append(f"{self.name}: {listed(found, 4)} removed: {left} of {left + len(found)} stay")
         return (
             f"{self.name} removed {listed(found, 4)} before: later layers have moved up, and names are those of the "
             "shortened model"

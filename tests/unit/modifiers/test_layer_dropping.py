@@ -266,6 +266,8 @@ def test_a_note_says_what_stays() -> None:
     assert run.notices == [
         "LayerPruningModifier: bert.encoder.layer.1, bert.encoder.layer.2 dropped from epoch 1: 1 of 3 stay"
     ]
+    run = attached(recipe("layers: [bert.encoder.layer.1]"), bert())
+    assert run.notices == ["LayerPruningModifier: bert.encoder.layer.1 removed: 2 of 3 stay"]
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
