@@ -128,6 +128,11 @@ class HiddenStateDistillationModifier(LayerDistillation):
                         f"teacher {counts[1]}: use a teacher with as many heads, or set attentions to false"
                     )
                 pairs.append(self.pair(layouts, student, teacher, ATTENTION, project=False))
+        if len(blocks[0]) != len(blocks[1]) or self._widths:
+            meets = ", ".join(f"{own} from {other}" for own, other in places)
+            widths = next(iter(self._widths.values()), None)
+            bridge = "" if widths is None else f"; learned projections {widths[1]} -> {widths[0]}, which are not saved"
+            state.notices.append(f"{self.name}: blocks of the model learn from those of the teacher: {meets}{bridge}")
         return pairs
 
     def _matched(self, student: int, teacher: int) -> list[tuple[int, int]]:

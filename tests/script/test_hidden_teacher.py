@@ -42,6 +42,8 @@ def test_a_teacher_of_another_depth_and_width(tiny: Tiny, deep: Path, tmp_path: 
     done = student(tiny, tmp_path / "out", deep, modifier, learning_rate=1e-2)
     assert done.code == 0, done.all
     assert "it also runs in each step, for its embeddings, hidden_states" in flat(done.out)
+    assert "blocks of the model learn from those of the teacher: 0 from" in flat(done.out)
+    assert "learned projections" in flat(done.out)
     assert not cache.exists()
     loss = trace(tmp_path / "out", HIDDEN)
     assert loss[14] < 0.8 * loss[1]
