@@ -26,7 +26,7 @@ PartOfLoss: TypeAlias = Callable[[Any, dict[str, Tensor], dict[str, Tensor], boo
 
 
 class GradientSamples:
-    """Draws gradient samples in the middle of training, which goes on as if it had not happened.
+    """Draws gradient samples between two steps of training, and leaves the state of the training as it was.
 
     Every process reads every batch and computes the gradient of its part of the rows, so results do not depend on the
     number of processes.

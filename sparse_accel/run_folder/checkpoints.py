@@ -9,7 +9,7 @@ checkpoint-120/                 also a Hugging Face model folder, like the outpu
 
 All tensors are complete and stored by weight name, whatever layout wrote them: a run may resume under another layout.
 The names in the states are those of the model that is trained; a model file does not contain layers that were dropped,
-and numbers the others anew.
+and renumbers the others.
 """
 
 from __future__ import annotations

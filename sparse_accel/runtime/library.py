@@ -1,6 +1,6 @@
 """The library of kernels, libsparse_accel.so: where it is, which instruction sets it has here, packing of weights.
 
-It is built with the package and lies beside this file; the variable SPARSE_ACCEL_LIBRARY is the path of another one.
+It is built with the package, in the folder of this file; the variable SPARSE_ACCEL_LIBRARY is the path of another one.
 Nothing is loaded on import.
 """
 

@@ -28,7 +28,7 @@ from sparse_accel.recipe_run import RecipeRun
 
 GOLDEN: dict[str, Any] = golden("movement")
 GRADIENTS = [torch.tensor(gradient) for gradient in GOLDEN["gradients"]]
-LAST = 8  # the step at end_epoch; SparseML goes on scoring after it, which nothing uses
+LAST = 8  # the step at end_epoch; SparseML still updates scores after it, but nothing uses them
 LINEARS = "params: ['re:bert.encoder.*(query|key|value|dense).weight']"
 BLOCK = "bert.encoder.layer.1.output.dense.weight"
 
