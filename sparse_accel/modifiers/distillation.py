@@ -48,6 +48,10 @@ class DistillationModifier(Modifier):
             raise FieldError("hardness", f"expected a fraction between 0 and 1, got {self.hardness:g}")
         if self.temperature <= 0:
             raise FieldError("temperature", f"expected a number above 0, got {self.temperature:g}")
+        if self.end_epoch != -1 and self.end_epoch <= self.span[0]:
+            raise FieldError(
+                "end_epoch", f"must be after epoch {self.span[0]:g}, where this modifier starts, got {self.end_epoch:g}"
+            )
         self.distill_output_keys = self.distill_output_keys or ["logits"]
         if twice := [key for key in self.distill_output_keys if self.distill_output_keys.count(key) > 1]:
             raise FieldError("distill_output_keys", f"names '{twice[0]}' twice")

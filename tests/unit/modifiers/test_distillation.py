@@ -311,3 +311,10 @@ def test_a_torn_table_is_made_anew(tmp_path: Path) -> None:
         (file,) = (tmp_path / "teacher_logits").iterdir()
         file.write_bytes(file.read_bytes()[:100])
     assert torch.equal(*tables)
+
+
+@pytest.mark.parametrize("span", ["start_epoch: 1, end_epoch: 1", "end_epoch: 0"])
+def test_a_span_in_which_it_would_never_act_is_refused(span: str) -> None:
+    text = f"modifiers:\n  - !EpochRangeModifier {{end_epoch: 2}}\n  - !DistillationModifier {{{span}}}"
+    with pytest.raises(RecipeError, match=r"3: DistillationModifier: end_epoch: must be after epoch"):
+        load_recipe(text)
