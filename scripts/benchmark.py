@@ -5,7 +5,7 @@
     accelerate launch --config_file accelerate_configs/ddp.yaml scripts/benchmark.py --train_file train.csv --first_only
 
 Table 1: the tutorial's recipe in its three phases compared with a hand-written Accelerate loop, on the same batches and
-         layout, and the scores of movement pruning; and the cost of a checkpoint.
+         layout, hidden-state distillation, and the scores of movement pruning; and the cost of a checkpoint.
 Table 2: batches of similar lengths with a table of teacher logits compared with rows padded to 128 with a live teacher,
          one factor at a time.
 
@@ -54,6 +54,7 @@ from sparse_accel.training.optimizer import parameter_groups
 from sparse_accel.zoo import RECIPES
 
 RECIPE, MOVEMENT = RECIPES / "sst2_pruned90_quant.yaml", RECIPES / "movement_pruned90.yaml"
+HIDDEN_STATES = RECIPES / "sparse_quant_distilled.yaml"
 # In each phase every step is in the first epoch. Movement: the masks are made in the first step.
 FLOAT: dict[str, float] = {"init_lr": 1e-5}
 QUANTIZED = FLOAT | {"qat_start_epoch": 0.0}
@@ -123,6 +124,7 @@ def main() -> None:
         "pruned": (recipe_step(accelerator, sparse, None), like_lengths),
         "pruned, distilled": (with_table, like_lengths),
         "pruned, distilled, QAT": (quantized, like_lengths),
+        "pruned, hidden states distilled": (recipe_step(accelerator, sparse, tabled, HIDDEN_STATES), like_lengths),
     }
     if gives_gradients(accelerator):
         phases["pruned by movement"] = (recipe_step(accelerator, sparse, None, MOVEMENT, MOVING), like_lengths)

@@ -27,7 +27,14 @@ def test_step_times(tmp_path: Path) -> None:
         "benchmark.py", "--train_file", rows, "--model", model, "--rounds", 1, "--output", tmp_path / "benchmark.json"
     )
     found = json.loads((tmp_path / "benchmark.json").read_text())
-    names = ["hand-written loop", "pruned", "pruned, distilled", "pruned, distilled, QAT", "pruned by movement"]
+    names = [
+        "hand-written loop",
+        "pruned",
+        "pruned, distilled",
+        "pruned, distilled, QAT",
+        "pruned, hidden states distilled",
+        "pruned by movement",
+    ]
     assert list(found["phases"]) == names
     assert all(entry["seconds"] > 0 for table in ("phases", "forms") for entry in found[table].values())
     assert 12 < found["checkpoint"]["bytes_per_weight"] < 24 and "A checkpoint takes" in printed
