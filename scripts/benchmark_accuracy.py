@@ -226,26 +226,30 @@ def hold_out(data: Path, target: Path, rows: int) -> Path:
 
 
 def frontier(model: Path, data: Path, out: Path, arguments: argparse.Namespace, shared: dict[str, object]) -> str:
-    """Trains, exports and times a model of each sparsity; writes frontier.json and .md, and returns the table."""
+    """Trains, exports and times a model of each sparsity; writes frontier.json and .md, and returns the table.
+
+    Seeds are those of the transfer. All have the same start and teacher; the first seed's model is exported.
+    """
     seed, bf16 = arguments.seeds[0], arguments.bf16
     imdb = write_movie_reviews(out / "data", "imdb", train_rows=arguments.imdb_rows, held_out=1000, seed=0)
     upstream = Run("dense on IMDB", model, "sst2_dense", {"init_lr": 5e-5, "num_epochs": 1}, bf16=bf16, max_length=48)
     dense = Run("dense", model, "sst2_dense", {"init_lr": 3e-5}, seed=seed, bf16=bf16)
     train(upstream, imdb, out, shared)
-    rows = {"dense": {"accuracy": train(dense, data, out, shared)["eval_accuracy"]}}
+    rows: dict[str, dict[str, Any]] = {"dense": {"accuracies": [train(dense, data, out, shared)["eval_accuracy"]]}}
+    starts = {percent: model for percent in arguments.sparsities}
+    for percent in filter(None, arguments.sparsities):
+        name, variables = f"{percent}% zeros, IMDB", sparsity_variables(percent)
+        pruned = Run(name, out / upstream.folder, "obert_pruned90", variables, out / upstream.folder, 0, bf16, 48)
+        train(pruned, imdb, out, shared)
+        starts[percent] = strip_head(out / pruned.folder, out / f"start_{percent}")
     deployments = {}
-    for percent in arguments.sparsities:
-        start = model
-        if percent:
-            name, variables = f"{percent}% zeros, IMDB", sparsity_variables(percent)
-            pruned = Run(name, out / upstream.folder, "obert_pruned90", variables, out / upstream.folder, 0, bf16, 48)
-            train(pruned, imdb, out, shared)
-            start = strip_head(out / pruned.folder, out / f"start_{percent}")
+    for percent, start in starts.items():
         name, variables = f"{percent}% zeros, INT8", TRANSFER[arguments.transfer_epochs]
         run = Run(name, start, "sparse_quant_distilled", variables, out / dense.folder, seed, bf16)
-        train(run, data, out, shared)
-        deployments[run.name] = out / f"{run.folder}-deployment"
-        rows[run.name] = export(out / run.folder, deployments[run.name], data / "validation.csv")
+        found = [train(replace(run, seed=each), data, out, shared)["eval_accuracy"] for each in arguments.seeds]
+        deployments[name] = out / f"{run.folder}-deployment"
+        exported = export(out / run.folder, deployments[name], data / "validation.csv")
+        rows[name] = {"accuracies": [exported.pop("accuracy"), *found[1:]], **exported}
     milliseconds = measure_speeds(deployments, seconds=20.0 * len(deployments))
     with (data / "validation.csv").open(encoding="utf-8", newline="") as stream:
         held_out = sum(1 for _ in csv.DictReader(stream))

@@ -206,7 +206,7 @@ def summarize(
     held_out: int,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    from sparse_accel.demo.wilson_interval import wilson_interval
+    from sparse_accel.wilson_interval import wilson_interval
 
     accuracies = {"dense": dense, "dense_int8": dense_int8, "sparse": sparse}
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparse_accel.demo.wilson_interval import wilson_interval
+from sparse_accel.wilson_interval import wilson_interval
 
 
 def of_export(report: dict[str, Any]) -> dict[str, Any]:

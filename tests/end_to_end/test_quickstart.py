@@ -19,9 +19,9 @@ from script_fixtures import run_program
 from sparse_accel.demo import commands
 from sparse_accel.demo.closing_table import closing_table
 from sparse_accel.demo.samples import minilm_folder, write_movie_reviews
-from sparse_accel.demo.wilson_interval import wilson_interval
 from sparse_accel.errors import UsageError
 from sparse_accel.runtime.loading import VARIABLE
+from sparse_accel.wilson_interval import wilson_interval
 
 
 @pytest.fixture(scope="module")
