@@ -17,7 +17,7 @@ from torch import nn
 from sparse_accel.errors import UsageError
 from sparse_accel.export import measure, report
 from sparse_accel.export.archive import ARCHIVE, compress
-from sparse_accel.export.folder import MODEL, READABLE_REPORT, REPORT, acquire, staged
+from sparse_accel.export.folder import MODEL, PAGE, READABLE_REPORT, REPORT, acquire, staged
 from sparse_accel.export.kernels import KERNEL_MODEL, prove_kernels, require_library, write_kernel_model
 from sparse_accel.export.lower import lower
 from sparse_accel.export.opset import check_opset, lower_opset
@@ -119,7 +119,7 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
             "versions": {each.__name__: each.__version__ for each in (torch, transformers, onnx, onnxruntime)},
         }
         found["advice"] = report.advice(found)
-        found["written"] = sorted({path.name for path in partial.iterdir()} | {REPORT, READABLE_REPORT})
+        found["written"] = sorted({path.name for path in partial.iterdir()} | {REPORT, READABLE_REPORT, PAGE})
         write_json(partial / REPORT, found)
         write_text(partial / READABLE_REPORT, report.as_text(found))
     return found | {"target": str(target)}

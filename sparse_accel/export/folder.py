@@ -17,6 +17,8 @@ from typing import Any
 from sparse_accel.errors import UsageError
 
 REPORT, READABLE_REPORT, MODEL = "export_report.json", "export_report.md", "model.onnx"
+# Written later, by sparse_accel.report; the next export deletes it with the other files of this one.
+PAGE = "report.html"
 
 
 def acquire(target: Path, source: str, *, overwrite: bool) -> None:
