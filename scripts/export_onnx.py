@@ -2,13 +2,15 @@
 
     python scripts/export_onnx.py --model_path sparse_quantized_bert --task text_classification
 
-Writes `deployment/` next to the model's folder: model.onnx, config.json, the tokenizer, export_report.json and .md.
+Writes `deployment/` next to the model's folder: model.onnx, config.json, the tokenizer, export_report.json and .md,
+README.md (a model card) and report.html.
 If a check fails, no folder is written and the exit code is not 0.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 from sparse_accel.cli.export import ExportArguments
 from sparse_accel.cli.parser import parse_arguments
@@ -25,8 +27,14 @@ def main() -> None:
     from sparse_accel.console import table
     from sparse_accel.export.deployment import export
     from sparse_accel.export.report import closing_rows
+    from sparse_accel.publish import write_card
+    from sparse_accel.report import refresh_report, report_at_end
 
     report = export(arguments)
+    write_card(Path(report["target"]))
+    write_card(Path(report["source"]["folder"]), again=True)  # it has the speed of its deployment
+    report_at_end(Path(report["target"]))
+    refresh_report(Path(report["source"]["folder"]))
     print(table(f"{report['target']}: proven", closing_rows(report)))
 
 

@@ -28,6 +28,7 @@ Arguments = TypeVar("Arguments")
 # The attribute of parsed arguments that holds the names of the flags that were given.
 _GIVEN = "_given"
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+HIDDEN = "***"  # in place of a secret
 
 
 def flag(
@@ -41,6 +42,7 @@ def flag(
     path: bool = False,
     old_name: str = "",
     default_text: str = "",
+    secret: bool = False,
 ) -> Any:
     """Returns a dataclass field that is read from the flag of the same name.
 
@@ -52,10 +54,12 @@ def flag(
         path: the value is or may be a file or folder: a leading `~` is replaced by the home folder.
         old_name: another accepted name of the flag.
         default_text: description of the default for `--help`, if the value does not explain itself.
+        secret: the value is a password or token: it is never printed, and hidden in `sys.argv` after parsing, which
+            trackers record.
     """
     metadata = {"help": help, "choices": tuple(choices), "at_least": at_least, "above": above, "below": below}
-    metadata |= {"path": path, "old_name": old_name, "default_text": default_text}
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata |= {"path": path, "old_name": old_name, "default_text": default_text, "secret": secret}
+    return dataclasses.field(default=default, repr=not secret, metadata=metadata)
 
 
 def parse_arguments(
@@ -79,6 +83,8 @@ def parse_arguments(
         SystemExit: after printing the help for `-h` or `--help`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        sys.argv[1:] = _without_secrets(cls, words)
     if "-h" in words or "--help" in words:
         help_parser(cls, prog, description).print_help()
         raise SystemExit(0)
@@ -211,9 +217,28 @@ def _read_words(cls: type, words: list[str]) -> dict[str, Any]:
         given.setdefault(field.name, []).append(following)
     for name, occurrences in given.items():
         if len(occurrences) > 1:
-            last = listed(occurrences[-1]) or "no value"
+            last = listed(_shown(cls, name, occurrences[-1])) or "no value"
             warn(f"--{name} is given {len(occurrences)} times; the last one is used: {last}")
     return {name: _from_words(cls, name, occurrences[-1]) for name, occurrences in given.items()}
+
+
+def _shown(cls: type, name: str, words: list[str]) -> list[str]:
+    """Returns the words of a flag as they may be printed."""
+    return [HIDDEN] * len(words) if flag_fields(cls)[name].metadata["secret"] else words
+
+
+def _without_secrets(cls: type, words: list[str]) -> list[str]:
+    """Returns the words of a command line with the values of secret flags hidden."""
+    found, hiding = [], False
+    for word in words:
+        if not _is_flag(word):
+            found.append(HIDDEN if hiding else word)
+            continue
+        name, equals, _ = word.partition("=")
+        field = flag_fields(cls).get(name.lstrip("-").replace("-", "_"))
+        hiding = field is not None and field.metadata["secret"]
+        found.append(f"{name}={HIDDEN}" if hiding and equals else word)
+    return found
 
 
 def _positive(cls: type, name: str) -> tuple[str, bool]:
@@ -247,7 +272,8 @@ def _from_words(cls: type, name: str, words: list[str]) -> Any:
     if tuple in kind:
         return tuple(words)
     if len(words) > 1:
-        raise UsageError(f"--{name} takes one value, got {len(words)}: {listed(words)}. Quote a value that has spaces.")
+        got = listed(_shown(cls, name, words))
+        raise UsageError(f"--{name} takes one value, got {len(words)}: {got}. Quote a value that has spaces.")
     return _convert(cls, name, words[0], _Place())
 
 
@@ -308,7 +334,8 @@ def _field_of(cls: type, name: str, place: _Place) -> dataclasses.Field[Any]:
 def _convert(cls: type, name: str, value: Any, place: _Place) -> Any:
     """Converts `value`, a word or a JSON value, to the type of the field `name`; UsageError if it cannot be."""
     kind = flag_types(cls)[name]
-    wrong = UsageError(f"{place.name(name)}: expected {_expected(cls, name)}, got {json.dumps(value)}.")
+    got = HIDDEN if flag_fields(cls)[name].metadata["secret"] else json.dumps(value)
+    wrong = UsageError(f"{place.name(name)}: expected {_expected(cls, name)}, got {got}.")
     if tuple in kind:
         words = [value] if isinstance(value, str) else value
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):

@@ -96,7 +96,8 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     """Returns the model of an output folder as it was trained, in eval mode, with quantizers on and the task's head.
 
     Args:
-        folder: written by a training script. Another Hugging Face folder or id, or a `zoo:` stub, gives a plain model.
+        folder: written by a training script, or the Hub id of such a folder. Another Hugging Face folder or id, or a
+            `zoo:` stub, gives a plain model.
         options: passed to `from_pretrained` of transformers' class with that head.
 
     Raises:
@@ -120,10 +121,44 @@ def load_as(folder: str, task: type[Task], **options: Any) -> nn.Module:
     except UsageError as error:
         raise UsageError(f"{folder}: {error}") from error
     set_labels(model.config, head_in(model.config, folder).names)
-    path = Path(folder) / QUANTIZATION_FILE
-    if path.is_file():
+    source = {name: options[name] for name in ("revision", "cache_dir") if options.get(name)}
+    if (path := quantizer_file(folder, **source)) is not None:
         read_quantizers(path, model)
     return model.eval()
+
+
+def quantizer_file(folder: str, **source: Any) -> Path | None:
+    """Returns the path of a model's quantization.json, downloaded for a Hub id; None if the model has none.
+
+    Args:
+        folder: a folder or a Hub id.
+        source: revision and cache_dir of a Hub id.
+
+    Raises:
+        OSError: the Hub cannot be reached, and the cache does not say.
+    """
+    if Path(folder).is_dir():
+        path = Path(folder) / QUANTIZATION_FILE
+        return path if path.is_file() else None
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    unreachable: Exception | None = None
+    try:
+        return Path(hf_hub_download(folder, QUANTIZATION_FILE, **source))
+    except LocalEntryNotFoundError as error:
+        unreachable = error
+    except EntryNotFoundError:
+        return None
+    found = try_to_load_from_cache(folder, QUANTIZATION_FILE, **source)  # a path, a mark that there is none, or None
+    if found is None and not constants.is_offline_mode():
+        raise unreachable
+    if found is None:
+        warn(
+            f"{folder}: HF_HUB_OFFLINE is set, and the cache does not say whether this model is quantized "
+            f"({QUANTIZATION_FILE}): it is used as a float model. Fetch it once with scripts/prefetch.py"
+        )
+    return Path(found) if isinstance(found, str) else None
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

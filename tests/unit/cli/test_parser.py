@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from places import ROOT
 
 from sparse_accel.cli.export import ExportArguments
-from sparse_accel.cli.parser import expand_paths, expanded, given, parse_arguments
+from sparse_accel.cli.parser import expand_paths, expanded, flag, given, parse_arguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
 
@@ -159,3 +159,31 @@ def test_which_flags_were_given(tmp_path: Path) -> None:
     assert not given(by_file, "learning_rate") and given(by_file, "warmup_ratio") and given(by_file, "weight_decay")
     in_python = TextClassificationArguments(**SETTINGS, warmup_steps=3, learning_rate=5e-5)
     assert given(in_python, "warmup_steps") and not given(in_python, "learning_rate")
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class WithSecret:
+    name: str | None = flag(None, "a name")
+    token: str | None = flag(None, "a token", secret=True)
+
+
+@pytest.mark.parametrize("words", [["--token", "s3cret"], ["--token=s3cret"]])
+def test_a_secret_is_hidden_from_whoever_reads_the_command_line(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", "--name", "x", *words, "--name", "y"])
+    arguments = parse_arguments(WithSecret)
+    assert (arguments.token, arguments.name) == ("s3cret", "y")
+    assert "s3cret" not in " ".join(sys.argv) and sys.argv[:3] == ["program", "--name", "x"]
+    assert "s3cret" not in repr(arguments)
+
+
+def test_a_secret_is_not_in_messages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_arguments(WithSecret, ["--token", "s3cret", "--token", "s3cret2"]).token == "s3cret2"
+    with pytest.raises(UsageError) as several:
+        parse_arguments(WithSecret, ["--token", "s3cret", "s3cret"])
+    assert "takes one value" in str(several.value)
+    assert "s3cret" not in capsys.readouterr().err + str(several.value)

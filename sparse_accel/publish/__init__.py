@@ -1,0 +1,9 @@
+"""The model card of a run, and the upload of its folder to the Hugging Face Hub. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from sparse_accel.publish.card import write_card
+from sparse_accel.publish.presenting import present_run
+from sparse_accel.publish.push import publish_run, push, require_hub
+
+__all__ = ["present_run", "publish_run", "push", "require_hub", "write_card"]

@@ -1,0 +1,298 @@
+"""The model card: README.md of an output folder and of a deployment.
+
+A card is written again when the files next to it change, but never over the words of a person: its last line has a
+digest of the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from sparse_accel.files import write_text
+from sparse_accel.publish import code
+from sparse_accel.publish.facts import (
+    CARD,
+    DEPLOYMENT_REPORT,
+    Facts,
+    deployment_of,
+    facts_of,
+    is_deployment,
+    is_hub_id,
+    is_model,
+    part,
+    read,
+    weight_files,
+    without_paths,
+)
+from sparse_accel.publish.metadata import METRICS, TASKS, encoder_sparsity, metadata, source_of, split_of
+
+_MARK = re.compile(r"<!-- written by sparse_accel; digest ([0-9a-f]{32})[^\n]*-->\s*\Z")
+
+
+def write_card(folder: Path, *, again: bool = False) -> bool:
+    """Writes README.md of a folder with a model or a deployment. Returns False if a person's README.md is there.
+
+    Args:
+        folder: the output folder of a run, or a deployment. Nothing is written where there is neither.
+        again: only where there is a card already.
+    """
+    path = folder / CARD
+    if path.exists() and not is_ours(path):
+        return False
+    if not (is_model(folder) or is_deployment(folder)) or (again and not path.exists()):
+        return True
+    text = card_text(folder)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+    return True
+
+
+def is_ours(path: Path) -> bool:
+    """Returns whether a card is as `write_card` wrote it: no person wrote or changed it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    found = _MARK.search(text)
+    return found is not None and found[1] == _digest(text[: found.start()])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256("\n".join(text.splitlines()).encode()).hexdigest()[:32]
+
+
+def card_text(
+    folder: Path, *, repository: str | None = None, deployment: Path | None = None, fetch: bool = False
+) -> str:
+    """Returns the text of a card.
+
+    Args:
+        folder: the output folder of a run, or a deployment.
+        repository: the Hub id that the code in the card loads; None: the code runs in the folder itself.
+        deployment: the deployment of the model; None: the folder `deployment` next to it, if it is the model's.
+        fetch: whether the base model's card, which names license and language, may be fetched from the Hub.
+    """
+    if is_model(folder):
+        text = _card_of_a_model(folder, repository, deployment, fetch)
+    else:
+        text = _card_of_a_deployment(folder, fetch)
+    text = without_paths_in_prose(text)
+    mark = f"<!-- written by sparse_accel; digest {_digest(text)}: a changed card is not written again -->\n"
+    return text + mark
+
+
+def without_paths_in_prose(text: str) -> str:
+    """Returns a card without absolute paths; code stays as it is."""
+    parts = re.split(r"(^```.*?^```$|\]\([^)]*\))", text, flags=re.MULTILINE | re.DOTALL)
+    return "".join(part if number % 2 else without_paths(part) for number, part in enumerate(parts))
+
+
+# --- the text of a model ----------------------------------------------------------------------------------------------
+
+
+def _card_of_a_model(folder: Path, repository: str | None, deployment: Path | None, fetch: bool) -> str:
+    facts = facts_of(folder)
+    deployment = deployment or (None if repository else deployment_of(folder))
+    report = read(deployment, DEPLOYMENT_REPORT) if deployment else {}
+    name = repository.rpartition("/")[2] if repository else folder.resolve().name
+    data = metadata(facts, name, ["onnx"] if report and repository else [], fetch=fetch)
+    place = code.Place(repository, "." if repository is None else "", _relative(folder, deployment))
+    lines = ["---", data.to_yaml(), "---", "", f"# {cell(name)}", "", _what_it_is(facts), ""]
+    lines += ["## Use", "", *code.of_a_model(facts, place, report)]
+    lines += ["## Results", "", *_figures(facts), *_sparsity_table(facts), *_sizes(folder, report), *_speeds(report)]
+    lines += ["## How it was made", "", *_making(facts)]
+    return "\n".join(lines) + "\n"
+
+
+def _relative(folder: Path, deployment: Path | None) -> str:
+    """The path from a model's folder to its deployment."""
+    return f"../{deployment.name}" if deployment and deployment.parent == folder.resolve().parent else str(deployment)
+
+
+def _what_it_is(facts: Facts) -> str:
+    config, linears = facts.config, read(facts.folder, "train_results.json")
+    kind = str(config.get("model_type", "transformer"))
+    blocks = config.get("num_hidden_layers", config.get("n_layers"))
+    words = [f"A model of the type `{cell(kind)}`"]
+    if isinstance(blocks, int):
+        words.append(f" with {blocks} layers")
+    if facts.pipeline:
+        words.append(f" for {TASKS[facts.pipeline].lower()}")
+    words.append(_of_labels(facts) + ".")
+    if sparsity := encoder_sparsity(facts):
+        words.append(f" {sparsity:.1%} of the weights in the Linear layers of its encoder are exactly zero.")
+    if facts.is_quantized:
+        count, of = linears.get("quantized_linears"), linears.get("linears")
+        which = f"{count} of {of} Linear layers" if count and of else "its Linear layers"
+        words.append(
+            f" It was trained for INT8: `quantization.json` has the ranges of {which}. The weights in "
+            "`model.safetensors` are float32."
+        )
+    return "".join(words)
+
+
+def _of_labels(facts: Facts) -> str:
+    if facts.config.get("problem_type") == "regression":
+        return "; its output is a number"
+    names = facts.labels
+    if not names:
+        return ""
+    shown = ", ".join(f"`{cell(name)}`" for name in names[:12])
+    return f"; labels: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def _figures(facts: Facts) -> list[str]:
+    if not facts.figures:
+        return ["This model was not evaluated.", ""]
+    lines: list[str] = []
+    for split, figures in facts.figures.items():
+        teacher = facts.of_teacher.get(split, {})
+        rows = f", {facts.rows[split][1]:,} rows" if split in facts.rows else ""
+        which = split_of(facts, split) or "rows held out from training"
+        lines += [f"On {cell(source_of(facts, split))} ({which.replace('_', ' ')}{rows}):", ""]
+        heads = ["figure", "this model", *(["teacher"] if teacher else [])]
+        lines += [_row(heads), _row(["---"] * len(heads))]
+        for name in [*(each for each in METRICS if each in figures), *sorted(figures.keys() - METRICS)]:
+            cells = [METRICS[name][1] if name in METRICS else name.replace("_", " "), _number(figures[name])]
+            lines.append(_row([*cells, *([_number(teacher.get(name))] if teacher else [])]))
+        lines.append("")
+    quantized = ", with quantizers on" if facts.is_quantized else ""
+    return [*lines, f"Measured on the files of this model, in float32{quantized}.", ""]
+
+
+def _sparsity_table(facts: Facts) -> list[str]:
+    names = {"encoder_linear": "Linear layers of the encoder", "prunable": "all prunable weights", "model": "all"}
+    rows = []
+    for key, name in names.items():
+        found = part(facts.sparsity, key)
+        if {"zeros", "weights", "sparsity"} <= found.keys():
+            rows.append(_row([name, f"{found['weights']:,}", f"{found['sparsity']:.1%}"]))
+    return [_row(["weights", "number", "zero"]), _row(["---"] * 3), *rows, ""] if rows else []
+
+
+def _sizes(folder: Path, report: dict[str, Any]) -> list[str]:
+    stored = sum(path.stat().st_size for path in weight_files(folder))
+    sizes = {"model.safetensors": stored} if stored else {}
+    files = part(report, "files")
+    sizes |= {name: size["bytes"] for name, size in files.items() if name != "float32"}
+    if not sizes:
+        return []
+    dense = files["float32"]["bytes"] if files else stored
+    rows = [_row([name, f"{size / 1e6:.1f} MB", f"{size / dense:.2f}"]) for name, size in sizes.items()]
+    return [_row(["file", "size", "of dense float32"]), _row(["---"] * 3), *rows, ""]
+
+
+def _speeds(report: dict[str, Any]) -> list[str]:
+    """Milliseconds of an export's report, float next to what is deployed."""
+    lines: list[str] = []
+    for runtime, table in part(report, "latency").items():
+        names = [name for name in next(iter(table.values()), {}) if "no zeros" not in name]
+        if len(names) < 2:
+            continue
+        titles = {"quantized": "INT8", "sparse kernels": "INT8, kernels that skip zeros"}
+        lines += [_row([f"{cell(runtime)}: rows", *(titles.get(name, name) for name in names)])]
+        lines += [_row(["---"] * (len(names) + 1))]
+        lines += [_row([batch, *(f"{times[name]:.1f} ms" for name in names)]) for batch, times in table.items()]
+        lines.append("")
+    if not lines:
+        return []
+    cpu = part(report, "cpu").get("name", "a CPU")
+    return [f"Latency of {report.get('tokens')} tokens, one thread of {cell(str(cpu))}:", "", *lines]
+
+
+def _making(facts: Facts) -> list[str]:
+    identity, flags, lines = part(facts.record, "identity"), facts.arguments, []
+    dataset, files = facts.dataset(), facts.data_files()
+    rows = [("started from", _ancestor(facts, "model_name_or_path", facts.base_model()))] if flags else []
+    if facts.has_teacher():
+        itself = "the model itself, before training"
+        of_self = flags["distill_teacher"] == "self"
+        rows.append(("teacher", itself if of_self else _ancestor(facts, "distill_teacher", facts.teacher())))
+    if dataset:
+        rows.append(("data", f"{_link(dataset[0], 'datasets/')}{f', {cell(dataset[1])}' if dataset[1] else ''}"))
+    elif files:
+        rows.append(("data", ", ".join(f"`{cell(name)}`" for name in files)))
+    numbers = {"rows of a step": "global_batch_size", "steps": "total_steps", "tokens of a row": "max_seq_length"}
+    rows += [(name, f"{identity[key]:,}") for name, key in numbers.items() if isinstance(identity.get(key), int)]
+    if flags:
+        precision = "bfloat16" if flags.get("bf16") else "float16" if flags.get("fp16") else "float32"
+        precision = str(facts.environment.get("precision") or precision)
+        rows += [("precision in training", cell(precision)), ("seed", str(flags.get("seed", "")))]
+    packages = facts.environment.get("packages")
+    if isinstance(packages, dict):
+        versions = {"sparse_accel": facts.environment.get("sparse_accel"), **packages}
+        rows.append(("versions", ", ".join(f"{cell(name)} {cell(str(value))}" for name, value in versions.items())))
+    if rows:
+        lines += [_row(["", ""]), _row(["---"] * 2), *(_row(list(row)) for row in rows), ""]
+    if timeline := facts.timeline():
+        lines += ["What the recipe (`recipe.yaml`) did, by epoch:", "", _row(["epoch", "what happens"])]
+        lines += [_row(["---"] * 2), *(_row([f"{epoch:g}", cell(event)]) for epoch, event in timeline), ""]
+    return lines or ["There is no record of the training.", ""]
+
+
+def _ancestor(facts: Facts, flag: str, origin: str | list[str] | None) -> str:
+    """What a flag names: a model of the Hub, or a local one and where that came from."""
+    if origin is None:
+        return "a local model"
+    return f"a local model, trained from {_named(origin)}" if facts.is_local(flag) else _named(origin)
+
+
+# --- the text of a deployment -----------------------------------------------------------------------------------------
+
+
+def _card_of_a_deployment(folder: Path, fetch: bool) -> str:
+    report, name = read(folder, DEPLOYMENT_REPORT), folder.resolve().name
+    source = part(report, "source")
+    home = Path(str(source.get("folder", "")))
+    is_local = home.is_absolute() and is_model(home)
+    facts = facts_of(home if is_local else folder)
+    data = metadata(facts, name, ["onnx"], fetch=fetch, measured=False)
+    if not is_local and is_hub_id(source.get("folder")):
+        data.base_model = source["folder"]
+    quantized = bool(report.get("quantized_linears"))
+    what = "8-bit weights and activations" if quantized else "float32"
+    lines = ["---", data.to_yaml(), "---", "", f"# {cell(name)}", ""]
+    lines += [
+        f"{_what_it_is(facts) if is_local else 'A trained model.'} This is its ONNX file, `model.onnx`: opset "
+        f"{report.get('opset')}, {what}. That it computes what the trained model computes was checked, see below.",
+        "",
+    ]
+    lines += ["## Use", "", *code.of_a_deployment(facts, report, ".")]
+    checks = [each for each in report.get("checks", []) if isinstance(each, dict)]
+    lines += ["## Proof", "", _row(["check", "result", ""]), _row(["---"] * 3)]
+    lines += [_row([cell(str(each.get(key, ""))) for key in ("name", "result", "detail")]) for each in checks]
+    lines += ["", "## Size and speed", "", *_sizes(folder, report), *_speeds(report)]
+    if facts.figures and is_local:
+        lines += ["## The trained model", "", *_figures(facts)]
+    if is_local:
+        lines += ["## How it was made", "", *_making(facts)]
+    return "\n".join(lines) + "\n"
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def cell(text: str) -> str:
+    """Returns a text as it may be in a table's cell or in a sentence: one line, without Markdown or HTML of its own."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([|`*\[\]\\]|(?<=_)_|_(?=_))", r"\\\1", text)
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.4f}" if value is not None and math.isfinite(value) else ""
+
+
+def _named(model: str | list[str] | None) -> str:
+    return ", ".join(_link(each) for each in ([model] if isinstance(model, str) else model or []))
+
+
+def _link(hub_id: str, kind: str = "") -> str:
+    return f"[{cell(hub_id)}](https://huggingface.co/{kind}{hub_id})"

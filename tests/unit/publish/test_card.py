@@ -1,0 +1,265 @@
+"""Model cards of made-up folders: what they say, what they leave out, and whose they are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
+from places import GOLDEN
+from stand_in_hub import card_problems
+
+from sparse_accel.publish import write_card
+from sparse_accel.publish.card import card_text, cell, is_ours
+from sparse_accel.publish.facts import deployment_of, facts_of, is_hub_id, without_paths
+
+OLD_RUN = GOLDEN / "old_run"
+CONFIG: dict[str, Any] = {
+    "architectures": ["BertForSequenceClassification"],
+    "model_type": "bert",
+    "num_hidden_layers": 2,
+    "id2label": {"0": "neg", "1": "pos", "10": "last"},
+}
+
+
+def make(folder: Path, **files: Any) -> Path:
+    """A folder with a model, and JSON files by name; None leaves one out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(b"x" * 100)
+    for name, content in {"config": CONFIG, **files}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def data_of(folder: Path) -> dict[str, Any]:
+    text = card_text(folder)
+    assert card_problems(text) == []
+    found: dict[str, Any] = ModelCard(text).data.to_dict()
+    return found
+
+
+# --- whose it is ------------------------------------------------------------------------------------------------------
+
+
+def test_written_again_as_long_as_nobody_changed_it(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run", eval_results={"eval_accuracy": 0.5})
+    assert write_card(folder) and "0.5000" in (folder / "README.md").read_text()
+    (folder / "eval_results.json").write_text('{"eval_accuracy": 0.75}')
+    assert write_card(folder) and "0.7500" in (folder / "README.md").read_text()
+    changed = (folder / "README.md").read_text().replace("# run", "# My run")
+    (folder / "README.md").write_text(changed)
+    assert not write_card(folder) and (folder / "README.md").read_text() == changed
+
+
+def test_another_form_of_line_ends_is_no_change(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    assert write_card(folder)
+    (folder / "README.md").write_bytes((folder / "README.md").read_bytes().replace(b"\n", b"\r\n"))
+    assert is_ours(folder / "README.md")
+
+
+@pytest.mark.parametrize("text", [b"", b"# Mine\n", b"\xff\xfe", b"---\nlicense: mit\n---\n"])
+def test_a_persons_card_is_kept(text: bytes, tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    (folder / "README.md").write_bytes(text)
+    assert not write_card(folder) and (folder / "README.md").read_bytes() == text
+
+
+def test_no_card_where_there_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "eval_results.json").write_text('{"eval_accuracy": 0.5}')
+    assert write_card(tmp_path) and not (tmp_path / "README.md").exists()
+    folder = make(tmp_path / "run")
+    assert write_card(folder, again=True) and not (folder / "README.md").exists()
+
+
+def test_the_card_of_an_old_run_is_the_same_each_time(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(OLD_RUN / "finished", tmp_path / "finished"))
+    assert write_card(folder)
+    first = (folder / "README.md").stat().st_mtime_ns
+    assert write_card(folder) and (folder / "README.md").stat().st_mtime_ns == first
+    text = (folder / "README.md").read_text()
+    assert "14 of 14 Linear layers" in text and "quantization ranges freeze" in text and "/tmp" not in text
+
+
+def test_the_card_of_an_old_deployment() -> None:
+    text = card_text(OLD_RUN / "deployment")
+    assert "| agreement | pass |" in text and "/tmp" not in text and "validation.csv" in text
+    assert ModelCard(text).data.to_dict()["library_name"] == "onnx"
+
+
+# --- metadata ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_glue_task(tmp_path: Path) -> None:
+    results = {"eval_accuracy": 0.8, "eval_loss": 0.4, "eval_accuracy_mm": 0.7, "eval_f1_macro": float("nan")}
+    found = data_of(make(tmp_path / "run", arguments={"task_name": "mnli"}, eval_results=results))
+    assert found["datasets"] == ["nyu-mll/glue"] and found["metrics"] == ["accuracy"]
+    (model,) = found["model-index"]
+    sets = [
+        (each["dataset"]["config"], each["dataset"]["split"], each["metrics"][0]["value"]) for each in model["results"]
+    ]
+    assert sets == [("mnli", "validation", 0.8), ("mnli", "validation_mismatched", 0.7)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "datasets"),
+    [
+        ({"dataset_name": "rotten_tomatoes"}, ["cornell-movie-review-data/rotten_tomatoes"]),
+        ({"dataset_name": "who/rows", "dataset_config_name": "en"}, ["who/rows"]),
+        ({"dataset_name": "/data/mine"}, None),
+        ({"train_file": "/data/train.csv", "validation_file": "/data/mine.csv"}, None),
+        ({"task_name": "ner", "train_file": "/data/train.csv"}, None),
+    ],
+)
+def test_only_data_of_the_hub_is_a_dataset(arguments: dict[str, Any], datasets: Any, tmp_path: Path) -> None:
+    found = data_of(make(tmp_path / "run", arguments=arguments, eval_results={"eval_accuracy": 0.5}))
+    assert found.get("datasets") == datasets
+    assert "/data/" not in card_text(tmp_path / "run")
+
+
+def test_a_base_model_is_followed_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = make(tmp_path / "first", arguments={"model_name_or_path": "bert-base-uncased"})
+    second = make(tmp_path / "outputs" / "second", arguments={"model_name_or_path": str(first)})
+    third = make(tmp_path / "third", arguments={"model_name_or_path": "outputs/second", "output_dir": "third"})
+    assert data_of(third)["base_model"] == data_of(second)["base_model"] == "google-bert/bert-base-uncased"
+    monkeypatch.chdir("/")  # a path that looks like an id, found from where the run was started
+    assert data_of(third)["base_model"] == "google-bert/bert-base-uncased"
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        (
+            "zoo:nlp/masked_language_modeling/obert-base/pytorch/huggingface/wikipedia_bookcorpus/pruned90-none",
+            "RedHatAI/",
+        ),
+        ("zoo:no/such/stub", None),
+        ("/gone/folder", None),
+        ("./gone", None),
+        ("a/b/c", None),
+        (None, None),
+        (3, None),
+    ],
+)
+def test_base_models(name: Any, base: str | None, tmp_path: Path) -> None:
+    found = data_of(make(tmp_path / "run", arguments={"model_name_or_path": name})).get("base_model")
+    assert str(found).startswith(base or "None")
+
+
+def test_a_model_that_is_its_own_base_ends(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run", arguments={"model_name_or_path": str(tmp_path / "run")})
+    assert facts_of(folder).base_model() is None
+
+
+def test_a_foreign_folder_says_where_it_is_from(tmp_path: Path) -> None:
+    named = make(tmp_path / "named", config=CONFIG | {"_name_or_path": "who/configured"})
+    carded = make(tmp_path / "carded")
+    (carded / "README.md").write_text("---\nbase_model:\n- who/carded\n---\n")
+    for start, expected in ((named, "who/configured"), (carded, ["who/carded"])):
+        folder = make(tmp_path / "run", arguments={"model_name_or_path": str(start), "distill_teacher": str(start)})
+        assert data_of(folder)["base_model"] == expected and "distillation" in data_of(folder)["tags"]
+        assert "a local model, trained from" in card_text(folder)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_another_model_are_not_its_own(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run", eval_results={"eval_accuracy": 0.9, "eval_model": "/other/model"})
+    assert "model-index" not in data_of(folder) and "was not evaluated" in card_text(folder)
+
+
+def test_teacher_and_rows(tmp_path: Path) -> None:
+    found = {
+        "source": "/data/mine.csv",
+        "rows": 1066,
+        "figures": {"accuracy": 0.9},
+        "teacher": {"figures": {"accuracy": 0.95}},
+    }
+    folder = make(tmp_path / "run", eval_results={"eval_accuracy": 0.9}, evaluation={"validation": found})
+    assert "| Accuracy | 0.9000 | 0.9500 |" in card_text(folder) and "1,066 rows" in card_text(folder)
+    (folder / "eval_results.json").write_text('{"eval_accuracy": 0.8}')  # evaluated again, on other rows
+    assert "| Accuracy | 0.8000 |" in card_text(folder) and "0.9500" not in card_text(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "split"),
+    [({}, "validation"), ({"eval_on_test": True}, "test"), ({"validation_ratio": 0.1}, None)],
+)
+def test_the_split_that_was_measured(arguments: dict[str, Any], split: str | None, tmp_path: Path) -> None:
+    folder = make(tmp_path / "run", arguments=arguments, eval_results={"eval_accuracy": 0.9})
+    assert data_of(folder)["model-index"][0]["results"][0]["dataset"].get("split") == split
+
+
+@pytest.mark.parametrize(
+    "name", ["arguments", "run", "sparsity", "eval_results", "evaluation", "environment", "train_results"]
+)
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"validation": 3, "identity": 3, "encoder_linear": 3}'])
+def test_damaged_files_are_left_out(name: str, content: str, tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    (folder / f"{name}.json").write_text(content)
+    assert write_card(folder) and (folder / "README.md").is_file()
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def test_names_from_data_are_inert(tmp_path: Path) -> None:
+    labels = {"0": "<script>alert(1)</script>", "1": "a | b", "2": "__init__", "3": "two\nlines", "4": "[x](http://y)"}
+    arguments = {"train_file": "/data/<b>|x.csv"}
+    folder = make(tmp_path / "run", config=CONFIG | {"id2label": labels}, arguments=arguments)
+    text = card_text(folder)
+    assert "<script>" not in text and "<b>" not in text and "a \\| b" in text and "two lines" in text
+    assert "[x](http" not in text and facts_of(folder).labels[3] == "two\nlines"
+
+
+@given(st.text(max_size=60))
+def test_a_cell_is_one_line_without_pipes(text: str) -> None:
+    found = cell(text)
+    assert "\n" not in found and "<" not in found and found.count("|") == found.count("\\|")
+
+
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        (
+            "21 sentences of /tmp/old run/validation.csv (at most 1)",
+            "21 sentences of old run/validation.csv (at most 1)",
+        ),
+        ("'/home/me/data.csv'.", "'data.csv'."),
+        ("~/data/x.csv", "x.csv"),
+        (r"C:\Users\me\x.csv", "x.csv"),
+        (
+            "a / b, and/or, 1/2, https://huggingface.co/a/b, ../deployment",
+            "a / b, and/or, 1/2, https://huggingface.co/a/b, ../deployment",
+        ),
+    ],
+)
+def test_paths_are_not_published(text: str, public: str) -> None:
+    assert without_paths(text) == public
+
+
+def test_the_deployment_next_to_a_model(tmp_path: Path) -> None:
+    folder, found = make(tmp_path / "run"), tmp_path / "deployment"
+    shutil.copytree(OLD_RUN / "deployment", found)
+    report = json.loads((found / "export_report.json").read_text())
+    assert deployment_of(folder) is None  # of another model
+    report["source"]["folder"] = str(folder.resolve())
+    (found / "export_report.json").write_text(json.dumps(report))
+    assert deployment_of(folder) == found and "../deployment" in card_text(folder)
+    (found / "export_report.json").write_text("{")
+    assert deployment_of(folder) is None and "onnx" not in card_text(folder)
+
+
+@given(st.text(alphabet="abA0-_./", max_size=12))
+def test_ids_are_those_of_the_hub(name: str) -> None:
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    if is_hub_id(name):
+        validate_repo_id(name)
