@@ -61,6 +61,7 @@ DIFFERENT = {
     "fp16": "float32 and a warning where there is no GPU; refused under FSDP2",
     "torch_compile": "refused under FSDP2 and DeepSpeed",
     "report_to": "wandb, tensorboard, both, or none, which is the default; there every tracker that is installed",
+    "push_to_hub": "once, at the end of the run; there also each checkpoint",
     "save_steps": _WHOLE_STEPS,
     "eval_steps": _WHOLE_STEPS,
     "logging_steps": _WHOLE_STEPS,
@@ -75,6 +76,7 @@ REMARKS = {
     "max_steps": "a recipe's own epochs win; a line says so",
     "learning_rate": "a recipe's own learning rate wins",
     "save_total_limit": "the best checkpoint is always kept",
+    "hub_token": "better: `HF_TOKEN` in the environment; it is written to no file",
     "max_predict_samples": "the first rows",
     "validation_ratio": "drawn by `--seed`; each class keeps its fraction",
 }

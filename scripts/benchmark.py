@@ -49,7 +49,8 @@ from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.run_folder.checkpoints import save_checkpoint
 from sparse_accel.run_folder.trainer_state import History
-from sparse_accel.training.loop import Averages, GlobalBatch, StepOptions, train_step
+from sparse_accel.training.averages import Averages, GlobalBatch
+from sparse_accel.training.loop import StepOptions, train_step
 from sparse_accel.training.optimizer import parameter_groups
 from sparse_accel.zoo import RECIPES
 

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 
 from sparse_accel.cli.parser import parse_arguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
+from sparse_accel.console import say
 from sparse_accel.main import run_main
+from sparse_accel.publish import present_run, publish_run, require_hub
 from sparse_accel.recipe import Recipe, load_recipe
 from sparse_accel.training.tracking import require_trackers
 
@@ -34,8 +36,8 @@ def main() -> None:
     if arguments.do_train and recipe is not None:
         recipe.check_teacher(arguments.distill_teacher)
     require_trackers(arguments.report_to)
+    require_hub(arguments)
 
-    from sparse_accel.console import say
     from sparse_accel.run_folder import results
     from sparse_accel.tasks import TextClassification
     from sparse_accel.training.evaluation import evaluate_and_predict
@@ -57,14 +59,15 @@ def main() -> None:
             evaluate_and_predict(arguments, recipe, accelerator, TextClassification)
         if arguments.do_train or arguments.one_shot:
             results.mark_finished(accelerator, output_dir)
+            present_run(accelerator, arguments)
     results.print_results(accelerator, output_dir)
+    publish_run(accelerator, arguments)
 
 
 def train(arguments: TextClassificationArguments, recipe: Recipe | None, accelerator: Accelerator) -> bool:
     """Trains and writes the output folder. Returns False if the folder already contains this run, finished."""
     from accelerate.utils import set_seed
 
-    from sparse_accel.console import say
     from sparse_accel.distributed.launch import before_prepare
     from sparse_accel.models.loading import fine_tuned_head, load_model, load_tokenizer
     from sparse_accel.recipe_run import RecipeRun
@@ -72,7 +75,7 @@ def train(arguments: TextClassificationArguments, recipe: Recipe | None, acceler
     from sparse_accel.run_folder.checkpoints import save_checkpoint
     from sparse_accel.tasks import TextClassification
     from sparse_accel.training.distillation import fill_teacher_table, make_teacher, with_teacher_inputs
-    from sparse_accel.training.evaluation import evaluate_splits
+    from sparse_accel.training.evaluation import evaluate_splits, evaluate_teacher
     from sparse_accel.training.identity import take_folder
     from sparse_accel.training.loaders import gradient_loader, tokenize_rows, training_loader
     from sparse_accel.training.loop import StepOptions, train_step, training_steps
@@ -127,6 +130,7 @@ def train(arguments: TextClassificationArguments, recipe: Recipe | None, acceler
         words = fill_teacher_table(arguments, accelerator, run, rows, teacher_tokenizer)
         about.append(("teacher", f"{arguments.distill_teacher}: {words}"))
     say(accelerator, start_table(accelerator, run, [*about, ("output", str(arguments.output_dir))]))
+    log.begin(evaluate_teacher(arguments, accelerator, run, rows, teacher_tokenizer), rows)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -140,9 +144,10 @@ def train(arguments: TextClassificationArguments, recipe: Recipe | None, acceler
                 run.finish()  # moment 7
             if steps.log_due(step):
                 log.add(steps.figures())
+            log.add_quantizers(step, batch)
             if steps.evaluate_due(step):
-                figures = evaluate_splits(arguments, accelerator, model, task, rows)
-                log.add_evaluation(figures, is_saved=schedule.due(schedule.save_every, step))
+                found = evaluate_splits(arguments, accelerator, model, task, rows)
+                log.add_evaluation(found, is_saved=schedule.due(schedule.save_every, step))
             if steps.save_due(step):
                 save_checkpoint(output_dir, accelerator, model, tokenizer, run, log.history, arguments.save_total_limit)
     log.end(evaluated=arguments.eval_strategy != "no")

@@ -48,14 +48,40 @@ class _Lines:
         sys.stderr.flush()
 
 
+# False leaves out everything but warnings and errors.
+_shows_progress = True
+
+
+def set_log_level(level: str) -> None:
+    """Sets what is printed, by this package and by the libraries underneath.
+
+    Args:
+        level: `debug`, `info`, `warning` or `error`; from `warning` on, tables, evaluations and bars are left out.
+    """
+    global _shows_progress
+    import logging
+
+    _shows_progress = level in ("debug", "info")
+    if level != "info":  # otherwise each library keeps its own level
+        for name in ("transformers", "datasets", "accelerate", "huggingface_hub", "torch"):
+            logging.getLogger(name).setLevel(level.upper())
+
+
 def say(accelerator: Accelerator, text: str) -> None:
     """Prints on the main process only. `accelerator.print` prints on one process per machine."""
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and _shows_progress:
         print(text)
 
 
 def progress_bar(
-    accelerator: Accelerator | None, total: int, what: str, unit: str, *, done: int = 0, leave: bool = True
+    accelerator: Accelerator | None,
+    total: int,
+    what: str,
+    unit: str,
+    *,
+    done: int = 0,
+    leave: bool = True,
+    bar_format: str | None = None,
 ) -> tqdm:
     """Returns a progress bar on the main process; if stderr is not a terminal, it prints a line every 30 seconds.
 
@@ -63,6 +89,7 @@ def progress_bar(
         accelerator: of the run; None in a loop without one.
         total, done: number of units, and how many are already done.
         what, unit: description of the work, and name of a unit.
+        bar_format: of tqdm; None: its own.
         leave: whether the full bar stays; a bar that does not stay appears only after 1 second, in a log after 30.
     """
     on_terminal = sys.stderr.isatty()
@@ -79,13 +106,14 @@ def progress_bar(
         dynamic_ncols=on_terminal,
         ncols=None if on_terminal else 100,
         file=sys.stderr if on_terminal else _Lines(),
-        disable=accelerator is not None and not accelerator.is_main_process,
+        bar_format=bar_format,
+        disable=not _shows_progress or (accelerator is not None and not accelerator.is_main_process),
     )
 
 
 def print_above_bar(accelerator: Accelerator, line: str) -> None:
     """Prints a line on the main process; on a terminal, above the progress bar."""
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and _shows_progress:
         (tqdm.write if sys.stderr.isatty() else print)(line)
 
 

@@ -320,6 +320,21 @@ class RecipeRun:
         """Returns the learning rate of the first parameter group in the current step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
+    def rates(self) -> dict[str, float]:
+        """Returns learning rate and weight decay as applied in the last step, by name.
+
+        Those of the first parameter group (weights with decay) are `train/learning_rate` and `train/weight_decay`; a
+        group N (from 1) with another learning rate adds `train/learning_rate/group_N`.
+        """
+        first, *others = self.optimizer.param_groups
+        figures = {"train/learning_rate": float(first["lr"])}
+        if "weight_decay" in first:
+            figures["train/weight_decay"] = float(first["weight_decay"])
+        for number, group in enumerate(others, start=1):
+            if group["lr"] != first["lr"]:
+                figures[f"train/learning_rate/group_{number}"] = float(group["lr"])
+        return figures
+
     def phase(self) -> str:
         """Returns what the recipe is doing, as a short text."""
         return ", ".join(words for modifier in self.modifiers if (words := modifier.phase()))

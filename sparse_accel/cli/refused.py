@@ -7,7 +7,7 @@ are all fields of transformers' TrainingArguments, versions 4 and 5 (a test comp
 from __future__ import annotations
 
 _LAUNCH = "configure this for `accelerate launch`, in a file of accelerate_configs/."
-_HUB = "nothing is uploaded; push the output folder with `hf upload`."
+_AT_THE_END = "the finished model is uploaded at the end of the run; checkpoints stay on disk."
 _FIXED_OPTIMIZER = "the optimizer is AdamW; see --learning_rate, --weight_decay and the --adam_* flags."
 _PRECISION = "use --fp16 or --bf16; reported figures are always measured in float32."
 _DATA_ORDER = "training batches are grouped by length and drawn by --seed, equal for any number of processes."
@@ -111,33 +111,27 @@ REFUSED: dict[str, str] = {
     "logging_first_step": _EVERY_LOG,
     "logging_dir": "trackers write to a folder in --output_dir.",
     "logging_nan_inf_filter": "a NaN or inf loss is never logged: the run stops or skips the step; see --nan_loss.",
-    "log_level": _EVERY_LOG,
-    "log_level_replica": _EVERY_LOG,
+    "log_level_replica": "only the main process prints; see --log_level.",
     "log_on_each_node": _EVERY_LOG,
     "include_num_input_tokens_seen": _EVERY_LOG,
-    "include_tokens_per_second": "rows per second are logged.",
+    "include_tokens_per_second": "rows and tokens per second are always logged.",
     "disable_tqdm": "if stderr is not a terminal, progress is printed as plain lines.",
-    "skip_memory_metrics": "memory is not measured.",
-    "project": "for W&B, set WANDB_PROJECT in the environment.",
-    "trackio_space_id": "use --report_to wandb or tensorboard.",
-    "trackio_bucket_id": "use --report_to wandb or tensorboard.",
-    "trackio_static_space_id": "use --report_to wandb or tensorboard.",
+    "skip_memory_metrics": "the peak memory is always logged; it costs nothing.",
+    "trackio_space_id": "set TRACKIO_SPACE_ID in the environment.",
+    "trackio_bucket_id": "set TRACKIO_BUCKET_ID in the environment.",
+    "trackio_static_space_id": "runs are kept on disk; publish one with trackio's own command.",
     # --- saving ---
     "save_safetensors": "models are always saved as safetensors.",
     "save_only_model": _CHECKPOINT,
     "save_on_each_node": _CHECKPOINT,
     "enable_jit_checkpoint": "SIGTERM and SIGUSR1 already save a checkpoint; the same command resumes from it.",
     "restore_callback_states_from_checkpoint": "a checkpoint contains the recipe's state, and it is always restored.",
-    "push_to_hub": _HUB,
-    "push_to_hub_model_id": _HUB,
-    "push_to_hub_organization": _HUB,
-    "push_to_hub_token": _HUB,
-    "hub_token": _HUB,
-    "hub_private_repo": _HUB,
-    "hub_model_id": _HUB,
-    "hub_strategy": _HUB,
-    "hub_always_push": _HUB,
-    "hub_revision": _HUB,
+    "push_to_hub_model_id": "use --hub_model_id.",
+    "push_to_hub_organization": "use --hub_model_id ORGANIZATION/NAME.",
+    "push_to_hub_token": "set HF_TOKEN in the environment, or use --hub_token.",
+    "hub_strategy": _AT_THE_END,
+    "hub_always_push": _AT_THE_END,
+    "hub_revision": "uploads go to the branch main; use --hub_model_id for another repository.",
     # --- flags of the Trainer's example scripts ---
     "use_auth_token": "log in with `hf auth login`, or set HF_TOKEN in the environment.",
     "token": "log in with `hf auth login`, or set HF_TOKEN in the environment.",

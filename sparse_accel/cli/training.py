@@ -6,6 +6,8 @@ Names and meanings follow SparseML's commands and the Hugging Face Trainer. Impo
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,10 +15,59 @@ from typing import Any, ClassVar
 from sparse_accel.cli.data import Data
 from sparse_accel.cli.parser import check_bounds, expand_paths, flag
 from sparse_accel.cli.refused import REFUSED
-from sparse_accel.errors import UsageError, nearest
+from sparse_accel.errors import UsageError, nearest, shown
 
-TRACKERS = ("wandb", "tensorboard")
+TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")
+# Those that Accelerate knows too; they are passed on, untested.
+OTHER_TRACKERS = ("comet_ml", "aim", "clearml", "dvclive", "swanlab")
+ARTIFACTS = ("recipe", "model", "report")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 _STRATEGIES = ("no", "steps", "epoch")
+# A name on the Hub: letters, digits, `-`, `_`, `.`; the rules are those of huggingface_hub's validate_repo_id.
+_HUB_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
+
+
+def check_repository(flag: str, name: str) -> None:
+    """Checks a repository's name on the Hub, OWNER/NAME or NAME.
+
+    Args:
+        flag: where the name is from, for the message.
+
+    Raises:
+        UsageError: the Hub does not allow this name.
+    """
+    parts = name.split("/")
+    fine = len(parts) <= 2 and all(_HUB_NAME.fullmatch(part) for part in parts)
+    if not fine or any(pair in name for pair in ("--", "..")) or name.endswith(".git"):
+        raise UsageError(
+            f"{flag} {shown(name)}: not a name of a Hub repository: OWNER/NAME, or NAME. Allowed are letters, digits, "
+            "'-', '_' and '.', at most 96 in a row; no '--' or '..', no '-' or '.' at an end, and no '.git'."
+        )
+
+
+def trackers_in(words: list[str]) -> tuple[str, ...]:
+    """Returns the trackers that --report_to names, in a fixed order; empty for none.
+
+    Raises:
+        UsageError: an unknown name, `none` beside another, or `all` where none is installed.
+    """
+    if "none" in words and len(set(words)) > 1:
+        raise UsageError(f"--report_to none contradicts {' '.join(word for word in words if word != 'none')}.")
+    others = [word for word in words if word not in (*TRACKERS, "all", "none")]
+    for word in others:
+        if word not in OTHER_TRACKERS:
+            raise UsageError(
+                f"--report_to: unknown value '{word}'.{nearest(word, (*TRACKERS, *OTHER_TRACKERS))} Expected: "
+                f"{', '.join(TRACKERS)}, all or none; or, not tested here, {', '.join(OTHER_TRACKERS)}."
+            )
+    named = [name for name in TRACKERS if name in words or ("all" in words and importlib.util.find_spec(name))]
+    if "all" in words and not named:
+        raise UsageError(f"--report_to all: none of {', '.join(TRACKERS)} is installed; --report_to none turns it off.")
+    return (*named, *dict.fromkeys(others))
+
+
+def _words(texts: tuple[str, ...]) -> list[str]:
+    return [word for text in texts for word in text.replace(",", " ").split()]
 
 
 @dataclass(kw_only=True)
@@ -133,7 +184,7 @@ class Evaluation:
 
 @dataclass(kw_only=True)
 class Saving:
-    """Saving and tracking."""
+    """Saving and output."""
 
     save_strategy: str = flag("steps", "when to write checkpoints", choices=_STRATEGIES)
     save_steps: int = flag(500, "optimizer steps between checkpoints", at_least=1)
@@ -141,9 +192,58 @@ class Saving:
         None, "number of checkpoints to keep: the newest, and always the best", at_least=1, default_text="all"
     )
     logging_steps: int = flag(500, "optimizer steps between logged training metrics", at_least=1)
-    report_to: tuple[str, ...] = flag((), "trackers: wandb, tensorboard, all or none", default_text="none")
-    run_name: str | None = flag(None, "name of the run in W&B", default_text="WANDB_NAME, else the name of output_dir")
+    log_level: str = flag(
+        "info",
+        "what is printed: `warning` leaves out tables, evaluations and progress bars; `debug` adds the messages of the "
+        "libraries underneath",
+        choices=LOG_LEVELS,
+    )
     debug: bool = flag(False, "show the traceback of a usage error")
+
+
+@dataclass(kw_only=True)
+class Tracking:
+    """Experiment tracking."""
+
+    report_to: tuple[str, ...] = flag(
+        (),
+        "trackers: wandb, tensorboard, trackio, mlflow, another one that Accelerate knows, `all` (those of the first "
+        "four that are installed) or `none`",
+        default_text="none",
+    )
+    project: str | None = flag(
+        None, "project (in MLflow: experiment) of the run", default_text="the tracker's variable, else sparse_accel"
+    )
+    run_name: str | None = flag(None, "name of the run", default_text="WANDB_NAME, else the name of output_dir")
+    entity: str | None = flag(None, "user or team in W&B", default_text="WANDB_ENTITY, else your own")
+    run_group: str | None = flag(None, "group of runs that this one belongs to", default_text="WANDB_RUN_GROUP")
+    run_tags: tuple[str, ...] = flag((), "tags of the run, in W&B and MLflow", default_text="WANDB_TAGS")
+    run_notes: str | None = flag(None, "a longer description of the run", default_text="WANDB_NOTES")
+    log_artifacts: tuple[str, ...] = flag(
+        (), "what to send to W&B or MLflow at the end: recipe, model, report", default_text="none"
+    )
+
+
+@dataclass(kw_only=True)
+class Publishing:
+    """Hugging Face Hub."""
+
+    push_to_hub: bool = flag(
+        False, "upload the finished model to the Hub, with its quantizers, recipe and model card, in one commit"
+    )
+    hub_model_id: str | None = flag(
+        None, "repository: OWNER/NAME, or NAME under your user", default_text="the name of output_dir, under your user"
+    )
+    hub_private_repo: bool | None = flag(
+        None, "whether a new repository is private", default_text="the owner's setting, mostly public"
+    )
+    hub_token: str | None = flag(
+        None,
+        "token that may write to the repository; other users of the machine can read a command line, so rather set "
+        "HF_TOKEN in the environment",
+        default_text="HF_TOKEN, else that of `hf auth login`",
+        secret=True,
+    )
 
 
 @dataclass(kw_only=True)
@@ -161,7 +261,7 @@ class Machine:
 
 
 @dataclass(kw_only=True)
-class TrainingArguments(Model, Data, Training, Evaluation, Saving, Machine):
+class TrainingArguments(Model, Data, Training, Evaluation, Saving, Tracking, Publishing, Machine):
     """Checked arguments of a training script; each task adds its own (see `text_classification`).
 
     After construction, `eval_steps` and `model_name_or_path` are set, `metric_for_best_model` has no `eval_` prefix,
@@ -187,8 +287,8 @@ class TrainingArguments(Model, Data, Training, Evaluation, Saving, Machine):
         self._check_training()
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all flags and their values, for trackers and all_results.json."""
-        return dataclasses.asdict(self)
+        """Returns all flags and their values, for trackers and arguments.json; without the token."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "hub_token"}
 
     def warnings(self) -> list[str]:
         """Returns one line per flag that has no effect, or an unexpected one."""
@@ -197,8 +297,16 @@ class TrainingArguments(Model, Data, Training, Evaluation, Saving, Machine):
             ("save_steps", self.save_steps != 500 and self.save_strategy != "steps", "--save_strategy"),
         ]
         lines = [f"--{name} has no effect without {strategy} steps." for name, holds, strategy in idle if holds]
-        if self.run_name and not self.report_to:
-            lines.append("--run_name has no effect without --report_to.")
+        if not self.report_to:
+            named = ("project", "run_name", "entity", "run_group", "run_tags", "run_notes", "log_artifacts")
+            lines += [f"--{name} has no effect without --report_to." for name in named if getattr(self, name)]
+        elif self.log_artifacts and not {"wandb", "mlflow"} & set(self.report_to):
+            lines.append("--log_artifacts has no effect without --report_to wandb or mlflow.")
+        if not self.push_to_hub:
+            hub = ("hub_model_id", "hub_private_repo", "hub_token")
+            lines += [
+                f"--{name} has no effect without --push_to_hub." for name in hub if getattr(self, name) is not None
+            ]
         if self.eval_strategy != "no" and not self.do_train:
             lines.append("--eval_strategy has no effect without --do_train.")
         if self.test_file and not (self.do_predict or self.eval_on_test):
@@ -222,16 +330,15 @@ class TrainingArguments(Model, Data, Training, Evaluation, Saving, Machine):
         self.metric_for_best_model = self.metric_for_best_model.removeprefix("eval_")
         if self.greater_is_better is None:
             self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "mse", "mae"))
-        words = [word for text in self.report_to for word in text.replace(",", " ").split()]
-        for word in words:
-            if word not in (*TRACKERS, "all", "none"):
+        self.report_to = trackers_in(_words(self.report_to))
+        self.run_tags = tuple(_words(self.run_tags))
+        self.log_artifacts = tuple(_words(self.log_artifacts))
+        for word in self.log_artifacts:
+            if word not in ARTIFACTS:
                 raise UsageError(
-                    f"--report_to: unknown value '{word}'.{nearest(word, TRACKERS)} "
-                    "Expected one of: wandb, tensorboard, all, none."
+                    f"--log_artifacts: unknown value '{word}'.{nearest(word, ARTIFACTS)} "
+                    f"Expected one or more of: {', '.join(ARTIFACTS)}."
                 )
-        if "none" in words and len(set(words)) > 1:
-            raise UsageError(f"--report_to none contradicts {' '.join(word for word in words if word != 'none')}.")
-        self.report_to = tuple(tracker for tracker in TRACKERS if tracker in words or "all" in words)
 
     # --- checks -------------------------------------------------------------------------------------------------------
 
@@ -246,6 +353,13 @@ class TrainingArguments(Model, Data, Training, Evaluation, Saving, Machine):
             raise UsageError("--one_shot applies the recipe without training: remove --do_train.")
         if self.eval_on_test and not self.do_eval:
             raise UsageError("--eval_on_test selects the rows for --do_eval: add --do_eval.")
+        if self.push_to_hub and not (self.do_train or self.one_shot):
+            raise UsageError(
+                "--push_to_hub uploads what this run trains: add --do_train or --one_shot. To upload a folder that is "
+                f"already there: python -m sparse_accel.publish {self.output_dir}"
+            )
+        if self.hub_model_id is not None:
+            check_repository("--hub_model_id", self.hub_model_id)
 
     def _check_model(self) -> None:
         if self.recipe is None:

@@ -40,7 +40,7 @@ def reshard(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def full_weight(parameter: nn.Parameter) -> Tensor:
+def full_weight(parameter: Tensor) -> Tensor:
     """Returns the complete weight on every process, detached, in the precision that the optimizer updates."""
     if isinstance(parameter, DTensor):
         return parameter.full_tensor().detach()

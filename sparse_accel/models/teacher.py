@@ -161,6 +161,10 @@ class Teacher:
             outputs["logits"] = outputs["logits"][..., self.order]
         return outputs
 
+    def in_order(self) -> nn.Module:
+        """Returns a model of this teacher's logits, in the student's label order; to be evaluated like any other."""
+        return _InOrder(self)
+
     def make_table(
         self, accelerator: Accelerator, dataset: Any, tokenizer: Any, *, batch_size: int, cache: Path | None = None
     ) -> bool:
@@ -220,6 +224,16 @@ class Teacher:
                 bar.update(int((batch["row_id"] >= 0).sum()) * accelerator.num_processes)
         assert table is not None
         return reduce_sum(table)  # one process computed each row, and it is 0 on the others
+
+
+class _InOrder(nn.Module):
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.eval()
+
+    def forward(self, **inputs: Any) -> dict[str, Tensor]:
+        return self.teacher.forward(inputs, ["logits"])
 
 
 def _write(path: Path, table: Tensor) -> None:

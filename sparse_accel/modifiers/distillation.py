@@ -123,7 +123,12 @@ class DistillationModifier(Modifier):
             self._task.distance(_output(outputs, key), teacher[key], batch, self.temperature)
             for key in self.distill_output_keys
         ]
-        return {self._term: (self.hardness, torch.stack(distances).sum(dim=0) / len(distances))}
+        terms = {self._term: (self.hardness, torch.stack(distances).sum(dim=0) / len(distances))}
+        if "logits" in self.distill_output_keys:
+            agreed = self._task.agreement(_output(outputs, "logits").detach(), teacher["logits"], batch)
+            if agreed is not None:
+                terms["teacher_agreement"] = (0.0, agreed)  # logged, but not part of the loss
+        return terms
 
     @property
     def teacher_outputs(self) -> frozenset[str]:

@@ -40,6 +40,9 @@ class Task(Protocol):
     def distance(self, student: Tensor, teacher: Tensor, batch: dict[str, Any], temperature: float) -> Tensor:
         """Returns (rows,) float32: the distance of the student's outputs from the teacher's."""
 
+    def agreement(self, student: Tensor, teacher: Tensor, batch: dict[str, Any]) -> Tensor | None:
+        """Returns (rows,) float32: the fraction of decisions that are the teacher's; None if there are none."""
+
 
 class GradientSamples(Protocol):
     """Gradients of batches of training rows, which leave the training around them as it was."""

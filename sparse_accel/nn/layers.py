@@ -261,6 +261,13 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
     return {name: mask for name, mask in found.items() if mask is not None}
 
 
+def masked_fraction(model: nn.Module) -> float:
+    """Returns the fraction of weights that masks remove, of all weights that have a mask; 0 without masks."""
+    found = [mask for name, mask in masks(model).items() if name.endswith("weight")]
+    kept = sum(int(mask.sum()) for mask in found)
+    return 1 - kept / sum(mask.numel() for mask in found) if found else 0.0
+
+
 def _masks_of(layer: SparseLayer) -> tuple[tuple[str, Tensor | None], ...]:
     return ("weight", layer.mask), ("bias", layer.bias_mask)
 

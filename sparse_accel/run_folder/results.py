@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from sparse_accel.console import print_above_bar, say, table, warn
+from sparse_accel.console import say, table, warn
 from sparse_accel.distributed.collectives import by_main_process
 from sparse_accel.files import write_json, write_text
+from sparse_accel.hub import local_folder
 from sparse_accel.models.files import load, save_model
 from sparse_accel.models.sparsity import sparsity_report
 from sparse_accel.nn.layers import quantized_linears
@@ -31,27 +32,26 @@ if TYPE_CHECKING:
 
 ALL_RESULTS = "all_results.json"
 EVAL_RESULTS = "eval_results.json"
+EVALUATION = "evaluation.json"
+TEACHER_RESULTS = "teacher_results.json"
 ARGUMENTS_FILE = "arguments.json"
 
 
 def record_arguments(accelerator: Accelerator, folder: Path, arguments: TrainingArguments) -> None:
-    """Writes the run's flags to arguments.json, with absolute paths of data files. The run can be repeated from this
-    file, and the export finds the validation data in it."""
+    """Writes the run's flags to arguments.json, with absolute paths of data, models and teacher. The run can be
+    repeated from this file, the export finds the validation data in it, and a path cannot be taken for a Hub id."""
     if not accelerator.is_main_process:
         return
     flags = arguments.to_dict()
     for name in ("train_file", "validation_file", "test_file", "dataset_name"):
         if flags[name] is not None and Path(flags[name]).exists():
             flags[name] = str(Path(flags[name]).resolve())
+    for name in ("model_name_or_path", "distill_teacher", "config_name", "tokenizer_name"):
+        found = local_folder(flags[name]) if flags[name] not in (None, "disable", "self") else None
+        if found is not None:
+            flags[name] = str(found.resolve())
     given = {name: value for name, value in flags.items() if value is not None and name != "resume_from_checkpoint"}
     write_json(folder / ARGUMENTS_FILE, given)
-
-
-def print_line(accelerator: Accelerator, run: RecipeRun, figures: dict[str, float]) -> None:
-    """Prints one line with the figures of an evaluation, above the progress bar."""
-    words = ", ".join(f"{name.removeprefix('eval_')} {value:.4f}" for name, value in sorted(figures.items()))
-    moment = f"epoch {run.progress.epoch:6.2f}  step {run.progress.step:6d}"
-    print_above_bar(accelerator, f"{moment}  {words}  [{run.phase() or 'dense'}]")
 
 
 @contextmanager
@@ -125,23 +125,47 @@ def write_final(
 
 
 def write_evaluation(
-    accelerator: Accelerator, folder: Path, model: str, figures: dict[str, Any], measured_on: str
+    accelerator: Accelerator,
+    folder: Path,
+    model: str,
+    figures: dict[str, Any],
+    measured_on: str,
+    details: dict[str, Any],
 ) -> None:
-    """Writes the figures of an evaluation to eval_results.json and all_results.json, and replaces older ones there.
+    """Writes the figures of an evaluation to eval_results.json and all_results.json, and what lies behind them to
+    evaluation.json; replaces older ones there.
 
     Args:
         model: folder or id of the measured model; it is added as `eval_model` if the folder is the run of another one.
         measured_on: the digest of `evaluation.measured_on`; the same command can then skip the measurement.
+        details: by split, from `evaluation.details_record`; those of the teacher on the same split are added.
     """
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         own = Path(model).resolve() == folder.resolve()
         if not own and read_record(folder) is not None:
             figures = {**figures, "eval_model": model}
+        teacher = _read_json(folder / TEACHER_RESULTS)
+        for split, entry in details.items():
+            same = teacher.get("splits", {}).get(split, {}).get("rows") == entry["rows"]
+            found = teacher["splits"][split]["figures"] if same else None
+            entry["teacher"] = found and {"name": teacher["name"], "figures": found}
+        write_json(folder / EVALUATION, details)
         write_json(folder / EVAL_RESULTS, figures)
         write_json(folder / ALL_RESULTS, {**_without_evaluation(folder), **figures})
         record_measured(accelerator, folder, EVAL_RESULTS, measured_on if own else f"another model: {model}")
     accelerator.wait_for_everyone()
+
+
+def write_teacher_results(accelerator: Accelerator, folder: Path, name: str, splits: dict[str, Any]) -> None:
+    """Writes the teacher's figures to teacher_results.json.
+
+    Args:
+        name: the teacher's folder or id.
+        splits: by split, `rows` (how many) and `figures`.
+    """
+    if accelerator.is_main_process:
+        write_json(folder / TEACHER_RESULTS, {"name": name, "splits": splits})
 
 
 def record_measured(accelerator: Accelerator, folder: Path, name: str, measured_on: str) -> None:
@@ -200,11 +224,15 @@ def print_results(accelerator: Accelerator, folder: Path) -> None:
 
 def read_results(folder: Path) -> dict[str, Any]:
     """Returns all_results.json; empty if it is missing or cannot be read."""
+    return _read_json(folder / ALL_RESULTS)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((folder / ALL_RESULTS).read_text(encoding="utf-8"))
-        return found
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _without_evaluation(folder: Path) -> dict[str, Any]:

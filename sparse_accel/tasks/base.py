@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -42,6 +42,27 @@ class TaskData:
     label_names: list[str]
     keeps_head: bool = False
     cache_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class Details:
+    """What lies behind the figures of an evaluation; for trackers and the report.
+
+    Attributes:
+        labels: names of the classes.
+        confusion: (labels, labels) counts; rows are true, columns are decided; None if there is no single class.
+        per_label: one dict per label or entity type: label, precision, recall, f1, support.
+        mistakes: the most confident wrong answers: row (from 0), text, label, predicted, confidence.
+    """
+
+    labels: list[str] = field(default_factory=list)
+    confusion: list[list[int]] | None = None
+    per_label: list[dict[str, Any]] = field(default_factory=list)
+    mistakes: list[dict[str, Any]] = field(default_factory=list)
+
+
+# Mistakes that `Details` lists, and characters of their texts.
+MOST_MISTAKES, MOST_CHARACTERS = 20, 300
 
 
 class Task(ABC):
@@ -163,6 +184,11 @@ class Task(ABC):
     def distance(self, student: Tensor, teacher: Tensor, batch: dict[str, Any], temperature: float) -> Tensor:
         """Returns the distance of the student's logits from the teacher's, (R,) float32, where the loss has labels."""
 
+    def agreement(self, student: Tensor, teacher: Tensor, batch: dict[str, Any]) -> Tensor | None:
+        """Returns the fraction of each row's labelled units for which both models decide the same, (R,) float32; None
+        if there are no decisions."""
+        return None
+
     def mean(self, values: Tensor, batch: dict[str, Any]) -> Tensor:
         """Returns the mean loss of a batch, (), from the losses of its rows, (R,); for loops that use a mean loss."""
         return values.mean()
@@ -206,6 +232,14 @@ class Task(ABC):
             rows: tokenized rows with labels.
             split: name of the split that the rows belong to.
         """
+
+    def headline(self) -> str:
+        """Returns the name of the metric that stands for all, where there is room for one."""
+        return self.figure_names()[0]
+
+    def details(self, logits: np.ndarray, rows: Dataset, split: str) -> Details:
+        """Returns what lies behind the figures; arguments as for `figures`."""
+        return Details()
 
     def support(self, rows: Dataset, split: str) -> int:
         """Returns the number of answers behind metrics other than accuracy: rows, or words of entities."""

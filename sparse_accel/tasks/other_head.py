@@ -30,3 +30,11 @@ class OtherHead(TextClassification):
         # Labels in its configuration say nothing about a head like that for answers: only the shape does.
         kind = self.head.problem_type or (REGRESSION if student.shape[-1] == 1 else SINGLE_LABEL)
         return distillation_loss(student, teacher, temperature, kind)
+
+    def agreement(self, student: Tensor, teacher: Tensor, batch: dict[str, Any]) -> Tensor | None:
+        if student.ndim != 3:
+            return None if student.shape[-1] == 1 else (student.argmax(dim=-1) == teacher.argmax(dim=-1)).float()
+        same = (student.argmax(dim=-1) == teacher.argmax(dim=-1)).float()
+        mask = batch.get("attention_mask")
+        counted = torch.ones_like(same) if mask is None else mask.float()
+        return (same * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)

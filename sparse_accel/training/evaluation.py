@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,11 @@ from sparse_accel.fingerprints import fingerprint_of_rows
 from sparse_accel.models.files import fingerprint_of_model
 from sparse_accel.models.loading import load_tokenizer, load_trained
 from sparse_accel.run_folder import results
-from sparse_accel.tasks.base import starts_of, unit_numbers
+from sparse_accel.tasks.base import Details, starts_of, unit_numbers
 from sparse_accel.tasks.label_names import head_in
+from sparse_accel.training.figures import tracker_names
 from sparse_accel.training.loaders import TokenizedRows, evaluation_loader, tokenize_rows
-from sparse_accel.training.tracking import start_trackers, tracker_names
+from sparse_accel.training.tracking import log_details, start_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,7 +33,23 @@ if TYPE_CHECKING:
 
     from sparse_accel.cli.training import TrainingArguments
     from sparse_accel.recipe import Recipe
+    from sparse_accel.recipe_run import RecipeRun
     from sparse_accel.tasks import Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation of a model on the validation rows (of MNLI, on both sets).
+
+    Attributes:
+        figures: eval_loss (the task loss) and the task's metrics as eval_NAME, with a suffix for a second set.
+        details: by split, what lies behind them; only on the main process.
+        decisions: by split, the decision of each unit, (units, n); None if there are none.
+    """
+
+    figures: dict[str, float]
+    details: dict[str, Details]
+    decisions: dict[str, np.ndarray | None]
 
 
 def evaluate_and_predict(
@@ -62,10 +80,13 @@ def evaluate_and_predict(
         if not results.is_measured(accelerator, folder, [results.EVAL_RESULTS], question) or not of_a_run:
             count = len(task.data.splits["validation"])
             say(accelerator, f"evaluation: {task.data.sources['validation']}, {count} rows")
-            figures = evaluate_splits(arguments, accelerator, model, task, rows)
-            results.write_evaluation(accelerator, folder, str(arguments.model_name_or_path), figures, question)
+            found = evaluate_splits(arguments, accelerator, model, task, rows)
+            details = details_record(task, rows, found)
+            name = str(arguments.model_name_or_path)
+            results.write_evaluation(accelerator, folder, name, found.figures, question, details)
             start_trackers(accelerator, arguments, recipe)
-            accelerator.log(tracker_names(figures, "final"))
+            accelerator.log(tracker_names(found.figures, "final"))
+            log_details(accelerator, found.details, "final")
     if arguments.do_predict:
         question, files = measured_on(weights, task, "test", rows), prediction_files(rows)
         if not results.is_measured(accelerator, folder, files, question) or not of_a_run:
@@ -99,9 +120,9 @@ def prediction_files(rows: TokenizedRows) -> list[str]:
 
 def evaluate_splits(
     arguments: TrainingArguments, accelerator: Accelerator, model: nn.Module, task: Task, rows: TokenizedRows
-) -> dict[str, float]:
-    """Returns eval_loss (the task loss) and the task's figures on the validation rows, and on MNLI's second set."""
-    figures: dict[str, float] = {}
+) -> Evaluation:
+    """Evaluates a model on the validation rows, and on MNLI's second set."""
+    evaluation = Evaluation({}, {}, {})
     for split in [name for name in rows.splits if name.startswith("validation")]:
         suffix = split.removeprefix("validation").replace("_mismatched", "_mm")
         dataset = rows.splits[split]
@@ -110,8 +131,58 @@ def evaluate_splits(
         found = task.figures(logits, dataset, split)
         if loss is not None:
             found["loss"] = loss
-        figures.update({f"eval_{name}{suffix}": float(value) for name, value in found.items()})
+        evaluation.figures.update({f"eval_{name}{suffix}": float(value) for name, value in found.items()})
+        evaluation.decisions[split] = task.decisions(logits)
+        if accelerator.is_main_process:
+            evaluation.details[split] = task.details(logits, dataset, split)
+    return evaluation
+
+
+def evaluate_teacher(
+    arguments: TrainingArguments, accelerator: Accelerator, run: RecipeRun, rows: TokenizedRows, own_tokenizer: Any
+) -> Evaluation | None:
+    """Evaluates the run's teacher on the validation rows; None without a teacher or without --do_eval.
+
+    Args:
+        rows: tokenized for the student.
+        own_tokenizer: the teacher's tokenizer, or None: the student's.
+    """
+    teacher = run.teacher
+    if teacher is None or not arguments.do_eval:
+        return None
+    if own_tokenizer is not None:
+        rows = tokenize_rows(arguments, accelerator, run.task, own_tokenizer, teacher.model)
+    return evaluate_splits(arguments, accelerator, teacher.in_order(), run.task, rows)
+
+
+def agreement(first: Evaluation, second: Evaluation) -> dict[str, float]:
+    """Returns the fraction of units for which two models decide the same, as eval_teacher_agreement, by split."""
+    figures = {}
+    for split, decided in first.decisions.items():
+        other = second.decisions[split]
+        if decided is not None and other is not None and decided.shape == other.shape:
+            suffix = split.removeprefix("validation").replace("_mismatched", "_mm")
+            figures[f"eval_teacher_agreement{suffix}"] = float((decided == other).mean())
     return figures
+
+
+def details_record(task: Task, rows: TokenizedRows, evaluation: Evaluation) -> dict[str, Any]:
+    """Returns the content of evaluation.json: figures and details of each split."""
+    record = {}
+    for split, details in evaluation.details.items():
+        suffix = split.removeprefix("validation").replace("_mismatched", "_mm")
+        own = {name.removeprefix("eval_"): value for name, value in evaluation.figures.items()}
+        figures = {
+            name.removesuffix(suffix): value for name, value in own.items() if name.endswith("_mm") == bool(suffix)
+        }
+        record[split] = {
+            "source": task.data.sources.get(split, split),
+            "rows": len(task.data.splits[split]),
+            "headline": task.headline(),
+            "figures": figures,
+            **asdict(details),
+        }
+    return record
 
 
 def write_predictions(

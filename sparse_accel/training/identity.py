@@ -13,6 +13,7 @@ from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weight
 from sparse_accel.models.files import fingerprint_of_model
 from sparse_accel.models.loading import head_of
 from sparse_accel.recipe_run import RecipeRun
+from sparse_accel.run_folder.environment import record_environment
 from sparse_accel.run_folder.ownership import acquire
 from sparse_accel.run_folder.results import record_arguments
 from sparse_accel.training.loaders import TokenizedRows
@@ -45,6 +46,7 @@ def take_folder(
     if acquire(accelerator, arguments, run, identity, settings) == "show":
         return False
     record_arguments(accelerator, Path(str(arguments.output_dir)), arguments)
+    record_environment(accelerator, Path(str(arguments.output_dir)))
     start_trackers(accelerator, arguments, run.recipe)
     return True
 

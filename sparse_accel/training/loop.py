@@ -25,12 +25,11 @@ the same numbers as an uninterrupted one, and no random state has to be saved.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +37,12 @@ from tqdm.auto import tqdm
 
 from sparse_accel.console import progress_bar
 from sparse_accel.data.batches import inputs_of
-from sparse_accel.distributed.collectives import largest, reduce_sum, world_size
+from sparse_accel.distributed.collectives import largest, world_size
 from sparse_accel.distributed.launch import explain_unused_weights
 from sparse_accel.distributed.signals import stop, stop_requests
 from sparse_accel.errors import UsageError
+from sparse_accel.nn.layers import masked_fraction
+from sparse_accel.training.averages import Averages, GlobalBatch, Measured, StepFigures
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -55,26 +56,10 @@ if TYPE_CHECKING:
 _MAX_SKIPS_IN_A_ROW = 30
 # After so many batches in a row with NaN or inf, the model will not recover.
 _MAX_NAN_STEPS_IN_A_ROW = 30
+# What the recipe does comes last: a narrow terminal cuts it off, not the figures.
+_TRAINING_BAR = "{desc} {percentage:3.0f}% |{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 # The progress bar shows the mean loss since the last log, updated only this often: reading it waits for a GPU.
 _STEPS_BETWEEN_SHOWN_LOSSES = 20
-
-# The terms of a micro-batch's loss by name, each (rows,), and the weights of its rows, (rows,).
-Measured: TypeAlias = tuple[dict[str, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class GlobalBatch:
-    """The part of one optimizer step's batch on this process.
-
-    Attributes:
-        micro_batches: one for each accumulation step.
-        rows: number of rows in the global batch over all processes, without fillers.
-        weight: their total weight in the loss: the number of rows, or of their labelled tokens.
-    """
-
-    micro_batches: list[dict[str, Tensor]]
-    rows: int
-    weight: int
 
 
 @dataclass(frozen=True)
@@ -91,64 +76,6 @@ class StepOptions:
     seed: int
     max_grad_norm: float = 1.0
     skip_nan_steps: bool = False
-
-
-@dataclass
-class Averages:
-    """Weighted means since the last log, summed on the device: no synchronization until they are read."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    rows: int = 0
-    weight: int = 0
-    seconds: float = 0.0
-    skipped_steps: int = 0  # steps skipped for NaN or inf since the start
-    in_a_row: int = 0
-    _began: float = 0.0
-
-    def begin_step(self) -> None:
-        """Starts the timer of a step; call it before its batch is made."""
-        self._began = time.perf_counter()
-
-    def add(self, measured: list[Measured] | None, batch: GlobalBatch) -> None:
-        """Adds what `train_step` returned for a batch; None means that the step was skipped."""
-        self.seconds += time.perf_counter() - self._began
-        if measured is None:
-            self.skipped_steps += 1
-            self.in_a_row += 1
-            return
-        for terms, weights in measured:
-            for name, values in terms.items():
-                total = (values * weights).sum()
-                self.sums[name] = self.sums[name] + total if name in self.sums else total
-        self.rows += batch.rows
-        self.weight += batch.weight
-        self.in_a_row = 0
-
-    def loss(self) -> float:
-        """Returns this process's mean loss since the last log, NaN if there is none; waits for the device."""
-        return float(self.sums["loss"]) / max(self.weight, 1) if "loss" in self.sums else float("nan")
-
-    def check_finite(self, step: int) -> None:
-        """Raises UsageError, on all processes, if the loss since the last log is NaN or inf."""
-        if self.rows:
-            _check_finite(float(reduce_sum(self.sums["loss"])), step)
-
-    def take(self, step: int) -> dict[str, float]:
-        """Returns the means over all processes and the rows per second, and resets them.
-
-        Raises:
-            UsageError: the loss is NaN or inf; the message names `step`.
-        """
-        began = time.perf_counter()
-        sums = {name: float(reduce_sum(total)) for name, total in self.sums.items()}
-        self.seconds += time.perf_counter() - began  # the time in which a GPU finishes its steps
-        figures = {f"train/{name}": total / max(self.weight, 1) for name, total in sums.items()}
-        figures["train/samples_per_second"] = self.rows / max(self.seconds, 1e-9)
-        if self.skipped_steps:
-            figures["train/steps_skipped"] = float(self.skipped_steps)
-        self.sums, self.rows, self.weight, self.seconds = {}, 0, 0, 0.0
-        _check_finite(figures["train/loss"], step)
-        return figures
 
 
 class TrainingSteps:
@@ -170,6 +97,7 @@ class TrainingSteps:
         self.run, self.schedule, self.bar = run, schedule, bar
         self.averages = Averages()
         self._batches, self._stop_asked, self._stopping = batches, stop_asked, 0
+        self._shown_loss = ""
 
     def __iter__(self) -> Iterator[tuple[int, GlobalBatch]]:
         """Yields the number of each step (the value of `run.progress.step` after it), and its batch."""
@@ -179,7 +107,7 @@ class TrainingSteps:
             if self._stopping:
                 stop(self._stopping)
 
-    def add(self, measured: list[Measured] | None, batch: GlobalBatch) -> None:
+    def add(self, measured: StepFigures | None, batch: GlobalBatch) -> None:
         """Adds what `train_step` returned for a batch to the averages, and updates the progress bar.
 
         Raises:
@@ -192,15 +120,19 @@ class TrainingSteps:
                 f"{self.run.progress.step}: the model is broken. Earlier checkpoints are intact. Lower --learning_rate "
                 "(or the recipe's init_lr) and start again from a checkpoint"
             )
-        self.bar.update()
-        self.bar.set_description(f"epoch {self.run.progress.epoch:.2f} {self.run.phase()}", refresh=False)
+        self.bar.set_description_str(f"epoch {self.run.progress.epoch:.2f}", refresh=False)
         if self.run.progress.step % _STEPS_BETWEEN_SHOWN_LOSSES == 0:
-            self.bar.set_postfix_str(f"loss {self.averages.loss() * world_size():.4f}", refresh=False)
+            self._shown_loss = f"loss {self.averages.loss() * world_size():.4f}, "
+            if zeros := masked_fraction(self.run.state.model):
+                self._shown_loss += f"zeros {zeros:.0%}, "
+        rate = f"lr {self.run.learning_rate():.1e}, "
+        self.bar.set_postfix_str(f"{self._shown_loss}{rate}{self.run.phase()}", refresh=False)
+        self.bar.update()
 
     def figures(self) -> dict[str, float]:
         """Returns the figures to log for the steps since the last log; see `Averages.take`."""
         found = self.averages.take(self.run.progress.step)
-        return {**found, "train/learning_rate": self.run.learning_rate(), "train/epoch": self.run.progress.epoch}
+        return {**found, **self.run.rates(), "train/epoch": self.run.progress.epoch}
 
     def log_due(self, step: int) -> bool:
         """Returns whether to log after `step`. The first step is logged too, but nothing if all steps were skipped."""
@@ -243,7 +175,9 @@ def training_steps(
         KeyboardInterrupt, Stopped: after Ctrl-C or a scheduler's signal, once the current step is saved.
         UsageError: DDP, and some weight has no gradient in a step.
     """
-    bar = progress_bar(accelerator, schedule.total_steps, "train", "steps", done=run.progress.step)
+    bar = progress_bar(
+        accelerator, schedule.total_steps, "train", "steps", done=run.progress.step, bar_format=_TRAINING_BAR
+    )
     if run.progress.step >= schedule.total_steps:  # resumed after the last step
         run.finish()
     with bar, stop_requests() as stop_asked, explain_unused_weights():
@@ -269,12 +203,11 @@ def train_step(
     run: RecipeRun,
     batch: GlobalBatch,
     options: StepOptions,
-) -> list[Measured] | None:
+) -> StepFigures | None:
     """Runs one optimizer step (moments 3 to 6), and repeats it while the fp16 scaler skips it.
 
     Returns:
-        For each micro-batch, the terms of the loss and the weights of the rows; None for a step that was skipped for
-        NaN or inf.
+        what was measured; None for a step that was skipped for NaN or inf.
 
     Raises:
         UsageError: gradients overflow in fp16 even at the smallest loss scale.
@@ -286,6 +219,7 @@ def train_step(
         run.step_batches(batch.micro_batches)
         seed_step(options.seed, run.progress.step, accelerator.process_index)
         measured: list[Measured] = []
+        norm: Tensor | None = None
         good = True
         for micro_batch in batch.micro_batches:
             with accelerator.accumulate(model):
@@ -301,7 +235,7 @@ def train_step(
                 measured.append(({name: values.detach() for name, values in terms.items()}, weights))
                 good = good and (not options.skip_nan_steps or math.isfinite(loss.detach()))
                 if accelerator.sync_gradients:
-                    good = _gradients_done(accelerator, model, optimizer, run, options, good)
+                    good, norm = _gradients_done(accelerator, model, optimizer, run, options, good)
                     if options.skip_nan_steps and largest(not good):
                         if accelerator.scaler is not None:
                             optimizer.step()  # the scaler skips it and lowers its scale
@@ -313,7 +247,7 @@ def train_step(
         skipped = accelerator.optimizer_step_was_skipped
         run.step_end(skipped=skipped)
         if not skipped:
-            return measured
+            return StepFigures(measured, norm)
     raise UsageError(
         f"gradients overflow in fp16 at step {run.progress.step}, even at the smallest loss scale: lower "
         "--learning_rate, or train with --bf16"
@@ -322,9 +256,13 @@ def train_step(
 
 def _gradients_done(
     accelerator: Accelerator, model: nn.Module, optimizer: Any, run: RecipeRun, options: StepOptions, good: bool
-) -> bool:
-    """Passes the gradients of a step to the modifiers, then clips them. Returns whether the step is still `good`: False
-    if `skip_nan_steps` is set and their norm is NaN or inf; overflows in fp16 are left to the scaler."""
+) -> tuple[bool, Tensor | None]:
+    """Passes the gradients of a step to the modifiers, then clips them.
+
+    Returns:
+        Whether the step is still `good` (False if `skip_nan_steps` is set and their norm is NaN or inf; overflows in
+        fp16 are left to the scaler), and the norm before clipping, as `StepFigures` has it.
+    """
     # A modifier that reads gradients gets them without the loss scale, and never those of a step that will be skipped.
     unscaled = accelerator.scaler is not None and run.needs_gradients
     if unscaled:
@@ -336,12 +274,12 @@ def _gradients_done(
             good = not largest(not (good and (finite or unscaled)))
     if finite and (good or not run.needs_gradients):
         run.grads_ready()
-    if not (options.max_grad_norm > 0 or options.skip_nan_steps):
-        return good
     # Accelerate's own clipping would unscale again, but a scaler allows that only once per step.
     clip = torch.nn.utils.clip_grad_norm_ if unscaled else accelerator.clip_grad_norm_
     norm = clip(model.parameters(), options.max_grad_norm or math.inf)
-    return good and (not options.skip_nan_steps or accelerator.scaler is not None or math.isfinite(norm))
+    if options.skip_nan_steps and accelerator.scaler is None:
+        good = good and math.isfinite(norm)
+    return good, None if norm is None else torch.as_tensor(norm)
 
 
 def _are_finite(model: nn.Module) -> bool:
@@ -360,11 +298,3 @@ def calibration_forward(model: nn.Module, micro_batches: list[dict[str, Tensor]]
 def seed_step(seed: int, step: int, process: int) -> None:
     """Seeds torch's generators for one step on one process."""
     torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + process) % 2**63)
-
-
-def _check_finite(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise UsageError(
-            f"the loss is {loss} at step {step}; earlier checkpoints are intact. Lower --learning_rate (or the "
-            "recipe's init_lr), or use --bf16 or float32 instead of --fp16"
-        )

@@ -23,11 +23,13 @@ from sparse_accel.models.loading import default_head, head_of, load_model, load_
 from sparse_accel.models.sparsity import sparsity_report
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.run_folder import ownership, results
+from sparse_accel.run_folder.environment import record_environment
 from sparse_accel.run_folder.trainer_state import History
+from sparse_accel.training.figures import sparsity_figures
 from sparse_accel.training.identity import settings_of
 from sparse_accel.training.loaders import gradient_loader, tokenize_rows, training_loader
 from sparse_accel.training.start_table import describe_head, start_table
-from sparse_accel.training.tracking import sparsity_figures, start_trackers
+from sparse_accel.training.tracking import start_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -102,6 +104,7 @@ def apply_at_once(
     if ownership.acquire(accelerator, arguments, run, identity, settings) == "show":
         return False
     results.record_arguments(accelerator, output_dir, arguments)
+    record_environment(accelerator, output_dir)
     start_trackers(accelerator, arguments, recipe)
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

@@ -13,7 +13,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
-from sparse_accel.console import warn
+from sparse_accel.console import set_log_level, warn
 from sparse_accel.distributed.environment import compilation
 from sparse_accel.distributed.heartbeat import report_lost_processes
 from sparse_accel.distributed.launch import check_launch, describe, gives_gradients, launch_options
@@ -33,6 +33,7 @@ def make_accelerator(arguments: TrainingArguments, recipe: Recipe | None = None)
     Raises:
         UsageError: flags, launcher, environment and recipe contradict each other.
     """
+    set_log_level(arguments.log_level)
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None
     asked = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
     if asked == "fp16" and not torch.cuda.is_available():

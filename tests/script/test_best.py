@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from script_fixtures import Outcome, Tiny, assert_same_model, history, read_json, run
 
+from sparse_accel.training.evaluation import Evaluation
+
 pytest_plugins = ["script_fixtures"]
 
 # By epoch. Quantization begins at epoch 2 and settles at epoch 3: the first two are of models that were not yet final.
@@ -24,9 +26,9 @@ def scored(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     def train(given: Sequence[float] = SCORES, **others: Any) -> Outcome:
         scores = iter([*given, 0.65])  # the last is of the files at the end
 
-        def figures(*_: Any) -> dict[str, float]:
+        def figures(*_: Any) -> Evaluation:
             score = next(scores)
-            return {"eval_accuracy": score, "eval_f1_macro": score, "eval_loss": 1 - score}
+            return Evaluation({"eval_accuracy": score, "eval_f1_macro": score, "eval_loss": 1 - score}, {}, {})
 
         monkeypatch.setattr("sparse_accel.training.evaluation.evaluate_splits", figures)
         flags = tiny.flags(recipe_args=RECIPE_ARGS, output_dir=tmp_path / "out", load_best_model_at_end=True)

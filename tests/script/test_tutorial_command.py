@@ -81,7 +81,7 @@ def test_what_lies_in_the_folder(desk: Path, output: Path) -> None:
     model = {"config.json", "model.safetensors", "quantization.json", "tokenizer.json", "tokenizer_config.json"}
     recipe = {"recipe.yaml", "recipe_as_given.yaml"}
     figures = {"all_results.json", "train_results.json", "eval_results.json", "sparsity.json", "trainer_state.json"}
-    figures.add("arguments.json")
+    figures |= {"arguments.json", "environment.json", "evaluation.json", "README.md", "report.html"}
     # 7 steps an epoch, and --save_total_limit 1.
     assert {path.name for path in output.iterdir()} == model | recipe | figures | {"run.json", "checkpoint-21"}
     assert {path.name for path in (output / "checkpoint-21").iterdir()} == model | {

@@ -204,7 +204,7 @@ def assert_same(one: Session, other: Session) -> None:
 
 
 def figures_of(entry: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if "samples_per_second" not in name}
+    return {name: value for name, value in entry.items() if not name.endswith(("per_second", "_gb"))}
 
 
 def compare(one: Any, other: Any, path: str) -> None:

@@ -30,7 +30,8 @@ from sparse_accel.nn.losses import IGNORED
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.tasks.base import starts_of
-from sparse_accel.training.loop import GlobalBatch, StepOptions, train_step
+from sparse_accel.training.averages import GlobalBatch
+from sparse_accel.training.loop import StepOptions, train_step
 from sparse_accel.training.optimizer import make_optimizer, parameter_groups
 
 # One phase an epoch, of four steps each.

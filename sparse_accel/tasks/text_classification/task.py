@@ -14,9 +14,10 @@ from sparse_accel.data.columns import find_label_column
 from sparse_accel.data.tables import read_table
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.nn.losses import distillation_loss, task_loss
-from sparse_accel.tasks.base import Task
+from sparse_accel.tasks.base import Details, Task
 from sparse_accel.tasks.label_names import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Head
 from sparse_accel.tasks.text_classification.data import TextClassificationData, load_text_classification
+from sparse_accel.tasks.text_classification.details import classification_details
 from sparse_accel.tasks.text_classification.encoding import tokenize_texts
 from sparse_accel.tasks.text_classification.labels import LabelColumn, are_hidden
 from sparse_accel.tasks.text_classification.metrics import compute_metrics, metric_names
@@ -109,6 +110,13 @@ class TextClassification(Task):
     def distance(self, student: Tensor, teacher: Tensor, batch: dict[str, Any], temperature: float) -> Tensor:
         return distillation_loss(student, teacher, temperature, self.problem_type)
 
+    def agreement(self, student: Tensor, teacher: Tensor, batch: dict[str, Any]) -> Tensor | None:
+        if self.problem_type == REGRESSION:
+            return None
+        if self.problem_type == MULTI_LABEL:
+            return ((student >= 0) == (teacher >= 0)).float().mean(dim=-1)
+        return (student.argmax(dim=-1) == teacher.argmax(dim=-1)).float()
+
     def labelled(self, batch: dict[str, Tensor]) -> Tensor:
         return self.units(batch)
 
@@ -136,6 +144,10 @@ class TextClassification(Task):
 
     def figures(self, logits: np.ndarray, rows: Dataset, split: str) -> dict[str, float]:
         return compute_metrics(self.metrics, self.problem_type, logits, np.asarray(rows["labels"]), self.positive)
+
+    def details(self, logits: np.ndarray, rows: Dataset, split: str) -> Details:
+        texts = self.data.splits[split].select_columns(list(self.data.text_columns))
+        return classification_details(logits, np.asarray(rows["labels"]), self.head.names, self.problem_type, texts)
 
     def predictions(self, logits: np.ndarray, rows: Dataset, split: str) -> str:
         return prediction_table(logits, self.head.names, self.problem_type)

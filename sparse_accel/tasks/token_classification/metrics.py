@@ -44,7 +44,7 @@ def entity_metrics(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str)
     if scheme == PLAIN:
         figures["f1_macro"] = float(f1_score(true_tags, predicted_tags, average="macro", zero_division=0))
     else:
-        found = _report(true, predicted, scheme).get("micro avg", _NOTHING)
+        found = entity_report(true, predicted, scheme).get("micro avg", _NOTHING)
         figures |= {"precision": found["precision"], "recall": found["recall"], "f1": found["f1-score"]}
     return {name: figures[name] for name in metric_names(scheme)}
 
@@ -59,7 +59,7 @@ def f1_by_type(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str) -> 
         names = sorted({*true_tags, *predicted_tags})
         figures = f1_score(true_tags, predicted_tags, labels=names, average=None, zero_division=0)
         return dict(zip(names, map(float, figures), strict=True))
-    report = _report(true, predicted, scheme)
+    report = entity_report(true, predicted, scheme)
     return {type_: report[type_]["f1-score"] for type_ in sorted(report) if not type_.endswith(" avg")}
 
 
@@ -73,7 +73,7 @@ def _flat(true: Sequence[Tags], predicted: Sequence[Tags]) -> tuple[list[str], l
     return flat
 
 
-def _report(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str) -> dict[str, dict[str, float]]:
+def entity_report(true: Sequence[Tags], predicted: Sequence[Tags], scheme: str) -> dict[str, dict[str, float]]:
     """Returns the report of seqeval, with tags converted to IOB2: metrics by type, and averages; empty: no entities."""
     both = [[_as_iob2(tags, scheme) for tags in side] for side in (true, predicted)]
     if all(tag == OUTSIDE for side in both for tags in side for tag in tags):

@@ -18,7 +18,7 @@ from sparse_accel.cli.training import TrainingArguments
 from sparse_accel.data.tokenizing import tokenize
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.nn.losses import IGNORED, token_distillation_loss, token_loss
-from sparse_accel.tasks.base import Task
+from sparse_accel.tasks.base import Details, Task
 from sparse_accel.tasks.label_names import Head
 from sparse_accel.tasks.token_classification.data import (
     SENTENCE,
@@ -28,6 +28,7 @@ from sparse_accel.tasks.token_classification.data import (
     has_tags,
     load_token_classification,
 )
+from sparse_accel.tasks.token_classification.details import tag_details
 from sparse_accel.tasks.token_classification.encoding import NO_WORD, encode
 from sparse_accel.tasks.token_classification.metrics import entity_metrics, f1_by_type, metric_names
 from sparse_accel.tasks.token_classification.tags import OUTSIDE, PLAIN, find_scheme
@@ -131,6 +132,11 @@ class TokenClassification(Task):
     def distance(self, student: Tensor, teacher: Tensor, batch: dict[str, Any], temperature: float) -> Tensor:
         return token_distillation_loss(student, teacher, batch["labels"] != IGNORED, temperature)
 
+    def agreement(self, student: Tensor, teacher: Tensor, batch: dict[str, Any]) -> Tensor | None:
+        labelled = batch["labels"] != IGNORED
+        same = (student.argmax(dim=-1) == teacher.argmax(dim=-1)) & labelled
+        return same.sum(dim=1) / labelled.sum(dim=1).clamp(min=1)
+
     def mean(self, values: Tensor, batch: dict[str, Any]) -> Tensor:
         counts = (batch["labels"] != IGNORED).sum(dim=1)
         return (values * counts).sum() / counts.sum().clamp(min=1)
@@ -170,6 +176,14 @@ class TokenClassification(Task):
             by_type = f1_by_type(true, predicted, self.scheme)
             found |= {name: by_type.get(name.removeprefix("f1_"), 0.0) for name in self.figure_names()[len(found) :]}
         return found
+
+    def headline(self) -> str:
+        return "f1" if "f1" in self.figure_names() else "f1_macro"
+
+    def details(self, logits: np.ndarray, rows: Dataset, split: str) -> Details:
+        true, sentences = self.data.splits[split][TAGS][:], self.data.splits[split][TOKENS][:]
+        predicted = self._predicted(logits, rows, split)
+        return tag_details(true, predicted, sentences, self.head.names, self.scheme)
 
     def support(self, rows: Dataset, split: str) -> int:
         tags = self.data.splits[split][TAGS][:]

@@ -186,7 +186,8 @@ def test_two_at_a_time_distil_different_outputs() -> None:
         FixedTeacher(logits=teacher, other=student), "hardness: 0.5", "hardness: 0.2, distill_output_keys: [other]"
     )
     terms = run.losses(task, {}, {"logits": student, "other": teacher})
-    assert terms.keys() == {"task_loss", "distillation_loss_logits", "distillation_loss_other", "loss"}
+    names = {"distillation_loss_logits", "distillation_loss_other", "teacher_agreement"}
+    assert terms.keys() == {"task_loss", "loss", *names}
     turned = distillation_loss(teacher, student, 2.0, SINGLE)
     torch.testing.assert_close(terms["distillation_loss_other"], turned)
     torch.testing.assert_close(terms["loss"], 0.5 * 0.8 * task + 0.5 * distance + 0.2 * turned)
@@ -209,7 +210,7 @@ def test_one_after_the_other() -> None:
         run.step_begin()
         terms = run.losses(task, {}, {"logits": student})
         torch.testing.assert_close(terms["loss"], expected)
-        assert set(terms) <= {"task_loss", "distillation_loss", "loss"}
+        assert set(terms) <= {"task_loss", "distillation_loss", "teacher_agreement", "loss"}
         run.step_end()
 
 

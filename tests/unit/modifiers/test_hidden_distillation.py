@@ -227,7 +227,7 @@ def test_one_forward_of_the_teacher_is_for_all() -> None:
     calls, batch = counted(teacher), batch_of(0, 1)
     for number in (1, 2):
         run.step_batches([batch])
-        assert len(terms_of(run, student, batch)) == 5 and len(calls) == number
+        assert len(terms_of(run, student, batch)) == 6 and len(calls) == number
     assert run.teacher is not None and run.teacher._latest is None  # its memory is free in the backward
 
 
