@@ -262,10 +262,11 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
 
 
 def masked_fraction(model: nn.Module) -> float:
-    """Returns the fraction of weights that masks remove, of all weights that have a mask; 0 without masks."""
-    found = [mask for name, mask in masks(model).items() if name.endswith("weight")]
-    kept = sum(int(mask.sum()) for mask in found)
-    return 1 - kept / sum(mask.numel() for mask in found) if found else 0.0
+    """Returns the fraction of the encoder's Linear weights that masks remove, of those that have a mask; 0 without."""
+    found = [layer.mask for name, layer in sparse_layers(model) if is_encoder_linear(name, layer)]
+    sizes = [(mask.numel() - int(mask.sum()), mask.numel()) for mask in found if mask is not None]
+    removed, weights = (sum(column) for column in zip(*sizes, strict=True)) if sizes else (0, 1)
+    return removed / weights
 
 
 def _masks_of(layer: SparseLayer) -> tuple[tuple[str, Tensor | None], ...]:
