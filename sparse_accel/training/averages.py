@@ -53,7 +53,8 @@ class Averages:
 
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the terms of the loss, weighted as in the loss
     norms: list[Tensor] = field(default_factory=list)  # of the gradients, one per step
-    tokens: list[Tensor] = field(default_factory=list)  # [without padding, with padding], one per micro-batch
+    tokens: list[Tensor] = field(default_factory=list)  # of this process, without padding, one per micro-batch
+    padded_tokens: int = 0  # of this process, with padding
     rows: int = 0
     weight: int = 0
     seconds: float = 0.0
@@ -74,7 +75,10 @@ class Averages:
             return
         if measured.gradient_norm is not None:
             self.norms.append(measured.gradient_norm)
-        self.tokens += [tokens_of(micro_batch) for micro_batch in batch.micro_batches]
+        for mask in (micro_batch.get("attention_mask") for micro_batch in batch.micro_batches):
+            if mask is not None:
+                self.tokens.append(mask.sum())
+                self.padded_tokens += mask.numel()
         for terms, weights in measured.micro_batches:
             for name, values in terms.items():
                 total = (values * weights).sum()
@@ -100,27 +104,30 @@ class Averages:
         """
         began = time.perf_counter()
         sums = {name: float(reduce_sum(total)) for name, total in self.sums.items()}
-        tokens, slots = reduce_sum(torch.stack(self.tokens).sum(dim=0)).tolist() if self.tokens else (0, 0)
+        tokens, padded_tokens = self._tokens_of_all()
         norms = [full_weight(norm) for norm in self.norms]
         self.seconds += time.perf_counter() - began  # the time in which a GPU finishes its steps
         figures = {f"train/{name}": total / max(self.weight, 1) for name, total in sums.items()}
         figures["train/samples_per_second"] = self.rows / max(self.seconds, 1e-9)
-        if slots:
+        if padded_tokens:
             figures["train/tokens_per_second"] = tokens / max(self.seconds, 1e-9)
-            figures["train/padding"] = 1 - tokens / slots
+            figures["train/padding"] = 1 - tokens / padded_tokens
         if norms:
             figures["train/gradient_norm"] = torch.stack(norms).mean().item()
         if self.skipped_steps:
             figures["train/steps_skipped"] = float(self.skipped_steps)
-        self.sums, self.norms, self.tokens, self.rows, self.weight, self.seconds = {}, [], [], 0, 0, 0.0
+        self.sums, self.norms, self.tokens, self.padded_tokens = {}, [], [], 0
+        self.rows, self.weight, self.seconds = 0, 0, 0.0
         _check_finite(figures["train/loss"], step)
         return figures
 
-
-def tokens_of(batch: dict[str, Tensor]) -> Tensor:
-    """Returns the number of tokens of a micro-batch without and with padding, (2,) int64."""
-    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-    return torch.stack([mask.sum(), torch.tensor(mask.numel(), device=mask.device)])
+    def _tokens_of_all(self) -> tuple[int, int]:
+        """Returns the tokens of all processes, without and with padding."""
+        if not self.tokens:
+            return 0, 0
+        own = torch.stack([torch.stack(self.tokens).sum(), torch.full_like(self.tokens[0], self.padded_tokens)])
+        tokens, padded_tokens = reduce_sum(own).tolist()
+        return int(tokens), int(padded_tokens)
 
 
 def _check_finite(loss: float, step: int) -> None:
