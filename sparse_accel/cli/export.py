@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparse_accel.cli.parser import check_bounds, expand_paths, flag
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, nearest
 
 FORMATS = ("qdq", "integer")
+TRACKERS = ("wandb", "mlflow")
 # SparseML's task names -> ours.
 _TASKS = {
     "text_classification": "text_classification",
@@ -80,6 +81,11 @@ class ExportArguments:
         default_text="not measured",
         path=True,
     )
+    report_to: tuple[str, ...] = flag(
+        (),
+        "send figures and files of the deployment to the trackers that followed the run of the model: wandb, mlflow",
+        default_text="none",
+    )
     debug: bool = flag(False, "show the traceback of a usage error")
 
     def __post_init__(self) -> None:
@@ -92,6 +98,12 @@ class ExportArguments:
                 raise UsageError(f"--{name} names a column of --data: add --data.")
         if self.kernels and self.format != "qdq":
             raise UsageError(f"--kernels needs the format qdq: leave out --format {self.format}, or --kernels.")
+        self.report_to = tuple(word for text in self.report_to for word in text.replace(",", " ").split())
+        for word in self.report_to:
+            if word not in TRACKERS:
+                raise UsageError(
+                    f"--report_to: unknown value '{word}'.{nearest(word, TRACKERS)} Expected: {' or '.join(TRACKERS)}."
+                )
         known = ", ".join(dict.fromkeys(_TASKS.values()))
         name = (self.task or "text_classification").replace("-", "_")
         if name in _LATER:

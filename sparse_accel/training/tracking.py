@@ -175,6 +175,8 @@ def _store_ids(accelerator: Accelerator, options: dict[str, dict[str, Any]], fol
     for tracker in accelerator.trackers if accelerator.is_main_process else []:
         if tracker.name == "wandb":
             write_text(folder / "wandb_run_id", options["wandb"]["id"] + "\n")
+            path = "/".join(filter(None, (getattr(tracker.tracker, name, "") for name in ("entity", "project"))))
+            write_text(folder / "wandb_project", path + "\n")  # for what continues the run, such as an export
         elif tracker.name == "trackio":
             write_text(folder / "trackio_run_name", options["trackio"]["name"] + "\n")
         elif tracker.name == "mlflow":
