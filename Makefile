@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 # Two workers with one thread each: the tensors in tests are too small for more threads.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: help quickstart kernels test test-fast test-slow test-all test-gpu check wheel docs clean
+.PHONY: help quickstart kernels test test-fast test-slow test-all test-gpu check wheel dist docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ check: $(VENV)/.dev ## lint, format and types
 wheel: $(VENV)/.wheel ## a wheel with the library, for any Linux on x86-64 since 2014, in dist
 	$(BIN)/python tests/support/make_wheel.py --output dist
 
+dist: $(VENV)/.wheel ## that wheel and the archive of its sources, in dist
+	$(BIN)/python tests/support/make_wheel.py --output dist --sdist
+
 docs: $(VENV)/.docs ## the site of docs/, in build/docs; a dead link is an error
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m sphinx -E -W --keep-going -n -q docs build/docs
@@ -55,21 +58,21 @@ clean: ## remove the virtual environment, outputs and caches
 
 # Stamp files: install once, and again if the pinned versions change.
 $(VENV)/.quickstart: pyproject.toml setup.py constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) -e '.[quickstart,onnx]'
+	$(PIP_INSTALL) -e '.[quickstart,onnx,report]'
 	@$(BIN)/python sparse_accel/runtime/build.py --optional
 	touch $@
 
 $(VENV)/.dev: pyproject.toml setup.py constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) -e '.[quickstart,wandb,onnx,deepspeed,docs,dev]'
+	$(PIP_INSTALL) -e '.[quickstart,wandb,onnx,report,deepspeed,docs,dev]'
 	touch $@
 
 $(VENV)/.docs: pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e '.[docs]'
 	touch $@
 
-# ziglang alone: the wheel is built in an environment of its own.
+# The wheel is built in an environment of its own; setuptools makes the archive of the sources.
 $(VENV)/.wheel: constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) ziglang
+	$(PIP_INSTALL) ziglang setuptools
 	touch $@
 
 $(BIN)/python:

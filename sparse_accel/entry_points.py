@@ -1,4 +1,5 @@
-"""Installed commands: SparseML's names for scripts/, so that old command lines run unchanged.
+"""Installed commands: SparseML's names for scripts/, so that old command lines run unchanged. `sparse_accel` itself, in
+__main__.py, starts the same functions.
 
 A command only runs its script. Accelerate configures the processes: with the file in `ACCELERATE_CONFIG_FILE`, or else
 the one that `accelerate config` wrote, the command starts `accelerate launch`. Without such a file, or inside a launch
@@ -47,9 +48,14 @@ def prefetch() -> None:
 
 def script_path(name: str) -> Path:
     """Returns the path of a script: inside the package in a wheel, next to the package in a clone."""
+    return resource("scripts") / name
+
+
+def resource(folder: str) -> Path:
+    """Returns a folder that a wheel carries inside the package, and a clone has next to it."""
     package = Path(__file__).resolve().parent
-    inside = package / "scripts" / name
-    return inside if inside.is_file() else package.parent / "scripts" / name
+    inside = package / folder
+    return inside if inside.is_dir() else package.parent / folder
 
 
 def _not_yet(name: str) -> None:
@@ -91,7 +97,7 @@ def _check_command_line(task: str) -> None:
 
     def check() -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # the script prints the warnings
-            arguments = parse_arguments(flags[task])
+            arguments = parse_arguments(flags[task], sys.argv[1:])  # sys.argv stays as it is, for the launcher
             if arguments.recipe and not is_stub(arguments.recipe):
                 load_recipe(arguments.recipe, arguments.recipe_args)
 

@@ -10,11 +10,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sparse_accel.console import rank
 from sparse_accel.errors import Stopped, UsageError, shortened
+
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 @contextmanager
@@ -24,9 +26,8 @@ def _signals_end_it() -> Iterator[None]:
         stopped.agreed = False
         raise stopped
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
     try:
-        before = {number: signal.signal(number, end) for number in numbers}
+        before = {number: signal.signal(number, end) for number in _ENDING}
     except ValueError:  # not in the main thread: signals do not arrive here
         yield
         return
@@ -127,4 +128,21 @@ def run_main(main: Callable[[], int | None], *, resumes: bool = True) -> None:
             how = f" ({shortened(str(interrupt))})" if str(interrupt) else ""
             print(f"\ninterrupted{how}{_how_to_resume(resumes, str(interrupt))}", file=sys.stderr)
         code = 130
+    _tell_launcher(code)
     sys.exit(code)
+
+
+def leave_signals_to_the_next() -> None:
+    """Undoes what `run_main` did with signals, for a program started inside of it that calls `run_main` itself; else a
+    second signal, which launchers send, would be answered twice."""
+    with suppress(ValueError):  # not in the main thread: signals do not arrive here
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _tell_launcher(code: int) -> None:
+    """Adds the exit code to the file in SPARSE_ACCEL_EXIT_CODES: launchers end with 1, whatever their processes ended
+    with, and who started the launcher must know whether the same command resumes (75) or meets its error again (2)."""
+    if file := os.environ.get("SPARSE_ACCEL_EXIT_CODES"):
+        with suppress(OSError), open(file, "a") as codes:
+            codes.write(f"{code}\n")

@@ -10,11 +10,15 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from compilers import without_compilers
-from make_wheel import LIBRARY, TAG, copy_sources, make_wheel
+from make_wheel import LIBRARY, TAG, copy_sources, make_sdist, make_wheel
 from places import GOLDEN, ROOT
+from script_fixtures import make_model, sentences, words, write_csv
+
+from sparse_accel import __version__
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +61,13 @@ def pip(*words: object, folder: Path, python: object = sys.executable, **variabl
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_sdist(tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made right after the archive of the sources, so that both are of the same files."""
     return make_wheel(tmp_path_factory.mktemp("wheel"))
 
 
@@ -70,7 +80,7 @@ def sources(tmp_path: Path) -> Path:
 
 def test_the_wheel_runs_on_old_systems(wheel: Path, tmp_path: Path) -> None:
     """As binutils read its library; make_wheel itself has looked with a few lines of Python."""
-    assert wheel.name == f"sparse_accel-0.1.0-{TAG}.whl"
+    assert wheel.name == f"sparse_accel-{__version__}-{TAG}.whl"
     with zipfile.ZipFile(wheel) as archive:
         library = archive.extract(LIBRARY, tmp_path)
         assert not [name for name in archive.namelist() if "csrc" in name]
@@ -135,10 +145,71 @@ def test_without_a_compiler_a_wheel_is_for_every_platform(sources: Path, tmp_pat
         assert LIBRARY not in archive.namelist()
 
 
-def test_an_archive_of_the_sources_has_those_of_the_library(sources: Path, tmp_path: Path) -> None:
-    ran(sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path / "made", folder=sources)
-    (made,) = (tmp_path / "made").glob("*.tar.gz")
-    with tarfile.open(made) as archive:
-        packed = {name.partition("/")[2] for name in archive.getnames()}
-    csrc = (sources / LIBRARY).with_name("csrc")
-    assert {"setup.py", "pyproject.toml", *(str(file.relative_to(sources)) for file in csrc.iterdir())} <= packed
+def listed_by_git(*patterns: str) -> set[str]:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
+    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    return {name for name in found if (ROOT / name).is_file()}
+
+
+def test_the_wheel_carries_everything_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    package = {name for name in listed_by_git("sparse_accel") if "/runtime/csrc/" not in name}
+    assert packed == package | {LIBRARY} | {
+        f"sparse_accel/{name}" for name in listed_by_git("scripts", "accelerate_configs")
+    }
+
+
+def test_a_wheel_from_the_archive_of_the_sources_is_the_same(sdist: Path, wheel: Path, tmp_path: Path) -> None:
+    assert sdist.name == f"sparse_accel-{__version__}.tar.gz"
+    with tarfile.open(sdist) as archive:
+        packed = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    build = {"pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "constraints.txt"}
+    made = {name for name in packed if name in ("PKG-INFO", "setup.cfg") or ".egg-info/" in name}
+    assert packed - made == build | listed_by_git("sparse_accel", "scripts", "accelerate_configs")
+    other = make_wheel(tmp_path / "wheel", sdist)
+    assert other.name == wheel.name
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(other) as two:
+        assert sorted(one.namelist()) == sorted(two.namelist())
+        different = [name for name in one.namelist() if one.read(name) != two.read(name)]
+    assert different == []
+
+
+def test_the_command_where_nothing_but_the_wheel_is(wheel: Path, tmp_path: Path) -> None:
+    """The tutorial's command on CSV files, launch files, a script and a launcher: in an empty folder, without a clone.
+    The libraries are those of this environment."""
+    ran(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", folder=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    pip("--python", python, "install", "-q", "--no-deps", wheel, folder=tmp_path)
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (site / "libraries.pth").write_text(f"{Path(pytest.__file__).parent.parent}\n")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    command, bare = python.with_name("sparse_accel"), {"PATH": f"{python.parent}:{os.environ['PATH']}"}
+    assert ran(command, "--version", folder=empty, **bare) == f"sparse_accel {__version__}\n"
+    assert "files copied" in ran(command, "launch-files", folder=empty, **bare)
+
+    make_model(empty / "model", sparse=True)
+    write_csv(empty / "train.csv", sentences(40, seed=1))
+    write_csv(empty / "validation.csv", sentences(16, seed=2))
+    flags: dict[str, Any] = {
+        "model_name_or_path": "model",
+        "recipe": "zoo:nlp/sentiment_analysis/obert-base/pytorch/huggingface/sst2/pruned90_quant-none",
+        "recipe_args": {"num_epochs": 2, "qat_start_epoch": 1.0, "observer_epoch": 1.5},
+        "distill_teacher": "disable",
+        "train_file": "train.csv",
+        "validation_file": "validation.csv",
+        "input_column_names": "text",
+        "label_column_name": "label",
+        "output_dir": "run",
+        "do_train": True,
+        "do_eval": True,
+    }
+    said = ran(command, "train", "text-classification", *words(**flags), folder=empty, **bare)
+    assert "── results" in said and (empty / "run" / "quantization.json").is_file()
+    assert "quantization-aware training begins" in ran(command, "recipe", flags["recipe"], folder=empty, **bare)
+    ran(command, "export", "--model_path", "run", "--task", "text_classification", folder=empty, **bare)
+    assert (empty / "deployment" / "model.onnx").is_file()
+    launched = [command.with_name("python"), "-m", "accelerate.commands.launch", "--config_file"]
+    launched += ["accelerate_configs/cpu.yaml", "-m", "sparse_accel", "train", "text-classification"]
+    assert "── results" in ran(*launched, *words(**flags | {"output_dir": "launched"}), folder=empty, **bare)

@@ -67,7 +67,7 @@ def test_evaluation_alone_gives_the_figures_of_the_training_run(trained: Path, t
     )
     assert done.code == 0, done.all
     assert read_json(tmp_path / "eval_results.json") == in_training
-    assert {path.name for path in tmp_path.iterdir()} == {"eval_results.json", "all_results.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"eval_results.json", "all_results.json", "evaluation.json"}
 
 
 def test_evaluation_on_test_rows(trained: Path, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_the_sweep_is_run_by_the_local_client(
     trial["num_epochs"] = {"value": 1}  # the recipe's other variables fit it
     trial |= {"qat_start_epoch": {"value": 0.5}, "observer_epoch": {"value": 0.8}}
     monkeypatch.chdir(tmp_path)
-    for name in ("RUN_ID", "SWEEP_PARAM_PATH"):  # which the agent sets
+    for name in ("RUN_ID", "SWEEP_PARAM_PATH", "SWEEP_ID", "DIR"):  # which the agent sets
         monkeypatch.setenv(f"WANDB_{name}", "replaced")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PATH", f"{Path(importlib.import_module('sys').executable).parent}:{os.environ['PATH']}")

@@ -1,7 +1,7 @@
 """Makes a wheel with the runtime's library, for any Linux on x86-64 since 2014, and proves that it needs nothing newer.
 
-    make wheel
-    python tests/support/make_wheel.py --output dist
+    make wheel      # python tests/support/make_wheel.py --output dist
+    make dist       # python tests/support/make_wheel.py --output dist --sdist: the sources too, and the wheel from them
 
 The compiler is zig's, from PyPI: a clang that links against glibc 2.17 and puts its own C++ library into what it
 makes. The sources are what git lists, committed or not, in a folder of their own: no leftover gets into the wheel.
@@ -42,11 +42,30 @@ def copy_sources(target: Path) -> None:
             shutil.copy2(ROOT / name, target / name)
 
 
-def make_wheel(output: Path) -> Path:
-    """Returns the wheel in `output`; SystemExit with the compiler's or pip's words if there is none."""
+def make_sdist(output: Path) -> Path:
+    """Returns the archive of the sources in `output`; SystemExit with setuptools' words if there is none."""
     with tempfile.TemporaryDirectory() as scratch:
-        sources, made = Path(scratch) / "sources", Path(scratch) / "made"
-        copy_sources(sources)
+        copy_sources(Path(scratch) / "sources")
+        output.mkdir(parents=True, exist_ok=True)
+        code = f"from setuptools.build_meta import build_sdist; print(build_sdist({str(output.resolve())!r}))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=Path(scratch) / "sources", text=True, capture_output=True
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"{done.stdout}{done.stderr}\nerror: setuptools made no archive of the sources")
+        return output / done.stdout.splitlines()[-1]
+
+
+def make_wheel(output: Path, sdist: Path | None = None) -> Path:
+    """Returns the wheel in `output`; SystemExit with the compiler's or pip's words if there is none.
+
+    Args:
+        sdist: an archive of the sources to make it from; None: what git lists here.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        sources, made = sdist or Path(scratch) / "sources", Path(scratch) / "made"
+        if sdist is None:
+            copy_sources(sources)
         words = [sys.executable, "-m", "pip", "wheel", "--disable-pip-version-check", "--no-deps", "-w", made]
         variables = os.environ | {"CXX": shlex.join(compiler()), "SPARSE_ACCEL_KERNELS": "required"}
         done = subprocess.run(
@@ -80,7 +99,10 @@ def _fault(wheel: Path, scratch: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Makes the wheel with the runtime's library.")
     parser.add_argument("--output", type=Path, default=Path("dist"))
-    print(make_wheel(parser.parse_args().output))
+    parser.add_argument("--sdist", action="store_true", help="an archive of the sources too, and the wheel from it")
+    arguments = parser.parse_args()
+    sdist = make_sdist(arguments.output) if arguments.sdist else None
+    print(*filter(None, (sdist, make_wheel(arguments.output, sdist))), sep="\n")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_a_term_survives_distillation_at_hardness_1_wherever_it_stands() -> None
             modifier.step_begin(run.progress)
         terms = run.losses(torch.tensor([7.0]), {}, {"logits": student})
         assert float(terms["loss"]) == pytest.approx(1000 + float(terms["distillation_loss"]), abs=1e-3)
-        assert terms.keys() == {"loss", "task_loss", "distillation_loss", "extra"}
+        assert terms.keys() == {"loss", "task_loss", "distillation_loss", "teacher_agreement", "extra"}
         found.append(terms["loss"])
     assert torch.equal(*found)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from sparse_accel.console import rank
-from sparse_accel.errors import UsageError, nearest
+from sparse_accel.errors import Stopped, UsageError, nearest
 from sparse_accel.main import run_main
 
 
@@ -37,6 +39,23 @@ def test_an_error_of_another_process_alone_is_said_too(
     with pytest.raises(SystemExit):
         run_main(fail)
     assert waited == [10.0] and capsys.readouterr().err == "error (process 3): mend this\n"
+
+
+def test_exit_codes_that_a_launcher_loses_are_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def stop() -> None:
+        raise Stopped("SIGTERM")
+
+    monkeypatch.setenv("SPARSE_ACCEL_EXIT_CODES", str(tmp_path / "codes"))
+    for main in (fail, stop, lambda: None):
+        with pytest.raises(SystemExit):
+            run_main(main)
+    assert (tmp_path / "codes").read_text() == "2\n75\n0\n"
+    monkeypatch.setenv("SPARSE_ACCEL_EXIT_CODES", str(tmp_path / "no folder" / "codes"))
+    with pytest.raises(SystemExit) as ended:
+        run_main(fail)
+    assert ended.value.code == 2 and "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from places import ROOT
 
 FLOORS = (
-    "errors console files fingerprints progress",
+    "errors console files fingerprints progress wilson_interval",
     "main cli distributed zoo demo",
     "nn hub",
     "modifiers data",
@@ -19,7 +19,7 @@ FLOORS = (
     "run_folder",
     "training export",
     "report publish integrations",
-    "scripts examples",
+    "scripts examples __main__",
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 
