@@ -18,7 +18,7 @@ truncates almost nothing; float32 unless --bf16 is given.
 
 With --frontier, models of 0 to 95% zeros in INT8: accuracy of the exported file, its size, milliseconds in onnxruntime
 and with the kernels. Their starts are pruned on IMDB by the recipe obert_pruned90, and transferred by
-sparse_quant_distilled. --held_out judges by rows of train.csv that no run trains on: for choosing between recipes.
+sst2_pruned90_quant. --held_out judges by rows of train.csv that no run trains on: for choosing between recipes.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def frontier(model: Path, data: Path, out: Path, arguments: argparse.Namespace, 
     deployments = {}
     for percent, start in starts.items():
         name, variables = f"{percent}% zeros, INT8", TRANSFER[arguments.transfer_epochs]
-        run = Run(name, start, "sparse_quant_distilled", variables, out / dense.folder, seed, bf16)
+        run = Run(name, start, "sst2_pruned90_quant", variables, out / dense.folder, seed, bf16)
         found = [train(replace(run, seed=each), data, out, shared)["eval_accuracy"] for each in arguments.seeds]
         deployments[name] = out / f"{run.folder}-deployment"
         exported = export(out / run.folder, deployments[name], data / "validation.csv")

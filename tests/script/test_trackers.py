@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from places import ROOT
-from script_fixtures import Tiny, history, make_model, run, trace
+from script_fixtures import SCRIPT, Tiny, environment, history, make_model, run, trace, words
 from wandb_files import records, wandb_run
 
 from sparse_accel.cli.training import OTHER_TRACKERS, trackers_in
@@ -195,3 +197,21 @@ def test_the_sweep_is_run_by_the_local_client(
     applied = json.loads((output / "arguments.json").read_text())["recipe_args"]
     assert json.loads(applied) == {name: entry["value"] for name, entry in trial.items()}
     assert history(output)[-1]["epoch"] == 1
+
+
+def test_a_run_without_trackers_imports_none(tiny: Tiny, tmp_path: Path) -> None:
+    """Nor does it look at them: what is not installed cannot be missed."""
+    words_of_run = words(
+        **tiny.flags(recipe_args={"num_epochs": 1, "qat_start_epoch": 0.5}), output_dir=tmp_path / "out"
+    )
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{str(SCRIPT)!r}, *{words_of_run!r}]\n"
+        "try:\n"
+        "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as ended:\n"
+        "    print('exit', ended.code)\n"
+        "print('loaded', *[name for name in ('wandb', 'tensorboard', 'trackio', 'mlflow') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=240)
+    assert done.stdout.splitlines()[-2:] == ["exit 0", "loaded"], done.stdout + done.stderr
