@@ -100,6 +100,22 @@ def _own_limit(arguments: TrainingArguments, teacher: Teacher, rows: TokenizedRo
     return limit if too_long or tokenizer_digest(own_tokenizer) != tokenizer_digest(rows.tokenizer) else None
 
 
+def rows_for_teacher(
+    arguments: TrainingArguments, accelerator: Accelerator, run: RecipeRun, rows: TokenizedRows, own_tokenizer: Any
+) -> TokenizedRows:
+    """Returns the rows as the run's teacher must read them: those of the student, unless its tokenizer gives other ids
+    or it takes fewer tokens than the longest row has.
+
+    Args:
+        rows: tokenized for the student.
+        own_tokenizer: the teacher's tokenizer, or None.
+    """
+    assert run.teacher is not None
+    if _own_limit(arguments, run.teacher, rows, own_tokenizer) is None:
+        return rows
+    return tokenize_rows(arguments, accelerator, run.task, own_tokenizer, run.teacher.model)
+
+
 def fill_teacher_table(
     arguments: TrainingArguments, accelerator: Accelerator, run: RecipeRun, rows: TokenizedRows, own_tokenizer: Any
 ) -> str:
@@ -122,8 +138,7 @@ def fill_teacher_table(
     if "logits" not in asked:
         return live + tokens
     words = "its logits on the training rows" + tokens
-    if limit is not None:
-        rows = tokenize_rows(arguments, accelerator, run.task, own_tokenizer, teacher.model)
+    rows = rows_for_teacher(arguments, accelerator, run, rows, own_tokenizer)
     dataset, cache = rows.splits["train"], Path(arguments.cache_dir) if arguments.cache_dir else None
     size = arguments.per_device_eval_batch_size
     found = teacher.make_table(accelerator, dataset, rows.tokenizer, batch_size=size, cache=cache)

@@ -22,6 +22,7 @@ from sparse_accel.models.loading import load_tokenizer, load_trained
 from sparse_accel.run_folder import results
 from sparse_accel.tasks.base import Details, starts_of, unit_numbers
 from sparse_accel.tasks.label_names import head_in
+from sparse_accel.training.distillation import rows_for_teacher
 from sparse_accel.training.figures import tracker_names
 from sparse_accel.training.loaders import TokenizedRows, evaluation_loader, tokenize_rows
 from sparse_accel.training.tracking import log_details, start_trackers
@@ -150,8 +151,7 @@ def evaluate_teacher(
     teacher = run.teacher
     if teacher is None or not arguments.do_eval:
         return None
-    if own_tokenizer is not None:
-        rows = tokenize_rows(arguments, accelerator, run.task, own_tokenizer, teacher.model)
+    rows = rows_for_teacher(arguments, accelerator, run, rows, own_tokenizer)
     return evaluate_splits(arguments, accelerator, teacher.in_order(), run.task, rows)
 
 
