@@ -83,7 +83,7 @@ class ExportArguments:
     )
     report_to: tuple[str, ...] = flag(
         (),
-        "send figures and files of the deployment to the trackers that followed the run of the model: wandb, mlflow",
+        "send the deployment and its figures to the trackers that followed the run of the model: wandb, mlflow",
         default_text="none",
     )
     debug: bool = flag(False, "show the traceback of a usage error")

@@ -213,7 +213,7 @@ def test_what_wandb_makes_of_its_variables(tmp_path: Path, monkeypatch: pytest.M
     assert (record.display_name, record.project, record.run_id) == ("my-name", "mine", "abc123")
     assert (record.run_group, list(record.tags), record.notes) == ("group", ["one", "two"], "a note")
     assert record.job_type == "sweep"
-    assert [path.name for path in (tmp_path / "out" / "tracking").iterdir()] == ["wandb_run_id"]
+    assert {path.name for path in (tmp_path / "out" / "tracking").iterdir()} == {"wandb_run_id", "wandb_project"}
 
 
 @pytest.mark.usefixtures("quiet_wandb")
