@@ -264,9 +264,9 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
 def masked_fraction(model: nn.Module) -> float:
     """Returns the fraction of the encoder's Linear weights that masks remove, of those that have a mask; 0 without."""
     found = [layer.mask for name, layer in sparse_layers(model) if is_encoder_linear(name, layer)]
-    sizes = [(mask.numel() - int(mask.sum()), mask.numel()) for mask in found if mask is not None]
-    removed, weights = (sum(column) for column in zip(*sizes, strict=True)) if sizes else (0, 1)
-    return removed / weights
+    kept = [mask.sum() for mask in found if mask is not None]  # summed on the device, read once
+    weights = sum(mask.numel() for mask in found if mask is not None)
+    return 1 - int(torch.stack(kept).sum()) / weights if kept else 0.0
 
 
 def _masks_of(layer: SparseLayer) -> tuple[tuple[str, Tensor | None], ...]:

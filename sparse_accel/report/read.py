@@ -178,6 +178,12 @@ def _read_output_folder(folder: Path) -> Run:
     run.history = _get(state, "log_history", list, folder / "trainer_state.json", inner=dict)
     run.state = {name: value for name, value in state.items() if name != "log_history"}
     run.evaluation = _entries(folder / "evaluation.json")
+    if "eval_model" in run.results:
+        run.notes.append(
+            f"The latest evaluation in this folder is of another model, {run.results['eval_model']}: left out"
+        )
+        run.results = {name: value for name, value in run.results.items() if not name.startswith("eval_")}
+        run.evaluation = {}
     run.sparsity = _read(folder / "sparsity.json")
     quantization = folder / "quantization.json"
     run.quantization = _get(_read(quantization), "quantizers", dict, quantization, inner=dict)
@@ -225,11 +231,14 @@ def _read_other_run(folder: Path) -> Run | None:
         other.evaluation = _entries(folder / "evaluation.json")
     except UsageError:
         return None
-    return other
+    return None if "eval_model" in other.results else other
 
 
 def _same_rows(run: Run, other: Run) -> bool:
-    """Whether two runs were evaluated on the same rows, as far as their flags tell."""
+    """Whether two runs were evaluated on the same rows: by their flags and, as files change, by digests if known."""
+    digests = {each.evaluation.get("validation", {}).get("digest") for each in (run, other)} - {None}
+    if len(digests) > 1:
+        return False
     flags: tuple[str, ...] = (
         "validation_file",
         "dataset_name",

@@ -138,7 +138,7 @@ def write_evaluation(
     Args:
         model: folder or id of the measured model; it is added as `eval_model` if the folder is the run of another one.
         measured_on: the digest of `evaluation.measured_on`; the same command can then skip the measurement.
-        details: by split, from `evaluation.details_record`; those of the teacher on the same split are added.
+        details: by split, from `evaluation.details_record`; the teacher's figures on the same rows are added.
     """
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def write_evaluation(
             figures = {**figures, "eval_model": model}
         teacher = _read_json(folder / TEACHER_RESULTS)
         for split, entry in details.items():
-            same = teacher.get("splits", {}).get(split, {}).get("rows") == entry["rows"]
+            same = own and teacher.get("splits", {}).get(split, {}).get("digest") == entry["digest"]
             found = teacher["splits"][split]["figures"] if same else None
             entry["teacher"] = found and {"name": teacher["name"], "figures": found}
         write_json(folder / EVALUATION, details)
@@ -162,7 +162,7 @@ def write_teacher_results(accelerator: Accelerator, folder: Path, name: str, spl
 
     Args:
         name: the teacher's folder or id.
-        splits: by split, `rows` (how many) and `figures`.
+        splits: by split, `digest` (of its rows) and `figures`.
     """
     if accelerator.is_main_process:
         write_json(folder / TEACHER_RESULTS, {"name": name, "splits": splits})

@@ -75,9 +75,10 @@ class Averages:
             return
         if measured.gradient_norm is not None:
             self.norms.append(measured.gradient_norm)
-        for mask in (micro_batch.get("attention_mask") for micro_batch in batch.micro_batches):
-            if mask is not None:
-                self.tokens.append(mask.sum())
+        for micro_batch in batch.micro_batches:
+            if (mask := micro_batch.get("attention_mask")) is not None:
+                real = micro_batch["row_id"] >= 0 if "row_id" in micro_batch else mask.new_ones(len(mask))
+                self.tokens.append((mask * real[:, None]).sum())  # a filler is padding as a whole
                 self.padded_tokens += mask.numel()
         for terms, weights in measured.micro_batches:
             for name, values in terms.items():

@@ -178,6 +178,7 @@ def details_record(task: Task, rows: TokenizedRows, evaluation: Evaluation) -> d
         record[split] = {
             "source": task.data.sources.get(split, split),
             "rows": len(task.data.splits[split]),
+            "digest": fingerprint_of_rows(task.data.splits[split]),
             "headline": task.headline(),
             "figures": figures,
             **asdict(details),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparse_accel.console import print_above_bar
 from sparse_accel.distributed.weights import plain_model, reshard
 from sparse_accel.models.sparsity import sparsity_report
+from sparse_accel.nn.layers import masks
 from sparse_accel.nn.quantizer_values import watch_quantizers
 from sparse_accel.recipe.recipe import timeline_of
 from sparse_accel.run_folder.results import write_teacher_results
@@ -45,6 +46,7 @@ class RunLog:
         self.arguments, self.accelerator, self.run, self.model = arguments, accelerator, run, model
         self.history = History(f"eval_{arguments.metric_for_best_model}", bool(arguments.greater_is_better))
         self.teacher: Evaluation | None = None
+        self._masks: list[tuple[Tensor, int]] | None = None  # each mask and its version, which counts changes in place
 
     def begin(self, teacher: Evaluation | None, rows: TokenizedRows) -> None:
         """Logs what is known before the first step: the recipe's events, and the teacher's figures, with which later
@@ -60,7 +62,7 @@ class RunLog:
         if teacher is None:
             return
         splits = {
-            split: {"rows": entry["rows"], "figures": entry["figures"]}
+            split: {"digest": entry["digest"], "figures": entry["figures"]}
             for split, entry in details_record(self.run.task, rows, teacher).items()
         }
         folder = Path(str(self.arguments.output_dir))
@@ -68,12 +70,24 @@ class RunLog:
         self.accelerator.log(tracker_names(teacher.figures, "teacher"), step=step)
 
     def add(self, figures: dict[str, float]) -> None:
-        """Logs figures by name, together with those of the recipe's modifiers, sparsity and memory."""
-        sparsity = sparsity_figures(sparsity_report(plain_model(self.accelerator, self.model)))
-        clock = {"train/epoch": self.run.progress.epoch}
-        figures = {**figures, **clock, **self.run.metrics(), **sparsity, **memory_figures()}
+        """Logs figures by name, together with those of the recipe's modifiers, memory and, if masks have changed since
+        the last time, sparsity: measuring it gathers sharded weights."""
+        self._log(figures, measure_sparsity=self._masks_changed())
+
+    def _log(self, figures: dict[str, float], *, measure_sparsity: bool) -> None:
+        figures = {**figures, "train/epoch": self.run.progress.epoch, **self.run.metrics(), **memory_figures()}
+        if measure_sparsity:
+            figures |= sparsity_figures(sparsity_report(plain_model(self.accelerator, self.model)))
         self.history.add(figures, self.run.progress)
         self.accelerator.log(tracker_names(figures), step=self.run.progress.step)
+
+    def _masks_changed(self) -> bool:
+        """Returns whether any mask has changed since the last call; True at the first."""
+        before, self._masks = self._masks, [(mask, mask._version) for mask in masks(self.run.state.model).values()]
+        if before is None or len(before) != len(self._masks):
+            return True
+        pairs = zip(before, self._masks, strict=True)
+        return any(mask is not old or version != known for (old, known), (mask, version) in pairs)
 
     def add_quantizers(self, step: int, batch: GlobalBatch) -> None:
         """Logs, if an epoch ends with `step`, the range, scale and clipped fraction of each quantizer that is on, and
@@ -112,7 +126,7 @@ class RunLog:
         """
         figures = {**evaluation.figures, **(agreement(evaluation, self.teacher) if self.teacher else {})}
         before = self._best()
-        self.add(figures)
+        self._log(figures, measure_sparsity=True)
         log_details(self.accelerator, evaluation.details, "eval", self.run.progress.step)
         epoch = self.run.progress.epoch
         late_enough = self.run.structure_final() and epoch >= (self.arguments.best_model_after_epoch or 0)
@@ -123,7 +137,7 @@ class RunLog:
     def end(self, *, evaluated: bool) -> None:
         """Logs the final sparsity, unless an evaluation did, and charts with the recipe's events."""
         if not evaluated:
-            self.add({})
+            self._log({}, measure_sparsity=True)
         events = timeline_of(self.run.modifiers, self.run.max_epochs)
         names = ("train/loss", f"eval_{self.run.task.headline()}", "sparsity/encoder")
         log_charts(self.accelerator, self.history.log, events, names)

@@ -95,7 +95,7 @@ def start_trackers(accelerator: Accelerator, arguments: TrainingArguments, recip
     names, output_dir = arguments.report_to, Path(str(arguments.output_dir))
     if not names or accelerator.trackers:
         return
-    folder = Path(logging_folder(output_dir))
+    folder = Path(logging_folder(output_dir)).resolve()  # trackers' own processes may work in another folder
     folder.mkdir(parents=True, exist_ok=True)
     for variable in [each for each, value in os.environ.items() if each.startswith(_PREFIXES) and not value.strip()]:
         del os.environ[variable]  # empty counts as unset; the trackers' libraries would read it

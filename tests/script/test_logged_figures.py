@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from script_fixtures import Tiny, make_model, run
+from script_fixtures import Tiny, make_model, run, sentences, write_csv
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from wandb_files import wandb_run
 
 from sparse_accel.data.batches import GlobalBatchSampler
+from sparse_accel.report.read import read_run
 
 pytest_plugins = ["script_fixtures"]
 
@@ -145,6 +147,36 @@ def test_evaluations_are_those_of_the_files(trained: Run) -> None:
     assert sure == sorted(sure, reverse=True)
     teacher = record["teacher"]["figures"]
     assert found["teacher/accuracy"][0] == teacher["accuracy"] and found["teacher/loss"][0] == teacher["loss"]
+
+
+def test_the_teachers_figures_stay_with_their_rows(trained: Run, tiny: Tiny, tmp_path: Path) -> None:
+    """Measured again on as many other rows, the finished run has no figures of its teacher there."""
+    others = write_csv(tmp_path / "others.csv", sentences(60, seed=77))
+    flags = tiny.flags(model_name_or_path=trained.start, distill_teacher=trained.teacher, recipe_args=ARGUMENTS)
+    again = run(**{**flags, "logging_steps": 1, "validation_file": others}, output_dir=trained.output)
+    assert again.code == 0 and "nothing is trained again" in again.out, again.all
+    record = json.loads((trained.output / "evaluation.json").read_text())["validation"]
+    assert record["rows"] == 60 and record["teacher"] is None
+    back = run(**{**flags, "logging_steps": 1}, output_dir=trained.output)
+    assert back.code == 0, back.all
+    assert json.loads((trained.output / "evaluation.json").read_text())["validation"]["teacher"] is not None
+
+
+def test_an_evaluation_of_another_model_is_not_this_runs(trained: Run, tiny: Tiny, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(trained.output, folder)
+    other = run(
+        model_name_or_path=trained.teacher,
+        validation_file=tiny.validation,
+        output_dir=folder,
+        do_eval=True,
+        per_device_eval_batch_size=32,
+    )
+    assert other.code == 0, other.all
+    assert "eval_model" in json.loads((folder / "eval_results.json").read_text())
+    assert json.loads((folder / "evaluation.json").read_text())["validation"]["teacher"] is None
+    found = read_run(folder)
+    assert found.figures() == {} and found.evaluation == {} and any("another model" in note for note in found.notes)
 
 
 def test_configuration(trained: Run) -> None:
