@@ -1,7 +1,7 @@
 # Two images with everything that trains, exports and measures; the second one for NVIDIA GPUs:
 #   docker build --target cpu --tag sparse_accel:cpu .
 #   docker build --target cuda --tag sparse_accel:cuda .
-#   docker run --rm --volume "$PWD:/work" --user "$(id -u)" sparse_accel:cpu train text-classification --help
+#   docker run --rm --volume "$PWD:/workspace" --user "$(id -u)" sparse_accel:cpu train text-classification --help
 # The versions are those of constraints.txt. Launch files are in /opt/sparse_accel: see accelerate_configs/kubernetes.
 # Linted by the tests (hadolint); the authors have no machine that builds images, so it has not been built by them.
 ARG PYTHON_VERSION=3.11
@@ -40,7 +40,7 @@ FROM cuda-packages AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 RUN sparse_accel launch-files /opt/sparse_accel
 USER 1000
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["sparse_accel"]
 CMD ["--help"]
 
@@ -48,6 +48,6 @@ FROM cpu-packages AS cpu
 ENV ACCELERATE_USE_CPU=true
 RUN sparse_accel launch-files /opt/sparse_accel
 USER 1000
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["sparse_accel"]
 CMD ["--help"]

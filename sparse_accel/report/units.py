@@ -14,7 +14,7 @@ _FRACTIONS = ("accuracy", "f1", "precision", "recall", "agreement", "combined_sc
 
 
 def fraction(value: Any) -> float:
-    """Returns a number between 0 and 1 for the length of a bar or the depth of a shade; 0 for what is no number."""
+    """Returns a number between 0 and 1 for the length of a bar or the depth of a shade; 0 for what is not a number."""
     found = number(value)
     return min(max(found, 0.0), 1.0) if found is not None and not math.isnan(found) else 0.0
 

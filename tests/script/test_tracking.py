@@ -223,12 +223,18 @@ def test_a_run_that_fails_is_ended_and_marked(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the disk is full")
 
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setattr("sparse_accel.run_folder.checkpoints.save_checkpoint", broken)
     with pytest.raises(RuntimeError, match="the disk is full"):
         run(**flags, output_dir=tmp_path / "out", report_to="all")
     _, found, code = wandb_run(tmp_path / "out" / "tracking")
     assert code == 1
     assert found["train/loss"] and scalars(tmp_path / "out" / "tracking")["train/loss"]
+    client_of: Any = importlib.import_module("mlflow").MlflowClient
+    client = client_of(f"sqlite:///{tmp_path / 'out' / 'tracking' / 'mlflow.db'}")
+    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert [each.info.status for each in runs] == ["FAILED"]
 
 
 @pytest.mark.usefixtures("quiet_wandb")
