@@ -97,7 +97,7 @@ class TrainingSteps:
         self.run, self.schedule, self.bar = run, schedule, bar
         self.averages = Averages()
         self._batches, self._stop_asked, self._stopping = batches, stop_asked, 0
-        self._shown_loss = ""
+        self._shown: list[str] = []  # loss and zeros, as they were last read
 
     def __iter__(self) -> Iterator[tuple[int, GlobalBatch]]:
         """Yields the number of each step (the value of `run.progress.step` after it), and its batch."""
@@ -122,11 +122,11 @@ class TrainingSteps:
             )
         self.bar.set_description_str(f"epoch {self.run.progress.epoch:.2f}", refresh=False)
         if self.run.progress.step % _STEPS_BETWEEN_SHOWN_LOSSES == 0:
-            self._shown_loss = f"loss {self.averages.loss() * world_size():.4f}, "
+            self._shown = [f"loss {self.averages.loss() * world_size():.4f}"]
             if zeros := masked_fraction(self.run.state.model):
-                self._shown_loss += f"zeros {zeros:.0%}, "
-        rate = f"lr {self.run.learning_rate():.1e}, "
-        self.bar.set_postfix_str(f"{self._shown_loss}{rate}{self.run.phase()}", refresh=False)
+                self._shown.append(f"zeros {zeros:.0%}")
+        parts = [*self._shown, f"lr {self.run.learning_rate():.1e}", self.run.phase()]
+        self.bar.set_postfix_str(", ".join(filter(None, parts)), refresh=False)
         self.bar.update()
 
     def figures(self) -> dict[str, float]:
