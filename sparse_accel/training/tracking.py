@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from sparse_accel.recipe import Recipe
     from sparse_accel.tasks.base import Details
 
-# Modules to import, where they are not called as their tracker.
-_MODULES = {"swanlab": "swanlab", "comet_ml": "comet_ml"}
 _DEFAULT_PROJECT = "sparse_accel"
+# What the variables of trackers with settings here begin with.
+_PREFIXES = ("WANDB_", "MLFLOW_", "TRACKIO_")
 
 
 def require_trackers(names: tuple[str, ...]) -> None:
@@ -40,7 +40,7 @@ def require_trackers(names: tuple[str, ...]) -> None:
         UsageError: a tracker is not installed.
     """
     for name in names:
-        if importlib.util.find_spec(_MODULES.get(name, name)) is None:
+        if importlib.util.find_spec(name) is None:
             raise UsageError(f"--report_to {name}: {name} is not installed: pip install {name}, or --report_to none")
         if name not in TRACKERS:
             warn(f"--report_to {name} is passed on to Accelerate; it is not tested with this package")
@@ -120,10 +120,7 @@ def start_trackers(accelerator: Accelerator, arguments: TrainingArguments, recip
         "environment": environment_of(accelerator),
     }
     for tracker in accelerator.trackers:
-        _store_config(tracker, config, recipe, arguments)
-
-
-_PREFIXES = ("WANDB_", "MLFLOW_", "TRACKIO_")
+        _store_config(tracker, config, recipe)
 
 
 def _kept(folder: Path, name: str) -> str:
@@ -183,7 +180,7 @@ def _store_ids(accelerator: Accelerator, options: dict[str, dict[str, Any]], fol
             write_text(folder / "mlflow_run_id", tracker.tracker.info.run_id + "\n")
 
 
-def _store_config(tracker: Any, config: dict[str, Any], recipe: Recipe | None, arguments: TrainingArguments) -> None:
+def _store_config(tracker: Any, config: dict[str, Any], recipe: Recipe | None) -> None:
     """Stores the configuration of the run in the form that a tracker takes."""
     if tracker.name == "mlflow":
         _store_mlflow_config(config, recipe)
