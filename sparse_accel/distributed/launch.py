@@ -123,6 +123,11 @@ def gives_gradients(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type != DistributedType.DEEPSPEED
 
 
+def precision_name(accelerator: Accelerator) -> str:
+    """Returns the precision of training as people write it: float32, bf16, fp16 or fp8."""
+    return "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+
+
 def describe(accelerator: Accelerator) -> str:
     """Returns the layout as text for the start-up table, such as `FSDP2, 2 processes`."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

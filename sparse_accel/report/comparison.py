@@ -15,7 +15,7 @@ from sparse_accel.report.one_run import figures_table, main_figure, short
 from sparse_accel.report.page import Block, Cell, Chart, Charts, Listing, Page, Section, Table, Words
 from sparse_accel.report.read import Run, numbers
 from sparse_accel.report.speed import speed_over_float
-from sparse_accel.report.training import drawn
+from sparse_accel.report.training import drawn, evaluated_in
 
 # Flags that say where files are, not what was run.
 _PLACES = {"output_dir", "overwrite_output_dir", "run_name"}
@@ -123,7 +123,7 @@ def _sizes(run: Run) -> list[str]:
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 
-def _curves(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Charts]:
+def _curves(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
     charts: list[Chart] = []
     main = next((found for run in runs if (found := main_figure(run.figures()))), "accuracy")
     wanted = [
@@ -140,6 +140,8 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Charts]:
             for number, (run, name) in enumerate(zip(runs, names, strict=True))
         ]
         charts += drawn(title, lines, percent=percent, from_zero=from_zero, until=last_epoch(runs))
+    if charts and (words := evaluated_in(runs)):
+        yield Words(words)
     if charts:
         yield Charts(charts)
 
@@ -173,13 +175,13 @@ def _differences(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
         {
             "sparse_accel": each.get("sparse_accel"),
             "commit": each.get("commit"),
-            "precision": each.get("precision"),
+            "precision": run.precision,
             "layout": each.get("layout"),
             "cpu": each.get("cpu"),
             "gpus": each.get("gpus"),
         }
         | (package if isinstance(package, dict) else {})
-        for each, package in zip(known, packages, strict=True)
+        for run, each, package in zip(runs, known, packages, strict=True)
     ]
     if any(run.environment for run in runs):
         yield from _difference("", versions, names, "Versions and machines")

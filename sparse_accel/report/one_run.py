@@ -232,7 +232,7 @@ def _what_was_run(run: Run) -> list[Block]:
         ("length", f"{units.plain(epochs)} epochs, {units.plain(steps)} steps" if epochs and steps else ""),
         ("batch", _batch(flags)),
         ("seed", units.plain(flags.get("seed")) if "seed" in flags else ""),
-        ("precision", str(environment.get("precision") or _precision(flags))),
+        ("precision", run.precision),
         ("layout", str(environment.get("layout") or "")),
         ("machine", ", ".join(each for each in machine if each)),
         ("versions", ", ".join(f"{k} {v}" for k, v in packages.items()) if isinstance(packages, dict) else ""),
@@ -265,10 +265,6 @@ def _batch(flags: dict[str, Any]) -> str:
     if each is None:
         return ""
     return f"{each} rows per process" + (f", {accumulated} batches accumulated" if (accumulated or 1) > 1 else "")
-
-
-def _precision(flags: dict[str, Any]) -> str:
-    return "bf16" if flags.get("bf16") else "fp16" if flags.get("fp16") else "float32" if flags else ""
 
 
 def _recipe_and_flags(run: Run) -> Iterator[Block]:

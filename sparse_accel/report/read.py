@@ -87,6 +87,13 @@ class Run:
         folder = self.deployment or self.folder
         return folder.name or str(folder)
 
+    @property
+    def precision(self) -> str:
+        """Returns the precision of training: float32, bf16 or fp16; "" if nothing of the run is known."""
+        flags = self.arguments
+        of_flags = "bf16" if flags.get("bf16") else "fp16" if flags.get("fp16") else "float32" if flags else ""
+        return str(self.environment.get("precision") or of_flags)
+
     def figures(self) -> dict[str, float]:
         """Returns the figures of the final evaluation by name, such as `accuracy`; empty without one."""
         found = self.evaluation.get("validation", {}).get("figures")

@@ -27,9 +27,21 @@ def training_section(run: Run) -> Section:
     events = events_of(run)
     charts = list(training_charts(run, events))
     blocks: list[Block] = [Charts(charts, events)] if charts else []
+    if charts and (words := evaluated_in([run])):
+        blocks.insert(0, Words(words))
     if not charts and run.arguments:
         blocks.append(Words("Nothing was logged in this folder: there are no curves."))
     return Section("Training", "training", blocks)
+
+
+def evaluated_in(runs: Sequence[Run]) -> str:
+    """Returns why the last evaluation of a curve can differ from a run's figures; "" if no run had mixed precision."""
+    if not any(names_of(run, "eval_") and run.precision not in ("", "float32") for run in runs):
+        return ""
+    return (
+        "While a run trains in mixed precision, its evaluations do so too. Its figures in the tables are of the saved "
+        "model in float32, and can differ from the last value of a curve."
+    )
 
 
 def training_charts(run: Run, events: Sequence[Event]) -> Iterator[Chart]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparse_accel import __version__
-from sparse_accel.distributed.launch import describe
+from sparse_accel.distributed.launch import describe, precision_name
 from sparse_accel.files import write_json
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def environment_of(accelerator: Accelerator) -> dict[str, Any]:
         },
         "layout": describe(accelerator),
         "processes": accelerator.num_processes,
-        "precision": accelerator.mixed_precision,
+        "precision": precision_name(accelerator),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": _command(),
     }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparse_accel.console import progress_bar, say
 from sparse_accel.data.batches import inputs_of
 from sparse_accel.distributed.collectives import reduce_sum
+from sparse_accel.distributed.launch import precision_name
 from sparse_accel.files import write_text
 from sparse_accel.fingerprints import fingerprint_of_rows
 from sparse_accel.models.files import fingerprint_of_model
@@ -80,7 +81,8 @@ def evaluate_and_predict(
         question = measured_on(weights, task, "validation", rows)
         if not results.is_measured(accelerator, folder, [results.EVAL_RESULTS], question) or not of_a_run:
             count = len(task.data.splits["validation"])
-            say(accelerator, f"evaluation: {task.data.sources['validation']}, {count} rows")
+            precise = " (of the saved model, in float32)" if precision_name(accelerator) != "float32" else ""
+            say(accelerator, f"evaluation: {task.data.sources['validation']}, {count} rows{precise}")
             found = evaluate_splits(arguments, accelerator, model, task, rows)
             details = details_record(task, rows, found)
             name = str(arguments.model_name_or_path)

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from sparse_accel.data.batches import GlobalBatchSampler
+from sparse_accel.distributed.launch import precision_name
 from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weights
 from sparse_accel.models.files import fingerprint_of_model
 from sparse_accel.models.loading import head_of
@@ -97,7 +98,7 @@ def settings_of(
     settings: dict[str, Any] = {
         "label_names": head.names,
         "problem_type": head.problem_type,
-        "precision": {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        "precision": precision_name(accelerator),
         **{
             f"config.{name}": value
             for name, value in config.items()

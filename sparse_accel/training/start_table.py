@@ -10,7 +10,7 @@ from torch import nn
 from sparse_accel.console import table
 from sparse_accel.data.batches import GlobalBatchSampler
 from sparse_accel.distributed.environment import compilation
-from sparse_accel.distributed.launch import describe
+from sparse_accel.distributed.launch import describe, precision_name
 from sparse_accel.distributed.weights import plain_model
 from sparse_accel.errors import listed, shortened
 from sparse_accel.nn.layers import masks, prunable_names, quantizers
@@ -107,7 +107,7 @@ def start_table(accelerator: Accelerator, run: RecipeRun, rows: list[tuple[str, 
     """
     layout = [
         ("device", f"{accelerator.device} ({describe(accelerator)})"),
-        ("precision", {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)),
+        ("precision", precision_name(accelerator)),
     ]
     if compiled := compilation(accelerator):
         layout.append(("compiled", compiled))

@@ -59,7 +59,7 @@ def test_mlflow(flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monke
     assert (found.info.run_name, found.info.status) == ("first", "FINISHED")
     assert found.data.tags["one"] == found.data.tags["two"] == "true"
     assert found.data.tags["mlflow.note.content"] == "a note"
-    assert found.data.params["seed"] == "42" and found.data.params["precision"] == "no"
+    assert found.data.params["seed"] == "42" and found.data.params["precision"] == "float32"
     losses = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, "train/loss")}
     assert losses == pytest.approx(trace(output, "train/loss"))
     files = {item.path for item in client.list_artifacts(found.info.run_id)}

@@ -152,6 +152,17 @@ def test_a_teacher_is_compared_only_on_the_same_rows(tmp_path: Path) -> None:
     assert "87.50%" not in read(same).text
 
 
+@pytest.mark.parametrize("precision, is_said", [("float32", False), ("bf16", True), ("fp16", True)])
+def test_the_precision_of_evaluations_is_said(precision: str, is_said: bool, tmp_path: Path) -> None:
+    environment = files_of_a_run(tmp_path)["environment.json"] | {"precision": precision}
+    by_environment = write_run(tmp_path / "one", environment=environment)
+    flags = files_of_a_run(tmp_path)["arguments.json"] | ({} if precision == "float32" else {precision: True})
+    by_flags = write_run(tmp_path / "two", without=("environment.json",), arguments=flags)
+    comparison = write_comparison([by_environment, by_flags], tmp_path / "page.html").read_text(encoding="utf-8")
+    for text in (read(by_environment).text, read(by_flags).text, comparison):
+        assert ("in mixed precision" in text) == is_said
+
+
 def test_an_accuracy_of_words_has_no_interval(tmp_path: Path) -> None:
     entry = {"validation": {"rows": 60, "figures": {"accuracy": 0.7123456}}}
     assert "95% interval" not in read(write_run(tmp_path / "run", evaluation=entry)).text
