@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-quickstart: $(VENV)/.quickstart ## the complete workflow on real sentences, about 10 minutes on two CPU cores
+quickstart: $(VENV)/.quickstart ## the complete workflow on real sentences, about 15 minutes on two CPU cores
 	$(BIN)/python scripts/quickstart.py
 
 kernels: | $(BIN)/python ## the library of sparse_accel.runtime, from csrc/; pip install -e . makes it too

@@ -92,11 +92,14 @@ def test_all_steps_and_the_same_command_again(tmp_path: Path, tiny_bert: Path, m
     assert summary["kernels_accuracy"] == pytest.approx(summary["onnx_accuracy"], abs=0.011)
     without = closing_table(summary | {"kernels_reason": "there is no library"})
     assert "Without kernels here: there is no library." in without and "sparse INT8 + kernels" not in without
-    # Three trainings and a one-shot run, shown as they can be typed; the start never sees Rotten Tomatoes.
-    dense, int8, start, transfer = (part for part in first.out.split("===") if "scripts/text_classification.py" in part)
+    # Four trainings and a one-shot run, shown as they can be typed; the start never sees Rotten Tomatoes.
+    runs = [part for part in first.out.split("===") if "scripts/text_classification.py" in part]
+    dense, int8, upstream, start, transfer = runs
     assert "--one_shot" in int8 and "--distill_teacher disable" in dense and "dense_teacher" in transfer
-    data = start.split("--train_file")[1].split("\n")[0]
-    assert "imdb" in data and "rotten_tomatoes" not in data
+    assert "obert_pruned90" in start and "imdb_dense" in start.split("--distill_teacher")[1].split("\n")[0]
+    for run in (upstream, start):
+        data = run.split("--train_file")[1].split("\n")[0]
+        assert "imdb" in data and "rotten_tomatoes" not in data
     assert "classifier" not in json.dumps(list((output / "sparse_start").iterdir()), default=str)
     for row in ("dense ", "dense INT8 ", "sparse INT8 ", "sparse INT8 + kernels "):
         assert f"\n{row}" in first.out
