@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ class RecipeRun:
     ) -> None:
         self.recipe, self._task = recipe, task
         # Copies, because modifiers store what they learn about model and training, and the recipe may be used again.
-        self.modifiers: Sequence[Modifier] = [replace(modifier) for modifier in recipe.modifiers] if recipe else []
+        self.modifiers: Sequence[Modifier] = [_copy(modifier) for modifier in recipe.modifiers] if recipe else []
         if teacher == "disable":
             self.modifiers = [modifier for modifier in self.modifiers if not modifier.needs_teacher]
         self.teacher = None if isinstance(teacher, str) else teacher
@@ -115,15 +116,16 @@ class RecipeRun:
             max_epochs=self.max_epochs,
             notices=self.notices,
         )
-        removed = [words for modifier in self.modifiers if (words := modifier.prepare_structure(self.state))]
+        removed: list[str] = []
+        for modifier in self.modifiers:
+            with _naming(modifier):
+                if words := modifier.prepare_structure(self.state):
+                    removed.append(words)
         for modifier in self.modifiers:
             if modifier.needs_teacher and self.teacher is None:
                 raise no_teacher(modifier)
-            try:
+            with _naming(modifier, *removed):
                 modifier.attach(self.state)
-            except UsageError as error:
-                text = str(error) if modifier.name in str(error) else f"{modifier.name}: {error}"
-                raise UsageError(". ".join([text, *removed])) from error
         if lost := sparse_without_mask(model):
             zeros, elements = (sum(column) for column in zip(*lost.values(), strict=True))
             self.training_notices.append(
@@ -181,7 +183,8 @@ class RecipeRun:
                 loss_scale=self.state.loss_scale,
             )
         for modifier in self.modifiers:
-            modifier.bind(self.state)
+            with _naming(modifier):
+                modifier.bind(self.state)
 
     def step_begin(self) -> None:
         """Call it before the first forward of an optimizer step."""
@@ -370,6 +373,22 @@ class RecipeRun:
             prefix = f"{number}:{modifier.name}:"
             own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             modifier.load_state_dict(own)
+
+
+def _copy(modifier: Modifier) -> Modifier:
+    copied = replace(modifier)
+    copied.place = modifier.place
+    return copied
+
+
+@contextmanager
+def _naming(modifier: Modifier, *more: str) -> Iterator[None]:
+    """Adds to a UsageError the place of the modifier in the recipe, its name, and more sentences."""
+    try:
+        yield
+    except UsageError as error:
+        text = str(error) if modifier.name in str(error) else f"{modifier.name}: {error}"
+        raise UsageError(". ".join([f"{modifier.place}: {text}" if modifier.place else text, *more])) from error
 
 
 def _checked_terms(modifier: Modifier, batch: dict[str, Any], outputs: Any) -> list[tuple[str, tuple[float, Tensor]]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparse_accel.errors import UsageError, listed
@@ -64,6 +64,9 @@ class Modifier:
     """Epoch at which the modifier starts; -1: at the start of training."""
     end_epoch: float = -1.0
     """Epoch at which the modifier stops; -1: never."""
+
+    # File and line of the recipe, as `recipe.yaml:12`, for messages; empty: it was made in Python. Not a recipe key.
+    place: str = field(default="", init=False, repr=False, compare=False)
 
     # SparseML recipes contain keys that are not fields here. Three tables say how each is handled; the table of a
     # subclass extends those of its base classes. Every other unknown key is an error.

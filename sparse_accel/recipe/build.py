@@ -197,6 +197,7 @@ class _Builder:
             modifier = kind(**values)
         except FieldError as error:
             raise self.field_error(kind.__name__, tagged.keys, error) from None
+        modifier.place = f"{self.source}:{tagged.line}"
         self.written[id(modifier)] = tagged.keys
         return modifier
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -192,6 +193,21 @@ def test_a_layout_that_gives_no_gradients_is_refused() -> None:
     deepspeed: Any = SimpleNamespace(distributed_type="DEEPSPEED")
     with pytest.raises(UsageError, match=r"ReadsGradients needs gradients, .*DeepSpeed"):
         session.run.bind(deepspeed, session.model, session.optimizer, steps_per_epoch=1)
+
+
+def test_a_recipe_that_does_not_fit_the_model_is_told_with_file_and_line(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "modifiers:\n  - !EpochRangeModifier\n      start_epoch: 0\n      end_epoch: 2\n\n"
+        "  - !MagnitudePruningModifier\n      params: [no_such.weight]\n      init_sparsity: 0.1\n"
+        "      final_sparsity: 0.5\n      start_epoch: 0\n      end_epoch: 1\n      update_frequency: 0.5\n"
+    )
+    with pytest.raises(UsageError, match=r"recipe\.yaml:6: MagnitudePruningModifier: .*no_such"):
+        RecipeRun(load_recipe(recipe)).attach(make_bert())
+    made_in_python = RecipeRun(load_recipe(recipe))
+    made_in_python.modifiers = [replace(modifier) for modifier in made_in_python.modifiers]
+    with pytest.raises(UsageError, match=r"^MagnitudePruningModifier: "):
+        made_in_python.attach(make_bert())
 
 
 # --- one shot ---------------------------------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ def test_refused_when_the_recipe_is_read(name: str, keys: dict[str, Any], key: s
     [
         (
             written("SetParamModifier", {"params": "0.bais", "val": [1, 2]}),
-            r"^SetParamModifier: params: .*Similar names: 0\.bias",
+            r"^<text>:\d+: SetParamModifier: params: .*Similar names: 0\.bias",
         ),
         (written("SetParamModifier", {"params": "__ALL__", "val": [1, 2]}), r"list of 2, but 0\.weight is 2 x 3"),
         (written("SetParamModifier", {"params": "0.weight", "val": [[1, 2], [3, 4]]}), "is 2 x 2, but"),
