@@ -11,9 +11,9 @@ from sparse_accel.recipe import Recipe
 from sparse_accel.report import units
 from sparse_accel.report.charts import Line, Style
 from sparse_accel.report.history import last_epoch, names_of, series
-from sparse_accel.report.one_run import figures_table, main_figure, short
+from sparse_accel.report.one_run import Measured, figures_table, main_figure, short
 from sparse_accel.report.page import Block, Cell, Chart, Charts, Listing, Page, Section, Table, Words
-from sparse_accel.report.read import Run, numbers
+from sparse_accel.report.read import Run, numbers, rows_of_runs
 from sparse_accel.report.speed import speed_over_float
 from sparse_accel.report.training import drawn, evaluated_in
 
@@ -50,16 +50,12 @@ def names_of_runs(runs: Sequence[Run]) -> list[str]:
 
 
 def _warnings(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
-    places: dict[str, list[str]] = {}
-    for run, name in zip(runs, names, strict=True):
-        flags = run.arguments
-        source = run.evaluation.get("validation", {}).get("source")
-        dataset = " ".join(str(flags[name]) for name in _DATASET if flags.get(name))
-        place = flags.get("validation_file") or dataset or source
+    groups: dict[str, dict[str, Run]] = {}
+    for run, name, rows in zip(runs, names, rows_of_runs(runs), strict=True):
         if run.figures():
-            places.setdefault(str(place or "rows that were not recorded"), []).append(name)
-    if len(places) > 1:
-        words = "; ".join(f"{', '.join(of)}: {short(place)}" for place, of in places.items())
+            groups.setdefault(rows, {})[name] = run
+    if len(groups) > 1:
+        words = "; ".join(f"{', '.join(of)}: {_rows(list(of.values()))}" for of in groups.values())
         yield Words(
             f"These runs were evaluated on different rows, so their figures do not compare: {words}.", warning=True
         )
@@ -70,17 +66,35 @@ def _warnings(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
             yield Words(f"{name} is not finished{f': as of {run.checkpoint}' if run.checkpoint else ''}.", warning=True)
 
 
+def _rows(runs: Sequence[Run]) -> str:
+    """What is known of the rows that runs were evaluated on."""
+    run = next((run for run in runs if run.digest), runs[0])
+    flags, source = run.arguments, run.evaluation.get("validation", {}).get("source")
+    dataset = " ".join(str(flags[name]) for name in _DATASET if flags.get(name))
+    words = [short(str(source or flags.get("validation_file") or dataset or "rows that were not recorded"))]
+    words += ["test rows"] if flags.get("eval_on_test") else []
+    words += (
+        [f"max_eval_samples {flags['max_eval_samples']} by seed {flags.get('seed')}"]
+        if flags.get("max_eval_samples")
+        else []
+    )
+    words += [f"{units.plain(run.rows())} rows"] if run.rows() is not None else []
+    words += [f"digest {run.digest[:8]}"] if run.digest else []
+    return ", ".join(words)
+
+
 def _tables(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Table]:
     measured = [
-        (name, short(str(run.folder)), run.figures(), run.rows()) for run, name in zip(runs, names, strict=True)
+        Measured(name, short(str(run.folder)), run.figures(), run.rows(), run.labels_words)
+        for run, name in zip(runs, names, strict=True)
     ]
     measured += [  # a teacher that none of the runs is
-        (f"teacher of {name}", short(each.name), each.figures, run.rows())
+        Measured(f"teacher of {name}", short(each.name), each.figures, run.rows(), run.labels_words)
         for run, name in zip(runs, names, strict=True)
         for each in run.references
         if each.role == "teacher" and each.name not in {str(other.folder) for other in runs}
     ]
-    if any(figures for _, _, figures, _ in measured):
+    if any(each.figures for each in measured):
         yield figures_table(measured)
     rows: list[list[Cell | str]] = [
         [name, *(Cell(value) for value in _sizes(run))] for run, name in zip(runs, names, strict=True)
@@ -125,7 +139,7 @@ def _sizes(run: Run) -> list[str]:
 
 def _curves(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
     charts: list[Chart] = []
-    main = next((found for run in runs if (found := main_figure(run.figures()))), "accuracy")
+    main = next((found for run in runs if (found := main_figure(run))), "accuracy")
     wanted = [
         (f"Validation {main}", f"eval_{main}", units.is_fraction(main), False),
         ("Validation loss", "eval_loss", False, True),

@@ -49,16 +49,21 @@ def events_of(run: Run) -> list[Event]:
 def last_epoch(runs: Sequence[Run]) -> float:
     """Returns the last epoch in the logs of runs: where all charts of a page end."""
     epochs = [number(entry.get("epoch")) for run in runs for entry in run.history]
-    return max((epoch for epoch in epochs if epoch is not None and math.isfinite(epoch)), default=0.0)
+    return max((epoch for epoch in epochs if epoch is not None and can_be_drawn(epoch)), default=0.0)
+
+
+def can_be_drawn(value: float) -> bool:
+    """Returns whether a chart can show a value: sums and differences of larger ones than 1e300 overflow."""
+    return abs(value) <= 1e300
 
 
 def series(run: Run, name: str) -> Points:
-    """Returns a logged figure as (epoch, value), in order; values that are not finite are NaN, a gap in a chart."""
+    """Returns a logged figure as (epoch, value), in order; values that cannot be drawn are NaN, a gap in a chart."""
     found = []
     for entry in run.history:
         epoch, value = number(entry.get("epoch")), number(entry.get(name))
-        if epoch is not None and value is not None and math.isfinite(epoch):
-            found.append((epoch, value if math.isfinite(value) else math.nan))
+        if epoch is not None and value is not None and can_be_drawn(epoch):
+            found.append((epoch, value if can_be_drawn(value) else math.nan))
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sparse_accel.report import units
 from sparse_accel.report.charts import Line, Style, range_chart
-from sparse_accel.report.history import Event, events_of, last, last_epoch, names_of, series
+from sparse_accel.report.history import Event, can_be_drawn, events_of, last, last_epoch, names_of, series
 from sparse_accel.report.page import Block, Cell, Chart, Charts, Section, Table
 from sparse_accel.report.read import Run, number
 from sparse_accel.report.training import drawn
@@ -85,7 +85,11 @@ def _shaded(value: float) -> Cell:
 
 def quantization_section(run: Run) -> Section:
     """Returns the ranges of all quantizers, and the share of values that they clip."""
-    ranges = {name: low_high for name, entry in run.quantization.items() if (low_high := _range(entry))}
+    ranges = {
+        name: low_high
+        for name, entry in run.quantization.items()
+        if (low_high := _range(entry)) and all(map(can_be_drawn, low_high))
+    }
     charts: list[Chart] = []
     for title, is_weight in (("Ranges of activations", False), ("Ranges of weights", True)):
         chosen = {name: each for name, each in ranges.items() if name.endswith("weight_quantizer") == is_weight}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,35 @@ from sparse_accel.wilson_interval import wilson_interval
 
 # Names of figures that others are compared by, best known first.
 _MAIN = ("accuracy", "f1", "f1_macro", "matthews_correlation", "pearson", "subset_accuracy", "combined_score")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures of a model.
+
+    Attributes:
+        what: the model, in a few words.
+        rows: how many it was measured on; None if it was not recorded.
+        of_words: whether the accuracy is of words, not of rows.
+    """
+
+    what: str
+    details: str
+    figures: dict[str, float]
+    rows: int | None
+    of_words: bool
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Returns the 95% interval of the accuracy, if it is a fraction of the rows.
+
+        The words of a sentence are not independent: an accuracy of words has no such interval.
+        """
+        accuracy, rows = self.figures.get("accuracy"), self.rows
+        if accuracy is None or not rows or self.of_words or not 0 <= accuracy <= 1:
+            return None
+        is_fraction_of_rows = abs(accuracy * rows - round(accuracy * rows)) <= 0.01
+        return wilson_interval(accuracy, rows) if is_fraction_of_rows else None
 
 
 def page_of_run(run: Run) -> Page:
@@ -78,20 +107,12 @@ def foot(run: Run) -> str:
     return f"{made_with}Made by python -m sparse_accel.report from the files in {run.deployment or run.folder}."
 
 
-def main_figure(figures: dict[str, float]) -> str:
-    """Returns the name of the figure that a model is judged by; empty if there is none."""
-    return next((name for name in _MAIN if name in figures), next((n for n in figures if n != "loss"), ""))
-
-
-def interval(figures: dict[str, float], rows: int | None) -> tuple[float, float] | None:
-    """Returns the 95% interval of the accuracy, if it is a fraction of the rows: then their product is a whole number.
-
-    The accuracy of a tagger is of words, which are not independent; it has no such interval.
-    """
-    accuracy = figures.get("accuracy")
-    if accuracy is None or not rows or not 0 <= accuracy <= 1 or abs(accuracy * rows - round(accuracy * rows)) > 0.01:
-        return None
-    return wilson_interval(accuracy, rows)
+def main_figure(run: Run) -> str:
+    """Returns the name of the figure that a model is judged by: what its task recorded, else the best known of those
+    there are; empty if there is none."""
+    figures = run.figures()
+    known = [run.headline, *(name for name in _MAIN if name != "accuracy" or not run.labels_words), *figures]
+    return next((name for name in known if name in figures and name != "loss"), "")
 
 
 def _notes(run: Run) -> Iterator[Block]:
@@ -106,16 +127,16 @@ def _notes(run: Run) -> Iterator[Block]:
 
 def _tiles(run: Run) -> Iterator[Tile]:
     figures = run.figures()
-    name = main_figure(figures)
+    name = main_figure(run)
     if name:
-        low_high = interval(figures, run.rows()) if name == "accuracy" else None
+        low_high = _this_model(run).interval if name == "accuracy" else None
         note = f"95% interval {units.percent(low_high[0])} to {units.percent(low_high[1])}" if low_high else ""
         yield Tile(f"{name}, validation", units.figure(name, figures[name]), note)
         teacher = next((each for each in run.references if each.role == "teacher" and name in each.figures), None)
         if teacher:
             dense = " (dense)" if teacher.dense else ""
-            difference = points(figures[name] - teacher.figures[name])
-            yield Tile(f"teacher{dense}", units.figure(name, teacher.figures[name]), f"this model: {difference}")
+            note = f"this model: {units.difference(name, figures[name] - teacher.figures[name])}"
+            yield Tile(f"teacher{dense}", units.figure(name, teacher.figures[name]), note)
     encoder = _of(run.sparsity, "encoder_linear", "sparsity")
     if encoder is not None:
         whole_model = units.percent(_of(run.sparsity, "model", "sparsity"))
@@ -126,13 +147,6 @@ def _tiles(run: Run) -> Iterator[Tile]:
     if (seconds := number(run.results.get("train_runtime"))) is not None:
         yield Tile("training time", units.duration(seconds))
     yield from export_tiles(run)
-
-
-def points(difference: float) -> str:
-    """Returns a difference of two fractions in percentage points, with its sign."""
-    if not math.isfinite(difference):
-        return units.NOTHING
-    return f"{100 * difference:+.2f} points".replace("-", "−")
 
 
 def _of(content: dict[str, Any], *keys: str) -> float | None:
@@ -148,15 +162,16 @@ def _of(content: dict[str, Any], *keys: str) -> float | None:
 def result_blocks(run: Run) -> list[Block]:
     """Returns the table of this model, its teacher, the model it began from, and its exports."""
     found: list[Block] = []
-    measured = [("this model", short(str(run.folder)), run.figures(), run.rows())]
+    measured, of_words = [_this_model(run)], run.labels_words
     for name, entry in run.evaluation.items():  # MNLI has a second set of rows
         if name != "validation":
             figures = numbers(entry.get("figures"))
-            measured.append((f"this model, {name}", str(entry.get("source", "")), figures, whole(entry.get("rows"))))
+            source, rows = str(entry.get("source", "")), whole(entry.get("rows"))
+            measured.append(Measured(f"this model, {name}", source, figures, rows, of_words))
     for each in run.references:
         dense = {True: ", dense", False: ", sparse"}.get(each.dense or False, "") if each.dense is not None else ""
         role = "teacher" if each.role == "teacher" else "the model it began from"
-        measured.append((role + dense, short(each.name), each.figures, run.rows()))
+        measured.append(Measured(role + dense, short(each.name), each.figures, run.rows(), of_words))
     for export in run.exports:
         texts = export.report.get("texts")
         on_labels = isinstance(texts, dict) and texts.get("labels")
@@ -164,41 +179,37 @@ def result_blocks(run: Run) -> list[Block]:
         figures = numbers(fidelity.get("onnxruntime")) if isinstance(fidelity, dict) else {}
         if on_labels and figures and isinstance(texts, dict):
             of_what = f"{short(str(export.folder))}/model.onnx on {short(str(texts.get('source', '')))}"
-            measured.append(("exported, in onnxruntime", of_what, figures, whole(texts.get("rows"))))
-    measured = [each for each in measured if each[2]]
+            rows = whole(texts.get("rows"))
+            measured.append(Measured("exported, in onnxruntime", of_what, figures, rows, of_words))
+    measured = [each for each in measured if each.figures]
     if measured:
         found.append(figures_table(measured))
-    if measured and measured[0][3] is None and "accuracy" in measured[0][2]:
+    if measured and measured[0].rows is None and "accuracy" in measured[0].figures and not of_words:
         found.append(Words("The number of rows was not recorded, so this accuracy has no interval."))
     return found
 
 
-def figures_table(measured: Sequence[tuple[str, str, dict[str, float], int | None]]) -> Table:
-    """Returns a table of figures with the 95% intervals of accuracies.
+def _this_model(run: Run) -> Measured:
+    return Measured("this model", short(str(run.folder)), run.figures(), run.rows(), run.labels_words)
 
-    Args:
-        measured: (what it is, details, figures by name, number of rows) of each model.
-    """
-    names = list(dict.fromkeys(name for _, _, figures, _ in measured for name in figures))
-    intervals = [interval(figures, rows) for _, _, figures, rows in measured]
-    ends = [end for each in intervals if each for end in each]
+
+def figures_table(measured: Sequence[Measured]) -> Table:
+    """Returns a table of the figures of models, with the 95% intervals of accuracies."""
+    names = list(dict.fromkeys(name for each in measured for name in each.figures))
+    ends = [end for each in measured if each.interval for end in each.interval]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
     margin = 0.08 * (high - low) or 0.01
     low, high = low - margin, high + margin
     rows: list[list[Cell | str]] = []
-    for (what, details, figures, count), each in zip(measured, intervals, strict=True):
-        row: list[Cell | str] = [Cell(what, note=details)]
-        row += [Cell(units.figure(name, figures.get(name))) for name in names]
-        if ends:
-            place = (
-                tuple((value - low) / (high - low) for value in (each[0], figures["accuracy"], each[1])) if each else ()
-            )
-            row.append(
-                Cell(f"{units.percent(each[0])} to {units.percent(each[1])}", interval=(place[0], place[1], place[2]))
-                if each
-                else units.NOTHING
-            )
-        row.append(Cell(units.plain(count)))
+    for each in measured:
+        row: list[Cell | str] = [Cell(each.what, note=each.details)]
+        row += [Cell(units.figure(name, each.figures.get(name))) for name in names]
+        if ends and (found := each.interval):
+            left, middle, right = ((x - low) / (high - low) for x in (found[0], each.figures["accuracy"], found[1]))
+            row.append(Cell(f"{units.percent(found[0])} to {units.percent(found[1])}", interval=(left, middle, right)))
+        elif ends:
+            row.append(units.NOTHING)
+        row.append(Cell(units.plain(each.rows)))
         rows.append(row)
     head = ["", *names, *(["accuracy, 95% interval"] if ends else []), "rows"]
     note = "Interval: how far the accuracy may be off on other rows of the same kind (Wilson, 95%)." if ends else ""

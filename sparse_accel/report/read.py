@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -104,6 +104,21 @@ class Run:
     def rows(self) -> int | None:
         """Returns how many rows the final evaluation had; None if it was not recorded."""
         return whole(self.evaluation.get("validation", {}).get("rows"))
+
+    @property
+    def digest(self) -> str:
+        """Returns the digest of the rows of the final evaluation; "" if it was not recorded."""
+        return str(self.evaluation.get("validation", {}).get("digest") or "")
+
+    @property
+    def headline(self) -> str:
+        """Returns the name of the figure that stands for all, as the task recorded it; "" if it did not."""
+        return str(self.evaluation.get("validation", {}).get("headline") or "")
+
+    @property
+    def labels_words(self) -> bool:
+        """Returns whether the model is for token classification: its accuracy is of words, not of rows."""
+        return any(str(each).endswith("ForTokenClassification") for each in as_list(self.config.get("architectures")))
 
     def model_bytes(self) -> int | None:
         """Returns the size of the model's file."""
@@ -227,7 +242,9 @@ def _references(run: Run) -> Iterator[Reference]:
         if not name or (role == "teacher" and entry) or not (folder / "arguments.json").is_file():
             continue
         other = _read_other_run(folder)
-        if other is not None and other.figures() and _same_rows(run, other) and _was_there_before(folder, run):
+        if other is None or not other.figures() or not _was_there_before(folder, run):
+            continue
+        if len(set(rows_of_runs([run, other]))) == 1:
             yield Reference(role, name, other.figures(), _is_dense(folder))
 
 
@@ -241,21 +258,29 @@ def _read_other_run(folder: Path) -> Run | None:
     return None if "eval_model" in other.results else other
 
 
-def _same_rows(run: Run, other: Run) -> bool:
-    """Whether two runs were evaluated on the same rows: by their flags and, as files change, by digests if known."""
-    digests = {each.evaluation.get("validation", {}).get("digest") for each in (run, other)} - {None}
-    if len(digests) > 1:
-        return False
-    flags: tuple[str, ...] = (
-        "validation_file",
-        "dataset_name",
-        "dataset_config_name",
-        "task_name",
-        "eval_on_test",
-        "max_eval_samples",
-    )
-    flags += ("train_file",) if not run.arguments.get("validation_file") else ()  # rows may be split off it
-    return all(run.arguments.get(flag) == other.arguments.get(flag) for flag in flags)
+def rows_of_runs(runs: Sequence[Run]) -> list[str]:
+    """Returns a key for each run, the same for those that were evaluated on the same rows.
+
+    It is the digest of the rows: a file can change, and have copies. Where it was not recorded, the run is taken to
+    have the rows of one with the same flags.
+    """
+    flags = [_rows_by_flags(run) for run in runs]
+    digests = {key: run.digest for run, key in zip(runs, flags, strict=True) if run.digest}
+    return [run.digest or digests.get(key, key) for run, key in zip(runs, flags, strict=True)]
+
+
+def _rows_by_flags(run: Run) -> str:
+    """The flags that say which rows a run was evaluated on, as text."""
+    flags = run.arguments
+    names = ["task_name", "dataset_name", "dataset_config_name", "validation_file", "max_eval_samples"]
+    names += ["eval_on_test", "validation_ratio"]
+    if flags.get("eval_on_test"):
+        names.append("test_file")
+    elif not flags.get("validation_file"):
+        names.append("train_file")  # rows may be held out of it
+    if flags.get("max_eval_samples") or flags.get("validation_ratio"):
+        names.append("seed")  # it draws them
+    return str([flags.get(name) or None for name in names])
 
 
 def _was_there_before(folder: Path, run: Run) -> bool:

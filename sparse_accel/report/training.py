@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from sparse_accel.report import units
 from sparse_accel.report.charts import Line, Style, has_values, line_chart
-from sparse_accel.report.history import Event, events_of, last, last_epoch, names_of, not_finite, series
+from sparse_accel.report.history import Event, can_be_drawn, events_of, last, last_epoch, names_of, not_finite, series
 from sparse_accel.report.page import Block, Chart, Charts, Section, Words
 from sparse_accel.report.read import Run
 
@@ -72,7 +73,7 @@ def _teacher(run: Run, figures: Sequence[str]) -> tuple[str, float | None]:
     """The figure of the teacher that belongs to the first line of the chart."""
     for each in run.references:
         for name in (name.removeprefix("eval_") for name in figures):
-            if each.role == "teacher" and name in each.figures:
+            if each.role == "teacher" and can_be_drawn(each.figures.get(name, math.nan)):
                 return name, each.figures[name]
     return "", None
 

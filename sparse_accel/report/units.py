@@ -29,6 +29,14 @@ def figure(name: str, value: Any) -> str:
     return percent(value, 2) if is_fraction(name) else plain(value)
 
 
+def difference(name: str, value: float) -> str:
+    """Returns a difference of two figures of this name with its sign; of fractions, in percentage points."""
+    if not math.isfinite(value):
+        return NOTHING
+    text = f"{100 * value:+.2f} points" if is_fraction(name) else f"{value:+.4g}"
+    return text.replace("-", "−")
+
+
 def plain(value: Any) -> str:
     """Returns a number with four digits, or any other value as it is."""
     found = number(value)

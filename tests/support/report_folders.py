@@ -105,6 +105,8 @@ def files_of_a_run(folder: Path) -> dict[str, Any]:
             "validation": {
                 "source": "validation.csv",
                 "rows": 60,
+                "digest": "0" * 32,
+                "headline": "accuracy",
                 "figures": {"accuracy": 0.7, "f1_macro": 0.69, "loss": 0.5},
                 "teacher": {"name": "teacher", "figures": {"accuracy": 0.75}},
                 "labels": ["neg", "pos"],
@@ -118,7 +120,12 @@ def files_of_a_run(folder: Path) -> dict[str, Any]:
                 ],
             }
         },
-        "config.json": {"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 16},
+        "config.json": {
+            "architectures": ["BertForSequenceClassification"],
+            "model_type": "bert",
+            "num_hidden_layers": 2,
+            "hidden_size": 16,
+        },
     }
 
 

@@ -163,9 +163,56 @@ def test_the_precision_of_evaluations_is_said(precision: str, is_said: bool, tmp
         assert ("in mixed precision" in text) == is_said
 
 
-def test_an_accuracy_of_words_has_no_interval(tmp_path: Path) -> None:
-    entry = {"validation": {"rows": 60, "figures": {"accuracy": 0.7123456}}}
-    assert "95% interval" not in read(write_run(tmp_path / "run", evaluation=entry)).text
+@pytest.mark.parametrize("accuracy", [0.0, 0.5, 0.7123456, 1.0])
+def test_an_accuracy_of_words_has_no_interval(accuracy: float, tmp_path: Path) -> None:
+    """Also where accuracy times rows happens to be a whole number. A tagger is judged by its F1."""
+    entry = {"rows": 60, "figures": {"precision": 0.1, "f1": 0.1333, "accuracy": accuracy}}
+    entry["teacher"] = {"name": "teacher", "figures": {"f1": 0.2, "accuracy": 1.0}}
+    config = {"architectures": ["BertForTokenClassification"], "model_type": "bert"}
+    for name, headline in (("one", {"headline": "f1"}), ("older", {})):
+        folder = write_run(tmp_path / name, evaluation={"validation": entry | headline}, config=config)
+        text = read(folder).text
+        assert "f1, validation 13.33%" in text and "this model: −6.67 points" in text
+        assert "95% interval" not in text and "has no interval" not in text
+    assert (
+        "95% interval" not in write_comparison([tmp_path / "one", tmp_path / "older"], tmp_path / "c.html").read_text()
+    )
+
+
+def test_a_run_is_judged_by_the_recorded_figure(tmp_path: Path) -> None:
+    entry = {"rows": 60, "headline": "combined_score", "figures": {"accuracy": 0.7, "combined_score": 0.65}}
+    assert (
+        "combined_score, validation 65.00%" in read(write_run(tmp_path / "run", evaluation={"validation": entry})).text
+    )
+    entry["headline"] = "no such figure"
+    assert "accuracy, validation 70.00%" in read(write_run(tmp_path / "run", evaluation={"validation": entry})).text
+
+
+def test_of_many_labels_the_most_frequent_confusions_are_shown(tmp_path: Path) -> None:
+    labels = [f"label {number}" for number in range(31)]
+    confusion = [[100 if row == column else 0 for column in range(31)] for row in range(31)]
+    for column in range(1, 31):
+        confusion[0][column] = column
+    entry = {"validation": {"labels": labels, "confusion": confusion}}
+    text = read(write_run(tmp_path / "run", evaluation=entry)).text
+    assert "Confusion matrix" not in text and "Most frequent confusions labelled predicted rows" in text
+    assert "label 0 label 30 30 label 0 label 29 29" in text
+    assert "of 31 labels would be too large to read: 20 of 30 kinds of confusions are listed." in text
+    for column in range(1, 31):
+        confusion[0][column] = 0
+    text = read(write_run(tmp_path / "run", evaluation=entry)).text
+    assert "labels would be too large to read: nothing was labelled wrongly." in text and "Most frequent" not in text
+
+
+def test_directions_of_texts_stay_apart(tmp_path: Path) -> None:
+    """A label from right to left, or one that turns the direction, moves no words around it."""
+    labels = ["חיובי", "\u202eabc"]
+    mistake = {"row": 1, "text": "סרט משעמם", "label": labels[0], "predicted": labels[1], "confidence": 0.9}
+    entry = {"validation": {"labels": labels, "confusion": [[1, 2], [3, 4]], "mistakes": [mistake]}}
+    text = write_report(write_run(tmp_path / "run", evaluation=entry)).read_text(encoding="utf-8")
+    assert '<p dir="auto">סרט משעמם</p>' in text
+    for label in labels:
+        assert text.count(label) == text.count(f"<bdi>{label}</bdi>") == 3  # column, row, mistake
 
 
 def test_no_recipe_no_events(tmp_path: Path) -> None:
@@ -279,7 +326,7 @@ def replaced(content: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 ODD: st.SearchStrategy[Any] = st.sampled_from(
-    [None, math.nan, math.inf, -1, 0, 1e300, True, "", "word", [], {}, [[]], [None], {"a": None}]
+    [None, math.nan, math.inf, -1, 0, 1e308, True, "", "word", [], {}, [[]], [None], {"a": None}]
 )
 FILES = files_of_a_run(Path("/run")) | {"export_report.json": export_report("/run")}
 PLACES = [(name, path) for name, content in FILES.items() for path in leaves(content)]

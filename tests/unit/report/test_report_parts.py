@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,8 +22,10 @@ from sparse_accel.report import refresh_report, report_at_end, units, write_comp
 from sparse_accel.report.__main__ import main
 from sparse_accel.report.charts import COLOURS, Line, Style, line_chart, range_chart
 from sparse_accel.report.comparison import names_of_runs
-from sparse_accel.report.history import Event, events_of, series, thinned
-from sparse_accel.report.read import read_run
+from sparse_accel.report.history import Event, events_of, last_epoch, series, thinned
+from sparse_accel.report.one_run import page_of_run
+from sparse_accel.report.page import render
+from sparse_accel.report.read import Reference, Run, read_run
 
 # --- series and events ------------------------------------------------------------------------------------------------
 
@@ -55,6 +58,21 @@ def test_events_are_numbered_between_start_and_end(tmp_path: Path) -> None:
     assert "quantization-aware training begins" in events[1].texts[0]
     assert series(run, "train/loss") == [(epoch, 1 / (1 + epoch)) for epoch in (1.0, 2.0, 3.0, 4.0)]
     assert series(run, "train/never") == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_that_no_chart_can_show_are_left_out() -> None:
+    """Of 1e308 and -1e308 not even the difference is a number."""
+    values = (1.0, math.inf, 1e308, -1e308, 1e300)
+    run = Run(Path("run"), history=[{"epoch": float(n), "train/loss": each} for n, each in enumerate(values)])
+    run.history += [{"epoch": 1.0, "eval_accuracy": 0.5}, {"epoch": 1e308, "eval_accuracy": 0.6}]
+    run.references = [Reference("teacher", "t", {"accuracy": 1e308})]
+    run.quantization = {"a_weight_quantizer": {"minimum": -1e308, "maximum": 1e308}}
+    points = series(run, "train/loss")
+    assert [epoch for epoch, value in points if math.isnan(value)] == [1, 2, 3] and points[4] == (4, 1e300)
+    assert series(run, "eval_accuracy") == [(1.0, 0.5)] and last_epoch([run]) == 4
+    text = render(page_of_run(run))
+    assert "training loss: 3 of 5 values are NaN or infinite" in text and "Ranges of weights" not in text
 
 
 # --- charts -----------------------------------------------------------------------------------------------------------
@@ -148,6 +166,9 @@ def test_contrast(scheme: int) -> None:
         (units.milliseconds(7.372), "7.37"),
         (units.figure("accuracy", 0.5), "50.00%"),
         (units.figure("loss", 0.64555), "0.6455"),
+        (units.difference("f1_macro", -0.0123), "−1.23 points"),
+        (units.difference("mse", 1.5), "+1.5"),
+        (units.difference("accuracy", math.nan), "–"),
     ],
 )
 def test_figures_as_text(shown: str, expected: str) -> None:
@@ -172,10 +193,69 @@ def test_a_comparison_shows_figures_and_differences(tmp_path: Path) -> None:
     assert "Versions and machines: no difference." in flat
 
 
-def test_runs_on_different_rows_are_said_not_to_compare(tmp_path: Path) -> None:
-    flags = files_of_a_run(tmp_path)["arguments.json"] | {"validation_file": "/data/other.csv"}
-    folders = [write_run(tmp_path / "one"), write_run(tmp_path / "two", arguments=flags)]
-    assert "different rows" in write_comparison(folders, tmp_path / "page.html").read_text()
+def evaluated_on(folder: Path, digest: str | None, rows: int = 60, **flags: Any) -> Path:
+    """A run that was evaluated on rows with this digest; None: a run of a version that recorded none."""
+    evaluation = files_of_a_run(folder)["evaluation.json"]["validation"] | {"digest": digest, "rows": rows}
+    return write_run(
+        folder,
+        arguments=files_of_a_run(folder)["arguments.json"] | flags,
+        evaluation={"validation": evaluation} if digest else {},
+    )
+
+
+Evaluated = tuple[str | None, dict[str, Any]]  # digest of the rows, flags
+OTHER_FILE: dict[str, Any] = {"validation_file": "/data/copy.csv"}
+ROWS: list[tuple[str, Evaluated, Evaluated, bool]] = [
+    ("a file that changed", ("a" * 32, {}), ("b" * 32, {}), True),
+    ("a copy of a file", ("a" * 32, {}), ("a" * 32, OTHER_FILE), False),
+    ("not recorded, one file", (None, {}), (None, {"seed": 2}), False),
+    ("not recorded, two files", (None, {}), (None, OTHER_FILE), True),
+    ("not recorded, some of the rows", (None, {}), (None, {"max_eval_samples": 10}), True),
+    ("not recorded, other draw", (None, {"max_eval_samples": 10}), (None, {"max_eval_samples": 10, "seed": 2}), True),
+    ("not recorded, test rows", (None, {"eval_on_test": False}), (None, {"eval_on_test": True}), True),
+    ("recorded in one", ("a" * 32, {"eval_on_test": False}), (None, {}), False),
+    ("recorded in one, two files", ("a" * 32, {}), (None, OTHER_FILE), True),
+]
+
+
+@pytest.mark.parametrize(("one", "two", "differ"), [each[1:] for each in ROWS], ids=[each[0] for each in ROWS])
+def test_runs_on_different_rows_are_said_not_to_compare(
+    one: Evaluated, two: Evaluated, differ: bool, tmp_path: Path
+) -> None:
+    folders = [evaluated_on(tmp_path / name, each[0], **each[1]) for name, each in (("one", one), ("two", two))]
+    for each in (folders, folders[::-1]):
+        assert ("different rows" in write_comparison(each, tmp_path / "page.html").read_text()) == differ
+
+
+def test_the_rows_of_each_run_are_named(tmp_path: Path) -> None:
+    folders = [
+        evaluated_on(tmp_path / "one", "a" * 32, 872),
+        evaluated_on(tmp_path / "two", "b" * 32, 100, max_eval_samples=100),
+        evaluated_on(tmp_path / "three", "a" * 32, 872),
+        evaluated_on(tmp_path / "older", None),
+    ]
+    text = write_comparison(folders, tmp_path / "page.html").read_text()
+    assert (
+        "on different rows, so their figures do not compare: one, three, older: validation.csv, 872 rows, digest "
+        "aaaaaaaa; two: validation.csv, max_eval_samples 100 by seed 1, 100 rows, digest bbbbbbbb."
+    ) in text
+
+
+def test_the_main_curve_is_of_the_recorded_figure(tmp_path: Path) -> None:
+    history = {"log_history": [log_entry(epoch, eval_f1=0.1) for epoch in (1.0, 2.0)]}
+    entry = {"validation": {"rows": 60, "headline": "f1", "figures": {"accuracy": 0.9, "f1": 0.1}}}
+    config = {"architectures": ["BertForTokenClassification"]}
+    recorded = write_run(tmp_path / "one", trainer_state=history, evaluation=entry)
+    older = write_run(
+        tmp_path / "two",
+        trainer_state=history,
+        without=("evaluation.json",),
+        all_results={"eval_accuracy": 0.9, "eval_f1": 0.1},
+        config=config,
+    )
+    for folders in ([recorded, older], [older, recorded]):
+        text = write_comparison(folders, tmp_path / "page.html").read_text()
+        assert "Validation f1" in text and "Validation accuracy" not in text
 
 
 def test_runs_have_different_names(tmp_path: Path) -> None:
