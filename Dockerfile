@@ -25,7 +25,7 @@ FROM base AS cuda-packages
 COPY --from=wheel /wheels /wheels
 # PyPI's torch brings CUDA; the driver comes from the machine. Without ONNX Runtime's GPU build: exports are for CPUs.
 RUN wheel="$(echo /wheels/*.whl)" \
-    && pip install --constraint /opt/sparse_accel/constraints.txt "${wheel}[onnx,wandb]"
+    && pip install --constraint /opt/sparse_accel/constraints.txt "${wheel}[onnx,report,wandb]"
 
 FROM base AS cpu-packages
 COPY --from=wheel /wheels /wheels
@@ -34,7 +34,7 @@ COPY --from=wheel /wheels /wheels
 RUN torch="$(grep '^torch==' /opt/sparse_accel/constraints.txt)" \
     && pip install --no-deps "${torch}" --index-url https://download.pytorch.org/whl/cpu \
     && wheel="$(echo /wheels/*.whl)" \
-    && pip install --constraint /opt/sparse_accel/constraints.txt "${wheel}[onnx,wandb]"
+    && pip install --constraint /opt/sparse_accel/constraints.txt "${wheel}[onnx,report,wandb]"
 
 FROM cuda-packages AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -27,18 +27,18 @@ def main() -> None:
     from sparse_accel.console import table
     from sparse_accel.export.deployment import export
     from sparse_accel.export.report import closing_rows
-    from sparse_accel.publish import write_card
+    from sparse_accel.publish import card_at_end
     from sparse_accel.publish.deployment_log import log_deployment, require_run
     from sparse_accel.report import refresh_report, report_at_end
 
     require_run(arguments)
     report = export(arguments)
-    write_card(Path(report["target"]))
-    write_card(Path(report["source"]["folder"]), again=True)  # it has the speed of its deployment
+    card_at_end(Path(report["target"]))
+    card_at_end(Path(report["source"]["folder"]), again=True)  # it has the speed of its deployment
     report_at_end(Path(report["target"]))
     refresh_report(Path(report["source"]["folder"]))
-    log_deployment(arguments.report_to, report)
     print(table(f"{report['target']}: proven", closing_rows(report)))
+    log_deployment(arguments.report_to, report)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def main() -> None:
             evaluate_and_predict(arguments, recipe, accelerator, TextClassification)
         if arguments.do_train or arguments.one_shot:
             results.mark_finished(accelerator, output_dir)
-            present_run(accelerator, arguments)
+        present_run(accelerator, arguments, recipe)
     results.print_results(accelerator, output_dir)
     publish_run(accelerator, arguments)
 

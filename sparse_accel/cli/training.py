@@ -6,7 +6,6 @@ Names and meanings follow SparseML's commands and the Hugging Face Trainer. Impo
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +14,13 @@ from typing import Any, ClassVar
 from sparse_accel.cli.data import Data
 from sparse_accel.cli.parser import check_bounds, expand_paths, flag
 from sparse_accel.cli.refused import REFUSED
+from sparse_accel.cli.trackers import trackers_in
 from sparse_accel.errors import UsageError, nearest, shown
 
-TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")
-# Those that Accelerate knows too; they are passed on, untested.
-OTHER_TRACKERS = ("comet_ml", "aim", "clearml", "dvclive", "swanlab")
 ARTIFACTS = ("recipe", "model", "report")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _STRATEGIES = ("no", "steps", "epoch")
+_LOWER_IS_BETTER = ("loss", "mse", "mae")  # the ends of names of figures
 # A name on the Hub: letters, digits, `-`, `_`, `.`; the rules are those of huggingface_hub's validate_repo_id.
 _HUB_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 
@@ -45,25 +43,10 @@ def check_repository(flag: str, name: str) -> None:
         )
 
 
-def trackers_in(words: list[str]) -> tuple[str, ...]:
-    """Returns the trackers that --report_to names, in a fixed order; empty for none.
-
-    Raises:
-        UsageError: an unknown name, `none` beside another, or `all` where none is installed.
-    """
-    if "none" in words and len(set(words)) > 1:
-        raise UsageError(f"--report_to none contradicts {' '.join(word for word in words if word != 'none')}.")
-    others = [word for word in words if word not in (*TRACKERS, "all", "none")]
-    for word in others:
-        if word not in OTHER_TRACKERS:
-            raise UsageError(
-                f"--report_to: unknown value '{word}'.{nearest(word, (*TRACKERS, *OTHER_TRACKERS))} Expected: "
-                f"{', '.join(TRACKERS)}, all or none; or, not tested here, {', '.join(OTHER_TRACKERS)}."
-            )
-    named = [name for name in TRACKERS if name in words or ("all" in words and importlib.util.find_spec(name))]
-    if "all" in words and not named:
-        raise UsageError(f"--report_to all: none of {', '.join(TRACKERS)} is installed; --report_to none turns it off.")
-    return (*named, *dict.fromkeys(others))
+def greater_is_better(figure: str) -> bool:
+    """Returns whether a higher value of a figure of evaluations is better; of F1 it is, also of a label `loss`."""
+    name = figure.removeprefix("eval_").removesuffix("_mm")
+    return name.startswith("f1") or not name.endswith(_LOWER_IS_BETTER)
 
 
 def _words(texts: tuple[str, ...]) -> list[str]:
@@ -329,7 +312,7 @@ class TrainingArguments(Model, Data, Training, Evaluation, Saving, Tracking, Pub
         self.resume_from_checkpoint = self.resume_from_checkpoint or None
         self.metric_for_best_model = self.metric_for_best_model.removeprefix("eval_")
         if self.greater_is_better is None:
-            self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "mse", "mae"))
+            self.greater_is_better = greater_is_better(self.metric_for_best_model)
         self.report_to = trackers_in(_words(self.report_to))
         self.run_tags = tuple(_words(self.run_tags))
         self.log_artifacts = tuple(_words(self.log_artifacts))

@@ -45,17 +45,17 @@ def _load_dataset(arguments: Data, read: Reader) -> dict[str, Table]:
     if folder is not None:
         return _load_folder(folder, arguments, read)
     hub_id = dataset_address(name)
-    return _our_splits(
-        hub_id, load_hub(f"--dataset_name {name}", hub_id, arguments.dataset_config_name, arguments.cache_dir)
-    )
+    config = arguments.dataset_config_name
+    splits = load_hub(f"--dataset_name {name}", hub_id, config, arguments.cache_dir)
+    return _our_splits(hub_id, splits, (hub_id, config))
 
 
-def _our_splits(name: str, splits: DatasetDict) -> dict[str, Table]:
+def _our_splits(name: str, splits: DatasetDict, hub: tuple[str, str | None] | None = None) -> dict[str, Table]:
     tables: dict[str, Table] = {}
     for ours, words in SPLIT_WORDS.items():
         theirs = next((word for word in words if word in splits), None)
         if theirs is not None:
-            tables[ours] = DatasetTable(f"{name}, split '{theirs}'", splits[theirs])
+            tables[ours] = DatasetTable(f"{name}, split '{theirs}'", splits[theirs], (*hub, theirs) if hub else None)
     if not tables:
         raise UsageError(f"{name} has none of the splits train, validation, test; it has: {', '.join(splits)}.")
     return tables

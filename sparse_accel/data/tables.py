@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,24 @@ _ROW_NAMES = re.compile(r"__index_level_\d+__|Unnamed: \d+(\.\d+)*")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What the rows of an evaluation are taken from: a table, or a part of one.
+
+    Attributes:
+        name: of the table.
+        rows: the number of rows of the table.
+        dataset, config, split: Hub id, configuration (None: the default one) and split of a dataset on the Hub; None
+            for files and folders of this machine.
+    """
+
+    name: str
+    rows: int
+    dataset: str | None
+    config: str | None
+    split: str | None
+
+
 class Table(ABC):
     """Rows with named columns.
 
@@ -39,16 +58,23 @@ class Table(ABC):
         column_names: in the order of the source.
         typed: False if every value is text, and numbers must be recognized by their spelling (CSV).
         index_columns: columns with row names or row numbers, such as a pandas index: never guessed to be the text.
+        hub: id, configuration and split of a dataset on the Hub; None for files and folders of this machine.
     """
 
     name: str
     column_names: list[str]
     typed: bool = True
     index_columns: frozenset[str] = frozenset()
+    hub: tuple[str, str | None, str] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
         """Returns the number of rows."""
+
+    @property
+    def origin(self) -> Origin:
+        """Returns what an evaluation records of its rows."""
+        return Origin(self.name, len(self), *(self.hub or (None, None, None)))
 
     @abstractmethod
     def values(self, column: str) -> list[Any]:
@@ -178,8 +204,8 @@ class ArrowTable(Table):
 class DatasetTable(ArrowTable):
     """A split of a dataset, memory-mapped from disk."""
 
-    def __init__(self, name: str, dataset: Dataset) -> None:
-        self.name, self.column_names = name, dataset.column_names
+    def __init__(self, name: str, dataset: Dataset, hub: tuple[str, str | None, str] | None = None) -> None:
+        self.name, self.column_names, self.hub = name, dataset.column_names, hub
         self.index_columns = _row_names(self.column_names)
         self._dataset = dataset
 

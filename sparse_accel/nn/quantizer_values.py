@@ -40,10 +40,11 @@ class QuantizerValues:
 
 @contextmanager
 def watch_quantizers(model: nn.Module) -> Iterator[dict[str, QuantizerValues]]:
-    """Yields a dict that at the end of the block holds, by name, what went through each active quantizer in the block.
+    """Yields a dict that at the end of the block holds, by name, what went through each active quantizer in the block;
+    one that saw no values has no entry.
 
     All processes must call it: the values of all are counted together. The names end in `.weight`, `.input` or
-    `.output`.
+    `.output`. In the block, compiled models run uncompiled.
     """
     counts: dict[str, Tensor] = {}
     hooks = []
@@ -61,7 +62,8 @@ def watch_quantizers(model: nn.Module) -> Iterator[dict[str, QuantizerValues]]:
         watch(name, quantizer)
     values: dict[str, QuantizerValues] = {}
     try:
-        yield values
+        with torch.compiler.set_stance("force_eager"):  # graphs that were compiled before would skip the hooks
+            yield values
     finally:
         for hook in hooks:
             hook.remove()
@@ -71,8 +73,9 @@ def watch_quantizers(model: nn.Module) -> Iterator[dict[str, QuantizerValues]]:
     empty = torch.zeros(BINS + 1, dtype=torch.int64, device=device)
     sums = reduce_sum(torch.stack([counts.get(name, empty) for name in active])).tolist()
     for (name, quantizer), (clipped, *bins) in zip(active.items(), sums, strict=True):
+        if not (total := sum(bins)):
+            continue
         low, high = float(quantizer.minimum.min().clamp(max=0)), float(quantizer.maximum.max().clamp(min=0))
-        total = max(sum(bins), 1)
         values[name.removesuffix("_quantizer").replace("_quantizer", "")] = QuantizerValues(
             float(quantizer.minimum.min()),
             float(quantizer.maximum.max()),

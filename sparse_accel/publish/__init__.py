@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sparse_accel.publish.card import write_card
+from sparse_accel.publish.card import card_at_end, write_card
 from sparse_accel.publish.presenting import present_run
 from sparse_accel.publish.push import publish_run, push, require_hub
 
-__all__ = ["present_run", "publish_run", "push", "require_hub", "write_card"]
+__all__ = ["card_at_end", "present_run", "publish_run", "push", "require_hub", "write_card"]

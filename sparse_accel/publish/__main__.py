@@ -35,7 +35,9 @@ def main() -> None:
     )
     parser.add_argument("--hub_private_repo", action="store_true", default=None, help="make a new repository private")
     parser.add_argument(
-        "--hub_report", action="store_true", help="upload report.html too, even if it shows rows of your own files"
+        "--hub_report",
+        action="store_true",
+        help="upload report.html too, which shows evaluated rows, flags and paths of this machine",
     )
     parser.add_argument("--card", action="store_true", help="only write the model card, README.md; upload nothing")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -45,7 +47,12 @@ def main() -> None:
     deployment = Path(expanded(arguments.deployment, "DEPLOYMENT")) if arguments.deployment else None
     if arguments.card:
         for each in [folder, *([deployment] if deployment else [])]:
-            kept = "" if write_card(each) else ": a person wrote or changed it, so it is kept"
+            if (outcome := write_card(each)) == "none":
+                raise UsageError(
+                    f"{each} holds neither a trained model (config.json, model.safetensors) nor a deployment "
+                    "(model.onnx, export_report.json): there is nothing to write a card of"
+                )
+            kept = ": a person wrote or changed it, so it is kept" if outcome == "kept" else ""
             print(f"{each / 'README.md'}{kept}")
         return
     check_folder(folder)

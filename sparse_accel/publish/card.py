@@ -10,8 +10,10 @@ import hashlib
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from sparse_accel.console import warn
+from sparse_accel.errors import first_line
 from sparse_accel.files import write_text
 from sparse_accel.publish import code
 from sparse_accel.publish.facts import (
@@ -28,27 +30,50 @@ from sparse_accel.publish.facts import (
     weight_files,
     without_paths,
 )
-from sparse_accel.publish.metadata import METRICS, TASKS, encoder_sparsity, metadata, source_of, split_of
+from sparse_accel.publish.metadata import METRICS, TASKS, encoder_sparsity, metadata
 
 _MARK = re.compile(r"<!-- written by sparse_accel; digest ([0-9a-f]{32})[^\n]*-->\s*\Z")
 
 
-def write_card(folder: Path, *, again: bool = False) -> bool:
-    """Writes README.md of a folder with a model or a deployment. Returns False if a person's README.md is there.
+Outcome = Literal["written", "kept", "none"]
+
+
+def write_card(folder: Path, *, again: bool = False) -> Outcome:
+    """Writes README.md of a folder with a model or a deployment.
 
     Args:
-        folder: the output folder of a run, or a deployment. Nothing is written where there is neither.
+        folder: the output folder of a run, or a deployment.
         again: only where there is a card already.
+
+    Returns:
+        written: the card is that of the files in the folder. kept: README.md was written or changed by a person.
+        none: there is neither a model nor a deployment, or no card to write again.
     """
     path = folder / CARD
-    if path.exists() and not is_ours(path):
-        return False
     if not (is_model(folder) or is_deployment(folder)) or (again and not path.exists()):
-        return True
+        return "none"
+    if path.exists() and not is_ours(path):
+        return "kept"
     text = card_text(folder)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
-    return True
+    return "written"
+
+
+def card_at_end(folder: Path, *, again: bool = False) -> Outcome | None:
+    """Writes the card at the end of a program that has done its work, which a missing card must not fail.
+
+    Call it on the main process. Whatever is wrong becomes one warning that says what to do.
+
+    Returns:
+        as `write_card`; None if it failed.
+    """
+    try:
+        return write_card(folder, again=again)
+    except Exception as error:  # a full disk, or a fault of the card: the run is complete all the same
+        command = f"python -m sparse_accel.publish {folder} --card"
+        warn(f"{CARD} was not written: {type(error).__name__}: {first_line(error)}. `{command}` writes it")
+    return None
 
 
 def is_ours(path: Path) -> bool:
@@ -80,15 +105,8 @@ def card_text(
         text = _card_of_a_model(folder, repository, deployment, fetch)
     else:
         text = _card_of_a_deployment(folder, fetch)
-    text = without_paths_in_prose(text)
     mark = f"<!-- written by sparse_accel; digest {_digest(text)}: a changed card is not written again -->\n"
     return text + mark
-
-
-def without_paths_in_prose(text: str) -> str:
-    """Returns a card without absolute paths; code stays as it is."""
-    parts = re.split(r"(^```.*?^```$|\]\([^)]*\))", text, flags=re.MULTILINE | re.DOTALL)
-    return "".join(part if number % 2 else without_paths(part) for number, part in enumerate(parts))
 
 
 # --- the text of a model ----------------------------------------------------------------------------------------------
@@ -117,7 +135,7 @@ def _what_it_is(facts: Facts) -> str:
     config, linears = facts.config, read(facts.folder, "train_results.json")
     kind = str(config.get("model_type", "transformer"))
     blocks = config.get("num_hidden_layers", config.get("n_layers"))
-    words = [f"A model of the type `{cell(kind)}`"]
+    words = [f"A model of the type {code_span(kind)}"]
     if isinstance(blocks, int):
         words.append(f" with {blocks} layers")
     if facts.pipeline:
@@ -141,7 +159,7 @@ def _of_labels(facts: Facts) -> str:
     names = facts.labels
     if not names:
         return ""
-    shown = ", ".join(f"`{cell(name)}`" for name in names[:12])
+    shown = ", ".join(map(code_span, names[:12]))
     return f"; labels: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
@@ -151,13 +169,13 @@ def _figures(facts: Facts) -> list[str]:
     lines: list[str] = []
     for split, figures in facts.figures.items():
         teacher = facts.of_teacher.get(split, {})
-        rows = f", {facts.rows[split][1]:,} rows" if split in facts.rows else ""
-        which = split_of(facts, split) or "rows held out from training"
-        lines += [f"On {cell(source_of(facts, split))} ({which.replace('_', ' ')}{rows}):", ""]
+        rows = facts.rows.get(split)
+        which = f"{cell(rows.name)} ({cell(rows.described())})" if rows else "rows that were not recorded"
+        lines += [f"On {which}:", ""]
         heads = ["figure", "this model", *(["teacher"] if teacher else [])]
         lines += [_row(heads), _row(["---"] * len(heads))]
         for name in [*(each for each in METRICS if each in figures), *sorted(figures.keys() - METRICS)]:
-            cells = [METRICS[name][1] if name in METRICS else name.replace("_", " "), _number(figures[name])]
+            cells = [METRICS[name][1] if name in METRICS else cell(name.replace("_", " ")), _number(figures[name])]
             lines.append(_row([*cells, *([_number(teacher.get(name))] if teacher else [])]))
         lines.append("")
     quantized = ", with quantizers on" if facts.is_quantized else ""
@@ -178,30 +196,38 @@ def _sizes(folder: Path, report: dict[str, Any]) -> list[str]:
     stored = sum(path.stat().st_size for path in weight_files(folder))
     sizes = {"model.safetensors": stored} if stored else {}
     files = part(report, "files")
-    sizes |= {name: size["bytes"] for name, size in files.items() if name != "float32"}
+    known = {name: part(files, name).get("bytes") for name in files}
+    dense = known.pop("float32", None) or stored
+    sizes |= {name: size for name, size in known.items() if isinstance(size, int)}
     if not sizes:
         return []
-    dense = files["float32"]["bytes"] if files else stored
-    rows = [_row([name, f"{size / 1e6:.1f} MB", f"{size / dense:.2f}"]) for name, size in sizes.items()]
+    rows = [
+        _row([cell(name), f"{size / 1e6:.1f} MB", f"{size / dense:.2f}" if dense else ""])
+        for name, size in sizes.items()
+    ]
     return [_row(["file", "size", "of dense float32"]), _row(["---"] * 3), *rows, ""]
 
 
 def _speeds(report: dict[str, Any]) -> list[str]:
     """Milliseconds of an export's report, float next to what is deployed."""
     lines: list[str] = []
-    for runtime, table in part(report, "latency").items():
+    latency = part(report, "latency")
+    for runtime in latency:
+        batches = part(latency, runtime)
+        table = {batch: part(batches, batch) for batch in batches}
         names = [name for name in next(iter(table.values()), {}) if "no zeros" not in name]
         if len(names) < 2:
             continue
         titles = {"quantized": "INT8", "sparse kernels": "INT8, kernels that skip zeros"}
         lines += [_row([f"{cell(runtime)}: rows", *(titles.get(name, name) for name in names)])]
         lines += [_row(["---"] * (len(names) + 1))]
-        lines += [_row([batch, *(f"{times[name]:.1f} ms" for name in names)]) for batch, times in table.items()]
+        for batch, times in table.items():
+            lines.append(_row([batch, *(f"{times[name]:.1f} ms" if name in times else "" for name in names)]))
         lines.append("")
     if not lines:
         return []
     cpu = part(report, "cpu").get("name", "a CPU")
-    return [f"Latency of {report.get('tokens')} tokens, one thread of {cell(str(cpu))}:", "", *lines]
+    return [f"Latency of {report.get('tokens')} tokens, one thread of {_public(cpu)}:", "", *lines]
 
 
 def _making(facts: Facts) -> list[str]:
@@ -215,22 +241,22 @@ def _making(facts: Facts) -> list[str]:
     if dataset:
         rows.append(("data", f"{_link(dataset[0], 'datasets/')}{f', {cell(dataset[1])}' if dataset[1] else ''}"))
     elif files:
-        rows.append(("data", ", ".join(f"`{cell(name)}`" for name in files)))
+        rows.append(("data", ", ".join(code_span(name).replace("|", "\\|") for name in files)))
     numbers = {"rows of a step": "global_batch_size", "steps": "total_steps", "tokens of a row": "max_seq_length"}
     rows += [(name, f"{identity[key]:,}") for name, key in numbers.items() if isinstance(identity.get(key), int)]
     if flags:
         precision = "bfloat16" if flags.get("bf16") else "float16" if flags.get("fp16") else "float32"
-        precision = str(facts.environment.get("precision") or precision)
-        rows += [("precision in training", cell(precision)), ("seed", str(flags.get("seed", "")))]
+        precision = facts.environment.get("precision") or precision
+        rows += [("precision in training", _public(precision)), ("seed", str(flags.get("seed", "")))]
     packages = facts.environment.get("packages")
     if isinstance(packages, dict):
         versions = {"sparse_accel": facts.environment.get("sparse_accel"), **packages}
-        rows.append(("versions", ", ".join(f"{cell(name)} {cell(str(value))}" for name, value in versions.items())))
+        rows.append(("versions", ", ".join(f"{cell(name)} {_public(value)}" for name, value in versions.items())))
     if rows:
         lines += [_row(["", ""]), _row(["---"] * 2), *(_row(list(row)) for row in rows), ""]
     if timeline := facts.timeline():
         lines += ["What the recipe (`recipe.yaml`) did, by epoch:", "", _row(["epoch", "what happens"])]
-        lines += [_row(["---"] * 2), *(_row([f"{epoch:g}", cell(event)]) for epoch, event in timeline), ""]
+        lines += [_row(["---"] * 2), *(_row([f"{epoch:g}", _public(event)]) for epoch, event in timeline), ""]
     return lines or ["There is no record of the training.", ""]
 
 
@@ -264,7 +290,7 @@ def _card_of_a_deployment(folder: Path, fetch: bool) -> str:
     lines += ["## Use", "", *code.of_a_deployment(facts, report, ".")]
     checks = [each for each in report.get("checks", []) if isinstance(each, dict)]
     lines += ["## Proof", "", _row(["check", "result", ""]), _row(["---"] * 3)]
-    lines += [_row([cell(str(each.get(key, ""))) for key in ("name", "result", "detail")]) for each in checks]
+    lines += [_row([_public(each.get(key, "")) for key in ("name", "result", "detail")]) for each in checks]
     lines += ["", "## Size and speed", "", *_sizes(folder, report), *_speeds(report)]
     if facts.figures and is_local:
         lines += ["## The trained model", "", *_figures(facts)]
@@ -280,6 +306,19 @@ def cell(text: str) -> str:
     """Returns a text as it may be in a table's cell or in a sentence: one line, without Markdown or HTML of its own."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([|`*\[\]\\]|(?<=_)_|_(?=_))", r"\\\1", text)
+
+
+def code_span(text: str) -> str:
+    """Returns a text as code in a sentence: one line, otherwise as it is, in more backticks than it has in a row."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if not text or "`" in text[0] + text[-1] else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def _public(value: object) -> str:
+    """Returns a value that may name files of this machine, for a cell or a sentence."""
+    return cell(without_paths(str(value)))
 
 
 def _row(cells: list[str]) -> str:

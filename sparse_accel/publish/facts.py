@@ -23,6 +23,7 @@ from sparse_accel.zoo.known import on_hub
 from sparse_accel.zoo.stubs import parse_stub
 
 CARD, DEPLOYMENT_REPORT, QUANTIZERS = "README.md", "export_report.json", "quantization.json"
+EVALUATION = "evaluation.json"
 _HEADS = {"ForSequenceClassification": "text-classification", "ForTokenClassification": "token-classification"}
 # The most folders between a model and the Hub's model that it came from.
 _LONGEST_CHAIN = 10
@@ -80,6 +81,36 @@ def is_hub_id(name: object) -> bool:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """The rows of an evaluation, as they were recorded with it.
+
+    Attributes:
+        name: of the dataset with its configuration, or of the file, without its folder.
+        count: the number of rows.
+        all: the number of rows there: more, if only a part was evaluated.
+        dataset, config, split: on the Hub; None for files.
+    """
+
+    name: str
+    count: int
+    all: int
+    dataset: str | None
+    config: str | None
+    split: str | None
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether they are all rows of the split or of the file: only then are figures those of the split."""
+        return self.count == self.all
+
+    def described(self) -> str:
+        """Returns which rows they are, in words."""
+        if self.are_complete:
+            return f"{self.split}, {self.count:,} rows" if self.split else f"{self.count:,} rows"
+        return f"{self.count:,} of {self.all:,} rows" + (f" of {self.split}" if self.split else "")
+
+
+@dataclass(frozen=True)
 class Facts:
     """The files of a model's folder.
 
@@ -89,7 +120,7 @@ class Facts:
             environment.json.
         figures: by split, name -> value, of this model; without the prefix `eval_`.
         of_teacher: likewise, of its teacher.
-        rows: by split, (name of the source, number of rows).
+        rows: by split, what was evaluated; not there if it was not recorded with these figures.
     """
 
     folder: Path
@@ -100,7 +131,7 @@ class Facts:
     environment: dict[str, Any]
     figures: dict[str, dict[str, float]]
     of_teacher: dict[str, dict[str, float]]
-    rows: dict[str, tuple[str, int]]
+    rows: dict[str, Rows]
 
     @property
     def pipeline(self) -> str | None:
@@ -147,7 +178,7 @@ class Facts:
         return None if name == "self" else self._origin(name)
 
     def dataset(self) -> tuple[str, str | None] | None:
-        """The Hub id of the data and its configuration; None for files and folders of this machine."""
+        """The Hub id of the training data and its configuration; None for files and folders of this machine."""
         task = self.arguments.get("task_name")
         if task in GLUE and self.pipeline == "text-classification":  # of token classification, it names a column
             return GLUE_ID, str(task)
@@ -212,7 +243,7 @@ def facts_of(folder: Path) -> Facts:
     )
 
 
-def _measured(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, tuple[str, int]]]:
+def _measured(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Rows]]:
     """Figures of the model, figures of its teacher, and rows, by split."""
     results = read(folder, "eval_results.json")
     if "eval_model" in results:  # they are of another model
@@ -223,13 +254,18 @@ def _measured(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, t
             split = "validation_mismatched" if name.endswith("_mm") else "validation"
             figures.setdefault(split, {})[name.removeprefix("eval_").removesuffix("_mm")] = float(value)
     of_teacher, rows = {}, {}
-    for split, found in read(folder, "evaluation.json").items():
+    for split, found in read(folder, EVALUATION).items():
         with suppress(KeyError, TypeError, AttributeError, ValueError):
             known = figures[split]
             if any(known[name] != value for name, value in found["figures"].items() if name in known):
                 continue  # of another evaluation
-            rows[split] = (PurePath(without_paths(str(found["source"]))).name, int(found["rows"]))
-            of_teacher[split] = {name: float(value) for name, value in found["teacher"]["figures"].items()}
+            if teacher := found["teacher"]:
+                of_teacher[split] = {name: float(value) for name, value in teacher["figures"].items()}
+            origin = found["origin"]
+            dataset, config = origin["dataset"], origin["config"]
+            name = PurePath(without_paths(origin["name"])).name
+            name = f"{dataset} {config}" if dataset and config else dataset or name
+            rows[split] = Rows(name, int(found["rows"]), int(origin["rows"]), dataset, config, origin["split"])
     return figures, of_teacher, rows
 
 

@@ -62,16 +62,16 @@ def metadata(facts: Facts, name: str, tags: list[str], *, fetch: bool, measured:
 
 
 def _results(facts: Facts) -> list[Any]:
+    """The figures on rows that were recorded with them. Those of a part of a split are not figures of the split."""
     from huggingface_hub import EvalResult
 
-    task, dataset = facts.pipeline, facts.dataset()
+    task = facts.pipeline
     if task is None:
         return []
     found = []
-    for split, figures in facts.figures.items():
-        name = source_of(facts, split)
-        kind = dataset[0] if dataset else PurePath(name).suffix.removeprefix(".") or "folder"
-        for figure, value in figures.items():
+    for split, rows in facts.rows.items():
+        suffix = PurePath(rows.name).suffix.removeprefix(".")
+        for figure, value in facts.figures[split].items():
             if figure not in METRICS or not math.isfinite(value):
                 continue
             metric, title = METRICS[figure]
@@ -79,36 +79,16 @@ def _results(facts: Facts) -> list[Any]:
                 EvalResult(
                     task_type=task,
                     task_name=TASKS[task],
-                    dataset_type=kind,
-                    dataset_name=name,
-                    dataset_config=dataset[1] if dataset else None,
-                    dataset_split=split_of(facts, split),
+                    dataset_type=rows.dataset or (suffix if suffix.isalnum() else "folder"),
+                    dataset_name=rows.name if rows.are_complete else f"{rows.name} ({rows.described()})",
+                    dataset_config=rows.config,
+                    dataset_split=rows.split if rows.are_complete else None,
                     metric_type=metric,
                     metric_name=title,
                     metric_value=round(value, 6),
                 )
             )
     return found
-
-
-def split_of(facts: Facts, split: str) -> str | None:
-    """The split of the dataset that a split of ours is; None if it is a part of one."""
-    if facts.arguments.get("validation_ratio") is not None:
-        return None
-    return "test" if facts.arguments.get("eval_on_test") else split
-
-
-def source_of(facts: Facts, split: str) -> str:
-    """What the rows of an evaluation are called."""
-    dataset, flags = facts.dataset(), facts.arguments
-    if dataset:
-        return " ".join(part for part in dataset if part)
-    if split in facts.rows:
-        return facts.rows[split][0]
-    held_out = flags.get("validation_ratio") is not None
-    flag = "train_file" if held_out else "test_file" if flags.get("eval_on_test") else "validation_file"
-    name = flags.get(flag) or flags.get("dataset_name")
-    return PurePath(name).name if isinstance(name, str) else "validation rows"
 
 
 def encoder_sparsity(facts: Facts) -> float:

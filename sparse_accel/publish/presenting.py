@@ -7,31 +7,39 @@ from typing import TYPE_CHECKING
 
 from sparse_accel.console import say
 from sparse_accel.export.folder import PAGE
-from sparse_accel.publish.card import write_card
+from sparse_accel.publish.card import card_at_end
 from sparse_accel.publish.facts import CARD
-from sparse_accel.report import report_at_end
-from sparse_accel.training.tracking import log_artifacts
+from sparse_accel.report import refresh_report, report_at_end
+from sparse_accel.training.sending import log_artifacts
+from sparse_accel.training.tracking import start_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from sparse_accel.cli.training import TrainingArguments
+    from sparse_accel.recipe import Recipe
 
 
-def present_run(accelerator: Accelerator, arguments: TrainingArguments) -> None:
+def present_run(accelerator: Accelerator, arguments: TrainingArguments, recipe: Recipe | None) -> None:
     """Writes the report and the card of a finished run, and sends what --log_artifacts names to the trackers.
 
-    The main process does it. Neither file can fail the run: what is wrong becomes a warning.
+    After an evaluation alone, of the folder's own model, report and card are written again where they are. All
+    processes must call it, the main process does it. Neither file can fail the run: what is wrong becomes a warning.
     """
     from sparse_accel.run_folder.results import ALL_RESULTS  # not above: it imports torch
 
     folder = Path(str(arguments.output_dir))
+    is_run = arguments.do_train or arguments.one_shot
+    if is_run and arguments.log_artifacts:
+        start_trackers(accelerator, arguments, recipe, finished=True)  # such a run's command has not started them
     if not accelerator.is_main_process:
         return
-    if not _is_newer(folder / PAGE, folder / ALL_RESULTS):  # a finished run's command only shows its results
-        report_at_end(folder)
-    if not write_card(folder):
-        say(accelerator, f"{folder / CARD} was written or changed by a person: it is kept")
+    is_own = Path(str(arguments.model_name_or_path)).resolve() == folder.resolve()
+    if is_run or (arguments.do_eval and is_own):
+        if not _is_newer(folder / PAGE, folder / ALL_RESULTS):  # a finished run's command only shows its results
+            (report_at_end if is_run else refresh_report)(folder)
+        if card_at_end(folder, again=not is_run) == "kept":
+            say(accelerator, f"{folder / CARD} was written or changed by a person: it is kept")
     log_artifacts(accelerator, arguments)
 
 

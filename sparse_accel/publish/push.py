@@ -146,7 +146,7 @@ def push(folder: Path, target: Target, deployment: Path | None = None, *, report
         folder: the output folder of a finished run.
         target: the repository; created if it does not exist.
         deployment: a folder that the export wrote for this model.
-        report: upload report.html too, even if it shows rows of files of this machine.
+        report: upload report.html too, which shows evaluated rows, flags and paths of this machine.
 
     Raises:
         UsageError: the folder holds no finished model, or the deployment is of another model.

@@ -13,7 +13,6 @@ from sparse_accel.files import digest_of
 from sparse_accel.publish.facts import (
     CARD,
     DEPLOYMENT_REPORT,
-    facts_of,
     is_deployment,
     is_model,
     part,
@@ -77,9 +76,12 @@ def model_files(folder: Path, report: bool, notes: list[str]) -> dict[str, Path 
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name != CARD and matches(path.name, (*MODEL, *TOKENIZER, *OTHERS)):
             found[path.name] = _published(path)
-    if REPORT in found and not report and facts_of(folder).dataset() is None:
+    if REPORT in found and not report:
         del found[REPORT]
-        notes.append(f"{REPORT} stays here, because it shows rows of your own files; --hub_report uploads it too")
+        notes.append(
+            f"{REPORT} stays here, because it shows evaluated rows, flags and paths of this machine; "
+            "`python -m sparse_accel.publish --hub_report` uploads it too"
+        )
     return found
 
 

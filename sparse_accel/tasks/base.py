@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from sparse_accel.cli.training import TrainingArguments
+    from sparse_accel.data.tables import Origin
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class TaskData:
             split for evaluation, also if it is the test rows (--eval_on_test) or held-out rows.
         sources: where the rows of each split come from, for messages.
         label_names: in the order of the model's outputs.
+        origins: what the rows of each split are taken from; held-out rows from the training rows.
         keeps_head: whether the labels are the outputs of the model's fine-tuned head; else it gets a new head.
         cache_dir: folder for tokenized rows; None: the Hugging Face cache.
     """
@@ -40,6 +42,7 @@ class TaskData:
     splits: dict[str, Dataset]
     sources: dict[str, str]
     label_names: list[str]
+    origins: dict[str, Origin] = field(default_factory=dict)
     keeps_head: bool = False
     cache_dir: str | None = None
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from sparse_accel.cli.training import TrainingArguments
-    from sparse_accel.data.tables import Table
+    from sparse_accel.data.tables import Origin, Table
 
 
 def needed_splits(arguments: TrainingArguments, found: dict[str, Table]) -> dict[str, Table]:
@@ -105,3 +105,13 @@ def draw_rows(
         rows = draw(len(dataset), limit, arguments.seed)
         splits[split] = dataset if rows is None else dataset.select(rows)
     return splits, sources
+
+
+def origins_of(splits: dict[str, Dataset], tables: dict[str, Table]) -> dict[str, Origin]:
+    """Returns what the rows of each split are taken from.
+
+    Args:
+        splits: from `draw_rows`.
+        tables: from `needed_splits`.
+    """
+    return {split: tables[split if split in tables else "train"].origin for split in splits}

@@ -26,7 +26,8 @@ from sparse_accel.tasks.label_names import head_in
 from sparse_accel.training.distillation import rows_for_teacher
 from sparse_accel.training.figures import tracker_names
 from sparse_accel.training.loaders import TokenizedRows, evaluation_loader, tokenize_rows
-from sparse_accel.training.tracking import log_details, start_trackers
+from sparse_accel.training.sending import log_details, log_figures
+from sparse_accel.training.tracking import start_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -87,8 +88,8 @@ def evaluate_and_predict(
             details = details_record(task, rows, found)
             name = str(arguments.model_name_or_path)
             results.write_evaluation(accelerator, folder, name, found.figures, question, details)
-            start_trackers(accelerator, arguments, recipe)
-            accelerator.log(tracker_names(found.figures, "final"))
+            start_trackers(accelerator, arguments, recipe, evaluates_only=True)  # if training has not started them
+            log_figures(accelerator, tracker_names(found.figures, "final"))
             log_details(accelerator, found.details, "final")
     if arguments.do_predict:
         question, files = measured_on(weights, task, "test", rows), prediction_files(rows)
@@ -169,7 +170,7 @@ def agreement(first: Evaluation, second: Evaluation) -> dict[str, float]:
 
 
 def details_record(task: Task, rows: TokenizedRows, evaluation: Evaluation) -> dict[str, Any]:
-    """Returns the content of evaluation.json: figures and details of each split."""
+    """Returns the content of evaluation.json: of each split, which rows they are, figures and details."""
     record = {}
     for split, details in evaluation.details.items():
         suffix = split.removeprefix("validation").replace("_mismatched", "_mm")
@@ -179,6 +180,7 @@ def details_record(task: Task, rows: TokenizedRows, evaluation: Evaluation) -> d
         }
         record[split] = {
             "source": task.data.sources.get(split, split),
+            "origin": asdict(task.data.origins[split]),
             "rows": len(task.data.splits[split]),
             "digest": fingerprint_of_rows(task.data.splits[split]),
             "headline": task.headline(),

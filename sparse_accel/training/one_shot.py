@@ -28,6 +28,7 @@ from sparse_accel.run_folder.trainer_state import History
 from sparse_accel.training.figures import sparsity_figures
 from sparse_accel.training.identity import settings_of
 from sparse_accel.training.loaders import gradient_loader, tokenize_rows, training_loader
+from sparse_accel.training.sending import log_figures
 from sparse_accel.training.start_table import describe_head, start_table
 from sparse_accel.training.tracking import start_trackers
 
@@ -128,6 +129,6 @@ def apply_at_once(
 
     model.eval()
     run.apply_at_once(forwards)
-    accelerator.log(sparsity_figures(sparsity_report(plain_model(accelerator, model))))
+    log_figures(accelerator, sparsity_figures(sparsity_report(plain_model(accelerator, model))))
     results.write_final(output_dir, accelerator, model, tokenizer, run, History(), seconds=0.0)
     return True

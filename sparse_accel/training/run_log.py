@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from sparse_accel.cli.training import greater_is_better
 from sparse_accel.console import print_above_bar
 from sparse_accel.distributed.weights import plain_model, reshard
 from sparse_accel.models.sparsity import sparsity_report
@@ -19,7 +20,7 @@ from sparse_accel.training.averages import GlobalBatch
 from sparse_accel.training.evaluation import Evaluation, agreement, details_record
 from sparse_accel.training.figures import memory_figures, sparsity_figures, tracker_names
 from sparse_accel.training.loop import calibration_forward
-from sparse_accel.training.tracking import log_charts, log_details, log_histograms, log_timeline
+from sparse_accel.training.sending import log_charts, log_details, log_figures, log_histograms, log_timeline
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,7 +68,7 @@ class RunLog:
         }
         folder = Path(str(self.arguments.output_dir))
         write_teacher_results(self.accelerator, folder, str(self.arguments.distill_teacher), splits)
-        self.accelerator.log(tracker_names(teacher.figures, "teacher"), step=step)
+        log_figures(self.accelerator, tracker_names(teacher.figures, "teacher"), step)
 
     def add(self, figures: dict[str, float]) -> None:
         """Logs figures by name, together with those of the recipe's modifiers, memory and, if masks have changed since
@@ -79,7 +80,7 @@ class RunLog:
         if measure_sparsity:
             figures |= sparsity_figures(sparsity_report(plain_model(self.accelerator, self.model)))
         self.history.add(figures, self.run.progress)
-        self.accelerator.log(tracker_names(figures), step=self.run.progress.step)
+        log_figures(self.accelerator, tracker_names(figures), self.run.progress.step)
 
     def _masks_changed(self) -> bool:
         """Returns whether any mask has changed since the last call; True at the first."""
@@ -111,7 +112,7 @@ class RunLog:
             for kind in ("min", "max", "scale", "clipped")
         }
         self.history.add(figures, self.run.progress)
-        self.accelerator.log({**figures, "train/epoch": self.run.progress.epoch}, step=step)
+        log_figures(self.accelerator, {**figures, "train/epoch": self.run.progress.epoch}, step)
         histograms = {f"histograms/{name}": (found.counts, found.edges) for name, found in values.items()}
         log_histograms(self.accelerator, histograms, step)
 
@@ -163,6 +164,5 @@ class RunLog:
         found = [(entry[name], -entry["epoch"]) for entry in self.history.log if name in entry]
         if not found:
             return None
-        lower = name.endswith(("mse", "mae", "loss"))
-        value, epoch = min(found) if lower else max(found)
+        value, epoch = max(found) if greater_is_better(name) else min(found)
         return value, -epoch

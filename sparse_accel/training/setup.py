@@ -20,7 +20,7 @@ from sparse_accel.distributed.launch import check_launch, describe, gives_gradie
 from sparse_accel.errors import UsageError
 from sparse_accel.recipe_run import check_gradients
 from sparse_accel.run_folder.ownership import release_folders
-from sparse_accel.training.tracking import logging_folder, trackers_ended
+from sparse_accel.training.tracking import check_trackers, logging_folder, trackers_ended
 
 if TYPE_CHECKING:
     from sparse_accel.cli.training import TrainingArguments
@@ -52,6 +52,7 @@ def make_accelerator(arguments: TrainingArguments, recipe: Recipe | None = None)
         kwargs_handlers=launch_options(find_unused_parameters=arguments.ddp_find_unused_parameters),
         dynamo_plugin=_compilation() if arguments.torch_compile else None,
     )
+    check_trackers(accelerator, arguments.report_to)
     check_launch(accelerator)
     check_gradients(recipe.modifiers if recipe else [], gives_gradients(accelerator))
     if (compiled := compilation(accelerator)) and accelerator.distributed_type in ("FSDP", "DEEPSPEED"):

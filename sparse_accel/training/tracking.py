@@ -1,4 +1,4 @@
-"""Trackers: Accelerate's, one run for all processes and restarts. What is logged: `figures`.
+"""Trackers: Accelerate's, one run for all processes and restarts. What they get during a run: `sending`.
 
 Flags come first, then the trackers' own variables of the environment, such as WANDB_PROJECT, WANDB_NAME, WANDB_RUN_ID,
 WANDB_DIR, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, TRACKIO_DIR. Trackers' files are in OUTPUT_DIR/tracking, where
@@ -7,30 +7,31 @@ neither says otherwise, with the ids under which a resumed run continues the sam
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_accel.cli.parser import expanded
-from sparse_accel.cli.training import TRACKERS
+from sparse_accel.cli.trackers import TRACKERS, is_installed
 from sparse_accel.console import warn
 from sparse_accel.errors import UsageError
 from sparse_accel.files import write_text
+from sparse_accel.training.sending import has_failed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from sparse_accel.cli.training import TrainingArguments
     from sparse_accel.recipe import Recipe
-    from sparse_accel.tasks.base import Details
 
 _DEFAULT_PROJECT = "sparse_accel"
 # What the variables of trackers with settings here begin with.
 _PREFIXES = ("WANDB_", "MLFLOW_", "TRACKIO_")
+# Files in the trackers' folder with what names the folder's run, so that a later command can continue it.
+RUN_IDS = {"wandb": "wandb_run_id", "trackio": "trackio_run_name", "mlflow": "mlflow_run_id"}
 
 
 def require_trackers(names: tuple[str, ...]) -> None:
@@ -40,10 +41,25 @@ def require_trackers(names: tuple[str, ...]) -> None:
         UsageError: a tracker is not installed.
     """
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        if not is_installed(name):
             raise UsageError(f"--report_to {name}: {name} is not installed: pip install {name}, or --report_to none")
         if name not in TRACKERS:
             warn(f"--report_to {name} is passed on to Accelerate; it is not tested with this package")
+
+
+def check_trackers(accelerator: Accelerator, names: tuple[str, ...]) -> None:
+    """Checks that Accelerate takes all requested trackers: it silently leaves out one that it cannot use.
+
+    Raises:
+        UsageError: it left one out.
+    """
+    taken = {str(each) for each in accelerator.log_with}
+    for name in names:
+        if name not in taken:
+            raise UsageError(
+                f"--report_to {name}: Accelerate cannot use the {name} that is installed: install another version "
+                f"(pip install --upgrade accelerate {name}), or --report_to none"
+            )
 
 
 # --- start and end ----------------------------------------------------------------------------------------------------
@@ -51,7 +67,8 @@ def require_trackers(names: tuple[str, ...]) -> None:
 
 @contextmanager
 def trackers_ended(accelerator: Accelerator) -> Iterator[None]:
-    """Ends the trackers' runs at the end of the block; after an error they are marked as failed."""
+    """Ends the trackers' runs at the end of the block; after an error they are marked as failed, and so is the run of
+    a tracker that failed itself."""
     code = 1
     try:
         yield
@@ -62,7 +79,7 @@ def trackers_ended(accelerator: Accelerator) -> Iterator[None]:
     finally:
         for tracker in accelerator.trackers if accelerator.is_main_process else []:
             try:
-                _end(tracker, code)
+                _end(tracker, code or int(has_failed(tracker)))
             except Exception as error:  # such as a full disk; it must not hide why the run ended
                 warn(f"{tracker.name} could not end its run: {type(error).__name__}: {error}")
         accelerator.trackers.clear()
@@ -83,9 +100,21 @@ def _end(tracker: Any, code: int) -> None:
         tracker.finish()
 
 
-def start_trackers(accelerator: Accelerator, arguments: TrainingArguments, recipe: Recipe | None) -> None:
+def start_trackers(
+    accelerator: Accelerator,
+    arguments: TrainingArguments,
+    recipe: Recipe | None,
+    *,
+    finished: bool = False,
+    evaluates_only: bool = False,
+) -> None:
     """Starts the trackers of --report_to, unless they were started, with all flags, the resolved recipe and the
     environment of the run as config. Call it after acquiring the output folder.
+
+    Args:
+        finished: the folder's run was finished by an earlier command: its config stays as it is.
+        evaluates_only: a new run, whose config has the model as `eval_model`. The run that trained the folder's model
+            stays as it is, and remains the one that a later command continues.
 
     Raises:
         UsageError: a tracker does not start.
@@ -100,41 +129,59 @@ def start_trackers(accelerator: Accelerator, arguments: TrainingArguments, recip
     for variable in [each for each, value in os.environ.items() if each.startswith(_PREFIXES) and not value.strip()]:
         del os.environ[variable]  # empty counts as unset; the trackers' libraries would read it
     project = arguments.project or os.environ.get("WANDB_PROJECT") or _DEFAULT_PROJECT
-    options: dict[str, dict[str, Any]] = {}
-    if accelerator.is_main_process:
-        makers = {"wandb": _wandb_options, "trackio": _trackio_options, "mlflow": _mlflow_options}
-        options = {name: makers[name](arguments, folder) for name in names if name in makers}
-    try:
-        accelerator.init_trackers(project, config=None, init_kwargs=options)
-    except Exception as error:
-        accelerator.trackers.clear()  # a tracker that did not start cannot be ended
-        offline = "Without an account, set WANDB_MODE=offline in the environment to keep the run on disk; "
-        raise UsageError(
-            f"--report_to {' '.join(names)}: {str(error).rstrip('.')}. {offline if 'wandb' in names else ''}"
-            "--report_to none turns trackers off"
-        ) from error
-    _store_ids(accelerator, options, folder)
     config = {
         **arguments.to_dict(),
         "recipe": recipe.to_dict() if recipe else None,
         "environment": environment_of(accelerator),
     }
-    for tracker in accelerator.trackers:
-        _store_config(tracker, config, recipe)
+    usual, ids = output_dir.name, {name: _kept(folder, file) for name, file in RUN_IDS.items()}
+    if evaluates_only:
+        config["eval_model"] = str(arguments.model_name_or_path)
+        usual, ids = f"evaluation of {Path(config['eval_model']).name}", dict.fromkeys(RUN_IDS, "")
+        # TensorBoard has no ids: its runs differ by their folders.
+        accelerator.project_configuration.logging_dir = str(folder / f"evaluation-{secrets.token_hex(2)}")
+    options: dict[str, dict[str, Any]] = {}
+    if accelerator.is_main_process:
+        makers = {"wandb": _wandb_options, "trackio": _trackio_options, "mlflow": _mlflow_options}
+        options = {name: makers[name](arguments, folder, usual, ids[name]) for name in names if name in makers}
+    try:
+        accelerator.init_trackers(project, config=None, init_kwargs=options)
+    except Exception as error:
+        accelerator.trackers.clear()  # a tracker that did not start cannot be ended
+        raise _not_started(names, error) from error
+    if not evaluates_only:
+        _store_ids(accelerator, options, folder)
+    try:
+        for tracker in [each for each in accelerator.trackers if not (finished and ids.get(each.name, "kept"))]:
+            _store_config(tracker, config, recipe)
+    except Exception as error:
+        raise _not_started(names, error) from error
+
+
+def _not_started(names: tuple[str, ...], error: Exception) -> UsageError:
+    offline = "Without an account, set WANDB_MODE=offline in the environment to keep the run on disk; "
+    return UsageError(
+        f"--report_to {' '.join(names)}: {str(error).rstrip('.')}. {offline if 'wandb' in names else ''}"
+        "--report_to none turns trackers off"
+    )
 
 
 def _kept(folder: Path, name: str) -> str:
-    """Returns the id of the run in a tracker, from an earlier start; empty if there is none."""
+    """Returns the id of the folder's run in a tracker, from an earlier start; empty if there is none."""
     kept = folder / name
     return kept.read_text(encoding="utf-8").strip() if kept.is_file() else ""
 
 
-def _wandb_options(arguments: TrainingArguments, folder: Path) -> dict[str, Any]:
-    """Returns the arguments for `wandb.init`, except what its library reads from the environment itself."""
+# Makers of the arguments for a tracker, except what its library reads from the environment itself. `usual` is the name
+# of the run if no other is given, `kept` the id of the run to continue; empty: a new one.
+
+
+def _wandb_options(arguments: TrainingArguments, folder: Path, usual: str, kept: str) -> dict[str, Any]:
+    """Returns the arguments for `wandb.init`."""
     options = {
-        "name": arguments.run_name or os.environ.get("WANDB_NAME", Path(str(arguments.output_dir)).name),
+        "name": arguments.run_name or os.environ.get("WANDB_NAME", usual),
         "dir": expanded(os.environ.get("WANDB_DIR", str(folder)), "WANDB_DIR"),
-        "id": os.environ.get("WANDB_RUN_ID") or _kept(folder, "wandb_run_id") or secrets.token_hex(4),
+        "id": os.environ.get("WANDB_RUN_ID") or kept or secrets.token_hex(4),
         "resume": os.environ.get("WANDB_RESUME", "allow"),
     }
     flags = {"entity": arguments.entity, "group": arguments.run_group, "notes": arguments.run_notes}
@@ -142,16 +189,15 @@ def _wandb_options(arguments: TrainingArguments, folder: Path) -> dict[str, Any]
     return options | ({"tags": list(arguments.run_tags)} if arguments.run_tags else {})
 
 
-def _trackio_options(arguments: TrainingArguments, folder: Path) -> dict[str, Any]:
+def _trackio_options(arguments: TrainingArguments, folder: Path, usual: str, kept: str) -> dict[str, Any]:
     """Returns the arguments for `trackio.init`. Its files are in TRACKIO_DIR, which is read when it is imported."""
     os.environ.setdefault("TRACKIO_DIR", str((folder / "trackio").resolve()))
-    usual = f"{Path(str(arguments.output_dir)).name}-{secrets.token_hex(2)}"  # a project's runs differ by their name
-    kept = _kept(folder, "trackio_run_name")
-    options = {"name": kept or arguments.run_name or usual, "resume": "allow" if kept else "never", "embed": False}
+    new = f"{arguments.run_name or usual}-{secrets.token_hex(2)}"  # it continues the latest run of a name
+    options = {"name": kept or new, "resume": "allow" if kept else "never", "embed": False}
     return options | ({"group": arguments.run_group} if arguments.run_group else {})
 
 
-def _mlflow_options(arguments: TrainingArguments, folder: Path) -> dict[str, Any]:
+def _mlflow_options(arguments: TrainingArguments, folder: Path, usual: str, kept: str) -> dict[str, Any]:
     """Returns the arguments for Accelerate's MLflow tracker."""
     if arguments.project:  # it would prefer the variable
         os.environ["MLFLOW_EXPERIMENT_NAME"] = arguments.project
@@ -159,8 +205,8 @@ def _mlflow_options(arguments: TrainingArguments, folder: Path) -> dict[str, Any
     tags = dict.fromkeys(arguments.run_tags, "true") | ({"group": arguments.run_group} if arguments.run_group else {})
     options = {
         "logging_dir": str((folder / "mlflow").resolve()),
-        "run_name": arguments.run_name or Path(str(arguments.output_dir)).name,
-        "run_id": os.environ.get("MLFLOW_RUN_ID") or _kept(folder, "mlflow_run_id") or None,
+        "run_name": arguments.run_name or usual,
+        "run_id": os.environ.get("MLFLOW_RUN_ID") or kept or None,
         "tags": tags,
         "description": arguments.run_notes,
     }
@@ -171,13 +217,13 @@ def _store_ids(accelerator: Accelerator, options: dict[str, dict[str, Any]], fol
     """Stores the ids to continue with, once the trackers have started."""
     for tracker in accelerator.trackers if accelerator.is_main_process else []:
         if tracker.name == "wandb":
-            write_text(folder / "wandb_run_id", options["wandb"]["id"] + "\n")
+            write_text(folder / RUN_IDS["wandb"], options["wandb"]["id"] + "\n")
             path = "/".join(filter(None, (getattr(tracker.tracker, name, "") for name in ("entity", "project"))))
             write_text(folder / "wandb_project", path + "\n")  # for what continues the run, such as an export
         elif tracker.name == "trackio":
-            write_text(folder / "trackio_run_name", options["trackio"]["name"] + "\n")
+            write_text(folder / RUN_IDS["trackio"], options["trackio"]["name"] + "\n")
         elif tracker.name == "mlflow":
-            write_text(folder / "mlflow_run_id", tracker.tracker.info.run_id + "\n")
+            write_text(folder / RUN_IDS["mlflow"], tracker.tracker.info.run_id + "\n")
 
 
 def _store_config(tracker: Any, config: dict[str, Any], recipe: Recipe | None) -> None:
@@ -216,154 +262,3 @@ def _store_mlflow_config(config: dict[str, Any], recipe: Recipe | None) -> None:
 def logging_folder(output_dir: Path) -> str:
     """Returns the folder for the trackers' files: in the output folder, never in the working directory."""
     return str(output_dir / "tracking")
-
-
-# --- more than numbers ------------------------------------------------------------------------------------------------
-
-
-def log_histograms(
-    accelerator: Accelerator, histograms: Mapping[str, tuple[Sequence[int], Sequence[float]]], step: int
-) -> None:
-    """Logs histograms, (counts per bin, limits of the bins) by name, to trackers that show them."""
-    import numpy as np
-
-    for tracker in accelerator.trackers if accelerator.is_main_process else []:
-        if tracker.name in ("wandb", "trackio"):
-            kind = importlib.import_module(tracker.name).Histogram
-            pairs = {name: (np.asarray(counts), np.asarray(edges)) for name, (counts, edges) in histograms.items()}
-            tracker.log({name: kind(np_histogram=pair) for name, pair in pairs.items()}, step=step)
-        elif tracker.name == "tensorboard":
-            for name, (counts, edges) in histograms.items():
-                middles = (np.asarray(edges)[1:] + np.asarray(edges)[:-1]) / 2
-                tracker.tracker.add_histogram_raw(
-                    name,
-                    min=float(edges[0]),
-                    max=float(edges[-1]),
-                    num=sum(counts),
-                    sum=float(np.dot(counts, middles)),
-                    sum_squares=float(np.dot(counts, middles**2)),
-                    bucket_limits=list(edges[1:]),
-                    bucket_counts=list(counts),
-                    global_step=step,
-                )
-
-
-def log_details(accelerator: Accelerator, details: Mapping[str, Details], prefix: str, step: int | None = None) -> None:
-    """Logs what lies behind an evaluation as tables: PREFIX/confusion_matrix, PREFIX/per_label, PREFIX/mistakes.
-
-    Args:
-        details: by split; the names of another split than `validation` end in its name.
-        step: of the run; None: the latest.
-    """
-    for split, found in details.items():
-        suffix = split.removeprefix("validation")
-        tables: dict[str, tuple[list[str], list[list[Any]]]] = {}
-        if found.confusion:
-            counts = [[label, *row] for label, row in zip(found.labels, found.confusion, strict=True)]
-            tables["confusion_matrix"] = (["true \\ decided", *found.labels], counts)
-        for name, entries in (("per_label", found.per_label), ("mistakes", found.mistakes)):
-            if entries:
-                tables[name] = (list(entries[0]), [list(entry.values()) for entry in entries])
-        for name, (columns, rows) in tables.items():
-            _log_table(accelerator, f"{prefix}/{name}{suffix}", columns, rows, step)
-
-
-def log_timeline(accelerator: Accelerator, events: Sequence[tuple[float, str]], step: int) -> None:
-    """Logs what the recipe does in which epoch as a table, recipe/timeline."""
-    if events:
-        rows: list[list[Any]] = [[epoch, words] for epoch, words in events]
-        _log_table(accelerator, "recipe/timeline", ["epoch", "event"], rows, step)
-
-
-def log_charts(
-    accelerator: Accelerator,
-    log: Sequence[Mapping[str, float]],
-    events: Sequence[tuple[float, str]],
-    names: Sequence[str],
-) -> None:
-    """Draws figures over epochs in W&B, with a vertical line for each event of the recipe: charts/NAME.
-
-    Args:
-        log: the run's history.
-        events: epoch and text.
-        names: of the figures, as in the history.
-    """
-    for tracker in accelerator.trackers if accelerator.is_main_process else []:
-        if tracker.name != "wandb":
-            continue
-        import wandb
-
-        for name in names:
-            points = [(entry["epoch"], entry[name]) for entry in log if name in entry]
-            if not points:
-                continue
-            epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
-            chart = wandb.plot.line_series(
-                xs=[epochs, *([epoch, epoch] for epoch, _ in events)],
-                ys=[values, *([min(values), max(values)] for _ in events)],
-                keys=[name, *(f"epoch {epoch:g}: {words}" for epoch, words in events)],
-                title=f"{name}, and what the recipe does",
-                xname="epoch",
-            )
-            tracker.tracker.log({f"charts/{name.replace('/', '_')}": chart})
-
-
-def log_artifacts(accelerator: Accelerator, arguments: TrainingArguments) -> None:
-    """Sends what --log_artifacts names, as far as it is in the output folder, to W&B and MLflow."""
-    folder = Path(str(arguments.output_dir))
-    for what in arguments.log_artifacts if accelerator.is_main_process else []:
-        files = sorted(file for pattern in _ARTIFACTS[what] for file in folder.glob(pattern) if file.is_file())
-        for tracker in accelerator.trackers if files else []:
-            if tracker.name == "wandb":
-                import wandb
-
-                artifact = wandb.Artifact(f"{what}-{tracker.tracker.id}", type=what)
-                for file in files:
-                    artifact.add_file(str(file))
-                tracker.tracker.log_artifact(artifact)
-            elif tracker.name == "mlflow":
-                for file in files:
-                    tracker.log_artifact(str(file), artifact_path=what)
-
-
-# What --log_artifacts may name, and patterns of its files in an output folder.
-_ARTIFACTS = {
-    "recipe": ("recipe.yaml", "recipe_as_given.*"),
-    "model": (
-        "config.json",
-        "model*.safetensors*",
-        "quantization.json",
-        "token*",
-        "vocab*",
-        "special_tokens*",
-        "*.model",
-    ),
-    "report": ("report.html", "README.md"),
-}
-
-
-def _log_table(
-    accelerator: Accelerator, name: str, columns: list[str], rows: list[list[Any]], step: int | None
-) -> None:
-    for tracker in accelerator.trackers if accelerator.is_main_process else []:
-        if tracker.name == "wandb":
-            tracker.log_table(name, columns=columns, data=rows, step=step)
-        elif tracker.name == "trackio":
-            import pandas
-            import trackio
-
-            tracker.log({name: trackio.Table(dataframe=pandas.DataFrame(rows, columns=columns))}, step=step)
-        elif tracker.name == "tensorboard":
-            tracker.tracker.add_text(name, _markdown(columns, rows), global_step=step)
-        elif tracker.name == "mlflow":
-            import mlflow
-
-            mlflow.log_text(_markdown(columns, rows), f"{name}{'' if step is None else f'-{step}'}.md")
-
-
-def _markdown(columns: list[str], rows: list[list[Any]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    cells = [
-        [f"{cell:.4f}" if isinstance(cell, float) else str(cell).replace("|", "\\|") for cell in line] for line in lines
-    ]
-    return "\n".join("| " + " | ".join(cell.replace("\n", " ") for cell in line) + " |" for line in cells)

@@ -193,7 +193,7 @@ def test_commands_that_cannot_run_here_name_what_exists(page: Path, server: Fork
         flags = {word for word in words[words.index(scripts[0]) :] if word.startswith("--")}
         script = scripts[0] if scripts[0].endswith(".py") else "scripts/text_classification.py"
         text = server.run(ROOT / script, "--help").stdout if flags else ""
-        assert flags <= set(re.findall(r"--[a-z_]+", text)), words
+        assert flags <= set(re.findall(r"--[a-z0-9_]+", text)), words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -71,3 +71,31 @@ def test_a_model_that_no_tracker_followed(tiny: Tiny, tmp_path: Path) -> None:
     wrong = export(model_path=tiny.model, report_to="wandv", output_dir=tmp_path / "out")
     assert wrong.code == 2 and "unknown value 'wandv'" in wrong.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tracker_that_fails_at_the_end(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deployment is complete, its table is printed, and the other tracker has it."""
+
+    def no_account(*_: Any, **__: Any) -> None:
+        raise importlib.import_module("wandb").errors.UsageError("No API key configured.")
+
+    output = tmp_path / "run"
+    recipe_args = {"num_epochs": 1, "qat_start_epoch": 0.3, "observer_epoch": 0.8}
+    trained = run(**tiny.flags(recipe_args=recipe_args), output_dir=output, report_to="wandb mlflow")
+    assert trained.code == 0, trained.all
+    flags = {"model_path": output, "task": "text_classification", "report_to": "wandb mlflow"}
+
+    with monkeypatch.context() as patched:
+        patched.setattr("wandb.login", no_account)
+        before = export(**flags)
+    assert before.code == 2 and "--report_to wandb: No API key configured. Without an account" in before.err
+    assert "Nothing was exported" in before.err and not (tmp_path / "deployment").exists()
+
+    monkeypatch.setattr("wandb.init", no_account)
+    done = export(**flags)
+    assert done.code == 2 and "proven" in done.out, done.all
+    assert "--report_to wandb: No API key configured" in done.err and "The deployment is complete" in done.err
+    assert "Traceback" not in done.err and (tmp_path / "deployment" / "model.onnx").is_file()
+    client: Any = importlib.import_module("mlflow").MlflowClient(f"sqlite:///{output / 'tracking' / 'mlflow.db'}")
+    found = client.get_run((output / "tracking" / "mlflow_run_id").read_text().strip())
+    assert found.data.metrics["deployment/megabytes"] > 0 and found.info.status == "FINISHED"

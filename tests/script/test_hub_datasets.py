@@ -26,6 +26,7 @@ ROTTEN_TOMATOES = "cornell-movie-review-data/rotten_tomatoes"
 # Arguments of each load as JSON -> what was loaded, or the refusal, as JSON. The environment must stand before imports.
 LOAD = """
 import json, sys
+from dataclasses import asdict
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
 from sparse_accel.tasks.text_classification.data import load_text_classification
@@ -37,6 +38,7 @@ for flags in json.loads(sys.argv[1]):
         print(json.dumps({"error": str(error)}))
     else:
         loaded = {name: getattr(data, name) for name in ("text_columns", "label_names", "problem_type", "metrics")}
+        loaded["origins"] = {split: asdict(origin) for split, origin in data.origins.items()}
         print(json.dumps(loaded | {"splits": {split: rows[:] for split, rows in data.splits.items()}}))
 """
 
@@ -132,6 +134,9 @@ def test_datasets_of_the_hub(server: ForkServer) -> None:
     assert full["splits"] == {"train": rows, "validation": rows}
     assert (full["text_columns"], full["label_names"], full["metrics"]) == (["text"], ["neg", "pos"], "default")
     assert on_test["splits"]["validation"] == rows
+    origin = {"name": "stanfordnlp/imdb, split 'test'", "rows": 2, "dataset": "stanfordnlp/imdb", "config": None}
+    assert on_test["origins"]["validation"] == origin | {"split": "test"}, "what the rows are, not what they are for"
+    assert full["origins"]["validation"]["split"] == "validation" and full["origins"]["train"]["split"] == "train"
     assert held_out["error"] == (
         "stanfordnlp/imdb has no validation rows; --do_eval needs them: add --validation_ratio 0.1 to hold out 10% of "
         "the training rows, or --eval_on_test."
@@ -155,6 +160,11 @@ def test_glue(server: ForkServer) -> None:
     pairs = {"premise": ["p", "q"], "hypothesis": ["h", "i"]}
     labelled, unlabelled = pairs | {"label": ["contradiction", "entailment"]}, pairs
     assert list(mnli["splits"]) == ["train", "validation", "validation_mismatched", "test", "test_mismatched"]
+    assert [mnli["origins"]["validation"][key] for key in ("dataset", "config", "split")] == [
+        "nyu-mll/glue",
+        "mnli",
+        "validation_matched",
+    ]
     assert mnli["splits"]["validation_mismatched"] == labelled and mnli["splits"]["test_mismatched"] == unlabelled
     assert mnli["label_names"] == ["entailment", "neutral", "contradiction"]
     assert (stsb["problem_type"], stsb["label_names"]) == ("regression", ["score"])

@@ -15,7 +15,7 @@ from places import ROOT
 from script_fixtures import SCRIPT, Tiny, environment, history, make_model, run, trace, words
 from wandb_files import records, wandb_run
 
-from sparse_accel.cli.training import OTHER_TRACKERS, trackers_in
+from sparse_accel.cli.trackers import OTHER_TRACKERS, trackers_in
 from sparse_accel.errors import UsageError
 
 pytest_plugins = ["script_fixtures"]
@@ -50,8 +50,10 @@ def test_mlflow(flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monke
         "run_tags": "one,two",
         "run_notes": "a note",
     }
-    done = run(**flags, **named, log_artifacts="recipe model report", output_dir="out", cwd=tmp_path)
+    done = run(**flags, **named, log_artifacts="recipe", output_dir="out", cwd=tmp_path)
     assert done.code == 0, done.all
+    again = run(**flags, **named, log_artifacts="model report", output_dir="out", cwd=tmp_path)
+    assert again.code == 0 and "nothing is trained again" in again.out, "its files are sent all the same"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     client = client_of(f"sqlite:///{output / 'tracking' / 'mlflow.db'}")
     (experiment,) = [each for each in client.search_experiments() if each.name == "mine"]
@@ -141,6 +143,24 @@ def test_names_of_trackers() -> None:
         trackers_in(["wandv"])
     with pytest.raises(UsageError, match="contradicts"):
         trackers_in(["none", "wandb"])
+
+
+def test_a_folder_of_a_trackers_name_is_not_a_tracker(
+    flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "aim").mkdir()
+    refused = run(**flags, report_to="aim", output_dir=tmp_path / "out")
+    assert refused.code == 2 and "--report_to aim: aim is not installed" in refused.err
+    # A module of this name that Accelerate does not take for the tracker: it leaves it out, without a word.
+    (tmp_path / "aim" / "__init__.py").touch()
+    refused = run(**flags, report_to="tensorboard aim", output_dir=tmp_path / "out")
+    assert refused.code == 2 and "--report_to aim: Accelerate cannot use the aim that is installed" in refused.err
+    assert not (tmp_path / "out").exists()
+    # `all` does not count folders either.
+    monkeypatch.setattr("sparse_accel.cli.trackers.TRACKERS", ("clearml", "tensorboard"))
+    (tmp_path / "clearml").mkdir()
+    assert trackers_in(["all"]) == ("tensorboard",)
 
 
 def test_other_trackers_are_those_of_accelerate() -> None:

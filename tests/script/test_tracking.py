@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 from pathlib import Path
@@ -14,7 +15,8 @@ from wandb_files import records, wandb_run
 
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
-from sparse_accel.training.tracking import start_trackers
+from sparse_accel.training.sending import log_histograms
+from sparse_accel.training.tracking import RUN_IDS, start_trackers
 
 pytest_plugins = ["script_fixtures"]
 
@@ -191,6 +193,53 @@ def test_an_id_that_is_refused_is_not_kept(tmp_path: Path, monkeypatch: pytest.M
     assert opened(tmp_path / "out")["id"] == kept
 
 
+@pytest.mark.usefixtures("no_wandb_variables")
+def test_an_evaluation_continues_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "TRACKIO_DIR"):
+        monkeypatch.setenv(name, "")  # so that it is unset at the end
+    folder = tmp_path / "out" / "tracking"
+    folder.mkdir(parents=True)
+    for kind, file in RUN_IDS.items():
+        (folder / file).write_text(f"kept-{kind}\n")
+    found: dict[str, dict[str, Any]] = {}
+    settings = SimpleNamespace(logging_dir=str(folder))
+    accelerator: Any = SimpleNamespace(trackers=[], is_main_process=True, project_configuration=settings)
+    accelerator.init_trackers = lambda project, config, init_kwargs: found.update(init_kwargs)
+    vars(accelerator).update(distributed_type="NO", num_processes=1, mixed_precision="no")
+    arguments = TextClassificationArguments(
+        model_name_or_path="a/model",
+        output_dir=str(tmp_path / "out"),
+        do_eval=True,
+        task_name="sst2",
+        report_to=("wandb", "trackio", "mlflow", "tensorboard"),
+    )
+    start_trackers(accelerator, arguments, None)
+    assert (found["wandb"]["id"], found["mlflow"]["run_id"]) == ("kept-wandb", "kept-mlflow")
+    assert (found["trackio"]["name"], found["trackio"]["resume"]) == ("kept-trackio", "allow")
+    start_trackers(accelerator, arguments, None, evaluates_only=True)
+    assert found["wandb"]["id"] != "kept-wandb" and "run_id" not in found["mlflow"]
+    assert found["trackio"]["name"].startswith("evaluation of model-") and found["trackio"]["resume"] == "never"
+    assert found["wandb"]["name"] == found["mlflow"]["run_name"] == "evaluation of model"
+    assert Path(settings.logging_dir).parent == folder and Path(settings.logging_dir) != folder
+    assert [(folder / file).read_text() for file in RUN_IDS.values()] == [f"kept-{kind}\n" for kind in RUN_IDS]
+
+
+@pytest.mark.usefixtures("no_wandb_variables")
+def test_files_of_a_finished_run_leave_its_config_as_it_is(tmp_path: Path) -> None:
+    stored: list[dict[str, Any]] = []
+    tracker = SimpleNamespace(name="wandb", tracker=None, store_init_configuration=stored.append)
+    accelerator: Any = SimpleNamespace(trackers=[], is_main_process=True)
+    accelerator.init_trackers = lambda project, config, init_kwargs: accelerator.trackers.append(tracker)
+    vars(accelerator).update(distributed_type="NO", num_processes=1, mixed_precision="no")
+    arguments = TextClassificationArguments(
+        model_name_or_path="m", output_dir=str(tmp_path / "out"), do_train=True, task_name="sst2", report_to=("wandb",)
+    )
+    for _ in range(2):
+        start_trackers(accelerator, arguments, None, finished=True)
+        accelerator.trackers.clear()
+        assert len(stored) == 1, "of a run that no tracker followed, the config is new"
+
+
 @pytest.mark.usefixtures("quiet_wandb", "no_wandb_variables")
 def test_what_wandb_makes_of_its_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate import Accelerator
@@ -217,16 +266,16 @@ def test_what_wandb_makes_of_its_variables(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("quiet_wandb")
-def test_a_run_that_fails_is_ended_and_marked(
+def test_a_run_whose_checkpoint_cannot_be_written_is_ended_and_marked(
     flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
-        raise RuntimeError("the disk is full")
+        raise RuntimeError("no checkpoint")
 
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
         monkeypatch.delenv(name)
     monkeypatch.setattr("sparse_accel.run_folder.checkpoints.save_checkpoint", broken)
-    with pytest.raises(RuntimeError, match="the disk is full"):
+    with pytest.raises(RuntimeError, match="no checkpoint"):
         run(**flags, output_dir=tmp_path / "out", report_to="all")
     _, found, code = wandb_run(tmp_path / "out" / "tracking")
     assert code == 1
@@ -235,6 +284,43 @@ def test_a_run_that_fails_is_ended_and_marked(
     client = client_of(f"sqlite:///{tmp_path / 'out' / 'tracking' / 'mlflow.db'}")
     runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
     assert [each.info.status for each in runs] == ["FAILED"]
+
+
+@pytest.mark.usefixtures("quiet_wandb")
+@pytest.mark.parametrize("failing", ["tensorboard", "wandb"])
+def test_a_tracker_that_fails_costs_neither_the_run_nor_the_others(
+    flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    kind: Any = importlib.import_module("accelerate.tracking").LOGGER_TYPE_TO_CLASS[failing]
+    log = kind.log
+
+    def full(tracker: Any, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
+        if step is None or step >= 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        log(tracker, values, step=step, **options)
+
+    monkeypatch.setattr(kind, "log", full)
+    output = tmp_path / "out"
+    done = run(**flags, output_dir=output, report_to="wandb tensorboard", log_artifacts="recipe")
+    assert done.code == 0, done.all
+    assert done.err.count(f"{failing} gets nothing more of this run") == done.err.count("No space left on device") == 1
+    _, of_wandb, code = wandb_run(output / "tracking")
+    found = {"wandb": of_wandb, "tensorboard": scalars(output / "tracking")}
+    assert code == (failing == "wandb"), "an incomplete run is marked as failed"
+    broken = found.pop(failing)
+    (whole,) = found.values()
+    assert broken["train/loss"].keys() == {1, 5} and "final/accuracy" not in broken
+    assert whole.keys() >= LOGGED
+    for name in ("train/loss", "eval_accuracy"):
+        assert whole[name.replace("eval_", "eval/")] == pytest.approx(trace(output, name))
+    assert len(list((output / "tracking").rglob("*.wandb"))) == 1, "and no other run is started"
+    assert not list((output / "tracking").glob("evaluation-*"))
+
+
+def test_our_own_errors_are_not_taken_for_a_trackers() -> None:
+    accelerator: Any = SimpleNamespace(is_main_process=True, trackers=[SimpleNamespace(name="tensorboard")])
+    with pytest.raises(IndexError):
+        log_histograms(accelerator, {"name": ([1, 2], None)}, step=1)  # type: ignore[dict-item]
 
 
 @pytest.mark.usefixtures("quiet_wandb")

@@ -231,6 +231,8 @@ def test_the_image_is_made_from_what_exists() -> None:
     assert [line for line in ignored if line.startswith("!") and not (ROOT / line[1:]).exists()] == []
     assert re.findall(r"^USER (\d+)$", text, re.MULTILINE) == ["1000", "1000"]
     assert {"cpu", "cuda"} <= set(re.findall(r"^FROM .* AS (\S+)$", text, re.MULTILINE))
+    extras = re.findall(r"\$\{wheel\}\[(.*?)\]", text)
+    assert extras == ["onnx,report,wandb"] * 2, "a run in a container ends without a warning about what is missing"
     needed = {"pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "sparse_accel", "scripts"}
     assert {f"!{name}" for name in needed | {"constraints.txt", "accelerate_configs"}} <= set(ignored)
 

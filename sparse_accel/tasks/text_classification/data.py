@@ -12,7 +12,7 @@ from sparse_accel.data.tables import Table
 from sparse_accel.errors import NoLabels, UsageError
 from sparse_accel.tasks.base import TaskData
 from sparse_accel.tasks.label_names import SINGLE_LABEL, Head
-from sparse_accel.tasks.splits import draw_rows, needed_splits, needs_no_labels
+from sparse_accel.tasks.splits import draw_rows, needed_splits, needs_no_labels, origins_of
 from sparse_accel.tasks.text_classification.glue import GLUE, load_glue
 from sparse_accel.tasks.text_classification.label_reading import LabelReader
 from sparse_accel.tasks.text_classification.labels import LabelColumn, are_hidden
@@ -100,6 +100,7 @@ def load_text_classification(
     return TextClassificationData(
         splits=splits,
         sources=sources,
+        origins=origins_of(splits, tables),
         text_columns=text_columns,
         label_column=label_column if labelled else None,
         problem_type=reader.problem_type,

@@ -65,7 +65,7 @@ def load_glue(name: str, cache_dir: str | None) -> dict[str, Table]:
     repository = GLUE[name].repository
     splits = load_hub(f"--task_name {name}", repository, name, cache_dir)
     return {
-        ours: DatasetTable(f"{repository} {name}, split '{theirs}'", splits[theirs])
+        ours: DatasetTable(f"{repository} {name}, split '{theirs}'", splits[theirs], (repository, name, theirs))
         for ours, theirs in GLUE[name].splits
         if theirs in splits
     }

@@ -18,7 +18,7 @@ from sparse_accel.data.tables import Table, read_table
 from sparse_accel.errors import NoLabels, UsageError, listed, nearest, shown
 from sparse_accel.tasks.base import TaskData
 from sparse_accel.tasks.label_names import Head, are_default_names, describe_positions, match_names
-from sparse_accel.tasks.splits import draw_rows, needed_splits, needs_no_labels
+from sparse_accel.tasks.splits import draw_rows, needed_splits, needs_no_labels, origins_of
 from sparse_accel.tasks.token_classification.tags import (
     BIOES,
     IOB2,
@@ -93,6 +93,7 @@ def load_token_classification(arguments: TokenClassificationArguments, head: Hea
     return TokenClassificationData(
         splits={split: rows.add_column(SENTENCE, list(range(len(rows)))) for split, rows in splits.items()},
         sources=sources,
+        origins=origins_of(splits, tables),
         label_names=names,
         keeps_head=keeps_head,
         cache_dir=arguments.cache_dir,

@@ -121,6 +121,8 @@ def test_defaults_are_those_of_the_trainer() -> None:
         ("--metric_for_best_model accuracy", "greater_is_better", True),
         ("--metric_for_best_model eval_loss", "greater_is_better", False),
         ("--metric_for_best_model mse", "greater_is_better", False),
+        ("--metric_for_best_model loss_mm", "greater_is_better", False),
+        ("--metric_for_best_model f1_loss", "greater_is_better", True),
         ("--logging_steps 7", "eval_steps", 7),
         ("--eval_strategy epoch", "do_eval", True),
         ("--distill_teacher=self --recipe r.yaml", "distill_teacher", "self"),

@@ -85,3 +85,26 @@ def test_quantizers_that_are_off_are_left_out() -> None:
     with watch_quantizers(model) as found:
         model(torch.zeros(3))
     assert found == {}
+
+
+@pytest.mark.parametrize("evaluated_before", [False, True])
+def test_a_compiled_model_is_counted_too(evaluated_before: bool) -> None:
+    """Hooks that were added after a graph was compiled are skipped in it."""
+    torch.compiler.reset()
+    model = quantizing(QuantizationScheme(8), -1.0, 1.0)
+    compiled = torch.compile(model, backend="eager", dynamic=True)
+    x = torch.tensor([0.5, 0.5, 0.5, 9.0])
+    for _ in range(2):
+        if evaluated_before:
+            compiled(x)
+        with watch_quantizers(model) as found:
+            compiled(x)
+        assert found["input"].clipped == 0.25 and sum(found["input"].counts) == 4
+
+
+def test_a_quantizer_that_saw_nothing_has_no_entry() -> None:
+    model = nn.ModuleDict({"seen": quantizing(QuantizationScheme(8), -1.0, 1.0)})
+    model["skipped"] = quantizing(QuantizationScheme(8), -1.0, 1.0)
+    with watch_quantizers(model) as found:
+        model["seen"](torch.zeros(3))
+    assert found.keys() == {"seen.input"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ import pytest
 from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from places import GOLDEN
 from stand_in_hub import card_problems
 
+from sparse_accel.errors import UsageError
 from sparse_accel.publish import write_card
-from sparse_accel.publish.card import card_text, cell, is_ours
+from sparse_accel.publish.__main__ import main
+from sparse_accel.publish.card import card_at_end, card_text, cell, code_span, is_ours
 from sparse_accel.publish.facts import deployment_of, facts_of, is_hub_id, without_paths
 
 OLD_RUN = GOLDEN / "old_run"
@@ -36,6 +41,18 @@ def make(folder: Path, **files: Any) -> Path:
     return folder
 
 
+def evaluated(figures: dict[str, float], rows: int = 60, **origin: Any) -> dict[str, Any]:
+    """What evaluation.json says of a split, by default of all rows of a file."""
+    origin = {"name": "/data/mine.csv", "rows": rows, "dataset": None, "config": None, "split": None} | origin
+    return {"source": "/data/mine.csv", "rows": rows, "origin": origin, "figures": figures, "teacher": None}
+
+
+def results_of(folder: Path) -> list[dict[str, Any]]:
+    """The results in the front matter of a card."""
+    found: list[dict[str, Any]] = data_of(folder)["model-index"][0]["results"]
+    return found
+
+
 def data_of(folder: Path) -> dict[str, Any]:
     text = card_text(folder)
     assert card_problems(text) == []
@@ -48,17 +65,17 @@ def data_of(folder: Path) -> dict[str, Any]:
 
 def test_written_again_as_long_as_nobody_changed_it(tmp_path: Path) -> None:
     folder = make(tmp_path / "run", eval_results={"eval_accuracy": 0.5})
-    assert write_card(folder) and "0.5000" in (folder / "README.md").read_text()
+    assert write_card(folder) == "written" and "0.5000" in (folder / "README.md").read_text()
     (folder / "eval_results.json").write_text('{"eval_accuracy": 0.75}')
-    assert write_card(folder) and "0.7500" in (folder / "README.md").read_text()
+    assert write_card(folder) == "written" and "0.7500" in (folder / "README.md").read_text()
     changed = (folder / "README.md").read_text().replace("# run", "# My run")
     (folder / "README.md").write_text(changed)
-    assert not write_card(folder) and (folder / "README.md").read_text() == changed
+    assert write_card(folder) == "kept" and (folder / "README.md").read_text() == changed
 
 
 def test_another_form_of_line_ends_is_no_change(tmp_path: Path) -> None:
     folder = make(tmp_path / "run")
-    assert write_card(folder)
+    write_card(folder)
     (folder / "README.md").write_bytes((folder / "README.md").read_bytes().replace(b"\n", b"\r\n"))
     assert is_ours(folder / "README.md")
 
@@ -67,21 +84,58 @@ def test_another_form_of_line_ends_is_no_change(tmp_path: Path) -> None:
 def test_a_persons_card_is_kept(text: bytes, tmp_path: Path) -> None:
     folder = make(tmp_path / "run")
     (folder / "README.md").write_bytes(text)
-    assert not write_card(folder) and (folder / "README.md").read_bytes() == text
+    assert write_card(folder) == "kept" and (folder / "README.md").read_bytes() == text
 
 
 def test_no_card_where_there_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "eval_results.json").write_text('{"eval_accuracy": 0.5}')
-    assert write_card(tmp_path) and not (tmp_path / "README.md").exists()
+    assert write_card(tmp_path) == "none" and not (tmp_path / "README.md").exists()
+    (tmp_path / "README.md").write_text("# Mine\n")
+    assert write_card(tmp_path) == "none" and write_card(tmp_path / "missing") == "none"
     folder = make(tmp_path / "run")
-    assert write_card(folder, again=True) and not (folder / "README.md").exists()
+    assert write_card(folder, again=True) == "none" and not (folder / "README.md").exists()
+
+
+def test_the_command_says_what_it_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(tmp_path / "run")
+
+    def card(*words: object) -> str:
+        monkeypatch.setattr("sys.argv", ["publish", *map(str, words), "--card"])
+        main()
+        return capsys.readouterr().out
+
+    assert card(folder) == f"{folder / 'README.md'}\n" and (folder / "README.md").is_file()
+    (folder / "README.md").write_text("# Mine\n")
+    assert "so it is kept" in card(folder)
+    for nothing in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UsageError, match="neither a trained model"):
+            card(nothing)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_card_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is finished: its trackers, artifacts and upload come after the card."""
+    folder = make(tmp_path / "run")
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("sparse_accel.publish.card.write_text", full)
+    assert card_at_end(folder) is None
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("warning: README.md was not written: ") and "No space left on device" in said
+    assert f"python -m sparse_accel.publish {folder} --card" in said
 
 
 def test_the_card_of_an_old_run_is_the_same_each_time(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(OLD_RUN / "finished", tmp_path / "finished"))
-    assert write_card(folder)
+    assert write_card(folder) == "written"
     first = (folder / "README.md").stat().st_mtime_ns
-    assert write_card(folder) and (folder / "README.md").stat().st_mtime_ns == first
+    assert write_card(folder) == "written" and (folder / "README.md").stat().st_mtime_ns == first
     text = (folder / "README.md").read_text()
     assert "14 of 14 Linear layers" in text and "quantization ranges freeze" in text and "/tmp" not in text
 
@@ -97,13 +151,20 @@ def test_the_card_of_an_old_deployment() -> None:
 
 def test_a_glue_task(tmp_path: Path) -> None:
     results = {"eval_accuracy": 0.8, "eval_loss": 0.4, "eval_accuracy_mm": 0.7, "eval_f1_macro": float("nan")}
-    found = data_of(make(tmp_path / "run", arguments={"task_name": "mnli"}, eval_results=results))
+    hub: dict[str, Any] = {"dataset": "nyu-mll/glue", "config": "mnli", "name": "nyu-mll/glue mnli"}
+    evaluation = {
+        "validation": evaluated({"accuracy": 0.8, "loss": 0.4}, split="validation_matched", **hub),
+        "validation_mismatched": evaluated({"accuracy": 0.7}, split="validation_mismatched", **hub),
+    }
+    found = data_of(
+        make(tmp_path / "run", arguments={"task_name": "mnli"}, eval_results=results, evaluation=evaluation)
+    )
     assert found["datasets"] == ["nyu-mll/glue"] and found["metrics"] == ["accuracy"]
     (model,) = found["model-index"]
     sets = [
         (each["dataset"]["config"], each["dataset"]["split"], each["metrics"][0]["value"]) for each in model["results"]
     ]
-    assert sets == [("mnli", "validation", 0.8), ("mnli", "validation_mismatched", 0.7)]
+    assert sets == [("mnli", "validation_matched", 0.8), ("mnli", "validation_mismatched", 0.7)]
 
 
 @pytest.mark.parametrize(
@@ -176,25 +237,51 @@ def test_figures_of_another_model_are_not_its_own(tmp_path: Path) -> None:
 
 
 def test_teacher_and_rows(tmp_path: Path) -> None:
-    found = {
-        "source": "/data/mine.csv",
-        "rows": 1066,
-        "figures": {"accuracy": 0.9},
-        "teacher": {"figures": {"accuracy": 0.95}},
-    }
+    found = evaluated({"accuracy": 0.9}, rows=1066) | {"teacher": {"figures": {"accuracy": 0.95}}}
     folder = make(tmp_path / "run", eval_results={"eval_accuracy": 0.9}, evaluation={"validation": found})
-    assert "| Accuracy | 0.9000 | 0.9500 |" in card_text(folder) and "1,066 rows" in card_text(folder)
+    assert "| Accuracy | 0.9000 | 0.9500 |" in card_text(folder) and "On mine.csv (1,066 rows):" in card_text(folder)
     (folder / "eval_results.json").write_text('{"eval_accuracy": 0.8}')  # evaluated again, on other rows
     assert "| Accuracy | 0.8000 |" in card_text(folder) and "0.9500" not in card_text(folder)
+    assert "mine.csv" not in card_text(folder)
+
+
+SST2 = {"dataset": "nyu-mll/glue", "config": "sst2", "name": "nyu-mll/glue sst2"}
+HELD_OUT = {"name": "/data/train.csv", "rows": 60}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "split"),
-    [({}, "validation"), ({"eval_on_test": True}, "test"), ({"validation_ratio": 0.1}, None)],
+    ("origin", "rows", "dataset", "words"),
+    [
+        ({**SST2, "split": "test"}, 60, ("nyu-mll/glue", "nyu-mll/glue sst2", "sst2", "test"), "(test, 60 rows)"),
+        (
+            {**SST2, "split": "validation", "rows": 872},
+            16,
+            ("nyu-mll/glue", "nyu-mll/glue sst2 (16 of 872 rows of validation)", "sst2", None),
+            "(16 of 872 rows of validation)",
+        ),
+        ({}, 60, ("csv", "mine.csv", None, None), "On mine.csv (60 rows)"),
+        (HELD_OUT, 6, ("csv", "train.csv (6 of 60 rows)", None, None), "On train.csv (6 of 60 rows)"),
+        ({"name": "/data/my.set, split 'dev'"}, 60, ("folder", "my.set, split 'dev'", None, None), "(60 rows)"),
+    ],
 )
-def test_the_split_that_was_measured(arguments: dict[str, Any], split: str | None, tmp_path: Path) -> None:
-    folder = make(tmp_path / "run", arguments=arguments, eval_results={"eval_accuracy": 0.9})
-    assert data_of(folder)["model-index"][0]["results"][0]["dataset"].get("split") == split
+def test_the_rows_that_were_measured(origin: Any, rows: int, dataset: Any, words: str, tmp_path: Path) -> None:
+    """They are those of the evaluation, whatever the run was trained with; a part of a split is not the split."""
+    entry = evaluated({"accuracy": 0.9}, **{"rows": rows, **origin}) | {"rows": rows}
+    arguments = {"task_name": "cola", "validation_file": "/data/other.csv", "eval_on_test": not origin.get("split")}
+    results = {"eval_accuracy": 0.9}
+    folder = make(tmp_path / "run", arguments=arguments, eval_results=results, evaluation={"validation": entry})
+    (result,) = results_of(folder)
+    keys = ("type", "name", "config", "split")
+    assert tuple(result["dataset"].get(key) for key in keys) == dataset and words in card_text(folder)
+
+
+@pytest.mark.parametrize("known", [{}, {"source": "/data/mine.csv", "rows": 60, "figures": {"accuracy": 0.9}}])
+def test_rows_that_were_not_recorded_have_no_name(known: dict[str, Any], tmp_path: Path) -> None:
+    """As older versions wrote it: what the run was trained with need not be what was evaluated later."""
+    arguments, evaluation = {"task_name": "sst2"}, {"validation": known} if known else {}
+    folder = make(tmp_path / "run", arguments=arguments, eval_results={"eval_accuracy": 0.9}, evaluation=evaluation)
+    assert "model-index" not in data_of(folder)
+    assert "On rows that were not recorded:" in card_text(folder) and "| Accuracy | 0.9000 |" in card_text(folder)
 
 
 @pytest.mark.parametrize(
@@ -204,19 +291,34 @@ def test_the_split_that_was_measured(arguments: dict[str, Any], split: str | Non
 def test_damaged_files_are_left_out(name: str, content: str, tmp_path: Path) -> None:
     folder = make(tmp_path / "run")
     (folder / f"{name}.json").write_text(content)
-    assert write_card(folder) and (folder / "README.md").is_file()
+    assert write_card(folder) == "written" and (folder / "README.md").is_file()
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
 def test_names_from_data_are_inert(tmp_path: Path) -> None:
-    labels = {"0": "<script>alert(1)</script>", "1": "a | b", "2": "__init__", "3": "two\nlines", "4": "[x](http://y)"}
-    arguments = {"train_file": "/data/<b>|x.csv"}
-    folder = make(tmp_path / "run", config=CONFIG | {"id2label": labels}, arguments=arguments)
-    text = card_text(folder)
-    assert "<script>" not in text and "<b>" not in text and "a \\| b" in text and "two lines" in text
-    assert "[x](http" not in text and facts_of(folder).labels[3] == "two\nlines"
+    labels = ["<script>alert(1)</script>", "a | b", "__init__", "two\nlines", "[x](http://y)", "R&D"]
+    labels += ["/etc/passwd label", "`", "c`d``", "\\`e", "---"]
+    config = CONFIG | {"id2label": dict(enumerate(labels))}
+    folder = make(
+        tmp_path / "run",
+        config=config,
+        arguments={"train_file": "/data/<b>|x`y.csv"},
+        eval_results={"eval_<i>|": 0.5},
+    )
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").render(card_text(folder).partition("\n---\n")[2])
+    shown = [html.unescape(text) for text in re.findall("<code>(.*?)</code>", page, re.DOTALL)]
+    assert shown[1 : 1 + len(labels)] == [label.replace("\n", " ") for label in labels]
+    assert "<b>|x`y.csv" in shown and "<td>&lt;i&gt;|</td>" in page
+    assert not re.search("<(script|b|i|a href=.http://y)", page)
+
+
+@given(st.text(alphabet="a` |\\<&", max_size=12).map(str.strip))
+def test_code_is_shown_as_it_is(text: str) -> None:
+    page = MarkdownIt("commonmark").render(f"x {code_span(text)} y")
+    (shown,) = re.findall("<code>(.*?)</code>", page, re.DOTALL)
+    assert html.unescape(shown).strip() == " ".join(text.split())
 
 
 @given(st.text(max_size=60))
@@ -253,6 +355,10 @@ def test_the_deployment_next_to_a_model(tmp_path: Path) -> None:
     report["source"]["folder"] = str(folder.resolve())
     (found / "export_report.json").write_text(json.dumps(report))
     assert deployment_of(folder) == found and "../deployment" in card_text(folder)
+    report |= {"files": {"model.onnx": {"bytes": 5}, "other": {}}, "latency": {"onnxruntime": {"1": {"float": 2.0}}}}
+    report["latency"]["other"] = {"1": {"float": 2.0, "quantized": 1.0}, "8": {"float": 2.0}, "9": None}
+    (found / "export_report.json").write_text(json.dumps(report))  # as another version may write it
+    assert "| model.onnx | 0.0 MB | 0.05 |" in card_text(folder) and "| 2.0 ms | 1.0 ms |" in card_text(folder)
     (found / "export_report.json").write_text("{")
     assert deployment_of(folder) is None and "onnx" not in card_text(folder)
 

@@ -42,15 +42,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_files_are_named_one_by_one(folder: Path) -> None:
     notes: list[str] = []
-    assert set(model_files(folder, False, notes)) == set(GOES)
+    assert set(model_files(folder, False, notes)) == set(GOES)  # a report has paths, flags and texts of rows
     assert "--hub_report" in notes[0] and len(notes) == 1
     assert set(model_files(folder, True, notes)) == {*GOES, "report.html"} and len(notes) == 1
-
-
-def test_a_report_of_public_rows_goes(folder: Path) -> None:
-    (folder / "arguments.json").write_text('{"dataset_name": "who/rows"}')
-    notes: list[str] = []
-    assert "report.html" in model_files(folder, False, notes) and notes == []
 
 
 def test_a_configuration_does_not_name_a_folder(folder: Path) -> None:

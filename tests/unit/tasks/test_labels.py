@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sparse_accel.data.reading import Rows
 from sparse_accel.data.splitting import draw, hold_out
-from sparse_accel.data.tables import FileTable
+from sparse_accel.data.tables import FileTable, Origin
 from sparse_accel.data.tokenizing import digest_of_rows
 from sparse_accel.errors import UsageError
 from sparse_accel.tasks.label_names import Head, match_names, name_order
@@ -572,6 +572,7 @@ def test_validation_ratio(tmp_path: Path) -> None:
     assert Counter(data.splits["validation"]["label"][:]) == {"a": 18, "b": 2}
     assert not set(data.splits["validation"]["text"][:]) & set(data.splits["train"]["text"][:])
     assert data.sources["validation"] == f"{file} (20 rows held out)"
+    assert data.origins["validation"] == Origin(str(file), 100, None, None, None), "a part of the training rows"
     evaluated = load(["a", "b"], train_file=file, do_eval=True, validation_ratio=0.2)
     assert list(evaluated.splits) == ["validation"]
     assert digest_of_rows(evaluated.splits["validation"]) == digest_of_rows(data.splits["validation"])
@@ -585,6 +586,7 @@ def test_eval_on_test_measures_on_the_test_rows(tmp_path: Path) -> None:
     test = write(tmp_path / "test.csv", rows_of(["b", "a", "a"]))
     data = load(train_file=train, test_file=test, do_train=True, do_eval=True, eval_on_test=True)
     assert data.splits["validation"]["label"][:] == ["b", "a", "a"] and data.sources["validation"] == str(test)
+    assert data.origins["validation"] == Origin(str(test), 3, None, None, None)
 
 
 def test_digest_sees_texts_labels_and_order(of: Callable[..., TextClassificationData]) -> None:

@@ -15,6 +15,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from sparse_accel.cli.text_classification import GLUE_TASKS
+from sparse_accel.cli.training import greater_is_better
 from sparse_accel.errors import UsageError
 from sparse_accel.tasks.base import check_metric_name
 from sparse_accel.tasks.text_classification.glue import GLUE
@@ -53,6 +54,24 @@ def test_regression_by_hand() -> None:
     assert default == pytest.approx({"mse": 5 / 3, "mae": 1.0, "pearson": pearson, "spearmanr": 0.5})
     glue = compute_metrics("stsb", REGRESSION, predictions, labels)
     assert glue == pytest.approx({"pearson": pearson, "spearmanr": 0.5, "combined_score": (pearson + 0.5) / 2})
+
+
+@pytest.mark.parametrize(
+    ("metrics", "problem_type"),
+    [
+        *(("default", kind) for kind in (SINGLE, MULTI, REGRESSION)),
+        ("cola", SINGLE),
+        ("mrpc", SINGLE),
+        ("stsb", REGRESSION),
+    ],
+)
+def test_which_figures_are_better_when_higher(metrics: str, problem_type: str) -> None:
+    labels: Any = {SINGLE: np.array([0, 1, 1]), MULTI: np.eye(2), REGRESSION: np.array([1.0, 2, 4])}[problem_type]
+    logits = (
+        labels[:, None] if problem_type == REGRESSION else (labels if labels.ndim == 2 else np.eye(2)[labels]) - 0.5
+    )
+    good, bad = (compute_metrics(metrics, problem_type, sign * logits, labels) for sign in (1, -1))
+    assert {name: greater_is_better(f"eval_{name}") for name in good} == {name: good[name] > bad[name] for name in good}
 
 
 def test_multi_label_by_hand() -> None:
