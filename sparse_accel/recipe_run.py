@@ -58,7 +58,10 @@ class RecipeRun:
         lr_schedule: learning rate by progress, until a learning-rate modifier starts; None: the optimizer's rate.
 
     Attributes:
+        recipe: as it is applied: with the teacher "disable", without the modifiers that need one; None: nothing is.
+        max_epochs: number of epochs of the recipe as given; 0 if it sets none.
         modifiers: the modifiers of this run.
+        left_out: names of the modifiers of the recipe that are not.
         state: the part of the run that they can use; from `attach` on.
         notices: lines for the user about parts of the recipe that have no effect on this model.
         task: the task that the model is trained for; from `attach` on.
@@ -72,20 +75,18 @@ class RecipeRun:
         teacher: Teacher | str | None = None,
         lr_schedule: Callable[[Progress], float] | None = None,
     ) -> None:
-        self.recipe, self._task = recipe, task
+        self.max_epochs = recipe.max_epochs if recipe else 0
+        self.left_out: list[str] = []
+        if recipe is not None and teacher == "disable":
+            self.left_out = [modifier.name for modifier in recipe.modifiers if modifier.needs_teacher]
+            recipe = recipe.without_teacher()
+        self.recipe, self._task = recipe if recipe and recipe.modifiers else None, task
         # Copies, because modifiers store what they learn about model and training, and the recipe may be used again.
         self.modifiers: Sequence[Modifier] = [_copy(modifier) for modifier in recipe.modifiers] if recipe else []
-        if teacher == "disable":
-            self.modifiers = [modifier for modifier in self.modifiers if not modifier.needs_teacher]
         self.teacher = None if isinstance(teacher, str) else teacher
         self.lr_schedule = lr_schedule
         self.notices: list[str] = [*recipe.warnings, *recipe.notes] if recipe else []
         self.training_notices: list[str] = []
-
-    @property
-    def max_epochs(self) -> int:
-        """Number of epochs of the recipe; 0 if it sets none."""
-        return self.recipe.max_epochs if self.recipe else 0
 
     @property
     def needs_gradients(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from sparse_accel.errors import UsageError
@@ -80,6 +80,10 @@ class Recipe:
                 "distillation. Add one, or remove the flag"
             )
 
+    def without_teacher(self) -> Recipe:
+        """Returns the recipe without the modifiers that need a teacher, as --distill_teacher disable applies it."""
+        return replace(self, content=_without_teacher(self.content))
+
     def timeline(self) -> list[tuple[float, str]]:
         """Returns all events as (epoch, what happens), sorted by epoch."""
         return timeline_of(self.modifiers, self.max_epochs)
@@ -124,6 +128,17 @@ def _modifiers_in(value: Any) -> Iterator[Modifier]:
     elif isinstance(value, dict | list):
         for entry in value.values() if isinstance(value, dict) else value:
             yield from _modifiers_in(entry)
+
+
+def _without_teacher(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: _without_teacher(entry) for key, entry in value.items()}
+        emptied = [key for key in kept if not kept[key] and value[key]]
+        emptied += [key for key in kept if is_stage(value[key]) and not is_stage(kept[key])]
+        return {key: entry for key, entry in kept.items() if key not in emptied}
+    if isinstance(value, list):
+        return [_without_teacher(entry) for entry in value if not (isinstance(entry, Modifier) and entry.needs_teacher)]
+    return value
 
 
 def _plain(value: Any) -> Any:

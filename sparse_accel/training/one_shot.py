@@ -84,7 +84,7 @@ def apply_at_once(
     identity: dict[str, Any] = {
         "one_shot": True,
         "model": fingerprint_of_weights(model),
-        "recipe": recipe.resolved() if recipe else None,
+        "recipe": run.recipe.resolved() if run.recipe else None,
     }
     about = [("model", f"{arguments.model_name_or_path}, changed without training")]
     if fresh:

@@ -79,7 +79,8 @@ def applied_at_once(run: RecipeRun) -> str:
     if run.recipe is None:
         return "no recipe"
     applied = [f"{modifier.name}{modifier.at_once()}" for modifier in run.modifiers if modifier.changes_at_once]
-    others = dict.fromkeys(modifier.name for modifier in run.recipe.modifiers if not modifier.changes_at_once)
+    without_effect = [modifier.name for modifier in run.modifiers if not modifier.changes_at_once]
+    others = dict.fromkeys([*without_effect, *run.left_out])
     lines = [f"applied at once: {', '.join(applied) or 'nothing'}"]
     return "\n".join(lines + ([f"no effect without training: {', '.join(others)}"] if others else []))
 

@@ -124,7 +124,27 @@ def test_a_recipe_that_distils_needs_a_teacher() -> None:
     run = RecipeRun(load_recipe(RECIPE), teacher="disable")
     run.attach(make_bert())
     assert "DistillationModifier" not in [modifier.name for modifier in run.modifiers]
-    assert len(run.recipe.modifiers) == len(run.modifiers) + 1  # type: ignore[union-attr]
+    assert run.left_out == ["DistillationModifier"]
+
+
+def test_the_recipe_of_a_run_is_the_one_that_is_applied() -> None:
+    """What is left out is in no record of a run; the number of epochs stays."""
+    text = (
+        "late: 2\nmodifiers:\n  - !EpochRangeModifier {start_epoch: 0, end_epoch: 2}\n"
+        "distillation_modifiers:\n  - !DistillationModifier {end_epoch: eval(late)}\n"
+    )
+    stages = (
+        "one:\n  start: 1\n  modifiers:\n    - !DistillationModifier {}\n"
+        "two:\n  modifiers:\n    - !EpochRangeModifier {start_epoch: 0, end_epoch: 2}\n"
+    )
+    for recipe in (load_recipe(text), load_recipe(stages)):
+        run = RecipeRun(recipe, teacher="disable")
+        assert run.recipe is not None and run.max_epochs == recipe.max_epochs
+        again = load_recipe(run.recipe.resolved())
+        assert [modifier.name for modifier in again.modifiers] == ["EpochRangeModifier"] and again == run.recipe
+        assert "DistillationModifier" in recipe.resolved()
+    alone = RecipeRun(load_recipe("modifiers:\n  - !DistillationModifier {end_epoch: 3}\n"), teacher="disable")
+    assert alone.recipe is None and alone.max_epochs == 3 and not alone.modifiers
 
 
 @pytest.mark.parametrize(
