@@ -39,6 +39,11 @@ else
   program=(-m sparse_accel train "${TRAIN_TASK:-text-classification}")
 fi
 
+if [[ "$processes" == gpu ]] && ! python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+  echo "error: there is no GPU here. To train on CPUs: PROCESSES=NUMBER ACCELERATE_USE_CPU=true $0 ..." >&2
+  exit 2
+fi
+
 launch=(python -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "$processes")
 launch+=(--max-restarts "$most_restarts" --monitor-interval 1 --rdzv-backend c10d --rdzv-id "${RUN_ID:-sparse_accel}")
 if [[ "$nodes" == 1 ]]; then

@@ -28,8 +28,8 @@ def rank() -> int:
 
 
 def warn(message: str) -> None:
-    """Prints `warning: message` on stderr, on process 0 only."""
-    if rank() == 0:
+    """Prints `warning: message` on stderr, on process 0 only; not with --log_level error."""
+    if rank() == 0 and _shows_warnings:
         print(f"warning: {shortened(message)}", file=sys.stderr)
 
 
@@ -49,7 +49,7 @@ class _Lines:
 
 
 # False leaves out everything but warnings and errors.
-_shows_progress = True
+_shows_progress = _shows_warnings = True
 
 
 def set_log_level(level: str) -> None:
@@ -58,10 +58,10 @@ def set_log_level(level: str) -> None:
     Args:
         level: `debug`, `info`, `warning` or `error`; from `warning` on, tables, evaluations and bars are left out.
     """
-    global _shows_progress
+    global _shows_progress, _shows_warnings
     import logging
 
-    _shows_progress = level in ("debug", "info")
+    _shows_progress, _shows_warnings = level in ("debug", "info"), level != "error"
     if level != "info":  # otherwise each library keeps its own level
         for name in ("transformers", "datasets", "accelerate", "huggingface_hub", "torch"):
             logging.getLogger(name).setLevel(level.upper())
@@ -93,6 +93,7 @@ def progress_bar(
         leave: whether the full bar stays; a bar that does not stay appears only after 1 second, in a log after 30.
     """
     on_terminal = sys.stderr.isatty()
+    has_width = on_terminal and os.get_terminal_size(sys.stderr.fileno()).columns > 0  # a container's may report 0
     interval = 0.1 if on_terminal else _SECONDS_IN_A_LOG
     return tqdm(
         total=total,
@@ -103,8 +104,8 @@ def progress_bar(
         delay=0 if leave else 1 if on_terminal else interval,
         mininterval=interval,
         maxinterval=max(interval, 10),
-        dynamic_ncols=on_terminal,
-        ncols=None if on_terminal else 100,
+        dynamic_ncols=has_width,
+        ncols=None if has_width else 100,
         file=sys.stderr if on_terminal else _Lines(),
         bar_format=bar_format,
         disable=not _shows_progress or (accelerator is not None and not accelerator.is_main_process),

@@ -102,7 +102,8 @@ class ExportArguments:
         for word in self.report_to:
             if word not in TRACKERS:
                 raise UsageError(
-                    f"--report_to: unknown value '{word}'.{nearest(word, TRACKERS)} Expected: {' or '.join(TRACKERS)}."
+                    f"--report_to: an export cannot be sent to '{word}'.{nearest(word, TRACKERS)} It can to: "
+                    f"{', '.join(TRACKERS)}."
                 )
         known = ", ".join(dict.fromkeys(_TASKS.values()))
         name = (self.task or "text_classification").replace("-", "_")

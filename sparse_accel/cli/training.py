@@ -177,8 +177,8 @@ class Saving:
     logging_steps: int = flag(500, "optimizer steps between logged training metrics", at_least=1)
     log_level: str = flag(
         "info",
-        "what is printed: `warning` leaves out tables, evaluations and progress bars; `debug` adds the messages of the "
-        "libraries underneath",
+        "what is printed: `warning` leaves out tables, evaluations and progress bars, `error` warnings too; `debug` "
+        "adds the messages of the libraries underneath",
         choices=LOG_LEVELS,
     )
     debug: bool = flag(False, "show the traceback of a usage error")

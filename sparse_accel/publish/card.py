@@ -119,7 +119,8 @@ def _card_of_a_model(folder: Path, repository: str | None, deployment: Path | No
     name = repository.rpartition("/")[2] if repository else folder.resolve().name
     data = metadata(facts, name, ["onnx"] if report and repository else [], fetch=fetch)
     place = code.Place(repository, "." if repository is None else "", _relative(folder, deployment))
-    lines = ["---", data.to_yaml(), "---", "", f"# {cell(name)}", "", _what_it_is(facts), ""]
+    lines = ["---", data.to_yaml(), "---", "", f"# {cell(name)}", ""]
+    lines += [_what_it_is(facts) + _its_quantizers(facts), ""]
     lines += ["## Use", "", *code.of_a_model(facts, place, report)]
     lines += ["## Results", "", *_figures(facts), *_sparsity_table(facts), *_sizes(folder, report), *_speeds(report)]
     lines += ["## How it was made", "", *_making(facts)]
@@ -132,7 +133,7 @@ def _relative(folder: Path, deployment: Path | None) -> str:
 
 
 def _what_it_is(facts: Facts) -> str:
-    config, linears = facts.config, read(facts.folder, "train_results.json")
+    config = facts.config
     kind = str(config.get("model_type", "transformer"))
     blocks = config.get("num_hidden_layers", config.get("n_layers"))
     words = [f"A model of the type {code_span(kind)}"]
@@ -143,14 +144,19 @@ def _what_it_is(facts: Facts) -> str:
     words.append(_of_labels(facts) + ".")
     if sparsity := encoder_sparsity(facts):
         words.append(f" {sparsity:.1%} of the weights in the Linear layers of its encoder are exactly zero.")
-    if facts.is_quantized:
-        count, of = linears.get("quantized_linears"), linears.get("linears")
-        which = f"{count} of {of} Linear layers" if count and of else "its Linear layers"
-        words.append(
-            f" It was trained for INT8: `quantization.json` has the ranges of {which}. The weights in "
-            "`model.safetensors` are float32."
-        )
     return "".join(words)
+
+
+def _its_quantizers(facts: Facts) -> str:
+    if not facts.is_quantized:
+        return ""
+    linears = read(facts.folder, "train_results.json")
+    count, of = linears.get("quantized_linears"), linears.get("linears")
+    which = f"{count} of {of} Linear layers" if count and of else "its Linear layers"
+    return (
+        f" It was trained for INT8: `quantization.json` has the ranges of {which}. The weights in "
+        "`model.safetensors` are float32."
+    )
 
 
 def _of_labels(facts: Facts) -> str:

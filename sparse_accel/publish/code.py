@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparse_accel.publish.facts import Facts
+from sparse_accel.publish.metadata import encoder_sparsity
 
 _SENTENCE = "a gripping film, from the first scene to the last"
 
@@ -32,7 +33,7 @@ def of_a_model(facts: Facts, place: Place, report: dict[str, Any]) -> list[str]:
     if facts.pipeline:
         grouped = ', aggregation_strategy="simple"' if facts.pipeline == "token-classification" else ""
         lines += [
-            "In transformers, as a float model with zeros"
+            f"In transformers, as a float model{' with zeros' if encoder_sparsity(facts) else ''}"
             + (", without its quantizers:" if facts.is_quantized else ":")
         ]
         lines += _block(

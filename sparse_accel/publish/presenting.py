@@ -40,6 +40,9 @@ def present_run(accelerator: Accelerator, arguments: TrainingArguments, recipe: 
             (report_at_end if is_run else refresh_report)(folder)
         if card_at_end(folder, again=not is_run) == "kept":
             say(accelerator, f"{folder / CARD} was written or changed by a person: it is kept")
+        for words, path in (("report", folder / PAGE), ("model card", folder / CARD)):
+            if path.is_file():
+                say(accelerator, f"{words}: {path}")
     log_artifacts(accelerator, arguments)
 
 

@@ -102,6 +102,7 @@ def line_chart(
             marker=line.style.marker if few else "",
             markersize=4.5 if len(points) > 1 else 6,
             solid_capstyle="round",
+            clip_on=False,  # a point on the border is drawn whole
         )
     if level is not None:
         axes.axhline(level, color=_MUTED, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)

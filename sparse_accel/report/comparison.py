@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sparse_accel.recipe import Recipe
 from sparse_accel.report import units
 from sparse_accel.report.charts import Line, Style
 from sparse_accel.report.history import last_epoch, names_of, series
-from sparse_accel.report.one_run import Measured, figures_table, main_figure, short
+from sparse_accel.report.one_run import Measured, as_exported, figures_table, main_figure, short
 from sparse_accel.report.page import Block, Cell, Chart, Charts, Listing, Page, Section, Table, Words
 from sparse_accel.report.read import Run, numbers, rows_of_runs
 from sparse_accel.report.speed import speed_over_float
@@ -24,12 +26,20 @@ _MISSING = "not set"
 
 
 def page_of_runs(runs: Sequence[Run]) -> Page:
-    """Returns the page that compares runs: their figures, what differs in flags and recipes, and their curves."""
+    """Returns the page that compares runs: their figures, what differs in flags and recipes, and their curves.
+
+    A deployment has figures, sizes and times of its own; its training is that of its run, and shown once.
+    """
     names = names_of_runs(runs)
+    trained: dict[Path, tuple[Run, str]] = {}
+    for run, name in sorted(zip(runs, names, strict=True), key=lambda each: each[0].deployment is not None):
+        trained.setdefault(run.folder, (run, name))
+    shown = [(run, name) for run, name in zip(runs, names, strict=True) if trained[run.folder][0] is run]
+    trainings, of_trainings = [run for run, _ in shown], [name for _, name in shown]
     sections = [
         Section("Runs", "runs", [*_warnings(runs, names), *_tables(runs, names)]),
-        Section("Curves", "curves", list(_curves(runs, names))),
-        Section("Differences", "differences", list(_differences(runs, names))),
+        Section("Curves", "curves", list(_curves(trainings, of_trainings))),
+        Section("Differences", "differences", list(_differences(trainings, of_trainings))),
     ]
     return Page(
         title=f"{len(runs)} runs",
@@ -52,7 +62,7 @@ def names_of_runs(runs: Sequence[Run]) -> list[str]:
 def _warnings(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
     groups: dict[str, dict[str, Run]] = {}
     for run, name, rows in zip(runs, names, rows_of_runs(runs), strict=True):
-        if run.figures():
+        if run.figures() and run.deployment is None:
             groups.setdefault(rows, {})[name] = run
     if len(groups) > 1:
         words = "; ".join(f"{', '.join(of)}: {_rows(list(of.values()))}" for of in groups.values())
@@ -85,7 +95,9 @@ def _rows(runs: Sequence[Run]) -> str:
 
 def _tables(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Table]:
     measured = [
-        Measured(name, short(str(run.folder)), run.figures(), run.rows(), run.labels_words)
+        replace(as_exported(run.exports[0], run.labels_words), what=f"{name}, exported")
+        if run.deployment
+        else Measured(name, short(str(run.folder)), run.figures(), run.rows(), run.labels_words)
         for run, name in zip(runs, names, strict=True)
     ]
     measured += [  # a teacher that none of the runs is

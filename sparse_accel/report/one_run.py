@@ -13,7 +13,7 @@ from sparse_accel.report import units
 from sparse_accel.report.layers import quantization_section, sparsity_section
 from sparse_accel.report.mistakes import decision_blocks
 from sparse_accel.report.page import Block, Cell, Command, Facts, Listing, Page, Section, Table, Tile, Words
-from sparse_accel.report.read import Run, number, numbers, whole
+from sparse_accel.report.read import Export, Run, number, numbers, whole
 from sparse_accel.report.speed import export_tiles, size_section, speed_section
 from sparse_accel.report.training import training_section
 from sparse_accel.wilson_interval import wilson_interval
@@ -172,15 +172,7 @@ def result_blocks(run: Run) -> list[Block]:
         dense = {True: ", dense", False: ", sparse"}.get(each.dense or False, "") if each.dense is not None else ""
         role = "teacher" if each.role == "teacher" else "the model it began from"
         measured.append(Measured(role + dense, short(each.name), each.figures, run.rows(), of_words))
-    for export in run.exports:
-        texts = export.report.get("texts")
-        on_labels = isinstance(texts, dict) and texts.get("labels")
-        fidelity = export.report.get("fidelity")
-        figures = numbers(fidelity.get("onnxruntime")) if isinstance(fidelity, dict) else {}
-        if on_labels and figures and isinstance(texts, dict):
-            of_what = f"{short(str(export.folder))}/model.onnx on {short(str(texts.get('source', '')))}"
-            rows = whole(texts.get("rows"))
-            measured.append(Measured("exported, in onnxruntime", of_what, figures, rows, of_words))
+    measured += [as_exported(export, of_words) for export in run.exports]
     measured = [each for each in measured if each.figures]
     if measured:
         found.append(figures_table(measured))
@@ -190,7 +182,19 @@ def result_blocks(run: Run) -> list[Block]:
 
 
 def _this_model(run: Run) -> Measured:
-    return Measured("this model", short(str(run.folder)), run.figures(), run.rows(), run.labels_words)
+    place = short(str(run.folder)) + (f" on {short(other)}" if (other := _other_rows(run)) else "")
+    return Measured("this model", place, run.figures(), run.rows(), run.labels_words)
+
+
+def as_exported(export: Export, of_words: bool) -> Measured:
+    """Returns the figures of an exported file in onnxruntime; none if it was not measured on rows with labels."""
+    texts, fidelity = export.report.get("texts"), export.report.get("fidelity")
+    place = f"{short(str(export.folder))}/model.onnx"
+    if not (isinstance(texts, dict) and texts.get("labels") and isinstance(fidelity, dict)):
+        return Measured("exported, in onnxruntime", place, {}, None, of_words)
+    of_what = f"{place} on {short(str(texts.get('source', '')))}"
+    figures = numbers(fidelity.get("onnxruntime"))
+    return Measured("exported, in onnxruntime", of_what, figures, whole(texts.get("rows")), of_words)
 
 
 def figures_table(measured: Sequence[Measured]) -> Table:
@@ -239,7 +243,8 @@ def _what_was_run(run: Run) -> list[Block]:
         ("recipe", _with_arguments(flags)),
         ("teacher", str(flags.get("distill_teacher") or "")),
         ("training data", str(flags.get("train_file") or data_of(run))),
-        ("validation data", str(_of_validation(run, "source") or flags.get("validation_file") or "")),
+        ("validation data", str(flags.get("validation_file") or _of_validation(run, "source") or "")),
+        ("evaluated last on", _other_rows(run)),
         ("length", f"{units.plain(epochs)} epochs, {units.plain(steps)} steps" if epochs and steps else ""),
         ("batch", _batch(flags)),
         ("seed", units.plain(flags.get("seed")) if "seed" in flags else ""),
@@ -254,6 +259,19 @@ def _what_was_run(run: Run) -> list[Block]:
     command = str(environment.get("command") or "")
     found: list[Block] = [Command(re.sub(r" (--\w)", r" \\\n  \1", command))] if command else []
     return [*found, Facts(known)] if known else found
+
+
+def _other_rows(run: Run) -> str:
+    """What the figures are of, if a later evaluation was on another file than the training's; else "".
+
+    One of the two paths may be relative.
+    """
+    source, file = str(_of_validation(run, "source") or ""), str(run.arguments.get("validation_file") or "")
+    is_same = any(
+        Path(one).parts[-len(Path(other).parts) :] == Path(other).parts
+        for one, other in ((source, file), (file, source))
+    )
+    return "" if not source or not file or is_same else source
 
 
 def _of_validation(run: Run, key: str) -> Any:

@@ -56,7 +56,7 @@ def size_section(run: Run) -> Section:
     """Returns the sizes of all files of the model."""
     rows: list[tuple[str, str, float, float | None]] = []
     if (trained := run.model_bytes()) is not None:
-        rows.append(("model.safetensors", "trained, float32, zeros stored", float(trained), None))
+        rows.append(("model.safetensors", "trained, float32, zeros stored like other weights", float(trained), None))
     for export in run.exports:
         for name, each in _dict(export.report.get("files")).items():
             bytes_ = number(_dict(each).get("bytes"))

@@ -63,9 +63,27 @@ def record_environment(accelerator: Accelerator, folder: Path) -> None:
     write_json(folder / ENVIRONMENT, found)
 
 
+def _program() -> list[str]:
+    """Returns the words before the flags: of `python FILE`, `python -m MODULE COMMAND`, or a command on PATH."""
+    flags = sys.argv[1:]
+    words = sys.orig_argv[1 : len(sys.orig_argv) - len(flags)]
+    if not words or sys.orig_argv[len(words) + 1 :] != flags:  # started by another program
+        return [Path(sys.argv[0]).name]
+    while words[1:] and words[0].startswith("-") and words[0] != "-m":  # such as -u, which `accelerate launch` adds
+        words = words[1:]
+    if words[0] == "-m":
+        return ["python", *words]
+    path = Path(words[0])
+    if path.suffix != ".py":
+        return [path.name, *words[1:]]
+    with contextlib.suppress(ValueError):
+        path = path.resolve().relative_to(Path.cwd())
+    return ["python", str(path), *words[1:]]
+
+
 def _command() -> str:
-    """Returns the command line, without the value of --hub_token."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    """Returns the command line as it can be typed again, without the value of --hub_token."""
+    words = [*_program(), *sys.argv[1:]]
     for number, word in enumerate(words):
         if word == "--hub_token" and number + 1 < len(words):
             words[number + 1] = "..."

@@ -89,6 +89,7 @@ def test_frontier(tmp_path: Path) -> None:
     assert all(0 < found["rows"][name]["packed"] < 1.5 for name in list(found["rows"])[1:])
     table = (output / "frontier.md").read_text()
     assert table in printed and table.count("\n| ") == 3
+    assert f"| 1.00 | - | {found['milliseconds']['float']:.1f} | 1.0x | - | - |" in table
     assert (output / "held_out_20" / "validation.csv").read_text().count("\n") == 21
     results = json.loads((output / "90%_zeros_int8-seed42" / "all_results.json").read_text())
     assert results["encoder_sparsity"] > 0.89 and results["quantized_linears"] > 0

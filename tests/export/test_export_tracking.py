@@ -69,7 +69,7 @@ def test_a_model_that_no_tracker_followed(tiny: Tiny, tmp_path: Path) -> None:
     refused = export(model_path=tiny.model, report_to="wandb", output_dir=tmp_path / "out")
     assert refused.code == 2 and "is not the output folder of a run with --report_to wandb" in refused.err
     wrong = export(model_path=tiny.model, report_to="wandv", output_dir=tmp_path / "out")
-    assert wrong.code == 2 and "unknown value 'wandv'" in wrong.err
+    assert wrong.code == 2 and "cannot be sent to 'wandv'. Did you mean 'wandb'?" in wrong.err
     assert not (tmp_path / "out").exists()
 
 

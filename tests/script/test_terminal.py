@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from script_fixtures import SHORT, Outcome, Tiny, history, make_model, run
+
+from sparse_accel import console
 
 pytest_plugins = ["script_fixtures"]
 
@@ -44,6 +50,21 @@ def test_the_bar_has_its_figures_first(printed: tuple[Outcome, Path]) -> None:
     )
 
 
+def test_the_bar_of_a_terminal_without_a_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: True, fileno=lambda: 2))
+    for columns, expected in ((0, 100), (57, None)):
+        monkeypatch.setattr(os, "get_terminal_size", lambda _, columns=columns: os.terminal_size((columns, 0)))
+        made: dict[str, Any] = {}
+        monkeypatch.setattr(console, "tqdm", lambda made=made, **options: made.update(options))
+        console.progress_bar(None, 3, "train", "steps")
+        assert made["ncols"] == expected and made["dynamic_ncols"] == (expected is None)
+
+
+def test_the_run_names_its_pages(printed: tuple[Outcome, Path]) -> None:
+    done, output = printed
+    assert f"report: {output / 'report.html'}" in done.out and f"model card: {output / 'README.md'}" in done.out
+
+
 def test_no_escape_codes_in_a_file(printed: tuple[Outcome, Path]) -> None:
     assert "\x1b" not in printed[0].out + printed[0].err
 
@@ -52,10 +73,21 @@ def test_no_escape_codes_in_a_file(printed: tuple[Outcome, Path]) -> None:
 def test_quiet(tiny: Tiny, tmp_path: Path, level: str) -> None:
     done = run(**tiny.flags(), output_dir=tmp_path / "out", log_level=level)
     assert done.code == 0 and done.out == "", done.all
+    assert ("warning: " in done.err) == (level == "warning"), done.err
     assert "steps" not in done.err and "evaluate" not in done.err and "epoch" not in done.err
     # The next run in this process prints again.
     again = run(**tiny.flags(), output_dir=tmp_path / "out")
     assert "── results" in again.out
+
+
+def test_errors_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        for level, printed in (("warning", "warning: beware\n"), ("error", "")):
+            console.set_log_level(level)
+            console.warn("beware")
+            assert capsys.readouterr().err == printed
+    finally:
+        console.set_log_level("info")
 
 
 def test_an_unknown_level(tiny: Tiny, tmp_path: Path) -> None:

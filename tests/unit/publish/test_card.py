@@ -347,6 +347,19 @@ def test_paths_are_not_published(text: str, public: str) -> None:
     assert without_paths(text) == public
 
 
+def test_a_deployment_has_no_files_of_the_model(tmp_path: Path) -> None:
+    folder, found = make(tmp_path / "run", quantization={}, sparsity={}), tmp_path / "deployment"
+    shutil.copytree(OLD_RUN / "deployment", found)
+    report = json.loads((found / "export_report.json").read_text())
+    report["source"]["folder"] = str(folder.resolve())
+    (found / "export_report.json").write_text(json.dumps(report))
+    of_model, of_file = card_text(folder), card_text(found)
+    assert "`quantization.json` has the ranges" in of_model and "as a float model, without its quantizers" in of_model
+    assert "quantization.json" not in of_file and "model.safetensors" not in of_file
+    sparse = make(tmp_path / "sparse", sparsity={"encoder_linear": {"sparsity": 0.9}})
+    assert "as a float model with zeros:" in card_text(sparse)
+
+
 def test_the_deployment_next_to_a_model(tmp_path: Path) -> None:
     folder, found = make(tmp_path / "run"), tmp_path / "deployment"
     shutil.copytree(OLD_RUN / "deployment", found)

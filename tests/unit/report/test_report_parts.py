@@ -193,6 +193,39 @@ def test_a_comparison_shows_figures_and_differences(tmp_path: Path) -> None:
     assert "Versions and machines: no difference." in flat
 
 
+def test_a_deployment_has_its_own_figures_and_its_training_once(tmp_path: Path) -> None:
+    other = files_of_a_run(tmp_path)["evaluation.json"]["validation"] | {"source": "other.csv", "rows": 24}
+    folder = write_run(tmp_path / "one", evaluation={"validation": other | {"digest": "f" * 32}})
+    export = write_export(tmp_path / "file", folder, fidelity={"onnxruntime": {"accuracy": 0.45}})
+    text = write_comparison([folder, export], tmp_path / "page.html").read_text(encoding="utf-8")
+    flat = " ".join(re.sub(r"<[^>]*>", " ", re.sub("<wbr>", "", text)).split())
+    row = flat[flat.index("file, exported") :][:120]
+    assert "model.onnx on validation.csv 45.00%" in row and "60" in row
+    assert "different rows" not in flat  # the row says what it is of
+    assert flat.count("The recipe of ") == 1 and "The recipe of one" in flat
+    alone = write_comparison([export, write_run(tmp_path / "two")], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert alone.count("The recipe of ") == 2  # without its run, the deployment shows the training
+
+
+@pytest.mark.parametrize(
+    "source, file, is_said",
+    [
+        ("validation.csv", "/data/validation.csv", False),
+        ("/data/validation.csv", "validation.csv", False),
+        ("other.csv", "/data/validation.csv", True),
+        ("/other/validation.csv", "/data/validation.csv", True),
+        ("", "/data/validation.csv", False),
+        ("who/rows, split 'test'", None, False),
+    ],
+)
+def test_a_later_evaluation_on_another_file(source: str, file: str | None, is_said: bool, tmp_path: Path) -> None:
+    entry = files_of_a_run(tmp_path)["evaluation.json"]["validation"] | {"source": source}
+    flags = files_of_a_run(tmp_path)["arguments.json"] | {"validation_file": file}
+    folder = write_run(tmp_path / "run", evaluation={"validation": entry}, arguments=flags)
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert ("evaluated last on" in text) == is_said
+
+
 def evaluated_on(folder: Path, digest: str | None, rows: int = 60, **flags: Any) -> Path:
     """A run that was evaluated on rows with this digest; None: a run of a version that recorded none."""
     evaluation = files_of_a_run(folder)["evaluation.json"]["validation"] | {"digest": digest, "rows": rows}
