@@ -59,7 +59,6 @@ class RecipeRun:
 
     Attributes:
         recipe: as it is applied: with the teacher "disable", without the modifiers that need one; None: nothing is.
-        max_epochs: number of epochs of the recipe as given; 0 if it sets none.
         modifiers: the modifiers of this run.
         left_out: names of the modifiers of the recipe that are not.
         state: the part of the run that they can use; from `attach` on.
@@ -75,7 +74,7 @@ class RecipeRun:
         teacher: Teacher | str | None = None,
         lr_schedule: Callable[[Progress], float] | None = None,
     ) -> None:
-        self.max_epochs = recipe.max_epochs if recipe else 0
+        self._max_epochs = recipe.max_epochs if recipe else 0
         self.left_out: list[str] = []
         if recipe is not None and teacher == "disable":
             self.left_out = [modifier.name for modifier in recipe.modifiers if modifier.needs_teacher]
@@ -87,6 +86,11 @@ class RecipeRun:
         self.lr_schedule = lr_schedule
         self.notices: list[str] = [*recipe.warnings, *recipe.notes] if recipe else []
         self.training_notices: list[str] = []
+
+    @property
+    def max_epochs(self) -> int:
+        """Number of epochs of the recipe as given; 0 if it sets none."""
+        return self._max_epochs
 
     @property
     def needs_gradients(self) -> bool:

@@ -146,7 +146,8 @@ def test_figures(output: Path) -> None:
 def test_the_recipe_can_be_repeated_from_the_folder(output: Path) -> None:
     assert (output / "recipe_as_given.yaml").read_text() == RECIPE.read_text()
     given, resolved = load_recipe(RECIPE, RECIPE_ARGS), load_recipe(output / "recipe.yaml")
-    assert resolved.modifiers == given.modifiers
+    assert resolved.modifiers == given.without_teacher().modifiers  # the command disables the teacher
+    assert len(given.modifiers) == len(resolved.modifiers) + 1
     assert resolved.content["num_epochs"] == 3
     assert "eval(" not in resolved.text
 

@@ -206,6 +206,7 @@ def compiled(backend: str) -> Any:
         state=SimpleNamespace(dynamo_plugin=plugin, deepspeed_plugin=SimpleNamespace(zero_stage=2)),
         distributed_type=DistributedType.DEEPSPEED,
         num_processes=2,
+        log_with=[],
     )
 
 
