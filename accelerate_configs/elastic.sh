@@ -61,6 +61,8 @@ fi
 
 # The seconds that processes have to save. An operator's variables must not reach torchrun a second time.
 export PET_SHUTDOWN_TIMEOUT="${PET_SHUTDOWN_TIMEOUT:-240}"
+# By default all restarts share one store, where a process may read the address of one that has died, and wait for it.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT
 unset PET_NNODES PET_NPROC_PER_NODE PET_NODE_RANK PET_MASTER_ADDR PET_MASTER_PORT
 
