@@ -267,7 +267,9 @@ def sparsity_variables(percent: int) -> dict[str, float]:
 def export(trained: Path, deployment: Path, data: Path) -> dict[str, float]:
     """Exports a trained model, unless that is done; returns accuracy and sizes of the INT8 file."""
     report = deployment / "export_report.json"
-    if not report.exists() or report.stat().st_mtime < (trained / "model.safetensors").stat().st_mtime:
+    known = json.loads(report.read_text()) if report.exists() else {}
+    same_rows = known.get("texts", {}).get("source") == str(data)
+    if not same_rows or report.stat().st_mtime < (trained / "model.safetensors").stat().st_mtime:
         flags = {"model_path": trained, "task": "text_classification", "output_dir": deployment, "data": data}
         run_script("scripts/export_onnx.py", {**flags, "compress": True})
     found = of_export(json.loads(report.read_text()))
