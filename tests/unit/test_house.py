@@ -82,6 +82,14 @@ def test_all_recipes_are_packaged() -> None:
 # --- tests ------------------------------------------------------------------------------------------------------------
 
 
+def test_every_folder_of_code_is_packaged() -> None:
+    """Those of the wheel are named one by one; a folder that is missing there is missing in a wheel, not in a clone."""
+    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "sparse_accel").rglob("__init__.py")}
+    listed = set(pyproject()["tool"]["setuptools"]["packages"])
+    outside = {"sparse_accel.scripts", "sparse_accel.accelerate_configs"}
+    assert listed - outside == {".".join(folder.parts) for folder in folders}
+
+
 def test_no_test_module_imports_another() -> None:
     """What tests share is in tests/support."""
     found = [
