@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 _BATCHES_PER_POOL = 50
 # Columns of a batch that are not inputs of the model: labels, and the numbers of rows, words and sentences.
 _NOT_INPUTS = ("labels", "row_id", "words", "sentence")
+# Columns of tokenized rows that no batch needs: what turns the logits of windows into answers.
+_NOT_IN_BATCHES = ("offsets", "context_mask", "no_answer", "question_row")
 # Beginning of the names of columns that are inputs of a teacher with another tokenizer: teacher_input_ids, ...
 TEACHER = "teacher_"
 
@@ -43,7 +45,8 @@ class Rows(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+        left_out = [name for name in getattr(dataset, "column_names", ()) if name in _NOT_IN_BATCHES]
+        self.dataset = dataset.remove_columns(left_out) if left_out else dataset
 
     def __len__(self) -> int:
         return len(self.dataset)

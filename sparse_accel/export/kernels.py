@@ -18,7 +18,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_accel.errors import UsageError, first_line, listed
 from sparse_accel.export.checks import Check
-from sparse_accel.export.fidelity import Fidelity, check_fidelity, compare, fixed_length, in_session, logits_of
+from sparse_accel.export.fidelity import (
+    Fidelity,
+    check_fidelity,
+    compare,
+    fixed_length,
+    in_session,
+    logits_of,
+    session_logits,
+)
 from sparse_accel.export.proof import ProofFailed
 from sparse_accel.export.texts import Texts
 from sparse_accel.runtime.library import Library, LibraryMissing, PackedWeight, load_library
@@ -192,7 +200,7 @@ def check_padding(path: Path, session: Any, tokens: int, spread: float) -> Check
         mask[row, max(1, round(fraction * tokens)) :] = 0
     feed["attention_mask"] = mask
     ours, theirs, without = (
-        run.run(["logits"], inputs)[0] for run, inputs in ((session, feed), (plain, feed), (plain, whole))
+        session_logits(run, inputs) for run, inputs in ((session, feed), (plain, feed), (plain, whole))
     )
     if ours.ndim == 3:  # logits for each token: those of padding mean nothing
         ours, theirs, without = (logits[mask == 1] for logits in (ours, theirs, without))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sparse_accel.errors import UsageError
 from sparse_accel.nn.layers import SparseEmbedding, SparseLayer, SparseLinear
+from sparse_accel.tasks import task_of
 
 # The operator domain of the placeholders; `lower.py` replaces all of them.
 DOMAIN = "sparse_accel"
@@ -31,7 +32,7 @@ _LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 def trace(model: nn.Module, tokenizer: Any, *, sequence_length: int | None = None, opset: int = 18) -> onnx.ModelProto:
-    """Returns the graph of a classifier, from token ids to logits, with placeholders for its layers.
+    """Returns the graph of a model, from token ids to logits, with placeholders for its layers.
 
     Args:
         model: a classifier of transformers, float32.
@@ -40,7 +41,8 @@ def trace(model: nn.Module, tokenizer: Any, *, sequence_length: int | None = Non
         opset: of the graph, at least NATIVE_OPSET.
 
     Returns:
-        A model with inputs (batch, sequence) int64, the output `logits` (batch, labels) float32, and nodes
+        A model with inputs (batch, sequence) int64, the outputs that its task names, such as `logits` (batch, labels)
+        float32, and nodes
         `sparse_accel::Linear`, `sparse_accel::Embedding` and `sparse_accel::InputQuantizer` with one input, and the
         attributes `layer`, the layer's name, and `rank`, the input's number of axes.
 
@@ -59,7 +61,7 @@ def trace(model: nn.Module, tokenizer: Any, *, sequence_length: int | None = Non
                 kwargs=inputs,
                 dynamic_shapes={name: axes for name in inputs},
                 input_names=list(inputs),
-                output_names=["logits"],
+                output_names=list(task_of(model).logit_keys),
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,

@@ -153,10 +153,11 @@ class Teacher:
 
     def _selected(self, found: Any, keys: list[str]) -> dict[str, Tensor]:
         """Returns some of the model's outputs; logits in the student's label order."""
-        missing = [key for key in keys if key not in found]
+        needed = [name for key in keys for name in (self.task.logit_keys if key == "logits" else (key,))]
+        missing = [key for key in needed if key not in found]
         if missing:
             raise UsageError(f"the teacher has no output '{missing[0]}', only {', '.join(found)}")
-        outputs = {key: found[key] for key in keys}
+        outputs = {key: self.task.logits(found) if key == "logits" else found[key] for key in keys}
         if self.order is not None and "logits" in outputs:
             outputs["logits"] = outputs["logits"][..., self.order]
         return outputs
@@ -183,9 +184,9 @@ class Teacher:
         parts = [fingerprint_of_model(self.model), fingerprint_of_rows(dataset), repr(self.order), precision]
         key = hashlib.sha256("\n".join([self.task.name, *parts]).encode()).hexdigest()[:32]
         path = (cache or default_cache()) / "teacher_logits" / f"{key}.safetensors"
-        weights = self.task.row_weights(dataset)
-        self._starts = starts_of(weights).to(accelerator.device)
-        entries = int(weights.sum())
+        counts = self.task.labelled_counts(dataset)
+        self._starts = starts_of(counts).to(accelerator.device)
+        entries = int(counts.sum())
         # Machines may have different caches, so the main process looks in its own and decides for all.
         kept = self._read(path, entries) if accelerator.is_main_process else None
         shape = by_main_process(accelerator, lambda: None if kept is None else tuple(kept.shape))
@@ -233,7 +234,7 @@ class _InOrder(nn.Module):
         self.eval()
 
     def forward(self, **inputs: Any) -> dict[str, Tensor]:
-        return self.teacher.forward(inputs, ["logits"])
+        return self.teacher.forward(inputs, [*self.teacher.task.logit_keys])
 
 
 def _write(path: Path, table: Tensor) -> None:

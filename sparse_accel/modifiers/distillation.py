@@ -55,7 +55,7 @@ class DistillationModifier(Modifier):
         self.distill_output_keys = self.distill_output_keys or ["logits"]
         if twice := [key for key in self.distill_output_keys if self.distill_output_keys.count(key) > 1]:
             raise FieldError("distill_output_keys", f"names '{twice[0]}' twice")
-        self._active = False
+        self._keys, self._active = self.distill_output_keys, False
 
     def check_compatible(self, others: Sequence[Modifier]) -> None:
         super().check_compatible(others)
@@ -83,7 +83,9 @@ class DistillationModifier(Modifier):
     def attach(self, state: State) -> None:
         assert state.teacher is not None  # the engine raises an error without one
         self._state, self._teacher, self._task = state, state.teacher, state.task
-        if self.distill_output_keys != ["logits"]:  # those, all models of a task here have
+        if {*self._keys} == {*self._task.logit_keys}:
+            self._keys = ["logits"]  # such as start_logits and end_logits: the table has them
+        if self._keys != ["logits"]:  # those, all models of a task here have
             self._check_outputs("model", state.model)
             self._check_outputs("teacher", state.teacher.model)
         several = self._at_the_same_time(state.modifiers)
@@ -118,30 +120,30 @@ class DistillationModifier(Modifier):
         if not self._active:
             return {}
         with self._state.autocast():
-            teacher = self._teacher.outputs(batch, self.distill_output_keys)
+            teacher = self._teacher.outputs(batch, self._keys)
         distances = [
-            self._task.distance(_output(outputs, key), teacher[key], batch, self.temperature)
-            for key in self.distill_output_keys
+            self._task.distance(self._output(outputs, key), teacher[key], batch, self.temperature) for key in self._keys
         ]
         terms = {self._term: (self.hardness, torch.stack(distances).sum(dim=0) / len(distances))}
-        if "logits" in self.distill_output_keys:
-            agreed = self._task.agreement(_output(outputs, "logits").detach(), teacher["logits"], batch)
+        if "logits" in self._keys:
+            agreed = self._task.agreement(self._output(outputs, "logits").detach(), teacher["logits"], batch)
             if agreed is not None:
                 terms["teacher_agreement"] = (0.0, agreed)  # logged, but not part of the loss
         return terms
 
     @property
     def teacher_outputs(self) -> frozenset[str]:
-        return frozenset(self.distill_output_keys)
+        return frozenset(self._keys)
 
     def phase(self) -> str:
         return "distilled" if self._active else ""
 
-
-def _output(outputs: Any, key: str) -> torch.Tensor:
-    if key not in outputs:
-        raise UsageError(
-            f"DistillationModifier: distill_output_keys: the model has no output '{key}', only {list(outputs)}"
-        )
-    found: torch.Tensor = outputs[key]
-    return found
+    def _output(self, outputs: Any, key: str) -> torch.Tensor:
+        """Returns an output of the student, or its logits."""
+        for name in self._task.logit_keys if key == "logits" else (key,):
+            if name not in outputs:
+                raise UsageError(
+                    f"{self.name}: distill_output_keys: the model has no output '{name}', only {list(outputs)}"
+                )
+        found: torch.Tensor = self._task.logits(outputs) if key == "logits" else outputs[key]
+        return found

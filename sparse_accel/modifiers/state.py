@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sparse_accel.progress import Progress
 
@@ -36,6 +36,13 @@ class Teacher(Protocol):
 
 class Task(Protocol):
     """What the engine needs from the task that the model is trained for."""
+
+    # The outputs of the model that are its logits.
+    logit_keys: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def logits(cls, outputs: Any) -> Tensor:
+        """Returns the logits among the outputs of a model: (rows, outputs) or (rows, tokens, outputs)."""
 
     def distance(self, student: Tensor, teacher: Tensor, batch: dict[str, Any], temperature: float) -> Tensor:
         """Returns (rows,) float32: the distance of the student's outputs from the teacher's."""

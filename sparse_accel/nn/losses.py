@@ -90,6 +90,44 @@ def _mean_of_tokens(each: Tensor, counted: Tensor) -> Tensor:
     return each.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
 
 
+# --- losses of answers: the first and the last token of each row's answer ---------------------------------------------
+
+
+def answer_loss(logits: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+    """Returns (R,) float32: the mean cross-entropy of the start and of the end over each row's tokens.
+
+    As in transformers' models for question answering, but padding is left out of the softmax: the loss of a row does
+    not depend on the longest row of its batch.
+
+    Args:
+        logits: (R, T, 2), of the start and of the end.
+        positions: (R, 2) int64, of the answer's first and last token, counted from the row's first token.
+        tokens: (R, T) bool, False for padding, on either side.
+    """
+    padding_before = tokens.int().argmax(dim=1, keepdim=True)
+    found = logits.float().masked_fill(~tokens[..., None], -torch.inf)
+    return F.cross_entropy(found, positions + padding_before, reduction="none").mean(dim=1)
+
+
+def answer_distillation_loss(student: Tensor, teacher: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """Returns (R,) float32: the single-label `distillation_loss` over each row's tokens, mean of start and end.
+
+    Args:
+        student, teacher: (R, T, 2) logits, or (R, T) those of the start or of the end alone; those of the teacher have
+            no gradient.
+        tokens: (R, T) bool, False for padding.
+        temperature: above 0.
+    """
+    shape = (*tokens.shape, -1)
+    outside = ~tokens[..., None]
+    log_student, log_teacher = (
+        F.log_softmax((logits.float().reshape(shape) / temperature).masked_fill(outside, -torch.inf), dim=1)
+        for logits in (student, teacher)
+    )
+    each = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).masked_fill(outside, 0.0)
+    return temperature**2 * each.sum(dim=1).mean(dim=1)
+
+
 # --- losses of layers: the student's hidden states against the teacher's ----------------------------------------------
 
 

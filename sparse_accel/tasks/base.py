@@ -91,6 +91,12 @@ class Task(ABC):
     unit: ClassVar[str]
     # Columns of tokenized rows with one value per token -> their padding value.
     token_columns: ClassVar[Mapping[str, int]] = {}
+    # The outputs of the model that are its logits.
+    logit_keys: ClassVar[tuple[str, ...]] = ("logits",)
+    # Whether teacher and student are compared token by token.
+    compares_tokens: ClassVar[bool] = False
+    # Whether what the model says about the evaluation rows is written too, as --do_predict does for the test rows.
+    keeps_evaluated: ClassVar[bool] = False
 
     def __init__(self, head: Head, data: TaskData | None = None) -> None:
         self.head = head
@@ -171,6 +177,12 @@ class Task(ABC):
 
     # --- training -----------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def logits(cls, outputs: Any) -> Tensor:
+        """Returns the logits among the outputs of a model: (R, C), or (R, T, C) with one row per token."""
+        found = [outputs[key] for key in cls.logit_keys]
+        return found[0] if len(found) == 1 else torch.stack(found, dim=-1)
+
     @abstractmethod
     def row_weights(self, rows: Dataset) -> np.ndarray:
         """Returns the weight of each tokenized row in the loss: 1, or its number of labelled tokens; (rows,) int64."""
@@ -204,6 +216,10 @@ class Task(ABC):
     def labelled(self, batch: dict[str, Tensor]) -> Tensor:
         """Returns where teacher logits are kept: (R,) bool, the real rows; or (R, T) bool, their labelled tokens."""
 
+    def labelled_counts(self, rows: Dataset) -> np.ndarray:
+        """Returns for how many outputs of each tokenized row teacher logits are kept, (rows,) int64."""
+        return self.row_weights(rows)
+
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -215,8 +231,9 @@ class Task(ABC):
         """Returns which outputs of a batch are units of real rows: (R,) bool, or (R, T) bool."""
 
     @abstractmethod
-    def decisions(self, logits: np.ndarray) -> np.ndarray | None:
-        """Returns the decisions for logits (U, C), one row per unit; None if there is none (a score)."""
+    def decisions(self, logits: np.ndarray, rows: Dataset, split: str) -> np.ndarray | None:
+        """Returns the decisions, (D, n), one row per answer that is right or wrong; None if there is none (a score).
+        Arguments as for `figures`; labels are not needed."""
 
     @abstractmethod
     def metric_dependencies(self) -> list[Any]:
@@ -248,9 +265,13 @@ class Task(ABC):
         """Returns the number of answers behind metrics other than accuracy: rows, or words of entities."""
         return len(rows)
 
+    def prediction_names(self) -> tuple[str, ...]:
+        """Returns the names of the files of `predictions`."""
+        return ("predictions.csv",)
+
     @abstractmethod
-    def predictions(self, logits: np.ndarray, rows: Dataset, split: str) -> str:
-        """Returns the predictions for the rows of a split, as CSV; arguments as for `figures`."""
+    def predictions(self, logits: np.ndarray, rows: Dataset, split: str) -> dict[str, str]:
+        """Returns the predictions for the rows of a split, as the text of each file; arguments as for `figures`."""
 
 
 def check_metric_name(name: str, names: Sequence[str]) -> None:

@@ -107,6 +107,14 @@ def draw_rows(
     return splits, sources
 
 
+def numbered(rows: Dataset, column: str) -> Dataset:
+    """Returns rows with their numbers, from 0, in a new column."""
+    from datasets import Dataset, Features, Value
+
+    features = Features({**rows.features, column: Value("int64")})
+    return Dataset.from_dict({**rows[:], column: list(range(len(rows)))}, features=features)
+
+
 def origins_of(splits: dict[str, Dataset], tables: dict[str, Table]) -> dict[str, Origin]:
     """Returns what the rows of each split are taken from.
 

@@ -64,7 +64,7 @@ def with_teacher_inputs(
     by_token = [modifier for modifier in run.modifiers if modifier.needs_same_tokens]
     asked = frozenset().union(*(modifier.teacher_outputs for modifier in by_token))
     what = f"the recipe compares {listed(sorted(asked - {'logits'}))} of each token" if by_token else ""
-    if not what and run.task.token_columns:
+    if not what and run.task.compares_tokens:
         has_logits = "logits" in _outputs_asked(run)
         what = "this task compares the logits of tokens" if has_logits else "this task splits long rows by their tokens"
     if what:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +47,14 @@ class Evaluation:
     Attributes:
         figures: eval_loss (the task loss) and the task's metrics as eval_NAME, with a suffix for a second set.
         details: by split, what lies behind them; only on the main process.
-        decisions: by split, the decision of each unit, (units, n); None if there are none.
+        decisions: by split, the decision of each answer, (answers, n); None if there are none.
+        logits: by split, of each unit, (units, outputs); only if the task writes what it says about these rows.
     """
 
     figures: dict[str, float]
     details: dict[str, Details]
     decisions: dict[str, np.ndarray | None]
+    logits: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def evaluate_and_predict(
@@ -80,11 +82,16 @@ def evaluate_and_predict(
     model = model.to(accelerator.device)  # not prepared, so that it keeps the precision of its files
     if arguments.do_eval:
         question = measured_on(weights, task, "validation", rows)
-        if not results.is_measured(accelerator, folder, [results.EVAL_RESULTS], question) or not of_a_run:
+        files = [results.EVAL_RESULTS]
+        if task.keeps_evaluated:
+            files += prediction_files(task, rows, "validation")
+        if not results.is_measured(accelerator, folder, files, question) or not of_a_run:
             count = len(task.data.splits["validation"])
             precise = " (of the saved model, in float32)" if precision_name(accelerator) != "float32" else ""
             say(accelerator, f"evaluation: {task.data.sources['validation']}, {count} rows{precise}")
             found = evaluate_splits(arguments, accelerator, model, task, rows)
+            for split, logits in found.logits.items():
+                write_predictions(accelerator, folder, task, logits, rows.splits[split], split)
             details = details_record(task, rows, found)
             name = str(arguments.model_name_or_path)
             results.write_evaluation(accelerator, folder, name, found.figures, question, details)
@@ -92,9 +99,9 @@ def evaluate_and_predict(
             log_figures(accelerator, tracker_names(found.figures, "final"))
             log_details(accelerator, found.details, "final")
     if arguments.do_predict:
-        question, files = measured_on(weights, task, "test", rows), prediction_files(rows)
+        question, files = measured_on(weights, task, "test", rows), prediction_files(task, rows, "test")
         if not results.is_measured(accelerator, folder, files, question) or not of_a_run:
-            write_predictions(arguments, accelerator, model, task, rows)
+            predict_splits(arguments, accelerator, model, task, rows)
             results.record_measured(accelerator, folder, files[0], question)
         else:
             say(accelerator, f"{folder / files[0]} already contains these predictions")
@@ -117,9 +124,15 @@ def measured_on(weights: str, task: Task, purpose: str, rows: TokenizedRows) -> 
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def prediction_files(rows: TokenizedRows) -> list[str]:
-    """Returns the names of the prediction files, one per test split."""
-    return [f"{split}_predictions.csv" for split in rows.splits if split.startswith("test")]
+def prediction_files(task: Task, rows: TokenizedRows, purpose: str) -> list[str]:
+    """Returns the names of the prediction files: those of the task, for each split of a purpose."""
+    splits = [split for split in rows.splits if split.startswith(purpose)]
+    return [_prediction_file(split, name) for split in splits for name in task.prediction_names()]
+
+
+def _prediction_file(split: str, name: str) -> str:
+    """`test_predictions.csv`; `eval_predictions.json` of the validation rows, as their figures are named."""
+    return f"{split.replace('validation', 'eval')}_{name}"
 
 
 def evaluate_splits(
@@ -136,7 +149,9 @@ def evaluate_splits(
         if loss is not None:
             found["loss"] = loss
         evaluation.figures.update({f"eval_{name}{suffix}": float(value) for name, value in found.items()})
-        evaluation.decisions[split] = task.decisions(logits)
+        evaluation.decisions[split] = task.decisions(logits, dataset, split)
+        if task.keeps_evaluated:
+            evaluation.logits[split] = logits
         if accelerator.is_main_process:
             evaluation.details[split] = task.details(logits, dataset, split)
     return evaluation
@@ -190,20 +205,28 @@ def details_record(task: Task, rows: TokenizedRows, evaluation: Evaluation) -> d
     return record
 
 
-def write_predictions(
+def predict_splits(
     arguments: TrainingArguments, accelerator: Accelerator, model: nn.Module, task: Task, rows: TokenizedRows
 ) -> None:
-    """Writes SPLIT_predictions.csv for each test split, with the columns of the task."""
+    """Writes the predictions for each test split, in the files of the task."""
     for split in [name for name in rows.splits if name.startswith("test")]:
         dataset = rows.splits[split]
         dataset = dataset.remove_columns([name for name in dataset.column_names if name == "labels"])
         loader = evaluation_loader(arguments, accelerator, dataset, rows.collator)
         logits, _ = predict(accelerator, model, loader, task, dataset)
-        path = Path(str(arguments.output_dir)) / f"{split}_predictions.csv"
-        if accelerator.is_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, task.predictions(logits, dataset, split))
-        say(accelerator, f"{len(task.data.splits[split])} predictions: {path}")
+        write_predictions(accelerator, Path(str(arguments.output_dir)), task, logits, dataset, split)
+
+
+def write_predictions(
+    accelerator: Accelerator, folder: Path, task: Task, logits: np.ndarray, dataset: Dataset, split: str
+) -> None:
+    """Writes what a model says about the rows of a split, in the files of the task."""
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in task.predictions(logits, dataset, split).items():
+            write_text(folder / _prediction_file(split, name), text)
+    path = folder / _prediction_file(split, task.prediction_names()[0])
+    say(accelerator, f"{len(task.data.splits[split])} predictions: {path}")
 
 
 @torch.no_grad()
@@ -230,7 +253,7 @@ def predict(
     with progress_bar(accelerator, len(loader), "evaluate", "batches", leave=False) as bar:
         for batch in loader:
             outputs = model(**inputs_of(batch))
-            logits, units = outputs["logits"].float(), task.units(batch)
+            logits, units = task.logits(outputs).float(), task.units(batch)
             if table is None:
                 table = torch.zeros(int(counts.sum()), logits.shape[-1], device=logits.device)
             table[unit_numbers(units, batch["row_id"], starts)] = logits[units]

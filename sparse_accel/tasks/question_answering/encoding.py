@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Number of a question in its split, from 0: a column of questions, and of the windows made of them.
 QUESTION_ROW = "question_row"
-OFFSETS, CONTEXT_MASK = "offsets", "context_mask"
+OFFSETS, CONTEXT_MASK, NO_ANSWER = "offsets", "context_mask", "no_answer"
 # Both offsets of a token that is not part of the context.
 NO_OFFSET = -1
 
@@ -52,7 +52,7 @@ def encode(
         the whole answer or there is none.
         offsets: (T, 2) int32, first character of each token in the context, and the one after its last; NO_OFFSET for
         the question and for special tokens. context_mask: (T,) int8, 1 for tokens of the context, else 0.
-        question_row.
+        no_answer: `no_answer_position` of the window. question_row.
 
     Raises:
         UsageError: a context must be split, but its question leaves room for at most `doc_stride` tokens of it.
@@ -63,7 +63,7 @@ def encode(
     encoded = tokenizer(*texts, return_offsets_mapping=True, verbose=False)
     names = [name for name in MODEL_INPUTS if name in encoded]
     has_answers = ANSWER_TEXTS in rows
-    result: dict[str, list[Any]] = {name: [] for name in (*names, OFFSETS, CONTEXT_MASK, QUESTION_ROW)}
+    result: dict[str, list[Any]] = {name: [] for name in (*names, OFFSETS, CONTEXT_MASK, NO_ANSWER, QUESTION_ROW)}
     if has_answers:
         result["labels"] = []
     for row, offset_pairs in enumerate(encoded["offset_mapping"]):
@@ -88,10 +88,11 @@ def encode(
             mask[begin : begin + end - first] = 1
             result[CONTEXT_MASK].append(mask)
             result[QUESTION_ROW].append(rows[QUESTION_ROW][row])
+            nothing = no_answer_position(result["input_ids"][-1], tokenizer)
+            result[NO_ANSWER].append(nothing)
             if has_answers:
                 inside = answer is not None and first <= answer[0] and answer[1] < end
                 shift = begin - first
-                nothing = no_answer_position(result["input_ids"][-1], tokenizer)
                 result["labels"].append(
                     [answer[0] + shift, answer[1] + shift] if answer is not None and inside else [nothing, nothing]
                 )

@@ -131,7 +131,7 @@ class TextClassification(Task):
     def units(self, batch: dict[str, Tensor]) -> Tensor:
         return batch["row_id"] >= 0
 
-    def decisions(self, logits: np.ndarray) -> np.ndarray | None:
+    def decisions(self, logits: np.ndarray, rows: Dataset, split: str) -> np.ndarray | None:
         if self.problem_type == REGRESSION:
             return None
         return logits >= 0 if self.problem_type == MULTI_LABEL else logits.argmax(axis=1, keepdims=True)
@@ -149,5 +149,5 @@ class TextClassification(Task):
         texts = self.data.splits[split].select_columns(list(self.data.text_columns))
         return classification_details(logits, np.asarray(rows["labels"]), self.head.names, self.problem_type, texts)
 
-    def predictions(self, logits: np.ndarray, rows: Dataset, split: str) -> str:
-        return prediction_table(logits, self.head.names, self.problem_type)
+    def predictions(self, logits: np.ndarray, rows: Dataset, split: str) -> dict[str, str]:
+        return {"predictions.csv": prediction_table(logits, self.head.names, self.problem_type)}

@@ -18,7 +18,7 @@ from sparse_accel.data.tables import Table, read_table
 from sparse_accel.errors import NoLabels, UsageError, listed, nearest, shown
 from sparse_accel.tasks.base import TaskData
 from sparse_accel.tasks.label_names import Head, are_default_names, describe_positions, match_names
-from sparse_accel.tasks.splits import draw_rows, needed_splits, needs_no_labels, origins_of
+from sparse_accel.tasks.splits import draw_rows, needed_splits, needs_no_labels, numbered, origins_of
 from sparse_accel.tasks.token_classification.tags import (
     BIOES,
     IOB2,
@@ -91,7 +91,7 @@ def load_token_classification(arguments: TokenClassificationArguments, head: Hea
         splits[split] = Dataset.from_dict(columns)
     splits, sources = draw_rows(arguments, splits, {split: table.name for split, table in tables.items()}, None)
     return TokenClassificationData(
-        splits={split: rows.add_column(SENTENCE, list(range(len(rows)))) for split, rows in splits.items()},
+        splits={split: numbered(rows, SENTENCE) for split, rows in splits.items()},
         sources=sources,
         origins=origins_of(splits, tables),
         label_names=names,

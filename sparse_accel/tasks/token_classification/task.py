@@ -53,6 +53,7 @@ class TokenClassification(Task):
     purpose: ClassVar[str] = "classify words"
     unit: ClassVar[str] = "words"
     token_columns: ClassVar[Mapping[str, int]] = {"labels": IGNORED, "words": NO_WORD}
+    compares_tokens: ClassVar[bool] = True
 
     def __init__(self, head: Head, data: TokenClassificationData | None = None) -> None:
         super().__init__(head, data)
@@ -155,7 +156,7 @@ class TokenClassification(Task):
     def units(self, batch: dict[str, Tensor]) -> Tensor:
         return (batch["words"] != NO_WORD) & (batch["row_id"] >= 0)[:, None]
 
-    def decisions(self, logits: np.ndarray) -> np.ndarray | None:
+    def decisions(self, logits: np.ndarray, rows: Dataset, split: str) -> np.ndarray | None:
         return logits.argmax(axis=1, keepdims=True)
 
     def metric_dependencies(self) -> list[Any]:
@@ -189,8 +190,8 @@ class TokenClassification(Task):
         tags = self.data.splits[split][TAGS][:]
         return max(sum(tag != OUTSIDE for each in tags for tag in each), 1)
 
-    def predictions(self, logits: np.ndarray, rows: Dataset, split: str) -> str:
-        """Returns CSV with the columns row, word (both from 0), token, label, and the probability of that label."""
+    def predictions(self, logits: np.ndarray, rows: Dataset, split: str) -> dict[str, str]:
+        """Returns a CSV with the columns row, word (both from 0), token, label, and the probability of that label."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["row", "word", "token", "label", "probability"])
@@ -198,7 +199,7 @@ class TokenClassification(Task):
         for row, (tags, probabilities) in enumerate(self._predicted(logits, rows, split)):
             for word, (token, tag, value) in enumerate(zip(sentences[row], tags, probabilities, strict=True)):
                 writer.writerow([row, word, token, tag, f"{value:.6f}"])
-        return text.getvalue()
+        return {"predictions.csv": text.getvalue()}
 
     def _predicted(self, logits: np.ndarray, rows: Dataset, split: str) -> list[tuple[list[str], list[float]]]:
         """Returns the tags and their probabilities of each sentence, word by word; O for a word without pieces."""

@@ -19,6 +19,7 @@ from sparse_accel.data.tokenizing import tokenize
 from sparse_accel.errors import UsageError
 from sparse_accel.tasks.question_answering.encoding import (
     CONTEXT_MASK,
+    NO_ANSWER,
     NO_OFFSET,
     OFFSETS,
     QUESTION_ROW,
@@ -265,7 +266,7 @@ def test_a_tokenizer_that_was_saved_with_truncation_and_padding() -> None:
 def test_rows_without_answers_have_no_labels() -> None:
     rows = {name: column for name, column in rows_of(("a", "a film", None, 0)).items() if "answer" not in name}
     assert set(encode(rows, make("bytes"), length=20, doc_stride=0)) == {
-        *("input_ids", "attention_mask", OFFSETS, CONTEXT_MASK, QUESTION_ROW)
+        *("input_ids", "attention_mask", OFFSETS, CONTEXT_MASK, NO_ANSWER, QUESTION_ROW)
     }
 
 
