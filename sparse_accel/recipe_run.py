@@ -184,6 +184,7 @@ class RecipeRun:
                 self.state.model,
                 gradient_loader,
                 self._part_of_loss,
+                prepare=self._prepared,
                 rows_per_forward=rows_per_forward,
                 loss_scale=self.state.loss_scale,
             )
@@ -305,6 +306,10 @@ class RecipeRun:
         for modifier in sorted(self.modifiers, key=lambda each: each.needs_rows):  # ranges last: of the final structure
             modifier.apply_at_once(forwards)
         remove_skipped(self.state.model)
+
+    def _prepared(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns a batch as the task gives it to the model in this epoch; a batch of the user's own as it is."""
+        return self.task.prepare(batch, int(self.progress.epoch)) if "row_id" in batch else batch
 
     def _part_of_loss(self, model: Any, rows: dict[str, Tensor], batch: dict[str, Tensor], from_recipe: bool) -> Tensor:
         """Returns what some rows of a batch add to its mean loss, (): of the task or, with its terms, of the recipe."""

@@ -37,6 +37,7 @@ class GradientSamples:
         plain: the model inside it.
         loader: of the training rows, as it was before `prepare`.
         loss: of some rows of a batch.
+        prepare: makes of a batch of the loader what the model gets.
         rows_per_forward: at most so many rows go through the model at once; None: a process's share of a batch.
         loss_scale: returns the factor of the loss in fp16 to begin with.
 
@@ -52,12 +53,13 @@ class GradientSamples:
         loader: Any,
         loss: PartOfLoss,
         *,
+        prepare: Callable[[dict[str, Tensor]], dict[str, Tensor]],
         rows_per_forward: int | None,
         loss_scale: Callable[[], float],
     ) -> None:
         self.accelerator, self.model, self.plain, self.loss = accelerator, model, plain, loss
         self.batches = GradientBatches(loader)
-        self.rows_per_forward, self.loss_scale = rows_per_forward, loss_scale
+        self.prepare, self.rows_per_forward, self.loss_scale = prepare, rows_per_forward, loss_scale
 
     def sizes(self, options: Mapping[str, Any]) -> tuple[int | None, int | None]:
         """Returns the number of rows of a sample, and of the data; None if not known.
@@ -107,7 +109,7 @@ class GradientSamples:
 
     def _losses(self, batch: dict[str, Tensor], from_recipe: bool) -> Losses:
         device = next(self.plain.parameters()).device
-        whole = {name: value.to(device) for name, value in batch.items()}
+        whole = self.prepare({name: value.to(device) for name, value in batch.items()})
         rank, processes = rank_and_size()
         rows = len(next(iter(whole.values())))
         own = rows_of_parts(rows, processes, self.rows_per_forward)[rank::processes]

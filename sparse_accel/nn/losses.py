@@ -86,6 +86,24 @@ def token_distillation_loss(student: Tensor, teacher: Tensor, labelled: Tensor, 
     return _mean_of_tokens(each.masked_fill(~labelled, 0.0), labelled)
 
 
+def masked_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the same as `token_loss`, for outputs as many as a vocabulary: only those of labelled tokens are read."""
+    labelled = labels != IGNORED
+    each = F.cross_entropy(logits[labelled].float(), labels[labelled], reduction="none")
+    return _mean_of_tokens(_in_rows(each, labelled), labelled)
+
+
+def masked_token_distillation_loss(student: Tensor, teacher: Tensor, labelled: Tensor, temperature: float) -> Tensor:
+    """Returns the same as `token_distillation_loss`, reading only the outputs of labelled tokens."""
+    each = distillation_loss(student[labelled], teacher[labelled], temperature, "single_label_classification")
+    return _mean_of_tokens(_in_rows(each, labelled), labelled)
+
+
+def _in_rows(each: Tensor, places: Tensor) -> Tensor:
+    """Returns the values of some tokens at their places, (R, T), and 0 elsewhere."""
+    return each.new_zeros(places.shape).masked_scatter(places, each)
+
+
 def _mean_of_tokens(each: Tensor, counted: Tensor) -> Tensor:
     return each.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
 

@@ -6,15 +6,25 @@ from typing import Any
 
 from sparse_accel.tasks.base import Task
 from sparse_accel.tasks.label_names import Head, head_in
+from sparse_accel.tasks.masked_language_modeling.task import MaskedLanguageModeling
 from sparse_accel.tasks.other_head import OtherHead
 from sparse_accel.tasks.question_answering.task import QuestionAnswering
 from sparse_accel.tasks.text_classification.task import TextClassification
 from sparse_accel.tasks.token_classification.task import TokenClassification
 
-__all__ = ["TASKS", "QuestionAnswering", "Task", "TextClassification", "TokenClassification", "task_class", "task_of"]
+__all__ = [
+    "TASKS",
+    "MaskedLanguageModeling",
+    "QuestionAnswering",
+    "Task",
+    "TextClassification",
+    "TokenClassification",
+    "task_class",
+    "task_of",
+]
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (TextClassification, TokenClassification, QuestionAnswering)
+    task.name: task for task in (TextClassification, TokenClassification, QuestionAnswering, MaskedLanguageModeling)
 }
 
 

@@ -93,6 +93,8 @@ class Task(ABC):
     token_columns: ClassVar[Mapping[str, int]] = {}
     # The outputs of the model that are its logits.
     logit_keys: ClassVar[tuple[str, ...]] = ("logits",)
+    # Whether the logits of a teacher on all training rows are kept in a table: they are few, and do not change.
+    keeps_table: ClassVar[bool] = True
     # Whether teacher and student are compared token by token.
     compares_tokens: ClassVar[bool] = False
     # Whether what the model says about the evaluation rows is written too, as --do_predict does for the test rows.
@@ -161,6 +163,15 @@ class Task(ABC):
     def describe_columns(self) -> str:
         """Returns which columns are read, for the table at the start of a run."""
 
+    def describe_parts(self, counts: Mapping[str, tuple[int, int]]) -> str:
+        """Returns how many tokenized rows there are, for the same table; empty if they are as many as the rows.
+
+        Args:
+            counts: by split, the number of rows and of tokenized rows.
+        """
+        longer = (f"{rows} {split} in {parts} parts" for split, (rows, parts) in counts.items() if parts > rows)
+        return f"; longer rows are split: {words}" if (words := ", ".join(longer)) else ""
+
     @abstractmethod
     def describe_labels(self) -> str:
         """Returns what the labels are, for the table at the start of a run."""
@@ -176,6 +187,18 @@ class Task(ABC):
             check_metric_name(arguments.metric_for_best_model, self.figure_names())
 
     # --- training -----------------------------------------------------------------------------------------------------
+
+    def is_labelled(self, rows: Dataset) -> bool:
+        """Returns whether tokenized rows have labels, or get them in `prepare`."""
+        return "labels" in rows.column_names
+
+    def prepare(self, batch: dict[str, Tensor], epoch: int) -> dict[str, Tensor]:
+        """Returns a batch as the model gets its rows in an epoch: as they are, unless the task masks tokens."""
+        return batch
+
+    def training_settings(self) -> dict[str, Any]:
+        """Returns the flags of the task that change a run's result but not its tokenized rows; plain values."""
+        return {}
 
     @classmethod
     def logits(cls, outputs: Any) -> Tensor:
@@ -229,6 +252,11 @@ class Task(ABC):
     @abstractmethod
     def units(self, batch: dict[str, Tensor]) -> Tensor:
         """Returns which outputs of a batch are units of real rows: (R,) bool, or (R, T) bool."""
+
+    def kept(self, outputs: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Returns what an evaluation keeps of each output, float32 (R, C) or (R, T, C): its logits, where they are few.
+        All methods below get this as `logits`."""
+        return self.logits(outputs).float()
 
     @abstractmethod
     def decisions(self, logits: np.ndarray, rows: Dataset, split: str) -> np.ndarray | None:

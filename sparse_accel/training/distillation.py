@@ -121,9 +121,9 @@ def fill_teacher_table(
 ) -> str:
     """Computes the teacher's logits on the training rows, or reads them from disk; returns what was done, as text.
 
-    Nothing is computed if no modifier compares logits: the teacher then only runs live, in each step. If the teacher's
-    tokenizer gives other ids, or the teacher takes fewer tokens than the longest row has, the texts are tokenized
-    again for the teacher.
+    Nothing is computed if no modifier compares logits, or if the task keeps no table of them: the teacher then runs in
+    each step. If its tokenizer gives other ids, or it takes fewer tokens than the longest row has, the texts are
+    tokenized again for it.
 
     Args:
         rows: the training rows, tokenized for the student.
@@ -134,6 +134,8 @@ def fill_teacher_table(
     asked = _outputs_asked(run)
     limit = _own_limit(arguments, teacher, rows, own_tokenizer)
     tokens = "" if limit is None else f", with its own tokenizer, up to {limit} tokens"
+    if not teacher.task.keeps_table:
+        return f"it runs in each step, for its {listed(sorted(asked))}"
     live = f"it also runs in each step, for its {listed(sorted(asked - {'logits'}))}" if asked - {"logits"} else ""
     if "logits" not in asked:
         return live + tokens

@@ -248,19 +248,22 @@ def predict(
     counts = task.unit_counts(dataset)
     starts = starts_of(counts).to(accelerator.device)
     table: Tensor | None = None
-    total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
-    labelled = "labels" in dataset.column_names
+    # The sum of the losses of all rows, and of their weights.
+    total = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
+    labelled = task.is_labelled(dataset)
     with progress_bar(accelerator, len(loader), "evaluate", "batches", leave=False) as bar:
         for batch in loader:
+            batch = task.prepare(batch, epoch=0)
             outputs = model(**inputs_of(batch))
-            logits, units = task.logits(outputs).float(), task.units(batch)
+            logits, units = task.kept(outputs, batch), task.units(batch)
             if table is None:
                 table = torch.zeros(int(counts.sum()), logits.shape[-1], device=logits.device)
             table[unit_numbers(units, batch["row_id"], starts)] = logits[units]
             if labelled:
-                total += (task.loss(outputs, batch) * task.weights(batch)).sum().double()
+                weights = task.weights(batch)
+                total += torch.stack([(task.loss(outputs, batch) * weights).sum().double(), weights.sum().double()])
             bar.update()
     model.train(training)
     assert table is not None
-    loss = float(reduce_sum(total)) / max(int(task.row_weights(dataset).sum()), 1) if labelled else None
-    return reduce_sum(table).cpu().numpy(), loss
+    losses, weight = reduce_sum(total).tolist() if labelled else (0.0, 0.0)
+    return reduce_sum(table).cpu().numpy(), losses / max(weight, 1.0) if labelled else None

@@ -72,6 +72,7 @@ def identity_of(
         "global_batch_size": sampler.global_batch_size,
         "total_steps": schedule.total_steps,
         **{flag: getattr(arguments, flag) for flag in flags},
+        **run.task.training_settings(),
     }
 
 

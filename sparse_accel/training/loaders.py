@@ -72,7 +72,7 @@ def training_loader(
     """Returns the loader of the training rows, not yet prepared by Accelerate, and its sampler."""
     dataset, splits = rows.splits["train"], accelerator.num_processes * accelerator.gradient_accumulation_steps
     lengths = [len(ids) for ids in dataset["input_ids"]]
-    weights = task.row_weights(dataset) if "labels" in dataset.column_names else None  # --one_shot needs no labels
+    weights = task.row_weights(dataset) if task.is_labelled(dataset) else None  # --one_shot needs no labels
     sampler = GlobalBatchSampler(lengths, arguments.per_device_train_batch_size, splits, arguments.seed, weights)
     workers, pin = arguments.dataloader_num_workers, accelerator.device.type == "cuda"
     return make_loader(dataset, sampler, rows.collator, workers=workers, pin_memory=pin), sampler

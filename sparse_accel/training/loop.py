@@ -192,7 +192,8 @@ def _global_batches(
         sampler.epoch, sampler.first_step = divmod(run.progress.step, run.progress.steps_per_epoch)
         first, weights, batches = sampler.first_step, sampler.weights_of_steps(), iter(loader)
         for step in range(first, sampler.steps):
-            micro_batches = list(islice(batches, accelerator.gradient_accumulation_steps))
+            read = list(islice(batches, accelerator.gradient_accumulation_steps))
+            micro_batches = [run.task.prepare(batch, sampler.epoch) for batch in read]
             yield GlobalBatch(micro_batches, sampler.rows_in_step(step), weights[step])
 
 

@@ -124,7 +124,7 @@ def apply_at_once(
     @torch.no_grad()
     def forwards() -> Iterator[None]:
         for batch in islice(accelerator.prepare_data_loader(loader), CALIBRATION_BATCHES):
-            model(**inputs_of(batch))
+            model(**inputs_of(run.task.prepare(batch, epoch=0)))
             yield
 
     model.eval()

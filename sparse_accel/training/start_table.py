@@ -41,13 +41,12 @@ def describe_run(
     resumed = f", resuming from step {run.progress.step}" if run.progress.step else ""
     counts = {split: (len(found), len(rows.splits[split])) for split, found in run.task.data.splits.items()}
     splits = ", ".join(f"{count} {split}" for split, (count, _) in counts.items())
-    parts = ", ".join(f"{count} {split} in {parts} parts" for split, (count, parts) in counts.items() if parts > count)
     return [
         ("model", str(arguments.model_name_or_path)),
         ("head", describe_head(run.task.head.names, fresh)),
         ("data", f"{splits}; {run.task.describe_labels()}"),
         ("columns", run.task.describe_columns()),
-        ("lengths", f"up to {rows.limit} tokens; {padded}" + (f"; longer rows are split: {parts}" if parts else "")),
+        ("lengths", f"up to {rows.limit} tokens; {padded}{run.task.describe_parts(counts)}"),
         ("global batch", f"{sampler.global_batch_size} rows: micro-batches of {sampler.micro_batch_size}"),
         ("steps", f"{schedule.total_steps}, {sampler.steps} per epoch{resumed}"),
         *(("note", notice) for notice in run.training_notices),
@@ -63,7 +62,7 @@ def describe_head(names: list[str], fresh: list[str]) -> str:
     """
     if fresh:
         return f"newly initialized ({len(fresh)} weights)"
-    return f"the model's own, with outputs {listed(names)}"
+    return "the model's own" + (f", with outputs {listed(names)}" if names else "")
 
 
 def timeline(run: RecipeRun) -> str:

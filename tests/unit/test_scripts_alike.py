@@ -1,4 +1,4 @@
-"""The training scripts of two tasks are one text: what differs between tasks is in sparse_accel/tasks."""
+"""The training scripts of all tasks are one text: what differs between tasks is in sparse_accel/tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import pytest
 from places import ROOT
 
 SCRIPTS = ROOT / "scripts"
-TASKS = {"text_classification": "TextClassification", "token_classification": "TokenClassification"}
+TASKS = {
+    "text_classification": "TextClassification",
+    "token_classification": "TokenClassification",
+    "question_answering": "QuestionAnswering",
+    "masked_language_modeling": "MaskedLanguageModeling",
+}
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from places import golden
 from tiny import SIZES, make_bert
-from transformers import BertConfig, BertForMaskedLM, BertForQuestionAnswering
+from transformers import BertConfig, BertForMaskedLM, BertForMultipleChoice, BertForQuestionAnswering
 
-from sparse_accel.tasks import QuestionAnswering, TextClassification, task_of
+from sparse_accel.tasks import MaskedLanguageModeling, QuestionAnswering, TextClassification, task_of
 from sparse_accel.tasks.other_head import OtherHead
 
 GOLDEN: dict[str, Any] = golden("token_distillation")
@@ -18,7 +18,8 @@ GOLDEN: dict[str, Any] = golden("token_distillation")
 
 def test_which_models_have_another_head() -> None:
     assert type(task_of(BertForQuestionAnswering(BertConfig(**SIZES)))) is QuestionAnswering
-    assert type(task_of(BertForMaskedLM(BertConfig(**SIZES)))) is OtherHead
+    assert type(task_of(BertForMaskedLM(BertConfig(**SIZES)))) is MaskedLanguageModeling
+    assert type(task_of(BertForMultipleChoice(BertConfig(**SIZES)))) is OtherHead
     assert type(task_of(make_bert())) is TextClassification
     assert type(task_of(torch.nn.Linear(2, 2))) is TextClassification
 

@@ -1,0 +1,1 @@
+"""Masked language modelling: the tokens that were hidden in a text."""

@@ -1,0 +1,69 @@
+"""Loads the texts of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datasets import Dataset
+
+from sparse_accel.data.columns import check_column, find_text_columns
+from sparse_accel.data.lines import checked_text, lines_from
+from sparse_accel.data.reading import Rows
+from sparse_accel.data.sources import load_tables
+from sparse_accel.data.tables import FileTable, Table, read_table
+from sparse_accel.errors import UsageError, listed
+from sparse_accel.tasks.base import TaskData
+from sparse_accel.tasks.splits import draw_rows, needed_splits, origins_of
+
+if TYPE_CHECKING:
+    from sparse_accel.cli.masked_language_modeling import MaskedLanguageModelingArguments
+
+TEXT = "text"
+
+
+def load_masked_language_modeling(arguments: MaskedLanguageModelingArguments) -> TaskData:
+    """Returns the splits that a run needs, with the column `text`. Blank texts are left out.
+
+    Args:
+        arguments: flags that name the data and its use.
+
+    Raises:
+        UsageError: data is missing or wrong, with its place, or has no text.
+    """
+    tables = needed_splits(arguments, load_tables(arguments, _read))
+    splits = {split: _texts(table, arguments.text_column_name) for split, table in tables.items()}
+    splits, sources = draw_rows(arguments, splits, {split: table.name for split, table in tables.items()}, None)
+    return TaskData(
+        splits=splits,
+        sources=sources,
+        label_names=[],
+        origins=origins_of(splits, tables),
+        keeps_head=True,
+        cache_dir=arguments.cache_dir,
+    )
+
+
+def _read(file: str) -> Table:
+    if Path(file).suffix.lower() != ".txt":
+        return read_table(file)
+    lines = [text for _, _, text in lines_from(file)]
+    return FileTable(file, Rows({TEXT: lines}, list(range(1, len(lines) + 1))), typed=False)
+
+
+def _texts(table: Table, named: str | None) -> Dataset:
+    if named is not None:
+        check_column(table, named, "--text_column_name")
+    columns = (named,) if named else find_text_columns(table, None, None)
+    if len(columns) != 1:
+        raise UsageError(f"{table.name} has several columns of text ({listed(columns)}): name one, --text_column_name.")
+    (column,) = columns
+    values = table.values(column)
+    texts = [
+        text if text is None or not text else checked_text(table.place(row, column), text)
+        for row, text in enumerate(values)
+    ]
+    kept = [text for text in texts if text and text.strip()]
+    if not kept:
+        raise UsageError(f"{table.name}: column '{column}' has no text: all {len(values)} rows are blank.")
+    return Dataset.from_dict({TEXT: kept})
