@@ -1,11 +1,11 @@
-"""Sparse transfer learning of a text classifier: recipe, teacher, quantization-aware training.
+"""Sparse transfer learning of a model that answers questions: recipe, teacher, quantization-aware training.
 
     python scripts/question_answering.py \\
         --model_name_or_path RedHatAI/oBERT-12-upstream-pruned-unstructured-90-v2 \\
-        --recipe sparse_accel/zoo/recipes/sst2_pruned90_quant.yaml --distill_teacher disable \\
-        --train_file train.csv --validation_file validation.csv --input_column_names text --label_column_name label \\
-        --output_dir sparse_quantized_bert --max_seq_length 128 --per_device_train_batch_size 32 \\
-        --do_train --do_eval --eval_strategy epoch --save_strategy epoch --save_total_limit 1
+        --recipe sparse_accel/zoo/recipes/squad_pruned90_quant.yaml --distill_teacher RedHatAI/oBERT-teacher-squadv1 \\
+        --dataset_name squad --output_dir sparse_quantized_bert --max_seq_length 384 --doc_stride 128 \\
+        --per_device_train_batch_size 16 --do_train --do_eval --eval_strategy epoch --save_strategy epoch \\
+        --save_total_limit 1
 
     accelerate launch --config_file accelerate_configs/ddp.yaml scripts/question_answering.py ...    # several GPUs
 
@@ -124,7 +124,7 @@ def train(arguments: QuestionAnsweringArguments, recipe: Recipe | None, accelera
         rows_per_forward=arguments.per_device_train_batch_size,
     )
     log = RunLog(arguments, accelerator, run, model)
-    resume.resume_run(arguments, accelerator, run, log.history)
+    resume.resume_run(arguments, accelerator, run, log.history, loader)
     about = describe_run(arguments, run, fresh, rows, sampler, schedule)
     if run.teacher is not None:
         words = fill_teacher_table(arguments, accelerator, run, rows, teacher_tokenizer)
@@ -149,7 +149,8 @@ def train(arguments: QuestionAnsweringArguments, recipe: Recipe | None, accelera
                 found = evaluate_splits(arguments, accelerator, model, task, rows)
                 log.add_evaluation(found, is_saved=schedule.due(schedule.save_every, step))
             if steps.save_due(step):
-                save_checkpoint(output_dir, accelerator, model, tokenizer, run, log.history, arguments.save_total_limit)
+                keep = arguments.save_total_limit
+                save_checkpoint(output_dir, accelerator, model, tokenizer, run, log.history, keep, loader)
     log.end(evaluated=arguments.eval_strategy != "no")
     results.write_final(output_dir, accelerator, model, tokenizer, run, log.history, seconds())
     return True

@@ -124,7 +124,7 @@ def train(arguments: TokenClassificationArguments, recipe: Recipe | None, accele
         rows_per_forward=arguments.per_device_train_batch_size,
     )
     log = RunLog(arguments, accelerator, run, model)
-    resume.resume_run(arguments, accelerator, run, log.history)
+    resume.resume_run(arguments, accelerator, run, log.history, loader)
     about = describe_run(arguments, run, fresh, rows, sampler, schedule)
     if run.teacher is not None:
         words = fill_teacher_table(arguments, accelerator, run, rows, teacher_tokenizer)
@@ -149,7 +149,8 @@ def train(arguments: TokenClassificationArguments, recipe: Recipe | None, accele
                 found = evaluate_splits(arguments, accelerator, model, task, rows)
                 log.add_evaluation(found, is_saved=schedule.due(schedule.save_every, step))
             if steps.save_due(step):
-                save_checkpoint(output_dir, accelerator, model, tokenizer, run, log.history, arguments.save_total_limit)
+                keep = arguments.save_total_limit
+                save_checkpoint(output_dir, accelerator, model, tokenizer, run, log.history, keep, loader)
     log.end(evaluated=arguments.eval_strategy != "no")
     results.write_final(output_dir, accelerator, model, tokenizer, run, log.history, seconds())
     return True

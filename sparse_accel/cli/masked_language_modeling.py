@@ -35,6 +35,20 @@ class TextLines(Data):
     )
     mlm_probability: float = flag(0.15, "fraction of the tokens to mask in each row", above=0, below=1)
     whole_word_mask: bool = flag(False, "mask whole words instead of single tokens")
+    streaming: bool = flag(
+        False,
+        "read the training texts while training, for a corpus that does not fit the disk or takes long to tokenize",
+    )
+    stream_shards: int = flag(
+        16,
+        "parts of a stream; each step takes equally many rows from each. With --seed it fixes the order of the rows, "
+        "for any number of processes",
+        at_least=1,
+    )
+    shuffle_window: int = flag(1000, "rows of a part of a stream that are shuffled together; 0: none are", at_least=0)
+    steps_per_epoch: int | None = flag(
+        None, "length of an epoch of a stream, in optimizer steps", at_least=1, default_text="all steps of max_steps"
+    )
 
 
 @dataclass(kw_only=True)
@@ -64,6 +78,26 @@ class MaskedLanguageModelingArguments(TextLines, TrainingArguments):
             raise UsageError("--new_head: a language model keeps its head, which has an output for each of its tokens.")
         if self.label_smoothing_factor:
             raise UsageError("--label_smoothing_factor is for classes; remove it.")
+        self._check_stream()
+
+    def _check_stream(self) -> None:
+        if not self.streaming:
+            if self.steps_per_epoch is not None:
+                raise UsageError("--steps_per_epoch is the length of a stream's epoch: add --streaming, or remove it.")
+            return
+        for name in ("one_shot", "validation_ratio", "max_train_samples", "eval_on_test"):
+            if getattr(self, name):
+                raise UsageError(f"--{name} needs all training rows, and --streaming reads them one by one: use one.")
+        if not self.do_train or self.steps_per_epoch is not None:
+            return
+        by_epoch = [name for name in ("eval_strategy", "save_strategy") if getattr(self, name) == "epoch"]
+        why = "the epochs of the recipe" if self.recipe else f"--{by_epoch[0]} epoch" if by_epoch else ""
+        if why or self.max_steps < 1:
+            need = f"{why} need{'s' * bool(by_epoch and not self.recipe)} its length" if why else "it never ends"
+            raise UsageError(
+                f"--streaming: a stream has no epochs of its own, and {need}: add --steps_per_epoch N"
+                + ("." if why else ", or --max_steps N.")
+            )
 
     def warnings(self) -> list[str]:
         """Returns one line per flag that has no effect, or an unexpected one."""

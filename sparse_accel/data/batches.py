@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 # Rows are shuffled, cut into pools of this many global batches, and sorted by length inside each pool. This gives
 # batches of similar lengths in random order, as the length-grouped sampler of transformers does.
 _BATCHES_PER_POOL = 50
-# Columns of a batch that are not inputs of the model: labels, and the numbers of rows, words and sentences.
-_NOT_INPUTS = ("labels", "row_id", "words", "sentence")
+# Columns of a batch that are not inputs of the model: labels, and the numbers of rows, epochs, words and sentences.
+_NOT_INPUTS = ("labels", "row_id", "epoch", "words", "sentence")
 # Columns of tokenized rows that no batch needs: what turns the logits of windows into answers.
 _NOT_IN_BATCHES = ("offsets", "context_mask", "no_answer", "question_row")
 # Beginning of the names of columns that are inputs of a teacher with another tokenizer: teacher_input_ids, ...

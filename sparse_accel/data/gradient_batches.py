@@ -49,6 +49,8 @@ class GradientBatches:
             )
         self.loader = loader
         self.streamed = isinstance(loader.dataset, IterableDataset)
+        # A stream whose rows make batches of any size, read by this process.
+        self.gives_rows = bool(getattr(loader.dataset, "gives_rows", False))
         # The batch sampler is the user's own, if it is not the one that DataLoader makes of a batch size.
         self.own_batches = not self.streamed and type(loader.batch_sampler) is not BatchSampler
 
@@ -68,7 +70,7 @@ class GradientBatches:
             UsageError: the loader does not allow one of them.
         """
         fixed = [name for name in ("batch_size", "drop_last") if name in options]
-        if fixed and (self.streamed or self.own_batches or self.loader.batch_size is None):
+        if fixed and ((self.streamed and not self.gives_rows) or self.own_batches or self.loader.batch_size is None):
             why = "streams its rows" if self.streamed else "makes its batches by its own batch sampler"
             raise UsageError(
                 f"grad_sampler_kwargs: {fixed[0]} cannot be changed, because gradient_loader {why}: remove it, or pass "
@@ -102,7 +104,7 @@ class GradientBatches:
         torch.manual_seed(number)  # for collators that draw, such as those that mask tokens, and for some samplers
         settings: dict[str, Any] = {
             "collate_fn": loader.collate_fn,
-            "num_workers": options.get("num_workers", loader.num_workers),
+            "num_workers": 0 if self.gives_rows else options.get("num_workers", loader.num_workers),
             "pin_memory": loader.pin_memory,
             "worker_init_fn": loader.worker_init_fn,
             "generator": torch.Generator().manual_seed(number),

@@ -75,7 +75,7 @@ def _load_folder(folder: Path, arguments: Data, read: Reader) -> dict[str, Table
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in arguments.suffixes)
     found: dict[str, list[Path]] = {}
     for file in files:
-        if split := _split_of(file.stem):
+        if split := split_of(file.stem):
             found.setdefault(split, []).append(file)
     # CSV and TSV are always read here, because `datasets` would guess their types and quotes.
     ours = {
@@ -97,7 +97,7 @@ def _load_folder(folder: Path, arguments: Data, read: Reader) -> dict[str, Table
     return {split: concatenated([read(str(file)) for file in several]) for split, several in found.items()}
 
 
-def _split_of(stem: str) -> str:
+def split_of(stem: str) -> str:
     """Returns the split that a file name contains, by our names; empty if it contains none."""
     words = re.split(r"[^a-z]+", stem.lower())
     split = next((split for split, usual in SPLIT_WORDS.items() if any(word in usual for word in words)), "")

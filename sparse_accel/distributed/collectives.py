@@ -95,6 +95,15 @@ def largest(number: int) -> int:
     return int(numbers)
 
 
+def total(number: int) -> int:
+    """Returns the sum of a number over all processes. It uses the CPUs (gloo), so it does not wait for a GPU."""
+    if world_size() == 1:
+        return number
+    numbers = torch.tensor([number])
+    dist.all_reduce(numbers, group=_cpu_group())
+    return int(numbers)
+
+
 @cache
 def _cpu_group() -> Any:
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=LONGEST_WAIT)

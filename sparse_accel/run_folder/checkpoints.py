@@ -5,6 +5,7 @@ checkpoint-120/                 also a Hugging Face model folder, like the outpu
     training_state.safetensors  weights as the optimizer holds them, the optimizer's state, the fp16 loss scale
     recipe_state.safetensors    step, masks, ranges
     trainer_state.json          history, best evaluation
+    stream_state.json           the place of each shard of a stream
     checksums.json              size and SHA-256 of each of these files, written last
 
 All tensors are complete and stored by weight name, whatever layout wrote them: a run may resume under another layout.
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparse_accel.console import warn
+from sparse_accel.data.streams.loading import StreamLoader
 from sparse_accel.distributed.collectives import by_main_process
 from sparse_accel.distributed.optimizer_state import load_training_state, training_state
 from sparse_accel.distributed.weights import plain_model
@@ -35,6 +37,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.files import digest_of, free_name, put_in_place, to_disk, write_json
 from sparse_accel.models.files import save_model
 from sparse_accel.nn.blocks import with_skipped
+from sparse_accel.run_folder.stream_state import STREAM_STATE, state_of_all
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -68,6 +71,7 @@ def save_checkpoint(
     run: RecipeRun,
     history: History,
     keep: int | None = None,
+    loader: Any = None,
 ) -> Path:
     """Writes `folder`/checkpoint-STEP and deletes the oldest beyond `keep`, never the best. All processes must call it.
 
@@ -75,6 +79,7 @@ def save_checkpoint(
         folder: the output folder.
         model, tokenizer: `model` as `accelerator.prepare` returned it.
         keep: number of checkpoints to keep; None keeps all.
+        loader: of the training rows; a stream's place is saved too.
 
     Returns:
         The path of the checkpoint.
@@ -90,6 +95,8 @@ def save_checkpoint(
         save_file(training, partial / TRAINING_STATE)
         save_file({key: value.detach().cpu().clone() for key, value in recipe_state.items()}, partial / RECIPE_STATE)
         history.write(partial / TRAINER_STATE, run.progress)
+        if place is not None:
+            write_json(partial / STREAM_STATE, place)
         write_checksums(partial)
         put_in_place(partial, final)
         if keep is not None:
@@ -97,7 +104,7 @@ def save_checkpoint(
 
     with with_skipped(plain_model(accelerator, model)):  # a run resumes with all layers, and drops them again
         training = training_state(accelerator, model, run.optimizer)  # on all processes
-    recipe_state = run.state_dict()
+    recipe_state, place = run.state_dict(), state_of_all(loader) if isinstance(loader, StreamLoader) else None
     # The weights are checked, because the loss of a step is computed before its update and cannot show a bad update.
     broken = by_main_process(accelerator, lambda: _not_finite(training))
     if broken:
@@ -255,5 +262,5 @@ def copy_model(checkpoint: Path, target: Path) -> None:
     """Copies the model files of a checkpoint to the new folder `target`, without the files that only training needs."""
     target.mkdir(parents=True)
     for path in checkpoint.iterdir():
-        if path.is_file() and path.name not in (TRAINING_STATE, RECIPE_STATE, TRAINER_STATE, CHECKSUMS):
+        if path.is_file() and path.name not in (TRAINING_STATE, RECIPE_STATE, TRAINER_STATE, STREAM_STATE, CHECKSUMS):
             shutil.copy2(path, target / path.name)

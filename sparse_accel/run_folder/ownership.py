@@ -96,7 +96,7 @@ def acquire(
 
 
 # Settings that may change when an unfinished run resumes: another machine may require it.
-MAY_CHANGE = ("precision", "nan_loss")
+MAY_CHANGE = ("precision", "nan_loss", "stream")
 LOCK_FILE = ".lock"
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparse_accel.console import say, warn
+from sparse_accel.data.streams.loading import StreamLoader
 from sparse_accel.distributed.collectives import by_main_process
 from sparse_accel.errors import UsageError
 from sparse_accel.files import free_name
@@ -19,6 +20,7 @@ from sparse_accel.run_folder.checkpoints import (
     verify,
 )
 from sparse_accel.run_folder.record import change_record, difference, read_record
+from sparse_accel.run_folder.stream_state import resume_stream
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,16 +30,23 @@ if TYPE_CHECKING:
     from sparse_accel.run_folder.trainer_state import History
 
 
-def resume_run(arguments: TrainingArguments, accelerator: Accelerator, run: RecipeRun, history: History) -> None:
-    """Restores model, optimizer, recipe and history from the checkpoint to resume from, if any. Call it after
-    `run.bind`, on all processes.
+def resume_run(
+    arguments: TrainingArguments, accelerator: Accelerator, run: RecipeRun, history: History, loader: Any = None
+) -> None:
+    """Restores model, optimizer, recipe and history from the checkpoint to resume from, if any, and a stream's place.
+    Call it after `run.bind`, on all processes.
+
+    Args:
+        loader: of the training rows.
 
     Raises:
-        UsageError: the checkpoint cannot be read.
+        UsageError: the checkpoint cannot be read, or the stream is not the one that the run began with.
     """
     checkpoint = checkpoint_to_resume(arguments, accelerator, Path(str(arguments.output_dir)))
     if checkpoint is not None:
         load_checkpoint(checkpoint, accelerator, run, history)
+        if isinstance(loader, StreamLoader):
+            resume_stream(accelerator, loader, checkpoint)
 
 
 def checkpoint_to_resume(arguments: TrainingArguments, accelerator: Accelerator, folder: Path) -> Path | None:

@@ -7,7 +7,7 @@ classification, a word of token classification. Shapes: R rows, T tokens, C outp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from sparse_accel.cli.training import TrainingArguments
+    from sparse_accel.data.streams.order import RowMaker
+    from sparse_accel.data.streams.shards import Corpus
     from sparse_accel.data.tables import Origin
 
 
@@ -35,6 +37,7 @@ class TaskData:
         sources: where the rows of each split come from, for messages.
         label_names: in the order of the model's outputs.
         origins: what the rows of each split are taken from; held-out rows from the training rows.
+        stream: training texts that are read as the run trains, in place of the split `train`; None: there are none.
         keeps_head: whether the labels are the outputs of the model's fine-tuned head; else it gets a new head.
         cache_dir: folder for tokenized rows; None: the Hugging Face cache.
     """
@@ -43,6 +46,7 @@ class TaskData:
     sources: dict[str, str]
     label_names: list[str]
     origins: dict[str, Origin] = field(default_factory=dict)
+    stream: Corpus | None = None
     keeps_head: bool = False
     cache_dir: str | None = None
 
@@ -158,6 +162,10 @@ class Task(ABC):
         Raises:
             UsageError: the tokenizer cannot do what the task needs.
         """
+
+    def row_maker(self, tokenizer: Any, length: int) -> Callable[[], RowMaker]:
+        """Returns what makes the maker of the rows of a shard of `data.stream`; arguments as for `tokenize`."""
+        raise NotImplementedError(f"{self.name} has no streams")
 
     @abstractmethod
     def describe_columns(self) -> str:

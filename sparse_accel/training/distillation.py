@@ -96,7 +96,9 @@ def _own_limit(arguments: TrainingArguments, teacher: Teacher, rows: TokenizedRo
     if own_tokenizer is None:
         return None
     limit = min(arguments.max_seq_length, max_length(own_tokenizer, teacher.model))
-    too_long = max(len(ids) for ids in rows.splits["train"]["input_ids"]) > limit
+    # A stream's rows are not known yet.
+    longest = max(len(ids) for ids in rows.splits["train"]["input_ids"]) if "train" in rows.splits else rows.limit
+    too_long = longest > limit
     return limit if too_long or tokenizer_digest(own_tokenizer) != tokenizer_digest(rows.tokenizer) else None
 
 

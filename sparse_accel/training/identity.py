@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import Accelerator
 from torch import nn
 
-from sparse_accel.data.batches import GlobalBatchSampler
+from sparse_accel.data.tokenizing import tokenizer_digest
 from sparse_accel.distributed.launch import precision_name
 from sparse_accel.fingerprints import fingerprint_of_rows, fingerprint_of_weights
 from sparse_accel.models.files import fingerprint_of_model
@@ -17,8 +18,9 @@ from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.run_folder.environment import record_environment
 from sparse_accel.run_folder.ownership import acquire
 from sparse_accel.run_folder.results import record_arguments
-from sparse_accel.training.loaders import TokenizedRows
+from sparse_accel.training.loaders import Batches, TokenizedRows
 from sparse_accel.training.schedule import Schedule
+from sparse_accel.training.streaming import StreamSampler
 from sparse_accel.training.tracking import start_trackers
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def take_folder(
     run: RecipeRun,
     model: nn.Module,
     rows: TokenizedRows,
-    sampler: GlobalBatchSampler,
+    sampler: Batches,
     schedule: Schedule,
 ) -> bool:
     """Acquires the output folder for this run, writes arguments.json, and starts the trackers.
@@ -44,6 +46,8 @@ def take_folder(
     """
     identity = identity_of(arguments, run, model, rows, sampler, schedule)
     settings = settings_of(arguments, accelerator, run, model, rows.splits, schedule)
+    if isinstance(sampler, StreamSampler):
+        settings["stream"] = _fingerprint_of_stream(sampler)
     if acquire(accelerator, arguments, run, identity, settings) == "show":
         return False
     record_arguments(accelerator, Path(str(arguments.output_dir)), arguments)
@@ -57,7 +61,7 @@ def identity_of(
     run: RecipeRun,
     model: nn.Module,
     rows: TokenizedRows,
-    sampler: GlobalBatchSampler,
+    sampler: Batches,
     schedule: Schedule,
 ) -> dict[str, Any]:
     """Returns the identity of this run: if any of these values differs, it is another run."""
@@ -66,7 +70,7 @@ def identity_of(
     flags += ("label_smoothing_factor",)
     return {
         "model": fingerprint_of_weights(model),
-        "data": fingerprint_of_rows(rows.splits["train"]),
+        "data": _fingerprint_of_data(rows, sampler),
         "recipe": run.recipe.resolved() if run.recipe else None,
         "teacher": fingerprint_of_weights(run.teacher.model) if run.teacher else None,
         "global_batch_size": sampler.global_batch_size,
@@ -74,6 +78,22 @@ def identity_of(
         **{flag: getattr(arguments, flag) for flag in flags},
         **run.task.training_settings(),
     }
+
+
+def _fingerprint_of_stream(sampler: StreamSampler) -> str:
+    """Returns a digest of a corpus. A finished run on other files is another one; an unfinished run that resumes says
+    which file has changed."""
+    return hashlib.sha256(repr(sampler.loader.stream.corpus.identity).encode()).hexdigest()[:32]
+
+
+def _fingerprint_of_data(rows: TokenizedRows, sampler: Batches) -> str:
+    """Returns the digest of the training rows; of a stream, of what its rows and their order depend on besides the
+    content of its files, which is a setting."""
+    if not isinstance(sampler, StreamSampler):
+        return fingerprint_of_rows(rows.splits["train"])
+    stream = sampler.loader.stream
+    parts = [stream.corpus.name, stream.corpus.shards, stream.seed, stream.window, sampler.steps]
+    return hashlib.sha256(repr([*parts, tokenizer_digest(rows.tokenizer)]).encode()).hexdigest()[:32]
 
 
 # Entries of a model's configuration that do not change what it computes, or are compared elsewhere.

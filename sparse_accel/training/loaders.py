@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from accelerate import Accelerator
 from torch import nn
@@ -12,12 +12,17 @@ from torch.utils.data import DataLoader
 from sparse_accel.data.batches import Collator, GlobalBatchSampler, Rows, make_loader
 from sparse_accel.errors import UsageError
 from sparse_accel.models.loading import max_length
+from sparse_accel.training.streaming import StreamSampler, next_rows, stream_loader
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from sparse_accel.cli.training import TrainingArguments
     from sparse_accel.tasks import Task
+
+
+# The sampler of a run: of rows, or of a stream.
+Batches: TypeAlias = GlobalBatchSampler | StreamSampler
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,10 @@ def tokenize_rows(
     with accelerator.main_process_first():
         found = task.tokenize(tokenizer, limit, **options)
     known = cast(Any, model).get_input_embeddings().num_embeddings
-    for split, dataset in found.items():
-        largest = max((max(ids, default=0) for ids in dataset["input_ids"]), default=0)
+    used = {split: max((max(ids, default=0) for ids in each["input_ids"]), default=0) for split, each in found.items()}
+    if task.data.stream is not None:  # its rows are not known yet
+        used["train"] = max(tokenizer.get_vocab().values())
+    for split, largest in used.items():
         if largest >= known:
             word = tokenizer.convert_ids_to_tokens(largest)
             raise UsageError(
@@ -68,8 +75,11 @@ def tokenize_rows(
 
 def training_loader(
     arguments: TrainingArguments, accelerator: Accelerator, task: Task, rows: TokenizedRows
-) -> tuple[DataLoader[Any], GlobalBatchSampler]:
-    """Returns the loader of the training rows, not yet prepared by Accelerate, and its sampler."""
+) -> tuple[Any, Batches]:
+    """Returns the loader of the training rows, not yet prepared by Accelerate, and its sampler: of a stream, those of
+    `streaming.stream_loader`."""
+    if task.data.stream is not None:
+        return stream_loader(arguments, accelerator, task, rows.limit, rows.collator)
     dataset, splits = rows.splits["train"], accelerator.num_processes * accelerator.gradient_accumulation_steps
     lengths = [len(ids) for ids in dataset["input_ids"]]
     weights = task.row_weights(dataset) if task.is_labelled(dataset) else None  # --one_shot needs no labels
@@ -78,9 +88,11 @@ def training_loader(
     return make_loader(dataset, sampler, rows.collator, workers=workers, pin_memory=pin), sampler
 
 
-def gradient_loader(arguments: TrainingArguments, rows: TokenizedRows, sampler: GlobalBatchSampler) -> DataLoader[Any]:
+def gradient_loader(arguments: TrainingArguments, rows: TokenizedRows, sampler: Batches) -> DataLoader[Any]:
     """Returns a loader of training rows for gradient samples, of the batch size of a training step over all processes,
     so that results do not depend on the layout. It must not be prepared."""
+    if isinstance(sampler, StreamSampler):
+        return next_rows(sampler.loader, rows.collator, sampler.global_batch_size)
     dataset: Any = Rows(rows.splits["train"])
     workers = arguments.dataloader_num_workers
     return DataLoader(

@@ -43,13 +43,13 @@ from sparse_accel.distributed.signals import stop, stop_requests
 from sparse_accel.errors import UsageError
 from sparse_accel.nn.layers import masked_fraction
 from sparse_accel.training.averages import Averages, GlobalBatch, Measured, StepFigures
+from sparse_accel.training.streaming import StreamSampler, stream_batches
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch.utils.data import DataLoader
 
-    from sparse_accel.data.batches import GlobalBatchSampler
     from sparse_accel.recipe_run import RecipeRun
+    from sparse_accel.training.loaders import Batches
     from sparse_accel.training.schedule import Schedule
 
 # A step that the fp16 scaler skips is repeated at half the loss scale; from 65536, the scale is 1 after 16 repeats.
@@ -162,14 +162,14 @@ class TrainingSteps:
 def training_steps(
     accelerator: Accelerator,
     run: RecipeRun,
-    loader: DataLoader[dict[str, Tensor]],
-    sampler: GlobalBatchSampler,
+    loader: Any,
+    sampler: Batches,
     schedule: Schedule,
 ) -> Iterator[TrainingSteps]:
     """Yields the steps from `run.progress` to `schedule.total_steps`, with a progress bar, and stops on signals.
 
     Args:
-        loader: micro-batches of `sampler`, prepared by `accelerator`.
+        loader: micro-batches of `sampler`, prepared by `accelerator`; or of a stream, as it is.
 
     Raises:
         KeyboardInterrupt, Stopped: after Ctrl-C or a scheduler's signal, once the current step is saved.
@@ -184,10 +184,11 @@ def training_steps(
         yield TrainingSteps(run, schedule, _global_batches(accelerator, run, loader, sampler), bar, stop_asked)
 
 
-def _global_batches(
-    accelerator: Accelerator, run: RecipeRun, loader: DataLoader[dict[str, Tensor]], sampler: GlobalBatchSampler
-) -> Iterator[GlobalBatch]:
+def _global_batches(accelerator: Accelerator, run: RecipeRun, loader: Any, sampler: Batches) -> Iterator[GlobalBatch]:
     """Yields the batches from `run.progress` on, epoch after epoch, without end."""
+    if isinstance(sampler, StreamSampler):
+        yield from stream_batches(accelerator, run.task, loader, sampler)
+        return
     while True:
         sampler.epoch, sampler.first_step = divmod(run.progress.step, run.progress.steps_per_epoch)
         first, weights, batches = sampler.first_step, sampler.weights_of_steps(), iter(loader)

@@ -8,7 +8,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from sparse_accel.console import table
-from sparse_accel.data.batches import GlobalBatchSampler
 from sparse_accel.distributed.environment import compilation
 from sparse_accel.distributed.launch import describe, precision_name
 from sparse_accel.distributed.weights import plain_model
@@ -17,11 +16,12 @@ from sparse_accel.nn.layers import masks, prunable_names, quantizers
 from sparse_accel.recipe.recipe import timeline_of
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.training.schedule import Schedule
+from sparse_accel.training.streaming import StreamSampler
 
 if TYPE_CHECKING:
     from sparse_accel.cli.training import TrainingArguments
     from sparse_accel.recipe_run import RecipeRun
-    from sparse_accel.training.loaders import TokenizedRows
+    from sparse_accel.training.loaders import Batches, TokenizedRows
 
 
 def describe_run(
@@ -29,7 +29,7 @@ def describe_run(
     run: RecipeRun,
     fresh: list[str],
     rows: TokenizedRows,
-    sampler: GlobalBatchSampler,
+    sampler: Batches,
     schedule: Schedule,
 ) -> list[tuple[str, str]]:
     """Returns rows of the start-up table: model, data, batches and number of steps.
@@ -41,6 +41,8 @@ def describe_run(
     resumed = f", resuming from step {run.progress.step}" if run.progress.step else ""
     counts = {split: (len(found), len(rows.splits[split])) for split, found in run.task.data.splits.items()}
     splits = ", ".join(f"{count} {split}" for split, (count, _) in counts.items())
+    if isinstance(sampler, StreamSampler):
+        splits = f"{sampler.describe()}" + (f"; {splits}" if splits else "")
     return [
         ("model", str(arguments.model_name_or_path)),
         ("head", describe_head(run.task.head.names, fresh)),

@@ -14,12 +14,11 @@ from sparse_accel.data.sources import load_tables
 from sparse_accel.data.tables import FileTable, Table, read_table
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.tasks.base import TaskData
+from sparse_accel.tasks.masked_language_modeling.streaming import TEXT, open_corpus, validation_table
 from sparse_accel.tasks.splits import draw_rows, needed_splits, origins_of
 
 if TYPE_CHECKING:
     from sparse_accel.cli.masked_language_modeling import MaskedLanguageModelingArguments
-
-TEXT = "text"
 
 
 def load_masked_language_modeling(arguments: MaskedLanguageModelingArguments) -> TaskData:
@@ -31,7 +30,11 @@ def load_masked_language_modeling(arguments: MaskedLanguageModelingArguments) ->
     Raises:
         UsageError: data is missing or wrong, with its place, or has no text.
     """
-    tables = needed_splits(arguments, load_tables(arguments, _read))
+    stream = open_corpus(arguments) if arguments.streaming and arguments.do_train else None
+    if stream is None:
+        tables = needed_splits(arguments, load_tables(arguments, _read))
+    else:
+        tables = {"validation": validation_table(arguments, _read)} if arguments.do_eval else {}
     splits = {split: _texts(table, arguments.text_column_name) for split, table in tables.items()}
     splits, sources = draw_rows(arguments, splits, {split: table.name for split, table in tables.items()}, None)
     return TaskData(
@@ -39,6 +42,7 @@ def load_masked_language_modeling(arguments: MaskedLanguageModelingArguments) ->
         sources=sources,
         label_names=[],
         origins=origins_of(splits, tables),
+        stream=stream,
         keeps_head=True,
         cache_dir=arguments.cache_dir,
     )

@@ -91,7 +91,7 @@ def encode_lines(
     Raises:
         UsageError: the tokenizer is not a fast one, or `length` leaves no room for text.
     """
-    special = length - _room(tokenizer, length)
+    special = length - room_of(tokenizer, length)
     encoded = tokenizer(rows[column], truncation=True, max_length=length, verbose=False)
     return _with_words(encoded, [*model_inputs(encoded)], tokenizer, special)
 
@@ -161,7 +161,7 @@ def _check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _room(tokenizer: PreTrainedTokenizerBase, length: int) -> int:
+def room_of(tokenizer: PreTrainedTokenizerBase, length: int) -> int:
     """Returns the number of tokens of a row without its special tokens, at least 1."""
     _check_fast(tokenizer)
     special = tokenizer.num_special_tokens_to_add()
@@ -286,12 +286,12 @@ def pack(
     Raises:
         UsageError: the tokenizer is not a fast one, or `length` leaves no room for text.
     """
-    packer, around = Packer(_room(tokenizer, length), separator_id(tokenizer)), _special_tokens(tokenizer)
+    packer, around = Packer(room_of(tokenizer, length), separator_id(tokenizer)), special_tokens(tokenizer)
     for text in texts:
         for block in packer.feed(text["input_ids"], text[WORDS]):
-            yield _row(block, around)
+            yield row_of(block, around)
     for block in packer.flush():
-        yield _row(block, around)
+        yield row_of(block, around)
 
 
 def pack_dataset(
@@ -319,8 +319,8 @@ def pack_dataset(
     """
     if not len(texts):
         raise ValueError("no texts")
-    _room(tokenizer, length)  # here, because datasets would hide the error inside another one
-    names = [*_special_tokens(tokenizer), WORDS]
+    room_of(tokenizer, length)  # here, because datasets would hide the error inside another one
+    names = [*special_tokens(tokenizer), WORDS]
     parts = (_VERSION, texts._fingerprint, tokenizer_digest(tokenizer), separator_id(tokenizer), length, names)
     fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "sparse_accel" / fingerprint
@@ -336,7 +336,7 @@ def pack_dataset(
     return found
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, tuple[list[int], int, list[int]]]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, tuple[list[int], int, list[int]]]:
     """Returns for each input of the model its values before a text, for a token of the text, and after it.
 
     They are those of an example, because the tokenizers of transformers 5 have no function that puts special tokens
@@ -348,7 +348,8 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, tuple[list[
     return {name: (values[:first], values[first], values[end:]) for name, values in model_inputs(example).items()}
 
 
-def _row(block: Block, around: Mapping[str, tuple[list[int], int, list[int]]]) -> dict[str, list[int]]:
+def row_of(block: Block, around: Mapping[str, tuple[list[int], int, list[int]]]) -> dict[str, list[int]]:
+    """Returns the columns of a block with the special tokens around it, which `special_tokens` gave."""
     row = {name: [*before, *[value] * len(block.ids), *after] for name, (before, value, after) in around.items()}
     before, _, after = around["input_ids"]
     row["input_ids"] = [*before, *block.ids, *after]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from sparse_accel.data.tokenizing import tokenize
 from sparse_accel.nn.losses import IGNORED, masked_token_distillation_loss, masked_token_loss
 from sparse_accel.tasks.base import Task, TaskData
 from sparse_accel.tasks.label_names import Head
-from sparse_accel.tasks.masked_language_modeling.data import TEXT, load_masked_language_modeling
+from sparse_accel.tasks.masked_language_modeling.data import load_masked_language_modeling
 from sparse_accel.tasks.masked_language_modeling.encoding import (
     WORDS,
     check_maskable,
@@ -30,6 +30,10 @@ from sparse_accel.tasks.masked_language_modeling.encoding import (
 )
 from sparse_accel.tasks.masked_language_modeling.masking import NO_WORD, chosen_counts, mask_tokens, masked_counts
 from sparse_accel.tasks.masked_language_modeling.metrics import METRICS, masked_token_metrics
+from sparse_accel.tasks.masked_language_modeling.streaming import TEXT, row_maker
+
+if TYPE_CHECKING:
+    from sparse_accel.data.streams.order import RowMaker
 
 
 class MaskedLanguageModeling(Task):
@@ -94,6 +98,9 @@ class MaskedLanguageModeling(Task):
             for split, rows in found.items()
         }
 
+    def row_maker(self, tokenizer: Any, length: int) -> Callable[[], RowMaker]:
+        return row_maker(tokenizer, length, self.line_by_line)
+
     def describe_columns(self) -> str:
         return "text"
 
@@ -111,7 +118,9 @@ class MaskedLanguageModeling(Task):
         return True
 
     def training_settings(self) -> dict[str, Any]:
-        return {"mlm_probability": self.probability, "whole_word_mask": self.whole_words}
+        found = {"mlm_probability": self.probability, "whole_word_mask": self.whole_words}
+        # Of rows that are tokenized beforehand, it shows in the rows.
+        return found | ({"line_by_line": self.line_by_line} if self.data.stream is not None else {})
 
     def prepare(self, batch: dict[str, Tensor], epoch: int) -> dict[str, Tensor]:
         words, device = batch[WORDS], batch["input_ids"].device
@@ -120,7 +129,7 @@ class MaskedLanguageModeling(Task):
             words != NO_WORD,
             batch["row_id"],
             seed=self.seed,
-            epoch=epoch,
+            epoch=batch.get("epoch", epoch),  # the rows of a stream know theirs
             probability=self.probability,
             mask_id=self._mask_id,
             random_ids=self._random_ids.to(device),
