@@ -38,6 +38,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sparse_accel.cli.parser import expand_paths
 from sparse_accel.data.batches import Collator, GlobalBatchSampler, Rows
+from sparse_accel.demo.obs_table import obs_table
 from sparse_accel.distributed.collectives import by_main_process, largest
 from sparse_accel.distributed.launch import before_prepare, check_launch, describe, gives_gradients, launch_options
 from sparse_accel.main import run_main
@@ -78,8 +79,6 @@ modifiers:
       grad_sampler_kwargs: {{batch_size: {batch_size}}}
 """
 OBS_SAMPLES, OBS_BLOCK, OBS_ROWS = 24, 50, 16
-# Figures of the given model that follow from measured ones.
-OBS_EXTRAPOLATED = ("seconds_of_1024_samples", "seconds_of_epoch", "epochs_per_update")
 
 Batch = dict[str, Tensor]
 Step = Callable[[Batch], None]
@@ -106,7 +105,7 @@ def main() -> None:
     if arguments.obs:
         cost = obs_cost(accelerator, tokenizer, dense, rows)
         if accelerator.is_main_process:
-            print(obs_text(cost))
+            print(obs_table(cost, samples=OBS_SAMPLES, rows=OBS_ROWS, block=OBS_BLOCK))
         write_output(accelerator, Path(arguments.output), cost)
         return
     live = Teacher(copy.deepcopy(dense).to(accelerator.device))
@@ -341,23 +340,6 @@ def memory_in_use(accelerator: Accelerator, *, peak: bool = False) -> int:
         return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.partition("VmHWM:" if peak else "VmRSS:")[2].split()[0])
-
-
-def obs_text(cost: dict[str, dict[str, float]]) -> str:
-    """Returns the figures as text. Those of the whole update, of the epoch, and all of BERT-base are extrapolated."""
-    lines = [
-        f"An update of the masks by OBSPruningModifier: samples of {OBS_ROWS} rows, blocks of {OBS_BLOCK}. Measured "
-        f"with {OBS_SAMPLES} samples; figures with * are extrapolated"
-    ]
-    for name, row in cost.items():
-        lines.append(f"\n{name}")
-        for key, value in row.items():
-            measured = name == "model" and key not in OBS_EXTRAPOLATED
-            star = " " if measured or key == "weights" else "*"
-            words = key.replace("_bytes", " GB").replace("_", " ")
-            number = f"{value:,}" if key == "weights" else f"{value / 1e9 if key == 'peak_bytes' else value:,.3f}"
-            lines.append(f"  {words:<28}{number:>16}{star}")
-    return "\n".join(line.rstrip() for line in lines)
 
 
 # --- model and data ---------------------------------------------------------------------------------------------------

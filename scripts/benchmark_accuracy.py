@@ -4,8 +4,9 @@
     python scripts/benchmark_accuracy.py --data rotten_tomatoes --frontier          # which sparsity?
 
 `--data` is a folder with train.csv and validation.csv (columns text and label). Run it again after an interruption:
-finished runs are skipped, an unfinished run resumes from its last checkpoint. results.json and results.md in
---output_dir contain the results so far. Per seed, each run is one command of scripts/text_classification.py:
+finished runs are not trained again, an unfinished run resumes from its last checkpoint. results.json and results.md in
+--output_dir contain the results so far. Per seed, each run is one command of scripts/text_classification.py, which
+moves a finished run of other settings aside, or refuses the folder:
 
     SparseML setting       one-shot start, no teacher: 4 epochs, INT8 from epoch 2, ranges frozen from 3, float32
     dense                  the tutorial's dense recipe for Rotten Tomatoes, 8 epochs: the teacher of the same seed
@@ -35,7 +36,7 @@ from typing import Any
 
 from sparse_accel.cli.parser import expand_paths
 from sparse_accel.demo.closing_table import of_export
-from sparse_accel.demo.commands import ROOT, run_script
+from sparse_accel.demo.commands import ROOT, export_once, run_script
 from sparse_accel.demo.frontier import FLOAT, WITH_KERNELS, frontier_table
 from sparse_accel.demo.samples import minilm_folder, write_movie_reviews
 from sparse_accel.errors import UsageError
@@ -138,12 +139,11 @@ def main() -> None:
 
 
 def train(run: Run, data: Path, out: Path, shared: dict[str, object]) -> dict[str, Any]:
-    """Trains, unless results exist already; returns the metrics of all_results.json."""
-    results = out / run.folder / "all_results.json"
-    found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
-    if "eval_accuracy" in found:
-        print(f"{run.folder}: already finished, accuracy {found['eval_accuracy']:.4f}")
-        return found
+    """Runs the training script and returns the metrics of all_results.json. A finished run is only shown again.
+
+    Raises:
+        UsageError: the script failed, or refused a folder that contains a run of other settings.
+    """
     print(f"\n=== {run.folder}\n")
     run_script(
         "scripts/text_classification.py",
@@ -170,7 +170,7 @@ def train(run: Run, data: Path, out: Path, shared: dict[str, object]) -> dict[st
             **shared,
         },
     )
-    found = json.loads(results.read_text())
+    found: dict[str, Any] = json.loads((out / run.folder / "all_results.json").read_text())
     return found
 
 
@@ -182,6 +182,7 @@ def one_shot_start(model: Path, target: Path) -> Path:
     from sparse_accel.nn.layers import is_encoder_linear
     from sparse_accel.nn.masks import magnitude_mask
 
+    torch.manual_seed(0)  # a masked language model has no pooler: the new one must be the same each time
     network = AutoModel.from_pretrained(model)
     with torch.no_grad():
         for name, module in network.named_modules():
@@ -266,13 +267,7 @@ def sparsity_variables(percent: int) -> dict[str, float]:
 
 def export(trained: Path, deployment: Path, data: Path) -> dict[str, float]:
     """Exports a trained model, unless that is done; returns accuracy and sizes of the INT8 file."""
-    report = deployment / "export_report.json"
-    known = json.loads(report.read_text()) if report.exists() else {}
-    same_rows = known.get("texts", {}).get("source") == str(data)
-    if not same_rows or report.stat().st_mtime < (trained / "model.safetensors").stat().st_mtime:
-        flags = {"model_path": trained, "task": "text_classification", "output_dir": deployment, "data": data}
-        run_script("scripts/export_onnx.py", {**flags, "compress": True})
-    found = of_export(json.loads(report.read_text()))
+    found = of_export(export_once(trained, deployment, data))
     return {"accuracy": found["onnx_accuracy"], "size": found["onnx_size"], "packed": found["onnx_archive_size"]}
 
 

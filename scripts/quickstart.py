@@ -22,7 +22,7 @@ from typing import Any
 
 from sparse_accel.cli.parser import expand_paths
 from sparse_accel.demo.closing_table import closing_table, of_export
-from sparse_accel.demo.commands import ROOT, bfloat16_is_fast, run_script, typed
+from sparse_accel.demo.commands import ROOT, bfloat16_is_fast, export_once, run_script, typed
 from sparse_accel.demo.samples import minilm_folder, write_movie_reviews
 from sparse_accel.main import run_main
 
@@ -137,7 +137,7 @@ def train(
     }
     if bfloat16_is_fast():
         flags["bf16"] = True
-    with timed_once(output):
+    with recorded_seconds(output):
         run_script("scripts/text_classification.py", flags)
     return read_json(output / "all_results.json")
 
@@ -154,7 +154,7 @@ def files_of(data: Path) -> dict[str, object]:
 def quantize(trained: Path, output: Path, data: Path) -> dict[str, Any]:
     """Quantizes a trained model without training it, and returns the figures."""
     flags = {"model_name_or_path": trained, "recipe": RECIPES / "one_shot_int8.yaml", "one_shot": True, "do_eval": True}
-    with timed_once(output):
+    with recorded_seconds(output):
         run_script(
             "scripts/text_classification.py", {**flags, **files_of(data), "output_dir": output, "max_seq_length": 64}
         )
@@ -172,17 +172,9 @@ def strip_head(trained: Path, output: Path) -> Path:
 
 
 def export(model: Path, output: Path, data: Path) -> dict[str, Any]:
-    """Exports, proves, and returns the report. An export that is newer than the model is not made again."""
-    report = output / "export_report.json"
-    known = read_json(report)
-    same = known.get("source", {}).get("folder") == str(model) and "model.onnx.xz" in known["files"]
-    if same and "sparse_kernels" in known and report.stat().st_mtime > (model / "model.safetensors").stat().st_mtime:
-        print(f"{typed(output)} already contains this model, proven: see {typed(output / 'export_report.md')}")
-    else:
-        flags = {"model_path": model, "task": "text_classification", "output_dir": output, "data": data}
-        with timed_once(output, finished=False):
-            run_script("scripts/export_onnx.py", {**flags, "compress": True})
-    return read_json(report)
+    """Exports, proves, and returns the report."""
+    with recorded_seconds(output):
+        return export_once(model, output, data)
 
 
 def ask_for_sentences() -> list[str]:
@@ -229,18 +221,24 @@ def summarize(
 
 
 @contextmanager
-def timed_once(output: Path, *, finished: bool | None = None) -> Iterator[None]:
-    """Adds the block's seconds to the record, unless `output` was finished before, by its run.json."""
-    began = time.perf_counter()
-    if finished is None:
-        finished = read_json(output / "run.json").get("finished", False)
+def recorded_seconds(output: Path) -> Iterator[None]:
+    """Records the block's seconds as what it took to make the folder `output`: instead of older ones for a new folder,
+    in addition to them for an unfinished one, and not at all if the block leaves a finished folder in its place."""
+    began, before = time.perf_counter(), folder_number(output)
+    finished = read_json(output / "run.json").get("finished", (output / "export_report.json").exists())
     try:
         yield
     finally:
-        record = read_json(output.parent / SECONDS)
-        if not finished:
-            record[output.name] = round(record.get(output.name, 0.0) + time.perf_counter() - began, 1)
+        record, after = read_json(output.parent / SECONDS), folder_number(output)
+        if after is not None and (after != before or not finished):
+            earlier = record.get(output.name, 0.0) if after == before else 0.0
+            record[output.name] = round(earlier + time.perf_counter() - began, 1)
             (output.parent / SECONDS).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def folder_number(folder: Path) -> int | None:
+    """Returns the inode of a folder, which another folder under the same name does not have; None without a folder."""
+    return folder.stat().st_ino if folder.exists() else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class _Lines:
         sys.stderr.flush()
 
 
-# False leaves out everything but warnings and errors.
+# By --log_level. Without progress only warnings and errors are printed, without warnings only errors.
 _shows_progress = _shows_warnings = True
 
 

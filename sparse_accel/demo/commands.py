@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sparse_accel.errors import UsageError
 
@@ -48,6 +50,32 @@ def run_script(script: str, flags: Mapping[str, object]) -> None:
         raise KeyboardInterrupt
     if code != 0:
         raise UsageError(f"{script} ended with exit code {code}: see its message above")
+
+
+def export_once(trained: Path, deployment: Path, data: Path) -> dict[str, Any]:
+    """Exports a text classifier with its archive, unless that is done, and returns the content of export_report.json.
+
+    A report is taken over only if it names this model and these rows, and is newer than the model's last evaluation:
+    the training script evaluates again if the model or the content of the rows has changed.
+
+    Args:
+        trained: the output folder of scripts/text_classification.py with --do_eval.
+        data: the validation file of that run.
+
+    Raises:
+        KeyboardInterrupt, UsageError: see `run_script`.
+    """
+    report = deployment / "export_report.json"
+    known = json.loads(report.read_text()) if report.exists() else {"source": {}, "texts": {}, "files": {}}
+    complete = "model.onnx.xz" in known["files"] and "sparse_kernels" in known  # older versions wrote less
+    same = (known["source"].get("folder"), known["texts"].get("source")) == (str(trained.resolve()), typed(data))
+    if complete and same and report.stat().st_mtime > (trained / "eval_results.json").stat().st_mtime:
+        print(f"{typed(deployment)} already contains this model, proven: see {typed(deployment / 'export_report.md')}")
+    else:
+        flags = {"model_path": trained, "task": "text_classification", "output_dir": deployment, "data": data}
+        run_script("scripts/export_onnx.py", {**flags, "compress": True})
+    found: dict[str, Any] = json.loads(report.read_text())
+    return found
 
 
 def typed(value: object) -> str:

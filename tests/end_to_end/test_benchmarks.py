@@ -1,15 +1,25 @@
-"""The benchmarks run through on a tiny model and a few rows, and write what they print."""
+"""The benchmarks run through on a tiny model and a few rows, and write what they print. Figures of earlier settings are
+never shown."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+from demo_scripts import module_of, start_in_process
 from places import ROOT
 from script_fixtures import make_model, sentences, write_csv
+
+from sparse_accel.demo import commands
+from sparse_accel.errors import UsageError
 
 
 def run(script: str, *flags: object) -> str:
@@ -72,7 +82,8 @@ def test_accuracy(tmp_path: Path) -> None:
     assert all(entry["encoder_sparsity"] > 0.89 for name, entry in found.items() if name != "dense")
 
     again = run("benchmark_accuracy.py", *flags, "--output_dir", output)
-    assert again.count("already finished") == 6  # the five, and the start on IMDB
+    assert again.count("already contains this run, finished") == 6  # the five, and the start on IMDB
+    assert json.loads((output / "results.json").read_text()) == found
 
 
 @pytest.mark.slow
@@ -93,3 +104,105 @@ def test_frontier(tmp_path: Path) -> None:
     assert (output / "held_out_20" / "validation.csv").read_text().count("\n") == 21
     results = json.loads((output / "90%_zeros_int8-seed42" / "all_results.json").read_text())
     assert results["encoder_sparsity"] > 0.89 and results["quantized_linears"] > 0
+
+
+# --- settings that change between two commands ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def accuracy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """scripts/benchmark_accuracy.py, whose runs are in this process."""
+    start_in_process(monkeypatch)
+    return module_of("benchmark_accuracy.py", monkeypatch)
+
+
+def write_rows(folder: Path, *, train: int = 40, labels: tuple[int, int] = (0, 1)) -> None:
+    """Rows to train on, and 15 to judge by, so that no accuracy is a half; `labels` are those of the latter, bad and
+    good."""
+    write_csv(folder / "train.csv", sentences(train, seed=40))
+    write_csv(folder / "validation.csv", sentences(15, seed=15, labels=labels))
+
+
+def test_a_finished_run_is_shown_for_its_own_settings_alone(
+    tmp_path: Path, accuracy: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model(tmp_path / "model", sparse=False, head=True)
+    write_rows(tmp_path)
+
+    def figures(shared: Mapping[str, object] = {}, epochs: int = 1, **settings: Any) -> tuple[float, int, bool]:
+        """Accuracy, steps, and whether the run was only shown."""
+        run = accuracy.Run("dense", model, "sst2_dense", {"num_epochs": epochs}, **settings)
+        found = accuracy.train(run, tmp_path, tmp_path / "out", shared)
+        shown = "already contains this run, finished" in capsys.readouterr().out
+        return found["eval_accuracy"], found["global_step"], shown
+
+    first = figures()[0]
+    assert figures() == (first, 2, True)
+    with pytest.raises(UsageError, match="exit code 2"):
+        figures(bf16=True)
+    assert figures() == (first, 2, True)
+    write_rows(tmp_path, labels=(1, 0))
+    judged, *rest = figures()
+    assert judged == pytest.approx(1 - first) and rest == [2, True]  # the same model, judged by other rows
+    assert figures(epochs=2)[1:] == (4, False)
+    assert figures({"max_train_samples": 32}, epochs=2)[1:] == (2, False)
+    write_rows(tmp_path, train=70)
+    assert figures(epochs=2)[1:] == (6, False)
+
+
+def test_the_same_start_from_a_model_without_pooler(tmp_path: Path, accuracy: ModuleType) -> None:
+    """Otherwise no later command would find the runs that began with it."""
+    model, found = make_model(tmp_path / "model", sparse=False), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append((accuracy.one_shot_start(model, tmp_path / "start") / "model.safetensors").read_bytes())
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_the_exported_accuracy_is_of_the_rows_of_the_run(
+    tmp_path: Path, accuracy: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands, "ROOT", tmp_path)  # paths are typed relative to it
+    model = make_model(tmp_path / "model", sparse=True, head=True, max_position_embeddings=128)
+    variables = {"num_epochs": 2, "qat_start_epoch": 1.0, "observer_epoch": 1.7}
+    run = accuracy.Run("INT8", model, "sst2_pruned90_quant", variables)
+    found = []
+    for labels in ((0, 1), (0, 1), (1, 0)):
+        write_rows(tmp_path, labels=labels)
+        accuracy.train(run, tmp_path, tmp_path / "out", {})
+        exported = accuracy.export(tmp_path / "out" / run.folder, tmp_path / "deployment", tmp_path / "validation.csv")
+        found.append((exported["accuracy"], "already contains this model, proven" in capsys.readouterr().out))
+    first = found[0][0]
+    assert found == [(first, False), (first, True), (pytest.approx(1 - first), False)]
+
+
+def test_an_export_is_made_again_for_another_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, deployment, made = tmp_path / "trained", tmp_path / "deployment", []
+    report, evaluation = deployment / "export_report.json", trained / "eval_results.json"
+    content: dict[str, Any] = {"files": {"model.onnx.xz": {}}, "sparse_kernels": {}}
+
+    def export(script: str, flags: Mapping[str, object]) -> None:
+        made.append(flags["data"])
+        deployment.mkdir(exist_ok=True)
+        texts = {"source": commands.typed(flags["data"])}
+        report.write_text(json.dumps({"source": {"folder": str(flags["model_path"])}, "texts": texts, **content}))
+        os.utime(report, (made_at := evaluation.stat().st_mtime + 1, made_at))
+
+    monkeypatch.setattr(commands, "run_script", export)
+    monkeypatch.setattr(commands, "ROOT", tmp_path)  # so that paths are typed relative to it
+    trained.mkdir()
+    evaluation.touch()
+    rows, others = tmp_path / "validation.csv", tmp_path / "others.csv"
+    for data, count in ((rows, 1), (rows, 1), (others, 2), (others, 2)):
+        commands.export_once(trained, deployment, data)
+        assert len(made) == count
+    later = report.stat().st_mtime + 1
+    os.utime(evaluation, (later, later))  # another model, or the same file has other rows
+    assert commands.export_once(trained, deployment, others)["texts"] == {"source": "others.csv"}
+    assert made == [rows, others, others]
+    del content["sparse_kernels"]  # as an older version wrote it
+    report.unlink()
+    for count in (4, 5):
+        commands.export_once(trained, deployment, others)
+        assert len(made) == count

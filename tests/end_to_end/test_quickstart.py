@@ -7,14 +7,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from demo_scripts import module_of, start_in_process
 from places import ROOT
-from script_fixtures import run_program
+from script_fixtures import make_model, run_program, sentences, write_csv
 
 from sparse_accel.demo import commands
 from sparse_accel.demo.closing_table import closing_table
@@ -37,14 +36,6 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def in_process(command: Sequence[str], cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """What the quickstart runs as a process of its own, in this one: nothing is imported twice."""
-    script, *arguments = command[1:]
-    done = run_program(ROOT / script, arguments, cwd)
-    print(done.out)
-    return subprocess.CompletedProcess(command, done.code, stderr=done.err)
 
 
 def flags_of(output: Path, model: Path) -> list[str]:
@@ -82,7 +73,7 @@ def test_in_processes_of_their_own(tmp_path: Path, tiny_bert: Path) -> None:
 
 
 def test_all_steps_and_the_same_command_again(tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "subprocess", SimpleNamespace(run=in_process))
+    start_in_process(monkeypatch)
     monkeypatch.setenv(VARIABLE, "portable")  # kernels, whatever this CPU would choose
     output = tmp_path / "quickstart"
     first = run_program(ROOT / "scripts" / "quickstart.py", flags_of(output, tiny_bert))
@@ -109,7 +100,94 @@ def test_all_steps_and_the_same_command_again(tmp_path: Path, tiny_bert: Path, m
     again = run_program(ROOT / "scripts" / "quickstart.py", flags_of(output, tiny_bert))
     assert again.code == 0, again.all
     assert (output / "sparse_quantized" / "model.safetensors").stat().st_mtime_ns == trained
+    assert again.out.count("already contains this model, proven") == 2
     assert json.loads((output / "summary.json").read_text()) == summary
+
+
+# --- the seconds of each step -----------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that moves only where a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_seconds_are_of_the_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quickstart, clock = module_of("quickstart.py", monkeypatch), Clock()
+    monkeypatch.setattr(quickstart, "time", clock)
+    run = tmp_path / "run"
+
+    def take(seconds: float, *, finished: bool | None) -> dict[str, float]:
+        """The record after a command that leaves the folder finished or not, or, with None, as it was."""
+        with quickstart.recorded_seconds(run):
+            clock.now += seconds
+            if finished is not None:
+                run.mkdir(exist_ok=True)
+                (run / "run.json").write_text(json.dumps({"finished": finished}))
+        found: dict[str, float] = quickstart.read_json(tmp_path / "seconds.json")
+        return found
+
+    assert take(1, finished=None) == {}  # a command that failed before it made a folder
+    assert take(2, finished=False) == {"run": 2.0}  # interrupted
+    assert take(4, finished=True) == {"run": 6.0}  # resumed
+    assert take(8, finished=None) == {"run": 6.0}  # only shown
+    with pytest.raises(KeyboardInterrupt), quickstart.recorded_seconds(run):  # other settings: moved aside, interrupted
+        clock.now += 16
+        run.rename(tmp_path / "run.1")
+        run.mkdir()
+        raise KeyboardInterrupt
+    assert quickstart.read_json(tmp_path / "seconds.json") == {"run": 16.0}
+    assert take(32, finished=True) == {"run": 48.0}
+
+
+def test_seconds_of_a_repeated_export_replace_those_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quickstart, clock = module_of("quickstart.py", monkeypatch), Clock()
+    monkeypatch.setattr(quickstart, "time", clock)
+    target, seconds = tmp_path / "deployment", []
+    for number in (1, 2, 4):
+        with quickstart.recorded_seconds(target):
+            clock.now += number
+            if number < 4:  # as the export does: the old folder is deleted when the new one is in place
+                (tmp_path / "partial").mkdir()
+                (tmp_path / "partial" / "export_report.json").touch()
+                if target.exists():
+                    target.rename(tmp_path / "replaced")
+                (tmp_path / "partial").rename(target)
+        seconds.append(quickstart.read_json(tmp_path / "seconds.json"))
+    assert seconds == [{"deployment": 1.0}, {"deployment": 2.0}, {"deployment": 2.0}]
+
+
+def test_a_run_of_other_settings_has_its_own_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the training script: the old run is moved aside, the new one is timed."""
+    quickstart, clock = module_of("quickstart.py", monkeypatch), Clock()
+    monkeypatch.setattr(quickstart, "time", clock)
+    start_in_process(monkeypatch)
+    run_script, seconds = quickstart.run_script, iter((1.0, 2.0, 4.0))
+
+    def timed(script: str, flags: dict[str, object]) -> None:
+        clock.now += next(seconds)
+        run_script(script, flags)
+
+    monkeypatch.setattr(quickstart, "run_script", timed)
+    model, output = make_model(tmp_path / "model", sparse=False), tmp_path / "out" / "dense"
+    for name, count in (("train", 40), ("validation", 16)):
+        write_csv(tmp_path / f"{name}.csv", sentences(count, seed=count))
+    found = []
+    for epochs in (1, 1, 2):
+        variables = {"num_epochs": epochs}
+        figures = quickstart.train(output, model, tmp_path, quickstart.RECIPES / "sst2_dense.yaml", variables)
+        found.append((figures["epoch"], quickstart.read_json(tmp_path / "out" / "seconds.json")["dense"]))
+    assert found == [(1, 1.0), (1, 1.0), (2, 4.0)]
+
+
+# --- the pieces -------------------------------------------------------------------------------------------------------
 
 
 def test_hold_out_is_stratified_seeded_and_apart(tmp_path: Path) -> None:
