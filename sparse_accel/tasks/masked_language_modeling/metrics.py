@@ -6,27 +6,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch.nn.functional as F
-from torch import Tensor
-
-from sparse_accel.nn.losses import IGNORED
 
 METRICS = ("perplexity", "accuracy")
-
-
-def token_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns what the metrics are made of: for each masked token its loss, (U,) float32, and whether the most likely
-    token is the original one, (U,) bool. Row by row, each from its first token on.
-
-    Two numbers for a token, where its logits are as many as the vocabulary has tokens.
-
-    Args:
-        logits: (R, T, V).
-        labels: (R, T) int64; IGNORED for tokens that are not masked.
-    """
-    masked = labels != IGNORED
-    found, wanted = logits[masked].float(), labels[masked]
-    return F.cross_entropy(found, wanted, reduction="none"), found.argmax(dim=-1) == wanted
 
 
 def perplexity(losses: Sequence[float] | np.ndarray) -> float:

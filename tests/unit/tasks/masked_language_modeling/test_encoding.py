@@ -226,10 +226,16 @@ def test_the_state_of_a_packer_is_a_copy() -> None:
     packer = Packer(4, None)
     packer.feed([5, 6], [0, 1])
     state = packer.rest
-    other = Packer(4, None, state)
-    other.feed([7], [0])
-    assert state == packer.rest == {"ids": [5, 6], "words": [0, 1]}
-    assert other.rest == {"ids": [5, 6, 7], "words": [0, 1, 2]}
+    for other in (packer, Packer(4, None, state)):
+        other.feed([7], [0])
+        assert other.rest == {"ids": [5, 6, 7], "words": [0, 1, 2]}
+        assert state == {"ids": [5, 6], "words": [0, 1]}
+
+
+def test_a_text_without_tokens_changes_nothing() -> None:
+    packer = Packer(4, 3)
+    packer.feed([5], [0])
+    assert packer.feed([], []) == [] and packer.rest == {"ids": [5], "words": [0]}
 
 
 def test_wrong_use_of_a_packer() -> None:
@@ -265,11 +271,14 @@ def test_blocks_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with monkeypatch.context() as patched:
         patched.setattr("sparse_accel.tasks.masked_language_modeling.encoding.pack", fail)
         assert pack_dataset(rows, tokenizer, 16, cache_dir=folder).to_list() == expected
-        with pytest.raises(Exception, match="An error occurred"):
-            pack_dataset(rows, tokenizer, 16, cache_dir=folder, overwrite_cache=True)
-    assert len(pack_dataset(rows, tokenizer, 17, cache_dir=folder)) < len(expected)
+    # Other texts and another length are not taken from it.
     fewer = rows.select(range(10))
     assert pack_dataset(fewer, tokenizer, 16, cache_dir=folder).to_list() == list(pack(fewer, tokenizer, 16))
+    assert len(pack_dataset(rows, tokenizer, 17, cache_dir=folder)) < len(expected)
+    with monkeypatch.context() as patched:
+        patched.setattr("sparse_accel.tasks.masked_language_modeling.encoding.pack", fail)
+        with pytest.raises(Exception, match="An error occurred"):
+            pack_dataset(rows, tokenizer, 16, cache_dir=folder, overwrite_cache=True)
 
 
 def test_empty_texts_first(tmp_path: Path) -> None:
@@ -293,6 +302,18 @@ def test_texts_without_a_token_to_mask() -> None:
         check_maskable(unknown, "train.txt")
     with pytest.raises(ValueError, match="no texts"):
         pack_dataset(Dataset.from_dict({"input_ids": [], WORDS: []}), make("bert"), 9)
+
+
+def test_a_tokenizer_that_was_saved_with_truncation_and_padding() -> None:
+    backend = Tokenizer.from_str(make("roberta").backend_tokenizer.to_str())
+    names = {"pad_token": "<pad>", "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>"}
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    texts = {"text": ["a film a goodly a", "a"]}
+    expected = encode_texts(texts, tokenizer, "text"), encode_lines(texts, tokenizer, "text", 9)
+    tokenizer.backend_tokenizer.enable_truncation(5)
+    tokenizer.backend_tokenizer.enable_padding(length=30)
+    assert (encode_texts(texts, tokenizer, "text"), encode_lines(texts, tokenizer, "text", 9)) == expected
+    assert [len(ids) for ids in expected[0]["input_ids"]] == [14, 1]
 
 
 # --- the vocabulary ---------------------------------------------------------------------------------------------------

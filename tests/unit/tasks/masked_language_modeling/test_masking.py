@@ -262,6 +262,18 @@ def test_neighbouring_words_and_cut_words_stay_apart() -> None:
     }
 
 
+def test_tokens_that_are_not_masked_may_have_a_word() -> None:
+    """They cut it as a special token does, also at its beginning."""
+    words = torch.tensor([[0, 0, 1, 1, 1, 1, 1]]).repeat(200, 1)
+    maskable = torch.tensor([[True, True, False, True, True, False, True]]).repeat(200, 1)
+    chosen = chosen_tokens(maskable, torch.arange(200), seed=1, epoch=0, probability=0.4, words=words)
+    assert {tuple(row) for row in chosen.int().tolist()} == {
+        (1, 1, 0, 0, 0, 0, 0),
+        (0, 0, 0, 1, 1, 0, 0),
+        (0, 0, 0, 0, 0, 0, 1),
+    }
+
+
 # --- what changes, and what does not ----------------------------------------------------------------------------------
 
 

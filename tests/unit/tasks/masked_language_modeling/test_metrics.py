@@ -7,14 +7,24 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from sparse_accel.nn.losses import IGNORED, token_loss
+from sparse_accel.tasks import MaskedLanguageModeling
+from sparse_accel.tasks.label_names import Head
 from sparse_accel.tasks.masked_language_modeling.metrics import (
     METRICS,
     masked_token_metrics,
     perplexity,
-    token_scores,
 )
+
+
+def token_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each masked token and whether the most likely token is the true one, as an evaluation keeps them."""
+    kept = MaskedLanguageModeling(Head([])).kept({"logits": logits}, {"labels": labels})
+    assert not kept[labels == IGNORED].any()
+    loss, found, wanted = kept[labels != IGNORED].unbind(dim=-1)
+    return loss, found == wanted
 
 
 def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large() -> None:
