@@ -6,7 +6,10 @@ shards after it. So the states that belong to the rows that were trained are kno
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -112,16 +115,18 @@ class StreamLoader:
             generator=torch.Generator(),
         )
         pieces = cast(Iterator[_Piece], iter(loader))  # from each worker in turn
-        while step := list(islice(pieces, self.layout.readers)):
-            for piece in step:
-                if piece.error:
-                    raise UsageError(piece.error)
-            batches = [
-                self._joined([piece.parts[number] for piece in step]) for number in range(self.layout.accumulation)
-            ]
-            for piece in step:
-                self._states |= piece.states
-            yield [self.place(batch) for batch in batches]
+        try:
+            while step := list(islice(pieces, self.layout.readers)):
+                for piece in step:
+                    if piece.error:
+                        raise UsageError(piece.error)
+                parts = zip(*(piece.parts for piece in step), strict=True)
+                batches = [self._joined(each) for each in parts]
+                for piece in step:
+                    self._states |= piece.states
+                yield [self.place(batch) for batch in batches]
+        finally:
+            del pieces  # ends the workers now: after an error, a traceback could keep them
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the states of this process's shards after the step yielded last, JSON-able; see `gathered`."""
@@ -228,7 +233,18 @@ def _length(row: Mapping[str, Any]) -> int:
 def _begin_worker(worker: int) -> None:
     """Leaves signals that ask a run to stop to its main process, which needs pieces until the end of its step."""
     for number in REQUESTS:
-        signal.signal(number, signal.SIG_IGN)
-    # Sent again, SIGTERM ends the worker: so the main process can end one that hangs.
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
-    fsspec.asyn.reset_lock()  # a lock that was held when the process was forked
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    # The main process ends its workers by SIGTERM, too: only the sender tells these apart.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_parent_asks, args=[os.getppid()], name="SIGTERM", daemon=True).start()
+    # Of what this process was forked with, nothing may be collected: an iterator of `datasets` would wait for threads
+    # that were not forked. And one of them may have held the lock of fsspec.
+    gc.freeze()
+    fsspec.asyn.reset_lock()
+
+
+def _end_when_parent_asks(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -100,7 +100,7 @@ class ShardRows(Iterator[dict[str, Any]]):
             self._window -= 1  # nothing was given yet
             return
         self._read()
-        if len(self._rows) < self._position or self._checksum != state["checksum"]:
+        if self._checksum != state["checksum"]:
             read = self._window * self._size + len(self._rows)
             raise UsageError(
                 f"{source.name}: the rows up to row {read:,} of pass {self._pass + 1} are not those that the run was "
@@ -174,20 +174,22 @@ class ShardRows(Iterator[dict[str, Any]]):
         """Returns the rows from the beginning of a window to the end of its pass."""
         if state["maker"] is not None:
             self.maker.restore(state["maker"])
-        return islice(self._rows_from(state["source"]), state["skip"], None)
+        return islice(_rows_from(self.source, self.maker, state["source"]), state["skip"], None)
 
-    def _rows_from(self, source: Any) -> Iterator[_Made]:
-        maker, skip, begun = None, 0, False
-        for place, text in self.source.texts(source):
-            if self.source.resumable or not begun:
-                source, maker, skip, begun = place, self.maker.state(), 0, True
-            for row in self.maker.feed(text):
-                yield _Made(_compact(row), source, maker, skip)
-                skip += 1
-        # They count as rows of the last text, so that no state is needed for the end of a source.
-        for row in self.maker.flush():
-            yield _Made(_compact(row), source, maker, skip)
+
+def _rows_from(source: ShardSource, maker: RowMaker, state: Any) -> Iterator[_Made]:
+    """Yields the rows from a state to the end of the pass. No method: with a cycle, a source would be closed late."""
+    pending, skip, begun = None, 0, False
+    for place, text in source.texts(state):
+        if source.resumable or not begun:
+            state, pending, skip, begun = place, maker.state(), 0, True
+        for row in maker.feed(text):
+            yield _Made(_compact(row), state, pending, skip)
             skip += 1
+    # They count as rows of the last text, so that no state is needed for the end of a source.
+    for row in maker.flush():
+        yield _Made(_compact(row), state, pending, skip)
+        skip += 1
 
 
 def fresh_state() -> dict[str, Any]:

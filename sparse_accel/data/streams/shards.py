@@ -22,8 +22,8 @@ from sparse_accel.data.streams.identity import RESTORE, check_identities, identi
 from sparse_accel.errors import UsageError, first_line, listed
 
 _BYTES_AT_ONCE = 1 << 16
-# Up to this size all lines of the files are read to say how many shards would work.
-_SMALL_CORPUS = 1 << 24
+# Up to this size an error says how many shards would work; the search takes time with the square of the lines.
+_SMALL_CORPUS = 1 << 18
 
 
 class ShardSource(Protocol):

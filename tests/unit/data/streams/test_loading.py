@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,11 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
-from datasets import IterableDataset
+from datasets import IterableDataset, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import ROOT
 from stream_rows import PADDING, LineMaker, Packer, collate, rows_in, steps_of
 
 from sparse_accel.data.streams.layout import Layout
@@ -52,7 +55,7 @@ layouts = st.fixed_dictionaries({"processes": st.integers(1, 3), "accumulation":
 @settings(deadline=None)
 @given(layouts, layouts, st.integers(1, 4), st.integers(0, 12), st.integers(0, 6), st.data())
 def test_global_batches_depend_on_no_layout(
-    files: list[str], one: dict[str, int], other: dict[str, int], each: int, window: int, done: int, data: st.DataObject
+    files: list[str], one: dict[str, Any], other: dict[str, Any], each: int, window: int, done: int, data: st.DataObject
 ) -> None:
     """Whether uninterrupted, or stopped after any step and continued in another layout."""
     shards = math.lcm(one["processes"], other["processes"]) * each
@@ -79,7 +82,7 @@ def test_global_batches_depend_on_no_layout(
     ],
     ids=str,
 )
-def test_loader_workers_give_the_same_batches_and_states(files: list[str], layout: dict[str, int]) -> None:
+def test_loader_workers_give_the_same_batches_and_states(files: list[str], layout: dict[str, Any]) -> None:
     """In real processes, which have read ahead of the steps that were taken."""
     stream = stream_of(files, 12)
     expected, last = steps_of(stream, 24, 7)
@@ -177,11 +180,17 @@ def generated(parts: list[int]) -> Iterator[dict[str, Any]]:
         yield from ({"text": f"{part}.{row}"} for row in range(7))
 
 
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_streams_of_datasets(shuffled: bool) -> None:
+@pytest.mark.parametrize("kind", ["generated", "shuffled", "parquet"])
+def test_streams_of_datasets(tmp_path: Path, kind: str) -> None:
     """A worker reads all of its shards; a shuffled dataset goes on by skipping rows, which is told."""
-    dataset = IterableDataset.from_generator(generated, gen_kwargs={"parts": list(range(8))})
-    dataset = dataset.shuffle(seed=1, buffer_size=3) if shuffled else dataset
+    if kind == "parquet":
+        for part in range(8):
+            rows = pyarrow.Table.from_pylist(list(generated([part])))
+            pyarrow.parquet.write_table(rows, tmp_path / f"{part}.parquet")
+        dataset = load_dataset(str(tmp_path), split="train", streaming=True)
+    else:
+        dataset = IterableDataset.from_generator(generated, gen_kwargs={"parts": list(range(8))})
+    dataset = dataset.shuffle(seed=1, buffer_size=3) if kind == "shuffled" else dataset
     stream = Stream(DatasetShards(dataset, "text", 4, "corpus"), LineMaker, 3, 5)
     expected, last = steps_of(stream, 8, 9)
     first_pass = {"".join(map(chr, ids)) for batch in expected for epoch, _, ids in batch if epoch == 0}
@@ -189,54 +198,116 @@ def test_streams_of_datasets(shuffled: bool) -> None:
     begun, state = steps_of(stream, 8, 6, workers=2)
     rest, after = steps_of(stream, 8, 3, state, processes=2, workers=2)
     assert (begun + rest, after) == (expected, last)
-    assert loader_of(stream, 8, processes=2).load_state_dict(state) == (2 * 10 if shuffled else 0)
+    assert loader_of(stream, 8, processes=2).load_state_dict(state) == (2 * 10 if kind == "shuffled" else 0)
 
 
-def test_signals_that_stop_a_run_leave_its_workers(files: list[str]) -> None:
-    """The main process ends its step, for which it may need another piece."""
-    steps = iter(loader_of(stream_of(files, 4), 8, workers=2))
-    next(steps)
-    workers = [child.pid for child in multiprocessing.active_children()]
-    assert len(workers) >= 2
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
-        for worker in workers:
-            os.kill(int(worker or 0), number)
-    assert len(list(islice(steps, 20))) == 20
-
-
-MEMORY = """
+OPEN_AT_EXIT = """
 import sys
-from itertools import islice
 sys.path += ["tests/support"]
 from stream_rows import PADDING, Packer, collate
 from sparse_accel.data.streams.layout import Layout
 from sparse_accel.data.streams.loading import Stream, StreamLoader
 from sparse_accel.data.streams.shards import TextFiles
 
+stream = Stream(TextFiles(sys.argv[1:], 4), Packer, 3, 2)
+steps = iter(StreamLoader(stream, Layout(4, 8, workers=2), collate, padding=PADDING))
+kept = [next(steps), steps]
+kept.append(kept)
+raise SystemExit(7)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_ends_with_open_workers(files: list[str]) -> None:
+    """Such as after an error whose traceback keeps the iterator."""
+    result = subprocess.run([sys.executable, "-c", OPEN_AT_EXIT, *files], cwd=ROOT, timeout=120)
+    assert result.returncode == 7
+
+
+class Waiting:
+    """What must not be collected in a worker: it belongs to the process that the worker was forked from."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.cycle = file, self
+
+    def __del__(self) -> None:
+        with open(self.file, "a") as stream:
+            stream.write(f"{os.getpid()}\n")
+
+
+def collate_after_collecting(columns: dict[str, list[Any]]) -> dict[str, torch.Tensor]:
+    gc.collect()
+    return collate(columns)
+
+
+def test_workers_leave_what_they_were_forked_with(files: list[str], tmp_path: Path) -> None:
+    """An iterator of `datasets` that is collected in a forked process waits for threads that it does not have."""
+    stream = stream_of(files, 2)
+    loader = StreamLoader(stream, Layout(2, 4, workers=2), collate_after_collecting, padding=PADDING)
+    gc.collect()
+    gc.disable()
+    try:
+        Waiting(tmp_path / "collected")
+        steps = list(islice(loader, 3))
+    finally:
+        gc.enable()
+    gc.collect()
+    assert len(steps) == 3
+    assert (tmp_path / "collected").read_text() == f"{os.getpid()}\n"
+
+
+def test_signals_that_stop_a_run_leave_its_workers(files: list[str]) -> None:
+    """The main process ends its step, for which it may need another piece."""
+    steps = iter(loader_of(stream_of(files, 4), 8, workers=2))
+    next(steps)
+    workers = [str(child.pid) for child in multiprocessing.active_children()]
+    assert len(workers) >= 2
+    for name in ("INT", "USR1", "TERM"):  # by another process, as a terminal or a scheduler does
+        subprocess.run(["kill", f"-{name}", *workers], check=True)
+    assert len(list(islice(steps, 20))) == 20
+
+
+MEMORY = """
+import sys
+from itertools import islice
+
+sys.path += ["tests/support"]
+from stream_rows import PADDING, LineMaker, collate
+
+from sparse_accel.data.streams.layout import Layout
+from sparse_accel.data.streams.loading import Stream, StreamLoader
+from sparse_accel.data.streams.shards import TextFiles
+
+
+class FirstWords(LineMaker):
+    def feed(self, text):
+        return super().feed(text[:64])
+
+
 def anonymous():
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) / 1024
 
-stream = Stream(TextFiles([sys.argv[1]], 4), lambda: Packer(512), 3, 200)
+
+stream = Stream(TextFiles([sys.argv[1]], 4), FirstWords, 3, 200)
 steps = iter(StreamLoader(stream, Layout(4, 256), collate, padding=PADDING))
 next(steps)
 begun = anonymous()
 most = max(anonymous() for _ in islice(steps, int(sys.argv[2])))
-print(most - begun, next(iter(steps))[0]["epoch"].max().item())
+print(most - begun, next(steps)[0]["epoch"].max().item())
 """
 
 
 @pytest.mark.slow
 def test_memory_stays_flat(tmp_path: Path) -> None:
-    """A file of 200 MB, read from its beginning into the second pass: 200 million tokens, by less than 30 MiB."""
+    """Of a process that reads a file of 200 MB, from its beginning into the second pass."""
     file = tmp_path / "large.txt"
     line = " ".join(f"word{number}" for number in range(300)) + "\n"
-    file.write_text(line * (200_000_000 // len(line)))
-    steps = 200_000_000 // 512 // 256 + 10
-    result = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(file), str(steps)], capture_output=True, text=True, check=True
-    )
+    lines = 200_000_000 // len(line)
+    file.write_text(line * lines)
+    command = [sys.executable, "-c", MEMORY, str(file), str(lines // 256 + 10)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     growth, epoch = result.stdout.split()
-    assert float(growth) < 30 and epoch == "1", result.stdout
+    assert float(growth) < 20 and epoch == "1", result.stdout  # MiB
 
 
 def test_states_are_json(files: list[str]) -> None:
