@@ -1,4 +1,4 @@
-"""Exports a trained classifier to ONNX, and proves that the file is the model.
+"""Exports a trained model to ONNX, and proves that the file is the model.
 
     python scripts/export_onnx.py --model_path sparse_quantized_bert --task text_classification
 

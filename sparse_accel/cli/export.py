@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparse_accel.cli.parser import check_bounds, expand_paths, flag
+from sparse_accel.cli.question_answering import QuestionAnsweringArguments
 from sparse_accel.errors import UsageError, nearest
 
 FORMATS = ("qdq", "integer")
 TRACKERS = ("wandb", "mlflow")
+_COLUMNS = ("input_column_names", "label_column_name")
 # SparseML's task names -> ours.
 _TASKS = {
     "text_classification": "text_classification",
@@ -18,8 +20,13 @@ _TASKS = {
     "glue": "text_classification",
     "token_classification": "token_classification",
     "ner": "token_classification",
+    "question_answering": "question_answering",
+    "qa": "question_answering",
 }
-_LATER = ("question_answering", "masked_language_modeling")
+# Of all tasks, those whose models are exported.
+EXPORTED = tuple(dict.fromkeys(_TASKS.values()))
+_LATER = ("masked_language_modeling",)
+_QUESTIONS = "question_answering"
 
 
 @dataclass(kw_only=True)
@@ -37,12 +44,14 @@ class ExportArguments:
     }
 
     model_path: str | None = flag(
-        None, "output folder or checkpoint of a training run, or any Hugging Face classifier", path=True
+        None,
+        "output folder or checkpoint of a training run, or any Hugging Face model with one of these heads",
+        path=True,
     )
     task: str | None = flag(
         None,
-        "task of the model: text_classification or token_classification",
-        default_text="text_classification",
+        "task of the model: text_classification, token_classification or question_answering",
+        default_text="that of the head in its config.json",
     )
     output_dir: str | None = flag(
         None, "folder to write", default_text="`deployment`, next to the model's folder", path=True
@@ -56,7 +65,7 @@ class ExportArguments:
     # Opset 13 introduced per-channel DequantizeLinear and Softmax over a single axis.
     opset: int | None = flag(None, "ONNX opset version", at_least=13, default_text="18 for qdq, 14 for integer")
     sequence_length: int | None = flag(
-        None, "fixed number of tokens; inputs must then be padded to it", at_least=3, default_text="any length"
+        None, "fixed number of tokens per row; inputs must then be padded to it", at_least=3, default_text="any length"
     )
     reduce_range: bool = flag(False, "7-bit activations, for CPUs without VNNI (their 8-bit sums overflow)")
     kernels: bool = flag(
@@ -65,7 +74,8 @@ class ExportArguments:
     compress: bool = flag(False, "also write model.onnx.xz; sparse_accel.expand(FOLDER) restores the identical file")
     data: str | None = flag(
         None,
-        "rows to verify the export on: a csv, tsv, json, jsonl or parquet file, a GLUE task or a Hub dataset",
+        "rows to verify the export on: a csv, tsv, json, jsonl or parquet file, a GLUE task or a Hub dataset; of "
+        "questions, a json (also SQuAD's nested form), jsonl or parquet file or a Hub dataset",
         default_text="the run's validation data if still available, else sentences of this package",
         path=True,
     )
@@ -74,7 +84,15 @@ class ExportArguments:
     )
     label_column_name: str | None = flag(None, "label column of --data", default_text="label, else labels")
     max_eval_samples: int = flag(2000, "maximum number of rows to verify on, drawn by a fixed seed", at_least=1)
-    max_seq_length: int = flag(128, "maximum tokens per row during verification", at_least=3)
+    max_seq_length: int | None = flag(
+        None,
+        "maximum tokens per row during verification",
+        at_least=3,
+        default_text="that of the run, at most 128, or 384 for question answering",
+    )
+    version_2_with_negative: bool = flag(
+        False, "question answering: questions may have no answer (SQuAD 2.0), if no run recorded this for the model"
+    )
     deepsparse_python: str | None = flag(
         None,
         "Python interpreter with DeepSparse 1.8, to measure it too",
@@ -93,7 +111,9 @@ class ExportArguments:
         check_bounds(self)
         if self.model_path is None:
             raise UsageError("--model_path is missing: the folder of the model to export.")
-        for name in ("input_column_names", "label_column_name"):
+        if (task := self.task_name) is not None:
+            self.check_task(task)
+        for name in _COLUMNS:
             if getattr(self, name) and not self.data:
                 raise UsageError(f"--{name} names a column of --data: add --data.")
         if self.kernels and self.format != "qdq":
@@ -105,15 +125,35 @@ class ExportArguments:
                     f"--report_to: an export cannot be sent to '{word}'.{nearest(word, TRACKERS)} It can to: "
                     f"{', '.join(TRACKERS)}."
                 )
-        known = ", ".join(dict.fromkeys(_TASKS.values()))
-        name = (self.task or "text_classification").replace("-", "_")
+
+    @property
+    def task_name(self) -> str | None:
+        """Returns this package's name of the task in --task; None without --task.
+
+        Raises:
+            UsageError: there is no such task, or not yet.
+        """
+        if self.task is None:
+            return None
+        known = ", ".join(EXPORTED)
+        name = self.task.replace("-", "_")
         if name in _LATER:
             raise UsageError(f"--task {self.task} is not supported yet. Supported: {known}.")
         if name not in _TASKS:
             raise UsageError(f"--task: unknown value '{self.task}'. Expected one of: {known}.")
-        self._task_name = _TASKS[name]
+        return _TASKS[name]
 
-    @property
-    def task_name(self) -> str:
-        """Returns this package's name of the task."""
-        return self._task_name
+    def check_task(self, task: str) -> None:
+        """Checks the flags that not every task has.
+
+        Args:
+            task: this package's name of the model's task.
+
+        Raises:
+            UsageError: a flag has no meaning for this task.
+        """
+        if self.version_2_with_negative and task != _QUESTIONS:
+            raise UsageError(f"--version_2_with_negative is for {_QUESTIONS}, not for {task}: remove it.")
+        for name in _COLUMNS:
+            if getattr(self, name) and task == _QUESTIONS:
+                raise UsageError(f"--{name} is not for {task}: {QuestionAnsweringArguments.refused[name]} Remove it.")

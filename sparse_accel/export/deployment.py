@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +14,9 @@ import onnxruntime
 import torch
 import transformers
 from torch import nn
+from transformers import AutoConfig
 
+from sparse_accel.cli.export import EXPORTED
 from sparse_accel.errors import UsageError
 from sparse_accel.export import measure, report
 from sparse_accel.export.archive import ARCHIVE, compress
@@ -26,10 +29,11 @@ from sparse_accel.export.texts import find_texts
 from sparse_accel.export.trace import NATIVE_OPSET, trace
 from sparse_accel.files import write_json, write_text
 from sparse_accel.fingerprints import fingerprint_of_weights
+from sparse_accel.hub import model_address
 from sparse_accel.models.loading import load_for_export
 from sparse_accel.nn.layers import quantized_linears, quantizers
 from sparse_accel.runtime.other_interpreter import require_deepsparse
-from sparse_accel.tasks import TASKS
+from sparse_accel.tasks import TASKS, Task, TextClassification, task_class
 
 if TYPE_CHECKING:
     from sparse_accel.cli.export import ExportArguments
@@ -53,8 +57,10 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
     opset = arguments.opset or _DEFAULT_OPSET[arguments.format]
     if opset > onnx.defs.onnx_opset_version():
         raise UsageError(f"--opset {opset}: the installed onnx supports opsets up to {onnx.defs.onnx_opset_version()}")
-    model, tokenizer, limit = load_for_export(str(arguments.model_path), TASKS[arguments.task_name])
-    length = arguments.sequence_length or min(limit, arguments.max_seq_length)
+    kind = task_to_export(arguments)
+    arguments.check_task(kind.name)
+    model, tokenizer, limit = load_for_export(str(arguments.model_path), kind)
+    length = arguments.sequence_length or min(limit, arguments.max_seq_length or kind.arguments.max_seq_length)
     if length > limit:
         raise UsageError(f"--sequence_length {length}: this model accepts up to {limit} tokens")
     source = {
@@ -77,7 +83,7 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
         raise UsageError("--reduce_range acts on quantized activations, but this model has none: leave it out")
     if arguments.reduce_range:
         reduce_ranges(model)
-    texts, note = find_texts(arguments, model, tokenizer, length)
+    texts, note = find_texts(arguments, kind, model, tokenizer, length)
 
     with staged(target) as partial, tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
@@ -106,8 +112,9 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
             "quantized_linears": quantized_linears(model)[0],
             "linears": quantized_linears(model)[1],
             **proof.to_dict(),
-            "task": arguments.task_name,
-            "texts": {"source": texts.source, "rows": len(texts.rows), "labels": texts.has_labels},
+            "task": kind.name,
+            "head": type(model).__name__,
+            "texts": {"source": texts.source, "rows": texts.count, "labels": texts.has_labels},
             "notes": [line for line in (note, *failed) if line],
             "files": file_sizes(in_float, exported, partial / KERNEL_MODEL, partial / ARCHIVE),
             "tokens": tokens,
@@ -123,6 +130,17 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
         write_json(partial / REPORT, found)
         write_text(partial / READABLE_REPORT, report.as_text(found))
     return found | {"target": str(target)}
+
+
+def task_to_export(arguments: ExportArguments) -> type[Task]:
+    """Returns the task of --task; without it, that of the head in the model's config.json, else text classification."""
+    if arguments.task_name is not None:
+        return TASKS[arguments.task_name]
+    with suppress(Exception):  # reading the model says what is wrong with it
+        config = AutoConfig.from_pretrained(model_address("--model_path", str(arguments.model_path)))
+        found = task_class(config)
+        return found if found is not None and found.name in EXPORTED else TextClassification
+    return TextClassification
 
 
 # --- graphs -------------------------------------------------------------------------------------------------

@@ -25,7 +25,9 @@ _BATCH_ROWS = 32
 # fraction of decisions may differ, and logits may differ by this fraction of their spread (mean absolute difference).
 MAX_DISAGREEMENT = 0.005
 MAX_LOGIT_DIFFERENCE_QUANTIZED, MAX_LOGIT_DIFFERENCE_FLOAT = 0.1, 1e-3
-
+# Names of the checks of outputs: decisions, logits, and figures of most tasks and of question answering.
+AGREEMENT, LOGITS, ACCURACY, ANSWERS = "agreement", "logits", "accuracy", "exact match and F1"
+_EXACT_MATCH = "exact_match"
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -177,11 +179,13 @@ def check_fidelity(
     """
     checks: list[Check] = []
     where = f"{found.rows} {texts.task.unit} of {texts.source}"
+    answers = _EXACT_MATCH in texts.task.figure_names()
     if found.agreement is not None:
         allowed = max(math.floor(MAX_DISAGREEMENT * found.rows), 1 if quantized else 0)
         different = round((1 - found.agreement) * found.rows)
-        detail = f"{found.agreement:.2%} of decisions are the same on {where} (at most {allowed} may differ)"
-        checks.append(Check("agreement", different <= allowed, detail))
+        what = "answers" if answers else "decisions"
+        detail = f"{found.agreement:.2%} of {what} are the same on {where} (at most {allowed} may differ)"
+        checks.append(Check(AGREEMENT, different <= allowed, detail))
     if tolerance is None:
         tolerance = MAX_LOGIT_DIFFERENCE_QUANTIZED if quantized else MAX_LOGIT_DIFFERENCE_FLOAT
     near = found.mean_difference <= tolerance * max(found.spread, 1e-6)
@@ -189,33 +193,37 @@ def check_fidelity(
         f"logits differ by {found.mean_difference:.2g} on average and {found.max_difference:.2g} at most; their "
         f"spread is {found.spread:.2g} (the average may be {tolerance:g} of it)"
     )
-    checks.append(Check("logits", near and math.isfinite(found.max_difference), detail))
+    checks.append(Check(LOGITS, near and math.isfinite(found.max_difference), detail))
+    name_of_figures = ANSWERS if answers else ACCURACY
     if found.metrics is None:
-        checks.append(Check("accuracy", None, f"{texts.source} has no labels"))
+        missing = "answers" if answers else "labels"
+        checks.append(Check(name_of_figures, None, f"{texts.source} has no {missing}"))
     else:
         (first, second), (ours, theirs) = found.names, found.metrics
         words = [f"{name} {value:.4f} in {first}, {theirs[name]:.4f} in {second}" for name, value in ours.items()]
         support = texts.task.support(texts.rows, texts.split)
         near = all(
-            abs(value - theirs[name]) <= _allowed_gap(name, found.rows, support, gap) for name, value in ours.items()
+            abs(value - theirs[name]) <= _allowed_gap(name, found.rows, support, gap, answers)
+            for name, value in ours.items()
         )
-        checks.append(Check("accuracy", near, f"{'; '.join(words)} ({where})"))
+        checks.append(Check(name_of_figures, near, f"{'; '.join(words)} ({where})"))
     return checks
 
 
-def _allowed_gap(metric: str, rows: int, support: int, gap: float) -> float:
+def _allowed_gap(metric: str, rows: int, support: int, gap: float, answers: bool) -> float:
     """How much a metric may differ between two runs. An accuracy: by `gap`, or by one decision. Others: by more,
     because a few decisions change them more. Errors of a score have its unit, and the logits check covers them.
 
     Args:
         rows: number of decisions.
         support: number of decisions that determine the other metrics.
+        answers: whether the metrics are those of answers: means over questions, as an accuracy is one over decisions.
     """
     # The best thresholds of SQuAD 2.0 are in units of logits, and few of its questions may be of one kind; its exact
     # match and F1 are compared.
     if metric in ("mse", "mae") or metric.startswith(("best_", "has_answer_", "no_answer_")):
         return math.inf
-    if metric.endswith("accuracy"):
+    if answers or metric.endswith("accuracy"):
         return max(gap, 1 / rows) + 1e-9
     return max(gap, 1 / support) * 4 + 1e-9
 

@@ -14,6 +14,10 @@ from sparse_accel.errors import UsageError
 from sparse_accel.export import measure
 from sparse_accel.export.checks import Check, check_file, check_kernels, check_weights
 from sparse_accel.export.fidelity import (
+    ACCURACY,
+    AGREEMENT,
+    ANSWERS,
+    LOGITS,
     Fidelity,
     check_fidelity,
     compare,
@@ -25,6 +29,8 @@ from sparse_accel.export.fidelity import (
 from sparse_accel.export.texts import Texts
 from sparse_accel.nn.layers import quantizers
 from sparse_accel.runtime.timing import plain_session
+
+_OF_OUTPUTS = {AGREEMENT, LOGITS, ACCURACY, ANSWERS}
 
 
 class ProofFailed(UsageError):
@@ -107,7 +113,7 @@ def reasons(failed: list[Check], *, overflows: bool) -> str:
     lines = ["the exported file differs from the model; no deployment was written."]
     lines += [f"  {check.name}: {check.detail}" for check in failed]
     cpu = measure.cpu()
-    if overflows and cpu["vnni"] is False and {check.name for check in failed} <= {"agreement", "logits", "accuracy"}:
+    if overflows and cpu["vnni"] is False and {check.name for check in failed} <= _OF_OUTPUTS:
         lines.append(
             f"The weights are correct. This CPU ({cpu['name']}) has no VNNI, and onnxruntime's 8-bit sums overflow on "
             "it: export with --reduce_range or --format integer, or on a CPU with VNNI"

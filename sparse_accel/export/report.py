@@ -104,8 +104,9 @@ def as_text(report: dict[str, Any]) -> str:
     lines = [
         "# Export report",
         "",
-        f"`model.onnx` was made from `{source['folder']}` (weights {source['weights']}): a {source['model_type']}, "
-        f"format `{report['format']}`, opset {report['opset']}, IR version {report['ir_version']}.",
+        f"`model.onnx` was made from `{source['folder']}` (weights {source['weights']}): a {source['model_type']} for "
+        f"{report['task'].replace('_', ' ')}, format `{report['format']}`, opset {report['opset']}, IR version "
+        f"{report['ir_version']}.",
         "",
         "## Proof",
         "",
@@ -171,7 +172,8 @@ def _kernels_in_short(found: dict[str, Any]) -> str:
 
 def closing_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns the rows of the table that the script prints at the end."""
-    rows = [(check["name"], f"{check['result']}: {check['detail']}") for check in report["checks"]]
+    rows = [("task", f"{report['task']}: the model is a {report['head']}")]
+    rows += [(check["name"], f"{check['result']}: {check['detail']}") for check in report["checks"]]
     rows += [
         ("size", f"{name} {size['bytes'] / 1e6:.1f} MB, {size['ratio']:.3f} of dense float32")
         for name, size in report["files"].items()

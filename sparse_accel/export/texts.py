@@ -1,10 +1,11 @@
-"""Real sentences to prove an export on: the data of --data, the run's own validation data, or those of this package."""
+"""Real text to prove an export on: the data of --data, the run's own validation data, or sentences of this package."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,26 +15,33 @@ from torch import nn
 
 from sparse_accel.cli.text_classification import GLUE_TASKS
 from sparse_accel.errors import UsageError
+from sparse_accel.models.loading import max_length
 from sparse_accel.run_folder.checkpoints import checkpoint_step
 from sparse_accel.run_folder.results import ARGUMENTS_FILE
-from sparse_accel.tasks import TASKS, Task
+from sparse_accel.tasks import QuestionAnswering, Task
 from sparse_accel.tasks.label_names import head_in
 
 if TYPE_CHECKING:
     from sparse_accel.cli.export import ExportArguments
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
-# The flags of a training run that select its validation data.
+# The flags of a training run that select its validation data, that name a source of it, and that say how questions are
+# asked and answered, whatever they are.
 _DATA_FLAGS = (
     *("task_name", "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file"),
     *("validation_ratio", "eval_on_test", "input_column_names", "text_column_name", "label_column_name"),
-    *("label_all_tokens", "max_seq_length", "seed", "cache_dir"),
+    *("label_all_tokens", "seed", "cache_dir"),
+)
+_SOURCES = {"task_name", "dataset_name", "validation_file", "test_file", "train_file"}
+_ANSWER_FLAGS = (
+    *("max_seq_length", "doc_stride", "version_2_with_negative", "null_score_diff_threshold", "n_best_size"),
+    "max_answer_length",
 )
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Tokenized sentences.
+    """Tokenized sentences, or questions with their contexts.
 
     Attributes:
         source: where they come from, as text.
@@ -52,41 +60,80 @@ class Texts:
     def has_labels(self) -> bool:
         return "labels" in self.rows.column_names
 
+    @property
+    def count(self) -> int:
+        """Returns how many sentences or questions there are; a long one may be several tokenized rows."""
+        return len(self.task.data.splits[self.split])
 
-def find_texts(arguments: ExportArguments, model: nn.Module, tokenizer: Any, length: int) -> tuple[Texts, str]:
+
+def find_texts(
+    arguments: ExportArguments, kind: type[Task], model: nn.Module, tokenizer: Any, length: int
+) -> tuple[Texts, str]:
     """Returns sentences, and a line why they are only those of this package; empty if they are the requested ones.
 
     Args:
-        arguments: name the model, its task, and the data: a file, a GLUE task or a Hub dataset. Without --data, the
-            run's validation data is used, if it still exists.
-        length: maximum number of tokens per sentence.
+        arguments: name the model and the data: a file, a GLUE task or a Hub dataset. Without --data, the run's
+            validation data is used, if it still exists.
+        kind: the task of the model.
+        length: maximum number of tokens per row.
 
     Raises:
         UsageError: the data of --data cannot be read.
     """
-    folder, kind = Path(str(arguments.model_path)), TASKS[arguments.task_name]
+    folder = Path(str(arguments.model_path))
+    recorded = _recorded(folder)
     flags: dict[str, Any] = {"max_eval_samples": arguments.max_eval_samples}
+    longest = arguments.max_seq_length or 0
+    if longest > recorded.get("max_seq_length", kind.arguments.max_seq_length):  # less is in `length`
+        flags["max_seq_length"] = longest
+    if arguments.version_2_with_negative:
+        flags["version_2_with_negative"] = True
     if arguments.data is not None:
+        flags = {name: recorded[name] for name in _ANSWER_FLAGS if name in recorded} | flags
         try:
             return _load(folder, kind, model, tokenizer, length, flags | _named(arguments, kind)), ""
-        except UsageError as error:  # it names the files' training flags
-            raise UsageError(re.sub("--(validation_file|test_file)", "--data", str(error))) from error
-    recorded = _recorded(folder)
-    if recorded is None:
-        return shipped(
-            kind, model, tokenizer, length
-        ), "no validation data is recorded for this model; name it with --data FILE"
+        except UsageError as error:
+            raise UsageError(_for_export(str(error))) from error
+    if not _SOURCES & recorded.keys():
+        note = "no validation data is recorded for this model; name it with --data FILE"
+        return shipped(kind, model, tokenizer, length, recorded | flags), note
     try:
         return _load(folder, kind, model, tokenizer, length, recorded | flags), ""
     except UsageError as error:
-        return shipped(kind, model, tokenizer, length), f"the run's validation data can no longer be used ({error})"
+        note = f"the run's validation data can no longer be used ({_for_export(str(error))})"
+        return shipped(kind, model, tokenizer, length, recorded | flags), note
 
 
-def shipped(kind: type[Task], model: Any, tokenizer: Any, length: int) -> Texts:
-    """Returns the sentences of this package, without labels."""
+def shipped(kind: type[Task], model: Any, tokenizer: Any, length: int, flags: Mapping[str, Any]) -> Texts:
+    """Returns the sentences of this package, without labels; for question answering, each with the one before it as its
+    question.
+
+    Args:
+        flags: of the run that say whether a question may have no answer.
+
+    Raises:
+        UsageError: such a question has no room in a row.
+    """
     lines = [line for line in SENTENCES.read_text(encoding="utf-8").splitlines() if line.strip()]
     task = kind.of_sentences(head_in(model.config, "config.json"), lines)
-    return Texts("this package", _tokenized(task, tokenizer, length)["test"], task, "test")
+    if not isinstance(task, QuestionAnswering):
+        return Texts("this package", _tokenized(task, tokenizer, length)["test"], task, "test")
+    task.doc_stride = min(task.doc_stride, length // 4)
+    task.version_2 = bool(flags.get("version_2_with_negative"))
+    task.threshold = float(flags.get("null_score_diff_threshold", 0.0))
+    try:
+        return Texts("this package", _tokenized(task, tokenizer, length)["test"], task, "test")
+    except UsageError as error:
+        raise UsageError(
+            f"rows of {length} tokens are too short to prove question answering on sentences of this package: name "
+            "questions that fit with --data FILE, or allow more tokens"
+        ) from error
+
+
+def _for_export(message: str) -> str:
+    """Returns a message about the flags of a training script, as one about those of the export."""
+    message = re.sub("(--train_file and )?--(validation_file|test_file)", "--data", message)
+    return message.replace(", reduce --doc_stride, or shorten", ", or shorten")
 
 
 def _named(arguments: ExportArguments, kind: type[Task]) -> dict[str, Any]:
@@ -104,17 +151,18 @@ def _named(arguments: ExportArguments, kind: type[Task]) -> dict[str, Any]:
     return {**flags, "task_name" if is_task else "dataset_name": data}
 
 
-def _recorded(folder: Path) -> dict[str, Any] | None:
-    """The data flags of the run that made the folder, or of the run that a checkpoint belongs to."""
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The data flags of the run that made the folder, or of the run that a checkpoint belongs to; empty without one."""
     home = folder.resolve().parent if checkpoint_step(folder.resolve()) >= 0 else folder
     try:
         flags = json.loads((home / ARGUMENTS_FILE).read_text(encoding="utf-8"))
-        found = {name: flags[name] for name in _DATA_FLAGS if flags.get(name) not in (None, False)}
-    except (OSError, ValueError, TypeError):
-        return None
+        names = (*_DATA_FLAGS, *_ANSWER_FLAGS)
+        found = {name: flags[name] for name in names if flags.get(name) is not None and flags[name] is not False}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
     if "input_column_names" in found:
         found["input_column_names"] = tuple(found["input_column_names"])
-    return found if {"task_name", "dataset_name", "validation_file", "test_file", "train_file"} & found.keys() else None
+    return found
 
 
 def _load(folder: Path, kind: type[Task], model: Any, tokenizer: Any, length: int, flags: dict[str, Any]) -> Texts:
@@ -132,6 +180,10 @@ def _load(folder: Path, kind: type[Task], model: Any, tokenizer: Any, length: in
     )
     split = "test" if unlabelled else "validation"
     task = kind.load(arguments, head_in(model.config, "config.json"))
+    if isinstance(task, QuestionAnswering):
+        is_shorter = length < min(arguments.max_seq_length, max_length(tokenizer, model))
+        if is_shorter or "doc_stride" not in flags:  # else these are the windows of the run
+            task.doc_stride = min(task.doc_stride, length // 3)
     rows = _tokenized(task, tokenizer, min(length, arguments.max_seq_length))[split]
     return Texts(task.data.sources[split], rows, task, split)
 

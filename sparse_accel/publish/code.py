@@ -9,6 +9,13 @@ from sparse_accel.publish.facts import Facts
 from sparse_accel.publish.metadata import encoder_sparsity
 
 _SENTENCE = "a gripping film, from the first scene to the last"
+_AS_TRAINED = "As it was trained, with quantizers on, with the package `sparse_accel`:"
+_QUESTION, _CONTEXT = "Where was the film made?", "The film was made in Paris, in the spring of 1962."
+# From scores of all pairs of a first and a last token to the text.
+_SPAN = (
+    "first, last = divmod(int(scores.argmax()), len(inside))",
+    "print(context[encoded.token_to_chars(first).start : encoded.token_to_chars(last).end])",
+)
 
 
 @dataclass(frozen=True)
@@ -29,21 +36,25 @@ class Place:
 def of_a_model(facts: Facts, place: Place, report: dict[str, Any]) -> list[str]:
     """Returns the lines of the section: the model, and its deployment if there is a report of it."""
     name = place.repository or place.folder
-    lines: list[str] = []
-    if facts.pipeline:
-        grouped = ', aggregation_strategy="simple"' if facts.pipeline == "token-classification" else ""
-        lines += [
-            f"In transformers, as a float model{' with zeros' if encoder_sparsity(facts) else ''}"
-            + (", without its quantizers:" if facts.is_quantized else ":")
-        ]
-        lines += _block(
-            "from transformers import pipeline",
-            "",
-            f'classify = pipeline("{facts.pipeline}", "{name}"{grouped})',
-            f'print(classify("{_SENTENCE}"))',
-        )
-    if facts.is_quantized and facts.pipeline:
-        lines += ["As it was trained, with quantizers on, with the package `sparse_accel`:"]
+    lines = _of_questions(facts, name) if facts.answers_questions else _of_a_classifier(facts, name)
+    if report:
+        return lines + of_a_deployment(facts, report, place.deployment, place.repository)
+    return lines
+
+
+def _of_a_classifier(facts: Facts, name: str) -> list[str]:
+    if not facts.pipeline:
+        return []
+    grouped = ', aggregation_strategy="simple"' if facts.pipeline == "token-classification" else ""
+    lines = [_in_transformers(facts)]
+    lines += _block(
+        "from transformers import pipeline",
+        "",
+        f'classify = pipeline("{facts.pipeline}", "{name}"{grouped})',
+        f'print(classify("{_SENTENCE}"))',
+    )
+    if facts.is_quantized:
+        lines += [_AS_TRAINED]
         lines += _block(
             "import torch",
             "from transformers import AutoTokenizer",
@@ -55,8 +66,6 @@ def of_a_model(facts: Facts, place: Place, report: dict[str, Any]) -> list[str]:
             f'    logits = model(**tokenizer(["{_SENTENCE}"], return_tensors="pt")).logits[0]',
             *_decision(facts, "logits"),
         )
-    if report:
-        return lines + of_a_deployment(facts, report, place.deployment, place.repository)
     return lines
 
 
@@ -72,8 +81,12 @@ def of_a_deployment(facts: Facts, report: dict[str, Any], folder: str, repositor
     if repository:
         find = ["from huggingface_hub import snapshot_download"]
         place = f'snapshot_download("{repository}", allow_patterns="onnx/*") + "/onnx"'
+    of_questions = report.get("task") == "question_answering"
+    truncated = '"only_second"' if of_questions else "True"
     length = report.get("sequence_length")
-    fixed = f', padding="max_length", max_length={length}, truncation=True' if isinstance(length, int) else ""
+    fixed = f', padding="max_length", max_length={length}, truncation={truncated}' if isinstance(length, int) else ""
+    if of_questions:
+        return _question_of_a_deployment(find, place, fixed, report.get("format") == "qdq")
     lines = ["In onnxruntime:"]
     lines += _block(
         "import json",
@@ -101,6 +114,81 @@ def of_a_deployment(facts: Facts, report: dict[str, Any], folder: str, repositor
             "print(explain(fast))",
         )
     return lines
+
+
+def _in_transformers(facts: Facts) -> str:
+    zeros = " with zeros" if encoder_sparsity(facts) else ""
+    return f"In transformers, as a float model{zeros}{', without its quantizers' if facts.is_quantized else ''}:"
+
+
+# --- question answering: transformers 5 has no pipeline for it --------------------------------------------------------
+
+
+def _of_questions(facts: Facts, name: str) -> list[str]:
+    lines = [_in_transformers(facts)]
+    lines += _question_in_torch(f'AutoModelForQuestionAnswering.from_pretrained("{name}")', name)
+    if facts.is_quantized:
+        lines += [_AS_TRAINED, *_question_in_torch(f'sparse_accel.load("{name}")', name)]
+    return lines
+
+
+def _question_in_torch(model: str, name: str) -> list[str]:
+    """Lines that load a model and a tokenizer and print the best span of a context. `model`: the code that loads it."""
+    own = model.startswith("sparse_accel")
+    return _block(
+        "import torch",
+        f"from transformers import {'' if own else 'AutoModelForQuestionAnswering, '}AutoTokenizer",
+        *(["", "import sparse_accel"] if own else []),
+        "",
+        f'model, tokenizer = {model}, AutoTokenizer.from_pretrained("{name}")',
+        f'question, context = "{_QUESTION}", "{_CONTEXT}"',
+        'encoded = tokenizer(question, context, return_tensors="pt")',
+        "with torch.no_grad():",
+        "    outputs = model(**encoded)",
+        "inside = torch.tensor([part == 1 for part in encoded.sequence_ids()])  # tokens of the context",
+        "scores = outputs.start_logits[0][:, None] + outputs.end_logits[0]",
+        "scores = scores.masked_fill(~(inside[:, None] & inside).triu(), -torch.inf)",
+        *_SPAN,
+    )
+
+
+def _question_of_a_deployment(find: list[str], place: str, fixed: str, is_quantized: bool) -> list[str]:
+    """The lines of the section for a deployment: code that finds it, names it, and pads a row of it."""
+    kernels = ", with INT8 kernels that skip zeros where the CPU has them" if is_quantized else ""
+    lines = [
+        f"With the package `sparse_accel`, in onnxruntime{kernels}. A long context is read in several windows; the "
+        "answer comes with its score and its place in the context:"
+    ]
+    lines += _block(
+        *find,
+        *([""] if find else []),
+        "import sparse_accel",
+        "",
+        f"folder = {place}",
+        f'print(sparse_accel.answer(folder, "{_QUESTION}", "{_CONTEXT}"))',
+    )
+    lines += ["In onnxruntime alone, for a context that fits into one row:"]
+    lines += _block(
+        "import numpy as np",
+        "import onnxruntime",
+        *find,
+        "from transformers import AutoTokenizer",
+        "",
+        f"folder = {place}",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',
+        f'question, context = "{_QUESTION}", "{_CONTEXT}"',
+        f'encoded = tokenizer(question, context, return_tensors="np"{fixed})',
+        "inputs = {entry.name: encoded[entry.name] for entry in session.get_inputs()}",
+        'start, end = session.run(["start_logits", "end_logits"], inputs)',
+        "inside = np.array([part == 1 for part in encoded.sequence_ids()])  # tokens of the context",
+        "scores = np.where(np.triu(inside[:, None] & inside), start[0][:, None] + end[0], -np.inf)",
+        *_SPAN,
+    )
+    return lines
+
+
+# --- all --------------------------------------------------------------------------------------------------------------
 
 
 def _decision(facts: Facts, source: str) -> list[str]:

@@ -24,7 +24,12 @@ from sparse_accel.zoo.stubs import parse_stub
 
 CARD, DEPLOYMENT_REPORT, QUANTIZERS = "README.md", "export_report.json", "quantization.json"
 EVALUATION = "evaluation.json"
-_HEADS = {"ForSequenceClassification": "text-classification", "ForTokenClassification": "token-classification"}
+QUESTIONS = "question-answering"
+_HEADS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": QUESTIONS,
+}
 # The most folders between a model and the Hub's model that it came from.
 _LONGEST_CHAIN = 10
 _PATH = re.compile(r"(?<![\w.:/])(?:~?/|[A-Za-z]:\\)[^\s\"'`|,;()<>]*[^\s\"'`|,;()<>.:]")
@@ -89,6 +94,7 @@ class Rows:
         count: the number of rows.
         all: the number of rows there: more, if only a part was evaluated.
         dataset, config, split: on the Hub; None for files.
+        unit: what they are: rows, or questions.
     """
 
     name: str
@@ -97,6 +103,7 @@ class Rows:
     dataset: str | None
     config: str | None
     split: str | None
+    unit: str = "rows"
 
     @property
     def are_complete(self) -> bool:
@@ -106,8 +113,8 @@ class Rows:
     def described(self) -> str:
         """Returns which rows they are, in words."""
         if self.are_complete:
-            return f"{self.split}, {self.count:,} rows" if self.split else f"{self.count:,} rows"
-        return f"{self.count:,} of {self.all:,} rows" + (f" of {self.split}" if self.split else "")
+            return f"{self.split}, {self.count:,} {self.unit}" if self.split else f"{self.count:,} {self.unit}"
+        return f"{self.count:,} of {self.all:,} {self.unit}" + (f" of {self.split}" if self.split else "")
 
 
 @dataclass(frozen=True)
@@ -136,12 +143,18 @@ class Facts:
     @property
     def pipeline(self) -> str | None:
         """The task as the Hub names it; None if the model has another head."""
-        kinds = [str(each) for each in self.config.get("architectures") or []]
-        return next((task for kind in kinds for end, task in _HEADS.items() if kind.endswith(end)), None)
+        return _pipeline(self.config)
+
+    @property
+    def answers_questions(self) -> bool:
+        """Whether the model is for question answering."""
+        return self.pipeline == QUESTIONS
 
     @property
     def labels(self) -> list[str]:
-        """The names of the outputs, in order."""
+        """The names of the outputs, in order; none for question answering, where they are start and end."""
+        if self.answers_questions:
+            return []
         names = self.config.get("id2label")
         with suppress(ValueError, AttributeError):
             return [str(names[key]) for key in sorted(names, key=int)] if names else []
@@ -229,10 +242,11 @@ class Facts:
 
 def facts_of(folder: Path) -> Facts:
     """Returns what the files of a folder say."""
-    figures, of_teacher, rows = _measured(folder)
+    config = read(folder, "config.json")
+    figures, of_teacher, rows = _measured(folder, "questions" if _pipeline(config) == QUESTIONS else "rows")
     return Facts(
         folder,
-        config=read(folder, "config.json"),
+        config=config,
         arguments=read(folder, "arguments.json"),
         record=read(folder, "run.json"),
         sparsity=read(folder, "sparsity.json"),
@@ -243,7 +257,12 @@ def facts_of(folder: Path) -> Facts:
     )
 
 
-def _measured(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Rows]]:
+def _pipeline(config: dict[str, Any]) -> str | None:
+    kinds = [str(each) for each in config.get("architectures") or []]
+    return next((task for kind in kinds for end, task in _HEADS.items() if kind.endswith(end)), None)
+
+
+def _measured(folder: Path, unit: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Rows]]:
     """Figures of the model, figures of its teacher, and rows, by split."""
     results = read(folder, "eval_results.json")
     if "eval_model" in results:  # they are of another model
@@ -265,7 +284,8 @@ def _measured(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, R
             dataset, config = origin["dataset"], origin["config"]
             name = PurePath(without_paths(origin["name"])).name
             name = f"{dataset} {config}" if dataset and config else dataset or name
-            rows[split] = Rows(name, int(found["rows"]), int(origin["rows"]), dataset, config, origin["split"])
+            counts = int(found["rows"]), int(origin["rows"])
+            rows[split] = Rows(name, *counts, dataset, config, origin["split"], unit)
     return figures, of_teacher, rows
 
 

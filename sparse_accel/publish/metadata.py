@@ -11,6 +11,7 @@ from sparse_accel.publish.facts import Facts, hub_card, part
 # name of a figure -> the Hub's name of the metric, and its name for people.
 METRICS = {
     "accuracy": ("accuracy", "Accuracy"),
+    "exact_match": ("exact_match", "Exact match"),
     "f1": ("f1", "F1"),
     "f1_macro": ("f1", "F1 (macro)"),
     "f1_micro": ("f1", "F1 (micro)"),
@@ -21,8 +22,16 @@ METRICS = {
     "spearmanr": ("spearmanr", "Spearman correlation"),
     "mse": ("mse", "Mean squared error"),
     "mae": ("mae", "Mean absolute error"),
+    "has_answer_exact_match": ("exact_match", "Exact match (questions with an answer)"),
+    "has_answer_f1": ("f1", "F1 (questions with an answer)"),
+    "no_answer_exact_match": ("exact_match", "Exact match (questions without an answer)"),
+    "no_answer_f1": ("f1", "F1 (questions without an answer)"),
 }
-TASKS = {"text-classification": "Text classification", "token-classification": "Token classification"}
+TASKS = {
+    "text-classification": "Text classification",
+    "token-classification": "Token classification",
+    "question-answering": "Question answering",
+}
 
 
 def metadata(facts: Facts, name: str, tags: list[str], *, fetch: bool, measured: bool = True) -> Any:

@@ -88,20 +88,24 @@ def _rows(runs: Sequence[Run]) -> str:
         if flags.get("max_eval_samples")
         else []
     )
-    words += [f"{units.plain(run.rows())} rows"] if run.rows() is not None else []
+    words += (
+        [f"{units.plain(run.rows())} {'questions' if run.unit == 'questions' else 'rows'}"]
+        if run.rows() is not None
+        else []
+    )
     words += [f"digest {run.digest[:8]}"] if run.digest else []
     return ", ".join(words)
 
 
 def _tables(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Table]:
     measured = [
-        replace(as_exported(run.exports[0], run.labels_words), what=f"{name}, exported")
+        replace(as_exported(run.exports[0], run.unit), what=f"{name}, exported")
         if run.deployment
-        else Measured(name, short(str(run.folder)), run.figures(), run.rows(), run.labels_words)
+        else Measured(name, short(str(run.folder)), run.figures(), run.rows(), run.unit)
         for run, name in zip(runs, names, strict=True)
     ]
     measured += [  # a teacher that none of the runs is
-        Measured(f"teacher of {name}", short(each.name), each.figures, run.rows(), run.labels_words)
+        Measured(f"teacher of {name}", short(each.name), each.figures, run.rows(), run.unit)
         for run, name in zip(runs, names, strict=True)
         for each in run.references
         if each.role == "teacher" and each.name not in {str(other.folder) for other in runs}

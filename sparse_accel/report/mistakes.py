@@ -16,13 +16,15 @@ _FEW_LABELS = 6
 _MOST_MISTAKES = 20
 _MOST_CONFUSIONS = 20
 _LONGEST_TEXT = 400
+_NO_ANSWER = "no answer"
 
 
 def decision_blocks(run: Run) -> list[Block]:
     """Returns the blocks of each set of rows that the finished model was evaluated on."""
     several = len(run.evaluation) > 1
-    unit = "words" if run.labels_words else "rows"
-    return [block for name, entry in run.evaluation.items() for block in _blocks(entry, name if several else "", unit)]
+    return [
+        block for name, entry in run.evaluation.items() for block in _blocks(entry, name if several else "", run.unit)
+    ]
 
 
 def _blocks(entry: dict[str, Any], name: str, unit: str) -> Iterator[Block]:
@@ -54,7 +56,9 @@ def _blocks(entry: dict[str, Any], name: str, unit: str) -> Iterator[Block]:
         yield SideBySide(tables)
     mistakes = [row for row in as_list(entry.get("mistakes")) if isinstance(row, dict)][:_MOST_MISTAKES]
     if mistakes:
-        yield Mistakes([_mistake(row) for row in mistakes], f"{of.strip(', ')} {_rows(entry)}".strip())
+        questions = unit == "questions"
+        note = f"{of.strip(', ')} {_rows(entry, questions)}".strip()
+        yield Mistakes([_mistake(row, questions) for row in mistakes], note, questions)
 
 
 def _confusions(labels: list[str], confusion: list[list[Any]]) -> list[Row]:
@@ -97,16 +101,17 @@ def _of_label(key: str, value: Any) -> Cell:
     return Cell(units.plain(value))
 
 
-def _mistake(row: dict[str, Any]) -> Mistake:
+def _mistake(row: dict[str, Any], questions: bool) -> Mistake:
     text = str(row.get("text", ""))
     return Mistake(
-        place=f"row {units.plain(row.get('row'))}",
+        place=f"{'question' if questions else 'row'} {units.plain(row.get('row'))}",
         text=text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} ... ({len(text):,} characters)",
-        label=str(row.get("label", "")),
-        predicted=str(row.get("predicted", "")),
+        label=str(row.get("label", "")) or (_NO_ANSWER if questions else ""),
+        predicted=str(row.get("predicted", "")) or (_NO_ANSWER if questions else ""),
         confidence=units.percent(row.get("confidence")),
     )
 
 
-def _rows(entry: dict[str, Any]) -> str:
-    return f"Rows of {entry['source']}." if entry.get("source") else ""
+def _rows(entry: dict[str, Any], questions: bool) -> str:
+    unit = "Questions" if questions else "Rows"
+    return f"{unit} of {entry['source']}." if entry.get("source") else ""

@@ -19,7 +19,16 @@ from sparse_accel.report.training import training_section
 from sparse_accel.wilson_interval import wilson_interval
 
 # Names of figures that others are compared by, best known first.
-_MAIN = ("accuracy", "f1", "f1_macro", "matthews_correlation", "pearson", "subset_accuracy", "combined_score")
+_MAIN = (
+    "accuracy",
+    "f1",
+    "exact_match",
+    "f1_macro",
+    "matthews_correlation",
+    "pearson",
+    "subset_accuracy",
+    "combined_score",
+)
 
 
 @dataclass(frozen=True)
@@ -29,26 +38,36 @@ class Measured:
     Attributes:
         what: the model, in a few words.
         rows: how many it was measured on; None if it was not recorded.
-        of_words: whether the accuracy is of words, not of rows.
+        unit: what the figures count: rows, words or questions.
     """
 
     what: str
     details: str
     figures: dict[str, float]
     rows: int | None
-    of_words: bool
+    unit: str
+
+    @property
+    def counted(self) -> float | None:
+        """Returns the figure that is a fraction of the rows or questions; None if there is none.
+
+        The words of a sentence are not independent, and F1 is no fraction of questions: these have no interval.
+        """
+        return None if self.unit == "words" else self.figures.get(counted_figure(self.unit))
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Returns the 95% interval of the accuracy, if it is a fraction of the rows.
-
-        The words of a sentence are not independent: an accuracy of words has no such interval.
-        """
-        accuracy, rows = self.figures.get("accuracy"), self.rows
-        if accuracy is None or not rows or self.of_words or not 0 <= accuracy <= 1:
+        """Returns the 95% interval of the counted figure, if it is a fraction of the rows."""
+        share, rows = self.counted, self.rows
+        if share is None or not rows or not 0 <= share <= 1:
             return None
-        is_fraction_of_rows = abs(accuracy * rows - round(accuracy * rows)) <= 0.01
-        return wilson_interval(accuracy, rows) if is_fraction_of_rows else None
+        is_fraction_of_rows = abs(share * rows - round(share * rows)) <= 0.01
+        return wilson_interval(share, rows) if is_fraction_of_rows else None
+
+
+def counted_figure(unit: str) -> str:
+    """Returns the name of the figure that is the fraction of rows, or of questions, that are right."""
+    return "exact_match" if unit == "questions" else "accuracy"
 
 
 def page_of_run(run: Run) -> Page:
@@ -111,7 +130,7 @@ def main_figure(run: Run) -> str:
     """Returns the name of the figure that a model is judged by: what its task recorded, else the best known of those
     there are; empty if there is none."""
     figures = run.figures()
-    known = [run.headline, *(name for name in _MAIN if name != "accuracy" or not run.labels_words), *figures]
+    known = [run.headline, *(name for name in _MAIN if name != "accuracy" or run.unit != "words"), *figures]
     return next((name for name in known if name in figures and name != "loss"), "")
 
 
@@ -129,7 +148,7 @@ def _tiles(run: Run) -> Iterator[Tile]:
     figures = run.figures()
     name = main_figure(run)
     if name:
-        low_high = _this_model(run).interval if name == "accuracy" else None
+        low_high = _this_model(run).interval if name == counted_figure(run.unit) else None
         note = f"95% interval {units.percent(low_high[0])} to {units.percent(low_high[1])}" if low_high else ""
         yield Tile(f"{name}, validation", units.figure(name, figures[name]), note)
         teacher = next((each for each in run.references if each.role == "teacher" and name in each.figures), None)
@@ -162,43 +181,44 @@ def _of(content: dict[str, Any], *keys: str) -> float | None:
 def result_blocks(run: Run) -> list[Block]:
     """Returns the table of this model, its teacher, the model it began from, and its exports."""
     found: list[Block] = []
-    measured, of_words = [_this_model(run)], run.labels_words
+    measured, unit = [_this_model(run)], run.unit
     for name, entry in run.evaluation.items():  # MNLI has a second set of rows
         if name != "validation":
             figures = numbers(entry.get("figures"))
             source, rows = str(entry.get("source", "")), whole(entry.get("rows"))
-            measured.append(Measured(f"this model, {name}", source, figures, rows, of_words))
+            measured.append(Measured(f"this model, {name}", source, figures, rows, unit))
     for each in run.references:
         dense = {True: ", dense", False: ", sparse"}.get(each.dense or False, "") if each.dense is not None else ""
         role = "teacher" if each.role == "teacher" else "the model it began from"
-        measured.append(Measured(role + dense, short(each.name), each.figures, run.rows(), of_words))
-    measured += [as_exported(export, of_words) for export in run.exports]
+        measured.append(Measured(role + dense, short(each.name), each.figures, run.rows(), unit))
+    measured += [as_exported(export, unit) for export in run.exports]
     measured = [each for each in measured if each.figures]
     if measured:
         found.append(figures_table(measured))
-    if measured and measured[0].rows is None and "accuracy" in measured[0].figures and not of_words:
-        found.append(Words("The number of rows was not recorded, so this accuracy has no interval."))
+    if measured and measured[0].rows is None and measured[0].counted is not None:
+        name = _words(counted_figure(unit))
+        found.append(Words(f"The number of {unit} was not recorded, so this {name} has no interval."))
     return found
 
 
 def _this_model(run: Run) -> Measured:
     place = short(str(run.folder)) + (f" on {short(other)}" if (other := _other_rows(run)) else "")
-    return Measured("this model", place, run.figures(), run.rows(), run.labels_words)
+    return Measured("this model", place, run.figures(), run.rows(), run.unit)
 
 
-def as_exported(export: Export, of_words: bool) -> Measured:
+def as_exported(export: Export, unit: str) -> Measured:
     """Returns the figures of an exported file in onnxruntime; none if it was not measured on rows with labels."""
     texts, fidelity = export.report.get("texts"), export.report.get("fidelity")
     place = f"{short(str(export.folder))}/model.onnx"
     if not (isinstance(texts, dict) and texts.get("labels") and isinstance(fidelity, dict)):
-        return Measured("exported, in onnxruntime", place, {}, None, of_words)
+        return Measured("exported, in onnxruntime", place, {}, None, unit)
     of_what = f"{place} on {short(str(texts.get('source', '')))}"
     figures = numbers(fidelity.get("onnxruntime"))
-    return Measured("exported, in onnxruntime", of_what, figures, whole(texts.get("rows")), of_words)
+    return Measured("exported, in onnxruntime", of_what, figures, whole(texts.get("rows")), unit)
 
 
 def figures_table(measured: Sequence[Measured]) -> Table:
-    """Returns a table of the figures of models, with the 95% intervals of accuracies."""
+    """Returns a table of the figures of models, with the 95% intervals of accuracies or exact matches."""
     names = list(dict.fromkeys(name for each in measured for name in each.figures))
     ends = [end for each in measured if each.interval for end in each.interval]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
@@ -208,16 +228,26 @@ def figures_table(measured: Sequence[Measured]) -> Table:
     for each in measured:
         row: list[Cell | str] = [Cell(each.what, note=each.details)]
         row += [Cell(units.figure(name, each.figures.get(name))) for name in names]
-        if ends and (found := each.interval):
-            left, middle, right = ((x - low) / (high - low) for x in (found[0], each.figures["accuracy"], found[1]))
+        if ends and (found := each.interval) and (share := each.counted) is not None:
+            left, middle, right = ((x - low) / (high - low) for x in (found[0], share, found[1]))
             row.append(Cell(f"{units.percent(found[0])} to {units.percent(found[1])}", interval=(left, middle, right)))
         elif ends:
             row.append(units.NOTHING)
         row.append(Cell(units.plain(each.rows)))
         rows.append(row)
-    head = ["", *names, *(["accuracy, 95% interval"] if ends else []), "rows"]
-    note = "Interval: how far the accuracy may be off on other rows of the same kind (Wilson, 95%)." if ends else ""
+    with_interval = list(dict.fromkeys(counted_figure(each.unit) for each in measured if each.interval))
+    what, of = " or ".join(map(_words, with_interval)), "questions" if _all_are_questions(measured) else "rows"
+    head = ["", *names, *([f"{what}, 95% interval"] if ends else []), of]
+    note = f"Interval: how far the {what} may be off on other {of} of the same kind (Wilson, 95%)." if ends else ""
     return Table(head, rows, note=note)
+
+
+def _all_are_questions(measured: Sequence[Measured]) -> bool:
+    return all(each.unit == "questions" for each in measured)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 # --- what was run -----------------------------------------------------------------------------------------------------

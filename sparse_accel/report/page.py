@@ -166,10 +166,15 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Rows that the model got wrong."""
+    """Rows that the model got wrong.
+
+    Attributes:
+        questions: whether they are questions: an answer is expected, a label is not.
+    """
 
     rows: Sequence[Mistake]
     note: str = ""
+    questions: bool = False
     kind: ClassVar[str] = "mistakes"
 
 

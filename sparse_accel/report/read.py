@@ -15,6 +15,8 @@ from sparse_accel.recipe import Recipe, load_recipe
 # A folder with one of these was written by a run.
 _OF_A_RUN = ("run.json", "arguments.json", "all_results.json", "trainer_state.json")
 _WEIGHTS = "model.safetensors"
+# What is right or wrong, by the end of the name of a model's class; for other heads, a row.
+_UNITS = {"ForTokenClassification": "words", "ForQuestionAnswering": "questions"}
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,11 @@ class Run:
         return str(self.evaluation.get("validation", {}).get("headline") or "")
 
     @property
-    def labels_words(self) -> bool:
-        """Returns whether the model is for token classification: its accuracy is of words, not of rows."""
-        return any(str(each).endswith("ForTokenClassification") for each in as_list(self.config.get("architectures")))
+    def unit(self) -> str:
+        """Returns what the figures count: `words` for token classification, `questions` for question answering, else
+        `rows`."""
+        heads = [str(each) for each in as_list(self.config.get("architectures"))]
+        return next((unit for end, unit in _UNITS.items() if any(head.endswith(end) for head in heads)), "rows")
 
     def model_bytes(self) -> int | None:
         """Returns the size of the model's file."""

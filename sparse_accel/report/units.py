@@ -10,7 +10,9 @@ from sparse_accel.report.read import number
 
 NOTHING = "–"
 # Figures in these names are fractions, which people read as percentages.
-_FRACTIONS = ("accuracy", "f1", "precision", "recall", "agreement", "combined_score")
+_FRACTIONS = ("accuracy", "f1", "exact_match", "precision", "recall", "agreement", "combined_score")
+# The thresholds of SQuAD 2.0 are named after the figures that they are best for, but in units of logits.
+_NO_FRACTION = "_threshold"
 
 
 def fraction(value: Any) -> float:
@@ -21,7 +23,7 @@ def fraction(value: Any) -> float:
 
 def is_fraction(name: str) -> bool:
     """Returns whether a figure of this name is a fraction from 0 to 1."""
-    return any(word in name for word in _FRACTIONS)
+    return any(word in name for word in _FRACTIONS) and not name.endswith(_NO_FRACTION)
 
 
 def figure(name: str, value: Any) -> str:

@@ -93,6 +93,8 @@ class Task(ABC):
     purpose: ClassVar[str]
     # What is evaluated, and what the loss is a mean over, for messages.
     unit: ClassVar[str]
+    # What the rows of the data are, for messages.
+    row_name: ClassVar[str] = "rows"
     # Columns of tokenized rows with one value per token -> their padding value.
     token_columns: ClassVar[Mapping[str, int]] = {}
     # The outputs of the model that are its logits.

@@ -88,7 +88,7 @@ def evaluate_and_predict(
         if not results.is_measured(accelerator, folder, files, question) or not of_a_run:
             count = len(task.data.splits["validation"])
             precise = " (of the saved model, in float32)" if precision_name(accelerator) != "float32" else ""
-            say(accelerator, f"evaluation: {task.data.sources['validation']}, {count} rows{precise}")
+            say(accelerator, f"evaluation: {task.data.sources['validation']}, {count} {task.row_name}{precise}")
             found = evaluate_splits(arguments, accelerator, model, task, rows)
             for split, logits in found.logits.items():
                 write_predictions(accelerator, folder, task, logits, rows.splits[split], split)

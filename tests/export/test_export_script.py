@@ -324,7 +324,8 @@ def test_a_damaged_model_is_one_clear_line(damage: Any, words_said: str, trained
 @pytest.mark.parametrize(
     ("flags", "words_said"),
     [
-        ({"task": "question_answering"}, "--task question_answering is not supported yet"),
+        ({"task": "masked_language_modeling"}, "--task masked_language_modeling is not supported yet"),
+        ({"task": "qa"}, "BertForSequenceClassification, which does not answer questions"),
         ({"task": "sorting"}, "--task: unknown value 'sorting'"),
         ({"sequence_length": 65}, "--sequence_length 65: this model accepts up to 64 tokens"),
         ({"opset": 12}, "--opset must be at least 13"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,18 @@ if TYPE_CHECKING:
     from sparse_accel.cli.masked_language_modeling import MaskedLanguageModelingArguments
 
 
-def load_masked_language_modeling(arguments: MaskedLanguageModelingArguments) -> TaskData:
+@dataclass(frozen=True)
+class TextData(TaskData):
+    """Rows of a run, with where they were.
+
+    Attributes:
+        columns: of texts, in the files.
+    """
+
+    columns: tuple[str, ...] = (TEXT,)
+
+
+def load_masked_language_modeling(arguments: MaskedLanguageModelingArguments) -> TextData:
     """Returns the splits that a run needs, with the column `text`. Blank texts are left out.
 
     Args:
@@ -35,9 +47,12 @@ def load_masked_language_modeling(arguments: MaskedLanguageModelingArguments) ->
         tables = needed_splits(arguments, load_tables(arguments, _read))
     else:
         tables = {"validation": validation_table(arguments, _read)} if arguments.do_eval else {}
-    splits = {split: _texts(table, arguments.text_column_name) for split, table in tables.items()}
+    columns = {split: _column_of(table, arguments.text_column_name) for split, table in tables.items()}
+    splits = {split: _texts(table, columns[split]) for split, table in tables.items()}
     splits, sources = draw_rows(arguments, splits, {split: table.name for split, table in tables.items()}, None)
-    return TaskData(
+    streamed = [arguments.text_column_name or TEXT] if stream is not None else []
+    return TextData(
+        columns=tuple(dict.fromkeys([*streamed, *columns.values()])),
         splits=splits,
         sources=sources,
         label_names=[],
@@ -55,13 +70,23 @@ def _read(file: str) -> Table:
     return FileTable(file, Rows({TEXT: lines}, list(range(1, len(lines) + 1))), typed=False)
 
 
-def _texts(table: Table, named: str | None) -> Dataset:
+def _column_of(table: Table, named: str | None) -> str:
     if named is not None:
         check_column(table, named, "--text_column_name")
-    columns = (named,) if named else find_text_columns(table, None, None)
+        return named
+    try:
+        columns = find_text_columns(table, None, None)
+    except UsageError:  # its remedy is a flag of other tasks
+        columns = ()
     if len(columns) != 1:
-        raise UsageError(f"{table.name} has several columns of text ({listed(columns)}): name one, --text_column_name.")
-    (column,) = columns
+        raise UsageError(
+            f"{table.name}: no column, or several, may be the text; the columns are: {listed(table.column_names)}. "
+            "Name one with --text_column_name."
+        )
+    return columns[0]
+
+
+def _texts(table: Table, column: str) -> Dataset:
     values = table.values(column)
     texts = [
         text if text is None or not text else checked_text(table.place(row, column), text)

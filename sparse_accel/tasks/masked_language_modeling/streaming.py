@@ -12,6 +12,7 @@ from datasets import IterableDataset, load_dataset
 
 from sparse_accel.data.parted_table import concatenated
 from sparse_accel.data.sources import split_of
+from sparse_accel.data.streams.identity import check_identities, identity_of
 from sparse_accel.data.streams.order import Row
 from sparse_accel.data.streams.shards import Corpus, DatasetShards, TextFiles
 from sparse_accel.data.tables import DatasetTable, Table
@@ -54,6 +55,17 @@ def open_corpus(arguments: MaskedLanguageModelingArguments) -> Corpus:
     Raises:
         UsageError: the data cannot be found or read, or has too few files or lines for --stream_shards.
     """
+    try:
+        corpus = _corpus(arguments)
+        next(corpus.shard(0).texts(), None)  # so that what is wrong with all rows is said at once
+    except UsageError as error:
+        if arguments.text_column_name is None and "has no column" in str(error):
+            raise UsageError(f"{error} Name the column of texts: --text_column_name.") from error
+        raise
+    return corpus
+
+
+def _corpus(arguments: MaskedLanguageModelingArguments) -> Corpus:
     column, shards = arguments.text_column_name or TEXT, arguments.stream_shards
     if arguments.train_file:
         return _of_files([arguments.train_file], column, shards, arguments.train_file)
@@ -121,13 +133,28 @@ def _of_files(files: list[str], column: str, shards: int, name: str) -> Corpus:
     if len(kinds) > 1:
         raise UsageError(f"{name}: a stream is of files of one kind; got {listed(sorted(kinds))}.")
     (kind,) = kinds
-    options = {"sep": "\t"} if kind == ".tsv" else {}
+    options: dict[str, Any] = {"sep": "\t"} if kind == ".tsv" else {}
+    if _READERS[kind] == "csv":
+        options |= {"converters": {column: str}, "keep_default_na": False}  # else "1984" is a number, "NA" nothing
     try:
         dataset: Any = load_dataset(_READERS[kind], data_files=files, split="train", streaming=True, **options)
     except Exception as error:
         raise UsageError(f"{name} cannot be read: {first_line(error)}") from error
     assert isinstance(dataset, IterableDataset)
-    return DatasetShards(dataset, column, shards, name)
+    return _FileShards(dataset, column, shards, name, files)
+
+
+class _FileShards(DatasetShards):
+    """Files that `datasets` reads: a resumed run must find them unchanged."""
+
+    def __init__(self, dataset: IterableDataset, column: str, shards: int, name: str, files: list[str]) -> None:
+        super().__init__(dataset, column, shards, name)
+        self.files = files
+        self.identity: Any = [identity_of(file) for file in files]
+
+    def check(self, identity: Any) -> None:
+        """Raises UsageError if a file is not as it was when the run began; the message names it."""
+        check_identities(self.files, self.identity, identity)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

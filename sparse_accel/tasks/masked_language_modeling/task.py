@@ -14,10 +14,11 @@ from torch import Tensor
 from sparse_accel.cli.masked_language_modeling import MaskedLanguageModelingArguments
 from sparse_accel.cli.training import TrainingArguments
 from sparse_accel.data.tokenizing import tokenize
+from sparse_accel.errors import listed
 from sparse_accel.nn.losses import IGNORED, masked_token_distillation_loss, masked_token_loss
 from sparse_accel.tasks.base import Task, TaskData
 from sparse_accel.tasks.label_names import Head
-from sparse_accel.tasks.masked_language_modeling.data import load_masked_language_modeling
+from sparse_accel.tasks.masked_language_modeling.data import TextData, load_masked_language_modeling
 from sparse_accel.tasks.masked_language_modeling.encoding import (
     WORDS,
     check_maskable,
@@ -53,6 +54,7 @@ class MaskedLanguageModeling(Task):
     architecture: ClassVar[str] = "ForMaskedLM"
     purpose: ClassVar[str] = "fill in masked tokens"
     unit: ClassVar[str] = "masked tokens"
+    row_name: ClassVar[str] = "texts"
     token_columns: ClassVar[Mapping[str, int]] = {WORDS: NO_WORD}
     keeps_table: ClassVar[bool] = False
     compares_tokens: ClassVar[bool] = True
@@ -102,7 +104,7 @@ class MaskedLanguageModeling(Task):
         return row_maker(tokenizer, length, self.line_by_line)
 
     def describe_columns(self) -> str:
-        return "text"
+        return listed(self.data.columns) if isinstance(self.data, TextData) else TEXT
 
     def describe_parts(self, counts: Mapping[str, tuple[int, int]]) -> str:
         if self.line_by_line:
@@ -110,7 +112,7 @@ class MaskedLanguageModeling(Task):
         return "; packed: " + ", ".join(f"{texts} {split} in {rows} rows" for split, (texts, rows) in counts.items())
 
     def describe_labels(self) -> str:
-        return f"{self.probability:.0%} of the tokens masked{', whole words' if self.whole_words else ''}"
+        return f"{100 * self.probability:g}% of the tokens masked{', whole words' if self.whole_words else ''}"
 
     # --- training -----------------------------------------------------------------------------------------------------
 

@@ -58,6 +58,7 @@ class QuestionAnswering(Task):
     architecture: ClassVar[str] = "ForQuestionAnswering"
     purpose: ClassVar[str] = "answer questions"
     unit: ClassVar[str] = "questions"
+    row_name: ClassVar[str] = "questions"
     logit_keys: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
     compares_tokens: ClassVar[bool] = True
     keeps_evaluated: ClassVar[bool] = True
@@ -141,9 +142,9 @@ class QuestionAnswering(Task):
         return _tokens(batch) & (batch["row_id"] >= 0)[:, None]
 
     def decisions(self, logits: np.ndarray, rows: Dataset, split: str) -> np.ndarray | None:
-        """Returns the first character of each question's answer, and the one after its last; (questions, 2) int64."""
+        """Returns a number of each question's answer, (questions, 1) int64: the same if all characters are the same."""
         found = self._predicted(logits, rows, split)
-        return np.asarray([(each.answer.start, each.answer.end) for each in found], dtype=np.int64)
+        return np.asarray([[each.answer.start << 32 | each.answer.end] for each in found], dtype=np.int64)
 
     def metric_dependencies(self) -> list[Any]:
         return [self.version_2, self.threshold, self.n_best_size, self.longest]
