@@ -14,6 +14,7 @@ from typing import Any
 from modifier_tables import table
 
 from sparse_accel.cli.export import ExportArguments
+from sparse_accel.cli.question_answering import QuestionAnsweringArguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.cli.token_classification import TokenClassificationArguments
 from sparse_accel.modifiers import KNOWN_LATER, REGISTRY
@@ -21,11 +22,11 @@ from sparse_accel.zoo.known import ON_HUB, SHIPPED
 
 WORKS, DIFFERS, REFUSED = "works", "works differently", "refused"
 
-# Names of flags, in four paragraphs: those of its dataclasses ModelArguments, DataTrainingArguments and
+# Names of flags, in five paragraphs: those of its dataclasses ModelArguments, DataTrainingArguments and
 # TrainingArguments; those of transformers 4.39's TrainingArguments, which its own derive from; those of its export; and
-# those of token classification's first two dataclasses.
+# those of the first two dataclasses of token classification and of question answering.
 FLAGS = Path(__file__).with_name("sparseml_flags.txt")
-OWN, TRAINER, EXPORT, TOKENS = (names.split() for names in FLAGS.read_text(encoding="utf-8").split("\n\n"))
+OWN, TRAINER, EXPORT, TOKENS, QUESTIONS = (names.split() for names in FLAGS.read_text(encoding="utf-8").split("\n\n"))
 
 # --- flags that work: what differs, and what is only worth knowing ----------------------------------------------------
 
@@ -90,6 +91,20 @@ DIFFERENT_FOR_TOKENS = {
     "label_all_tokens": "later pieces of a word get its I- tag; figures always count words",
     "return_entity_level_metrics": "adds `f1_TYPE`; there also precision, recall and number",
 }
+DIFFERENT_FOR_QUESTIONS = {
+    "dataset_name": "`squad` and `squad_v2` lead to today's ids; dataset scripts are not run",
+    "train_file": "SQuAD's nested JSON, rows in JSON or JSON lines, and Parquet; there CSV, and JSON with rows under "
+    "`data`. Each answer must be at its offset",
+    "version_2_with_negative": "without it, questions without an answer are an error, there they were trained; also "
+    "gives the figures of both kinds of questions and the best thresholds",
+    "null_score_diff_threshold": "needs `--version_2_with_negative`; there it had no effect without it",
+    "doc_stride": "a question that leaves no room for so many tokens of its context is an error with its id",
+    "n_best_size": "a span that several windows give is listed once",
+}
+REMARKS_FOR_QUESTIONS = {
+    "max_seq_length": "384 by default; at most what the model takes",
+    "test_file": "answers are not needed",
+}
 REMARKS_FOR_TOKENS = {"task_name": "names the column of tags, `TASK_tags`; `ner` by default"}
 DIFFERENT_IN_EXPORT = {
     "sequence_length": "any length by default; there the longest that the model takes",
@@ -147,14 +162,15 @@ DIFFERENT_MODIFIERS = {
 
 def parts() -> dict[str, str]:
     """The generated parts of the page, by name."""
-    text, token = TextClassificationArguments, TokenClassificationArguments
-    remarks = REMARKS | REMARKS_FOR_TOKENS
+    text, token, question = TextClassificationArguments, TokenClassificationArguments, QuestionAnsweringArguments
+    for_questions = DIFFERENT | DIFFERENT_FOR_QUESTIONS, REMARKS | REMARKS_FOR_QUESTIONS
     return {
         "modifiers": modifiers_table(),
         "stubs": stubs_table(),
         "flags": flags_table(OWN, text, DIFFERENT, REMARKS),
         "trainer_flags": flags_table(TRAINER, text, DIFFERENT, REMARKS),
-        "token_flags": flags_table(TOKENS, token, DIFFERENT | DIFFERENT_FOR_TOKENS, remarks),
+        "token_flags": flags_table(TOKENS, token, DIFFERENT | DIFFERENT_FOR_TOKENS, REMARKS | REMARKS_FOR_TOKENS),
+        "question_flags": flags_table(QUESTIONS, question, *for_questions),
         "export_flags": flags_table(EXPORT, ExportArguments, DIFFERENT_IN_EXPORT, REMARKS_IN_EXPORT),
     }
 

@@ -2,11 +2,11 @@
 
     python scripts/prefetch.py --task_name sst2 --model_name_or_path MODEL --recipe RECIPE --distill_teacher TEACHER ...
     python scripts/prefetch.py token_classification --dataset_name conll2003 ...
+    python scripts/prefetch.py question_answering --dataset_name squad ...
 
-Takes the flags of scripts/text_classification.py or, after the word token_classification, those of
-scripts/token_classification.py. Loads recipe, data, model, tokenizer and teacher as that script does, so errors appear
-here first. Trains nothing and writes no output folder. Then compares the downloaded files with the Hub's digests, which
-training does not do.
+Takes the flags of scripts/text_classification.py or, after the name of another task, those of its script. Loads recipe,
+data, model, tokenizer and teacher as that script does, so errors appear here first. Trains nothing and writes no output
+folder. Then compares the downloaded files with the Hub's digests, which training does not do.
 On a cluster: run it on the login node; compute nodes share its cache (HF_HOME, SPARSEZOO_MODELS_PATH) and run with
 HF_HUB_OFFLINE=1.
 """
@@ -19,23 +19,17 @@ import sys
 from typing import Any
 
 from sparse_accel.cli.parser import parse_arguments
-from sparse_accel.cli.text_classification import TextClassificationArguments
-from sparse_accel.cli.token_classification import TokenClassificationArguments
+from sparse_accel.cli.tasks import ARGUMENTS
 from sparse_accel.cli.training import TrainingArguments
-from sparse_accel.errors import UsageError, listed
+from sparse_accel.errors import UsageError, listed, nearest
 from sparse_accel.hub import dataset_address, local_folder, model_address
 from sparse_accel.main import run_main
 from sparse_accel.recipe import load_recipe
 
 
 def main() -> None:
-    words = sys.argv[1:]
-    kind: type[TrainingArguments] = TextClassificationArguments
-    if words and not words[0].startswith("-") and not words[0].endswith(".json"):  # the pasted name of the command
-        if "token_classification" in words[0]:
-            kind = TokenClassificationArguments
-        words = words[1:]
-    arguments = parse_arguments(kind, words, description=(__doc__ or "").partition("\n")[0])
+    name, words = task_of_words(sys.argv[1:])
+    arguments = parse_arguments(ARGUMENTS[name], words, description=(__doc__ or "").partition("\n")[0])
     recipe = load_recipe(arguments.recipe, arguments.recipe_args) if arguments.recipe else None
     if arguments.do_train and recipe is not None:
         recipe.check_teacher(arguments.distill_teacher)
@@ -54,7 +48,7 @@ def main() -> None:
     from sparse_accel.tasks.label_names import head_in
     from sparse_accel.zoo.mirror import models_path
 
-    task_kind = next(task for task in TASKS.values() if task.arguments is kind)
+    task_kind = TASKS[name]
     if arguments.do_train or arguments.one_shot:
         head = default_head(arguments) if arguments.one_shot else fine_tuned_head(arguments, task_kind)
         task = task_kind.load(arguments, head)
@@ -74,6 +68,25 @@ def main() -> None:
     places = {"HF_HOME": constants.HF_HOME, "SPARSEZOO_MODELS_PATH": models_path()}
     places |= {name: value for name, value in os.environ.items() if name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE")}
     print("  HF_HUB_OFFLINE=1", *(f"{name}={shlex.quote(str(value))}" for name, value in places.items()))
+
+
+def task_of_words(words: list[str]) -> tuple[str, list[str]]:
+    """Returns the name of a task, and the flags: the first word may be a task or the pasted name of its command.
+
+    Raises:
+        UsageError: the first word is neither, nor a flag or a file of flags.
+    """
+    default = next(iter(ARGUMENTS))
+    if not words or words[0].startswith("-") or words[0].endswith(".json"):
+        return default, words
+    task = words[0].removesuffix(".py").replace("-", "_")
+    for name in ARGUMENTS:
+        if task.endswith(name):
+            return name, words[1:]
+    raise UsageError(
+        f"'{words[0]}' is not a task.{nearest(task, ARGUMENTS)} Begin with one of {', '.join(ARGUMENTS)}, or with the "
+        f"flags of {default}."
+    )
 
 
 def hub_repositories(arguments: TrainingArguments) -> list[tuple[str, str, str | None]]:

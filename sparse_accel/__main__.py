@@ -19,15 +19,17 @@ from sparse_accel.main import leave_signals_to_the_next, run_main
 TRAIN: dict[str, Callable[[], None]] = {
     "text-classification": entry_points.text_classification,
     "token-classification": entry_points.token_classification,
+    "question-answering": entry_points.question_answering,
 }
 # Run as `python -m sparse_accel.NAME` is.
 MODULES = ("recipe", "runtime", "report", "publish")
-NOT_YET = ("question-answering", "masked-language-modeling")
+NOT_YET = ("masked-language-modeling",)
 
 # What is typed, and what it does, as --help prints it.
 COMMANDS = {
     "train text-classification": "sentences and pairs of them: classes, several labels, scores, GLUE",
     "train token-classification": "named entities and other tags of words",
+    "train question-answering": "answers to questions, as parts of a text",
     "export": "a trained model to ONNX, with a proof that the file is the model",
     "runtime": "how fast an exported model is, and what the kernels do with it",
     "recipe": "what a recipe does, epoch by epoch, without a model",

@@ -27,8 +27,8 @@ def token_classification() -> None:
 
 
 def question_answering() -> None:
-    """Refuses `sparseml.transformers.question_answering`, which is not supported yet."""
-    _not_yet("question_answering")
+    """Runs `sparseml.transformers.question_answering` or `sparseml.transformers.train.question_answering`."""
+    _launch("question_answering")
 
 
 def masked_language_modeling() -> None:
@@ -63,7 +63,7 @@ def _not_yet(name: str) -> None:
     print(
         f"error: {Path(sys.argv[0]).name}: {name} is not supported yet. Supported: "
         "sparseml.transformers.text_classification, sparseml.transformers.token_classification, "
-        "sparseml.transformers.export_onnx",
+        "sparseml.transformers.question_answering, sparseml.transformers.export_onnx",
         file=sys.stderr,
     )
     sys.exit(2)
@@ -82,22 +82,15 @@ def _launch(task: str) -> None:
 def _check_command_line(task: str) -> None:
     """Reports errors in flags or recipe before the launcher starts, because it would add its own traceback."""
     from sparse_accel.cli.parser import parse_arguments
-    from sparse_accel.cli.text_classification import TextClassificationArguments
-    from sparse_accel.cli.token_classification import TokenClassificationArguments
-    from sparse_accel.cli.training import TrainingArguments
+    from sparse_accel.cli.tasks import ARGUMENTS
     from sparse_accel.errors import UsageError
     from sparse_accel.main import run_main
     from sparse_accel.recipe import load_recipe
     from sparse_accel.zoo import is_stub
 
-    flags: dict[str, type[TrainingArguments]] = {
-        "text_classification": TextClassificationArguments,
-        "token_classification": TokenClassificationArguments,
-    }
-
     def check() -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # the script prints the warnings
-            arguments = parse_arguments(flags[task], sys.argv[1:])  # sys.argv stays as it is, for the launcher
+            arguments = parse_arguments(ARGUMENTS[task], sys.argv[1:])  # sys.argv stays as it is, for the launcher
             if arguments.recipe and not is_stub(arguments.recipe):
                 load_recipe(arguments.recipe, arguments.recipe_args)
 

@@ -32,6 +32,8 @@ DATASETS = {
     "paws": "google-research-datasets/paws",
     "rotten_tomatoes": "cornell-movie-review-data/rotten_tomatoes",
     "snli": "stanfordnlp/snli",
+    "squad": "rajpurkar/squad",
+    "squad_v2": "rajpurkar/squad_v2",
     "sst2": "stanfordnlp/sst2",
     "super_glue": "aps/super_glue",
     "trec": "CogComp/trec",

@@ -26,6 +26,13 @@ class TextLines(Data):
         None, "training texts: a txt file with one per line, or a csv, tsv, json, jsonl or parquet file", path=True
     )
     validation_file: str | None = flag(None, "texts for --do_eval, in one of these forms", path=True)
+    test_file: str | None = flag(None, "texts for --eval_on_test, in one of these forms", path=True)
+    validation_ratio: float | None = flag(
+        None,
+        "fraction of the training texts to hold out when there are no validation texts; drawn by --seed",
+        above=0,
+        below=1,
+    )
     text_column_name: str | None = flag(
         None, "column of texts; not for txt files", default_text="detected by common names, else the only text column"
     )
@@ -71,9 +78,9 @@ class MaskedLanguageModelingArguments(TextLines, TrainingArguments):
     }
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.do_predict:
+        if self.do_predict:  # first, so that nobody looks for a file to predict
             raise UsageError("--do_predict: a language model predicts masked tokens only; measure it with --do_eval.")
+        super().__post_init__()
         if self.new_head:
             raise UsageError("--new_head: a language model keeps its head, which has an output for each of its tokens.")
         if self.label_smoothing_factor:

@@ -20,7 +20,7 @@ from sparse_accel.errors import UsageError, nearest, shown
 ARTIFACTS = ("recipe", "model", "report")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _STRATEGIES = ("no", "steps", "epoch")
-_LOWER_IS_BETTER = ("loss", "mse", "mae")  # the ends of names of figures
+_LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")  # the ends of names of figures
 # A name on the Hub: letters, digits, `-`, `_`, `.`; the rules are those of huggingface_hub's validate_repo_id.
 _HUB_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 
@@ -154,7 +154,7 @@ class Evaluation:
     load_best_model_at_end: bool = flag(False, "end with the model of the best checkpoint instead of the last step")
     metric_for_best_model: str = flag("loss", "evaluation metric that selects the best checkpoint: loss, accuracy, ...")
     greater_is_better: bool | None = flag(
-        None, "whether a higher metric is better", default_text="false for loss, mse and mae, else true"
+        None, "whether a higher metric is better", default_text="false for loss, mse, mae and perplexity, else true"
     )
     best_model_after_epoch: float | None = flag(
         None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparse_accel.errors import nearest
+from sparse_accel.errors import UsageError, nearest
 from sparse_accel.zoo.stubs import PREFIX, Stub, parse_stub
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -59,7 +59,9 @@ class HubModel:
 
 
 _TRANSFER = ("transfer-text_classification", "transfer_text_classification")
+_TRANSFER_QUESTIONS = ("transfer-question_answering", "transfer_question_answering")
 _SST2_STANDS_IN = _STAND_IN + "the recipe for SST-2, a starting point for other tasks"
+_SQUAD_STANDS_IN = _STAND_IN + "written for this package, in the form of the published one"
 
 SHIPPED = (
     ShippedRecipe(f"{_SENTIMENT}/obert-base/{_FROM}/sst2/pruned90_quant-none", "sst2_pruned90_quant.yaml"),
@@ -72,11 +74,23 @@ SHIPPED = (
     ShippedRecipe(f"{_TEXT}/obert-base/{_FROM}/mnli/pruned90_quant-none", "mnli_pruned90_quant.yaml"),
     ShippedRecipe(f"{_TEXT}/obert-base/{_FROM}/qqp/pruned90_quant-none", "qqp_pruned90_quant.yaml"),
     ShippedRecipe(
+        f"{_QUESTIONS}/obert-base/{_FROM}/squad/pruned90_quant-none",
+        "squad_pruned90_quant.yaml",
+        about=_SQUAD_STANDS_IN,
+    ),
+    ShippedRecipe(
         f"{_MLM}/obert-base/{_FROM}/wikipedia_bookcorpus/pruned90-none",
         "sst2_pruned90_quant.yaml",
         names=_TRANSFER,
         only_by_name=True,
         about=_SST2_STANDS_IN,
+    ),
+    ShippedRecipe(
+        f"{_MLM}/obert-base/{_FROM}/wikipedia_bookcorpus/pruned90-none",
+        "squad_pruned90_quant.yaml",
+        names=_TRANSFER_QUESTIONS,
+        only_by_name=True,
+        about=_SQUAD_STANDS_IN,
     ),
 )
 
@@ -128,18 +142,29 @@ ON_HUB = (
 
 
 def shipped_recipe(stub: Stub) -> ShippedRecipe | None:
-    """Returns the shipped recipe that a stub names; None if there is none."""
-    for entry in SHIPPED:
-        named = bool(stub.recipe) and any(name.startswith(stub.recipe) for name in entry.names)
-        if (named or not (stub.recipe or entry.only_by_name)) and stub.same_model_as(parse_stub(entry.stub)):
-            return entry
-    return None
+    """Returns the shipped recipe that a stub names, by the beginning of a name too; None if there is none.
+
+    Raises:
+        UsageError: names of several recipes begin so.
+    """
+    found = [
+        entry
+        for entry in _shipped(stub)
+        if any(name.startswith(stub.recipe) for name in entry.names) and (stub.recipe or not entry.only_by_name)
+    ]
+    if len(found) > 1:
+        names = ", ".join(entry.names[0] for entry in found)
+        raise UsageError(f"{stub.text}: ?recipe={stub.recipe} is ambiguous: write one of {names}")
+    return found[0] if found else None
 
 
 def shipped_names(stub: Stub) -> tuple[str, ...]:
-    """Returns the valid `?recipe=` names of a stub with a shipped recipe; empty if there is no shipped recipe."""
-    found = [entry.names for entry in SHIPPED if stub.same_model_as(parse_stub(entry.stub))]
-    return found[0] if found else ()
+    """Returns the valid `?recipe=` names of a stub with shipped recipes; empty if there is no shipped recipe."""
+    return tuple(name for entry in _shipped(stub) for name in entry.names)
+
+
+def _shipped(stub: Stub) -> list[ShippedRecipe]:
+    return [entry for entry in SHIPPED if stub.same_model_as(parse_stub(entry.stub))]
 
 
 def on_hub(stub: Stub) -> HubModel | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from places import ROOT
 from script_fixtures import Tiny, environment, words
 
 from sparse_accel import entry_points
+from sparse_accel.cli.tasks import ARGUMENTS
 
 pytest_plugins = ["script_fixtures"]
 
@@ -66,7 +68,24 @@ def test_settings_that_are_not_there(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err == "error: ACCELERATE_CONFIG_FILE=nowhere.yaml: there is no such file\n"
 
 
-@pytest.mark.parametrize("task", ["question_answering", "masked_language_modeling"])
+@pytest.mark.parametrize("task", ARGUMENTS)
+def test_every_task_is_launched_with_its_flags_checked(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ddp.yaml").touch()
+    monkeypatch.setenv("ACCELERATE_CONFIG_FILE", str(tmp_path / "ddp.yaml"))
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, words: started.append(words))
+    typed = ["--dataset_name", "rows", "--do_train", "--model_name_or_path", "model", "--output_dir", "out"]
+    for mistake in ([], ["--nonsense"]):
+        monkeypatch.setattr(sys, "argv", [f"sparseml.transformers.{task}", *typed, *mistake])
+        with pytest.raises(SystemExit) if mistake else contextlib.nullcontext():
+            getattr(entry_points, task)()
+    assert started == [[*started[0][: -len(typed) - 1], str(ROOT / "scripts" / f"{task}.py"), *typed]]
+    assert "--nonsense is not a known flag" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["masked_language_modeling"])
 def test_commands_of_other_tasks_say_that_they_are_not_here_yet(task: str) -> None:
     command = Path(sys.executable).with_name(f"sparseml.transformers.{task}")
     done = subprocess.run([command, "--do_train"], capture_output=True, text=True, timeout=60)

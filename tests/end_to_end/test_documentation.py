@@ -19,13 +19,14 @@ import torch
 from fork_server import ForkServer
 from places import GOLDEN, ROOT
 from script_fixtures import make_model, sentences, write_csv
-from tiny import GOOD, make_bert, make_tokenizer
+from tiny import BAD, GOOD, make_bert, make_tokenizer
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 SHORT = {
     "pruned90_quant-none": {"num_epochs": 2, "qat_start_epoch": 1.0, "observer_epoch": 1.5},
     "base-none": {"num_epochs": 1},
+    "obert_pruned90.yaml": {"num_epochs": 1, "pruning_end_epoch": 0.5, "num_grads": 4},
 }
 LANGUAGES = {"bash", "shell", "python", "yaml", "text", "diff", "mermaid", "{toctree}"}
 # How many bash and python blocks each page has: a block that is renamed or lost is not run any more.
@@ -34,15 +35,17 @@ RUN = {
     "adding_a_modifier": (0, 1),
     "adding_a_task": (0, 1),
     "distributed": (2, 0),
-    "export": (2, 3),
+    "export": (3, 4),
     "install": (1, 0),
+    "language_modeling": (1, 0),
     "migration": (0, 1),
     "publishing": (1, 0),
     "recipes": (2, 2),
     "report": (1, 1),
     "runs": (3, 0),
     "runtime": (1, 1),
-    "tasks": (6, 1),
+    "streams": (1, 0),
+    "tasks": (7, 1),
     "tracking": (1, 0),
 }
 # Made by the reader of the page that names it.
@@ -53,6 +56,7 @@ WRITTEN = {
     "deployment": ("model.onnx", "export_report.md"),
     "sparse_quantized_bert": ("model.safetensors", "quantization.json", "all_results.json"),
     "run": ("model.safetensors", "quantization.json", "arguments.json"),
+    "sparse_bert": ("model.safetensors", "eval_results.json"),
 }
 # What README says of the two models that it loads.
 DIFFERENT = """
@@ -101,8 +105,15 @@ def write_data(folder: Path) -> None:
         rows = sentences(count, seed=len(name))
         write_csv(folder / f"{name}.csv", rows if name != "test" else [{"text": row["text"]} for row in rows])
         tagged = [[(word, "B-GOOD" if word in GOOD else "O") for word in row["text"].split()] for row in rows]
+        (folder / f"{name}.txt").write_text("\n".join(row["text"] for row in rows))
         text = "\n\n".join("\n".join(f"{word}\t{tag}" for word, tag in sentence) for sentence in tagged)
         (folder / f"{name}.conll").write_text(text)
+        questions = []
+        for number, row in enumerate(rows):
+            answer = next(word for word in row["text"].split() if word in (*GOOD, *BAD))
+            answers = {"text": [answer], "answer_start": [row["text"].index(answer)]}
+            questions.append({"id": str(number), "question": "good ?", "context": row["text"], "answers": answers})
+        (folder / f"{name}.json").write_text(json.dumps(questions))
 
 
 def run_command(server: ForkServer, words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -191,7 +202,8 @@ def test_commands_that_cannot_run_here_name_what_exists(page: Path, server: Fork
         if not scripts:
             continue
         flags = {word for word in words[words.index(scripts[0]) :] if word.startswith("--")}
-        script = scripts[0] if scripts[0].endswith(".py") else "scripts/text_classification.py"
+        named = [word.partition("=")[2] for word in words if word.startswith("TRAIN_SCRIPT=")]
+        script = scripts[0] if scripts[0].endswith(".py") else (*named, "scripts/text_classification.py")[0]
         text = server.run(ROOT / script, "--help").stdout if flags else ""
         assert flags <= set(re.findall(r"--[a-z0-9_]+", text)), words
 

@@ -18,6 +18,7 @@ from places import ROOT
 import sparse_accel
 from sparse_accel import __main__ as command
 from sparse_accel import entry_points
+from sparse_accel.cli.tasks import ARGUMENTS
 from sparse_accel.errors import UsageError
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "onnx")
@@ -55,8 +56,10 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         (["train", "text-classification", "--do_train"], ["text_classification.py", "--do_train"]),
         (["train", "token_classification", "run.json"], ["token_classification.py", "run.json"]),
         (["export", "--model_path", "x"], ["export_onnx.py", "--model_path", "x"]),
+        (["train", "question-answering", "--do_train"], ["question_answering.py", "--do_train"]),
         (["prefetch", "--task_name", "sst2"], ["prefetch.py", "--task_name", "sst2"]),
         (["prefetch", "token-classification", "--do_eval"], ["prefetch.py", "token_classification", "--do_eval"]),
+        (["prefetch", "question-answering", "--do_eval"], ["prefetch.py", "question_answering", "--do_eval"]),
         (["recipe", "a.yaml", "--resolved"], ["sparse_accel.recipe", "a.yaml", "--resolved"]),
         (["runtime", "explain", "x"], ["sparse_accel.runtime", "explain", "x"]),
         (["report", "a", "b"], ["sparse_accel.report", "a", "b"]),
@@ -82,8 +85,9 @@ def test_a_program_answers_signals_itself(typed: Run, started: list[Any], monkey
 def test_every_program_exists() -> None:
     for name in command.MODULES:
         assert find_spec(f"sparse_accel.{name}.__main__"), name
-    for name in ("text_classification.py", "token_classification.py", "export_onnx.py", "prefetch.py"):
-        assert entry_points.script_path(name).is_file()
+    for name in (*ARGUMENTS, "export_onnx", "prefetch"):
+        assert entry_points.script_path(f"{name}.py").is_file()
+    assert [task.replace("-", "_") for task in command.TRAIN] == [*ARGUMENTS]
     words = {name.partition(" ")[0] for name in command.COMMANDS}
     assert words == {"train", "export", "prefetch", "launch-files", *command.MODULES}
     assert {f"train {task}" for task in command.TRAIN} <= command.COMMANDS.keys()
@@ -100,7 +104,8 @@ def test_every_program_exists() -> None:
         (["train"], "needs a task, before all flags"),
         (["train", "--do_train"], "needs a task, before all flags"),
         (["train", "txt-classification"], "Did you mean 'text-classification'?"),
-        (["train", "question_answering"], "question_answering is not supported yet"),
+        (["train", "masked_language_modeling"], "masked_language_modeling is not supported yet"),
+        (["train", "question-answring"], "Did you mean 'question-answering'?"),
         (["launch-files", "a", "b"], "takes one folder and no flags"),
         (["launch-files", "--force"], "takes one folder and no flags"),
     ],

@@ -15,6 +15,7 @@ import pytest
 
 from sparse_accel.cli.parser import parse_arguments
 from sparse_accel.cli.refused import REFUSED
+from sparse_accel.cli.tasks import ARGUMENTS
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
 
@@ -340,38 +341,46 @@ def test_a_flag_that_does_nothing_is_warned_of(words: str, message: str, capsys:
 # --- completeness -----------------------------------------------------------------------------------------------------
 
 
-def test_every_trainer_argument_is_honoured_or_refused_with_a_reason() -> None:
+@pytest.mark.parametrize("task", ARGUMENTS)
+def test_every_trainer_argument_is_honoured_or_refused_with_a_reason(task: str) -> None:
     transformers = pytest.importorskip("transformers")
-    honoured = {field.name for field in dataclasses.fields(TextClassificationArguments)} | {"evaluation_strategy"}
+    honoured, refused = flags_of(task) | {"evaluation_strategy"}, {*vars(ARGUMENTS[task]).get("refused", REFUSED)}
     trainer = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
-    assert trainer <= honoured | set(REFUSED)
-    assert not honoured & set(REFUSED)
+    assert trainer <= honoured | refused and refused >= {*REFUSED} - honoured
+    assert honoured & refused <= {"text_column_name"}  # that of token classification
 
 
-def test_reasons_name_only_flags_that_exist() -> None:
-    honoured = {field.name for field in dataclasses.fields(TextClassificationArguments)}
-    named = {name for reason in REFUSED.values() for name in re.findall(r"--(\w+)", reason)}
-    assert {name for name in named if not any(each.startswith(name) for each in honoured)} == set()
+@pytest.mark.parametrize("task", ["text_classification", "question_answering"])
+def test_reasons_name_only_flags_that_exist(task: str) -> None:
+    reasons = vars(ARGUMENTS[task]).get("refused", REFUSED).values()
+    named = {name for reason in reasons for name in re.findall(r"--(\w+)", reason)}
+    assert {name for name in named if not any(each.startswith(name) for each in flags_of(task))} == set()
 
 
-def test_every_flag_has_help() -> None:
-    for field in dataclasses.fields(TextClassificationArguments):
+@pytest.mark.parametrize("task", ARGUMENTS)
+def test_every_flag_has_help(task: str) -> None:
+    for field in dataclasses.fields(ARGUMENTS[task]):
         assert field.metadata["help"], field.name
 
 
-def test_help_lists_every_flag_without_heavy_imports() -> None:
+def flags_of(task: str) -> set[str]:
+    return {field.name for field in dataclasses.fields(ARGUMENTS[task])}
+
+
+@pytest.mark.parametrize("task", ARGUMENTS)
+def test_help_lists_every_flag_without_heavy_imports(task: str) -> None:
     code = (
         "import sys\n"
         "from sparse_accel.cli.parser import parse_arguments\n"
-        "from sparse_accel.cli.text_classification import TextClassificationArguments\n"
+        "from sparse_accel.cli.tasks import ARGUMENTS\n"
         "try:\n"
-        "    parse_arguments(TextClassificationArguments, ['--help'])\n"
+        f"    parse_arguments(ARGUMENTS['{task}'], ['--help'])\n"
         "finally:\n"
         "    heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'numpy', 'pandas'} & set(sys.modules)\n"
         "    print('heavy:', sorted(heavy))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "heavy: []" in result.stdout
-    for field in dataclasses.fields(TextClassificationArguments):
-        assert f"--{field.name}" in result.stdout
+    for name in flags_of(task):
+        assert f"--{name}" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 120

@@ -18,6 +18,7 @@ from places import ROOT
 
 from sparse_accel.cli.export import ExportArguments
 from sparse_accel.cli.parser import expand_paths, expanded, flag, given, parse_arguments
+from sparse_accel.cli.question_answering import QuestionAnsweringArguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
 
@@ -94,7 +95,7 @@ def test_export_paths_too(home: Path) -> None:
 
 def test_every_flag_that_names_a_path_is_one() -> None:
     """A flag whose help speaks of a file or folder expands `~`; so a new one is not forgotten."""
-    for cls in (TextClassificationArguments, ExportArguments):
+    for cls in (TextClassificationArguments, QuestionAnsweringArguments, ExportArguments):
         for field in dataclasses.fields(cls):
             names_one = re.search(r"\b(folder|file|folders|files)\b", field.metadata["help"]) and "str" in str(
                 field.type

@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from tiny import make_rows, make_tokenizer
 
@@ -175,3 +176,13 @@ def test_a_teacher_with_another_tokenizer_has_its_own_columns() -> None:
     assert inputs_of(batch).keys() == inputs_of(plain).keys()
     assert teacher_inputs_of(batch).keys() == {"input_ids", "attention_mask"}
     assert teacher_inputs_of(plain).keys() == inputs_of(plain).keys()
+
+
+def test_columns_that_only_answers_need_are_in_no_batch() -> None:
+    """Offsets of all tokens would be padded and moved to the device in every step."""
+    columns = {"input_ids": [[2, 3], [2, 4, 3]], "labels": [[0, 1], [0, 0]], "question_row": [0, 1]}
+    answers: dict[str, Any] = {"offsets": [[[0, 1]] * 2, [[0, 1]] * 3], "context_mask": [[0, 1], [0, 1, 1]]}
+    dataset = Dataset.from_dict(columns | answers | {"no_answer": [0, 0]})
+    rows = Rows(dataset)
+    assert rows.__getitems__([0, -2]).keys() == rows[1].keys() == {"input_ids", "labels", "row_id"}
+    assert dataset.column_names[-1] == "no_answer" and len(rows) == 2

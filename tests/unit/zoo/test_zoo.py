@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("mirror")
 SST2 = "zoo:nlp/sentiment_analysis/obert-base/pytorch/huggingface/sst2/pruned90_quant-none"
 DENSE_SST2 = "zoo:nlp/sentiment_analysis/bert-base/pytorch/huggingface/sst2/base-none"
 UPSTREAM = "zoo:nlp/masked_language_modeling/obert-base/pytorch/huggingface/wikipedia_bookcorpus/pruned90-none"
+SQUAD = "zoo:nlp/question_answering/obert-base/pytorch/huggingface/squad/pruned90_quant-none"
 UNKNOWN = "zoo:nlp/text_classification/obert-base/pytorch/huggingface/cola/pruned80-none"
 IMDB = "zoo:nlp/document_classification/obert-base/pytorch/huggingface/imdb/pruned90_quant-none"
 RECIPE = "---\ntraining_modifiers:\n  - !EpochRangeModifier {start_epoch: 0, end_epoch: 2}\n---\n# card\n"
@@ -139,6 +140,7 @@ def test_shipped_recipes(capsys: pytest.CaptureFixture[str], mirror: Path) -> No
     assert resolve.recipe_path("zoo:" + parse_stub(SST2).short_name) == RECIPES / "sst2_pruned90_quant.yaml"
     assert resolve.recipe_path(DENSE_SST2).name == "sst2_dense.yaml"
     capsys.readouterr()
+    assert resolve.recipe_path(SQUAD).name == "squad_pruned90_quant.yaml" and "STAND-IN" in capsys.readouterr().err
     transfer = resolve.recipe_path(UPSTREAM + "?recipe_type=transfer-text_classification")
     assert transfer.name == "sst2_pruned90_quant.yaml" and "STAND-IN" in capsys.readouterr().err
 
@@ -223,7 +225,15 @@ def test_a_name_that_two_recipes_begin_with(mirror: Path) -> None:
 
 
 def test_names_of_shipped_recipes() -> None:
-    assert resolve.recipe_path(f"{UPSTREAM}?recipe=transfer").name == "sst2_pruned90_quant.yaml"
+    for name, file in (("text_classification", "sst2"), ("question_answering", "squad")):
+        for stub in (f"{UPSTREAM}?recipe=transfer-{name}", f"{UPSTREAM}?recipe_type=transfer_{name.partition('_')[0]}"):
+            assert resolve.recipe_path(stub).name == f"{file}_pruned90_quant.yaml"
+    ambiguous = "transfer is ambiguous: write one of transfer-text_classification, transfer-question_answering"
+    with pytest.raises(UsageError, match=ambiguous):
+        resolve.recipe_path(f"{UPSTREAM}?recipe=transfer")
+    names = "transfer-text_classification or transfer_text_classification or transfer-question_answering or transfer_q"
+    with pytest.raises(UsageError, match=names):
+        resolve.recipe_path(f"{UPSTREAM}?recipe=original")
     with pytest.raises(UsageError, match=r"its name there is original\. Did you mean 'original'\?"):
         resolve.recipe_path(f"{SST2}?recipe=orignal")
     with pytest.raises(UsageError, match="names two recipes, a and b"):
