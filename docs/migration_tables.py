@@ -111,7 +111,7 @@ DIFFERENT_IN_EXPORT = {
     "opset": "18 by default (14 with `--format integer`), there 14; an error if the exporter does not reach it",
 }
 REMARKS_IN_EXPORT = {
-    "task": "text_classification, token_classification, and their other names",
+    "task": "text_classification, token_classification, question_answering, and their other names",
     "model_path": "also checkpoints, Hub ids and `zoo:` stubs",
 }
 

@@ -20,16 +20,17 @@ TRAIN: dict[str, Callable[[], None]] = {
     "text-classification": entry_points.text_classification,
     "token-classification": entry_points.token_classification,
     "question-answering": entry_points.question_answering,
+    "masked-language-modeling": entry_points.masked_language_modeling,
 }
 # Run as `python -m sparse_accel.NAME` is.
 MODULES = ("recipe", "runtime", "report", "publish")
-NOT_YET = ("masked-language-modeling",)
 
 # What is typed, and what it does, as --help prints it.
 COMMANDS = {
     "train text-classification": "sentences and pairs of them: classes, several labels, scores, GLUE",
     "train token-classification": "named entities and other tags of words",
     "train question-answering": "answers to questions, as parts of a text",
+    "train masked-language-modeling": "sparse starts from texts without labels",
     "export": "a trained model to ONNX, with a proof that the file is the model",
     "runtime": "how fast an exported model is, and what the kernels do with it",
     "recipe": "what a recipe does, epoch by epoch, without a model",
@@ -43,7 +44,7 @@ usage: sparse_accel COMMAND [--flag value ...]
 
 Sparse, quantized and distilled text encoders, from a recipe.
 
-{chr(10).join(f"  {name:<26}  {text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<31}  {text}" for name, text in COMMANDS.items())}
 
 sparse_accel COMMAND --help lists the flags of a command; sparse_accel --version prints the version.
 """
@@ -118,9 +119,7 @@ def _task(word: str) -> str:
 
 def _no_task(word: str) -> str:
     """Returns why a word is not a task."""
-    if _task(word) in NOT_YET:
-        wrong = f"{word} is not supported yet."
-    elif not word or word.startswith("-"):
+    if not word or word.startswith("-"):
         wrong = "sparse_accel train needs a task, before all flags."
     else:
         wrong = f"'{word}' is not a task.{nearest(_task(word), TRAIN)}"

@@ -32,8 +32,8 @@ def question_answering() -> None:
 
 
 def masked_language_modeling() -> None:
-    """Refuses `sparseml.transformers.masked_language_modeling`, which is not supported yet."""
-    _not_yet("masked_language_modeling")
+    """Runs `sparseml.transformers.masked_language_modeling`, or its name with `train.`."""
+    _launch("masked_language_modeling")
 
 
 def export_onnx() -> None:
@@ -56,17 +56,6 @@ def resource(folder: str) -> Path:
     package = Path(__file__).resolve().parent
     inside = package / folder
     return inside if inside.is_dir() else package.parent / folder
-
-
-def _not_yet(name: str) -> None:
-    """Prints an error and ends with exit code 2; without this, the shell would report an unknown command."""
-    print(
-        f"error: {Path(sys.argv[0]).name}: {name} is not supported yet. Supported: "
-        "sparseml.transformers.text_classification, sparseml.transformers.token_classification, "
-        "sparseml.transformers.question_answering, sparseml.transformers.export_onnx",
-        file=sys.stderr,
-    )
-    sys.exit(2)
 
 
 def _launch(task: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparse_accel.cli.masked_language_modeling import MaskedLanguageModelingArguments
 from sparse_accel.cli.question_answering import QuestionAnsweringArguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.cli.token_classification import TokenClassificationArguments
@@ -11,4 +12,5 @@ ARGUMENTS: dict[str, type[TrainingArguments]] = {
     "text_classification": TextClassificationArguments,
     "token_classification": TokenClassificationArguments,
     "question_answering": QuestionAnsweringArguments,
+    "masked_language_modeling": MaskedLanguageModelingArguments,
 }

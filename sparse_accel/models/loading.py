@@ -21,7 +21,7 @@ from sparse_accel.hub import last_hub_warning, model_address, not_found_error
 from sparse_accel.models.files import QUANTIZATION_FILE, load_as, read_model
 from sparse_accel.models.teacher import Teacher, label_order
 from sparse_accel.nn.layers import quantized_linears
-from sparse_accel.tasks import Task, task_class
+from sparse_accel.tasks import MaskedLanguageModeling, Task, task_class
 from sparse_accel.tasks.label_names import Head, describe_positions, head_in, set_labels
 
 if TYPE_CHECKING:
@@ -182,7 +182,9 @@ def _load_named(flag: str, name: str, task: type[Task], **source: Any) -> nn.Mod
     address = model_address(flag, name, source.get("cache_dir"))
     _check_pointers(flag, name, address)
     try:
-        if (kind := task_class(AutoConfig.from_pretrained(address, **source))) not in (None, task):
+        # A language model has no head for another task, and is no model of another task: `load_as` says what is missing.
+        kind = task_class(AutoConfig.from_pretrained(address, **source))
+        if kind not in (None, MaskedLanguageModeling, task):
             raise UsageError(f"{name} was trained for {kind.name}, not for {task.name}")
         model = load_as(address, task, **source)
     except UsageError as error:

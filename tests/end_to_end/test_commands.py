@@ -85,14 +85,6 @@ def test_every_task_is_launched_with_its_flags_checked(
     assert "--nonsense is not a known flag" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("task", ["masked_language_modeling"])
-def test_commands_of_other_tasks_say_that_they_are_not_here_yet(task: str) -> None:
-    command = Path(sys.executable).with_name(f"sparseml.transformers.{task}")
-    done = subprocess.run([command, "--do_train"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and done.stdout == ""
-    assert f"{task} is not supported yet" in done.stderr and len(done.stderr.splitlines()) == 1
-
-
 @pytest.mark.slow
 def test_from_a_wheel_in_an_empty_folder(tmp_path: Path) -> None:
     """The wheel alone, beside the libraries of this environment; what pip needs to build it comes from the index."""
