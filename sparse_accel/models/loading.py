@@ -182,7 +182,7 @@ def _load_named(flag: str, name: str, task: type[Task], **source: Any) -> nn.Mod
     address = model_address(flag, name, source.get("cache_dir"))
     _check_pointers(flag, name, address)
     try:
-        # A language model has no head for another task, and is no model of another task: `load_as` says what is missing.
+        # A language model is a start for other tasks: `load_as` says that it lacks their head.
         kind = task_class(AutoConfig.from_pretrained(address, **source))
         if kind not in (None, MaskedLanguageModeling, task):
             raise UsageError(f"{name} was trained for {kind.name}, not for {task.name}")
