@@ -99,6 +99,10 @@ def before_prepare(accelerator: Accelerator, model: nn.Module, micro_batch_size:
     if accelerator.distributed_type == DistributedType.FSDP:
         # FSDP's own guess treats the embeddings as a block too, and then cannot shard the block inside it.
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = block_classes(model)
+        # Accelerate shards embeddings and an output layer that shares their weight as a group of their own, where it
+        # finds them; but the bias of the output layer may be its head's too, which is in another group.
+        found: Any = model
+        found.get_input_embeddings = found.get_output_embeddings = lambda: None
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.state.deepspeed_plugin.deepspeed_config.update(
             train_micro_batch_size_per_gpu=micro_batch_size,

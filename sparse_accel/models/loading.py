@@ -276,11 +276,24 @@ def load_teacher(arguments: TrainingArguments, student: nn.Module, task: Task) -
         return Teacher(copy.deepcopy(student), task=task), None
     model = _load_named("--distill_teacher", name, type(task), cache_dir=arguments.cache_dir)
     tokenizer = _tokenizer("--distill_teacher", name, type(task), cache_dir=arguments.cache_dir)
+    if not task.head.names:  # its outputs are the tokens of the vocabulary
+        _check_vocabulary(name, student, model)
+        return Teacher(model, task=task), tokenizer
     own, other = head_of(student).names, head_of(model).names
     order = label_order(own, other)
     if by_place := describe_positions(dict(zip(own, (other[column] for column in order), strict=True))):
         warn(f"--distill_teacher {name}: labels are matched by position, not by name: {by_place}")
     return Teacher(model, order, task=task), tokenizer
+
+
+def _check_vocabulary(name: str, student: nn.Module, teacher: nn.Module) -> None:
+    """Raises UsageError if two language models have different numbers of outputs."""
+    own, other = (int(cast(Any, model).config.vocab_size) for model in (student, teacher))
+    if own != other:
+        raise UsageError(
+            f"--distill_teacher {name} has an output for each of {other} tokens, the model for {own}: use a teacher "
+            "with the model's vocabulary"
+        )
 
 
 def _check_pointers(flag: str, name: str, address: str) -> None:

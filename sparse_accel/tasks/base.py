@@ -224,6 +224,10 @@ class Task(ABC):
     def weights(self, batch: dict[str, Tensor]) -> Tensor:
         """Returns the same for the rows of a batch, (R,) float32; 0 for fillers."""
 
+    def evaluation_weights(self, batch: dict[str, Tensor]) -> Tensor:
+        """Returns the weight of each row of a batch in the mean loss of an evaluation, (R,) float32."""
+        return self.weights(batch)
+
     @abstractmethod
     def loss(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> Tensor:
         """Returns the loss of each row, (R,) float32: a mean over its labelled tokens if it has several."""
@@ -272,6 +276,20 @@ class Task(ABC):
     def decisions(self, logits: np.ndarray, rows: Dataset, split: str) -> np.ndarray | None:
         """Returns the decisions, (D, n), one row per answer that is right or wrong; None if there is none (a score).
         Arguments as for `figures`; labels are not needed."""
+
+    def decision_gaps(self, first: np.ndarray, second: np.ndarray, rows: Dataset, split: str) -> np.ndarray | None:
+        """Returns how far two runs are from the same decisions, (D,) float64; None if there are no decisions.
+
+        It is 0 for a decision that is the same in both, and inf for one that differs. Where a decision is one of many
+        candidates with scores, it is the difference of the scores of both decisions, in the run where that is smaller.
+
+        Args:
+            first, second: of both runs; the other arguments as for `figures`.
+        """
+        decided = [self.decisions(logits, rows, split) for logits in (first, second)]
+        if decided[0] is None or decided[1] is None:
+            return None
+        return np.where((decided[0] == decided[1]).all(axis=1), 0.0, np.inf)
 
     @abstractmethod
     def metric_dependencies(self) -> list[Any]:

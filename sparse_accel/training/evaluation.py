@@ -260,7 +260,7 @@ def predict(
                 table = torch.zeros(int(counts.sum()), logits.shape[-1], device=logits.device)
             table[unit_numbers(units, batch["row_id"], starts)] = logits[units]
             if labelled:
-                weights = task.weights(batch)
+                weights = task.evaluation_weights(batch)
                 total += torch.stack([(task.loss(outputs, batch) * weights).sum().double(), weights.sum().double()])
             bar.update()
     model.train(training)

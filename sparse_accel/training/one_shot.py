@@ -78,6 +78,7 @@ def apply_at_once(
             except NoLabels as error:
                 needs = f" ({sampling[0]} needs labels, also with --one_shot)" if sampling else ""
                 raise NoLabels(f"{error}{needs}") from error
+        run = RecipeRun(recipe, task=task, teacher="disable")  # of these rows: it knows how they are masked
     model, fresh = load_model(arguments, kind)
     tokenizer = load_tokenizer(arguments, kind)
     run.attach(model)
@@ -97,7 +98,7 @@ def apply_at_once(
         loader, sampler = training_loader(arguments, accelerator, task, rows)
         gradients = gradient_loader(arguments, rows, sampler)
         identity["data"] = fingerprint_of_rows(rows.splits["train"])
-        identity |= {"seed": arguments.seed, "global_batch_size": sampler.global_batch_size}
+        identity |= {"seed": arguments.seed, "global_batch_size": sampler.global_batch_size, **task.training_settings()}
         about.append(("columns", task.describe_columns()))
         if any(modifier.needs_rows for modifier in run.modifiers):
             about.append(("ranges", f"from up to {CALIBRATION_BATCHES} batches of the training rows"))

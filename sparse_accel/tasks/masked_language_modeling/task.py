@@ -147,6 +147,10 @@ class MaskedLanguageModeling(Task):
         counts = masked_counts((batch[WORDS] != NO_WORD).sum(dim=1), self.probability)
         return (counts * (batch["row_id"] >= 0)).float()
 
+    def evaluation_weights(self, batch: dict[str, Tensor]) -> Tensor:
+        """Returns the number of masked tokens, so that the perplexity is exp of the loss with whole words too."""
+        return self.units(batch).sum(dim=1).float()
+
     def loss(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> Tensor:
         return masked_token_loss(outputs["logits"], batch["labels"])
 

@@ -17,7 +17,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.nn.losses import answer_distillation_loss, answer_loss
 from sparse_accel.tasks.base import MOST_CHARACTERS, MOST_MISTAKES, Details, Task, TaskData
 from sparse_accel.tasks.label_names import Head
-from sparse_accel.tasks.question_answering.answers import Prediction, Window, best_answers
+from sparse_accel.tasks.question_answering.answers import Answer, Prediction, Window, best_answers
 from sparse_accel.tasks.question_answering.data import NAMES, check_outputs, load_question_answering
 from sparse_accel.tasks.question_answering.encoding import (
     CONTEXT_MASK,
@@ -146,6 +146,10 @@ class QuestionAnswering(Task):
         found = self._predicted(logits, rows, split)
         return np.asarray([[each.answer.start << 32 | each.answer.end] for each in found], dtype=np.int64)
 
+    def decision_gaps(self, first: np.ndarray, second: np.ndarray, rows: Dataset, split: str) -> np.ndarray | None:
+        runs = [self._predicted(logits, rows, split) for logits in (first, second)]
+        return np.asarray([_gap(*pair) for pair in zip(*runs, strict=True)], dtype=np.float64)
+
     def metric_dependencies(self) -> list[Any]:
         return [self.version_2, self.threshold, self.n_best_size, self.longest]
 
@@ -258,6 +262,24 @@ def _tokens(batch: dict[str, Any], like: Tensor | None = None) -> Tensor:
         return like.new_ones(like.shape[:2]).bool()
     tokens: Tensor = mask.bool()
     return tokens
+
+
+def _gap(first: Prediction, second: Prediction) -> float:
+    """Returns the smaller of the differences between the scores of two answers in both predictions; inf if neither
+    prediction has both among its n best."""
+    one, other = (_place(each.answer) for each in (first, second))
+    if one == other:
+        return 0.0
+    gaps = [
+        abs(scores[one] - scores[other])
+        for scores in ({_place(answer): answer.score for answer in each.n_best} for each in (first, second))
+        if one in scores and other in scores
+    ]
+    return min(gaps, default=float("inf"))
+
+
+def _place(answer: Answer) -> tuple[int, int]:
+    return answer.start, answer.end
 
 
 def _null_score(prediction: Prediction) -> float:
