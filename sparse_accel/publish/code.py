@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sparse_accel.publish.facts import Facts
+from sparse_accel.publish.facts import MASKS, Facts
 from sparse_accel.publish.metadata import encoder_sparsity
 
 _SENTENCE = "a gripping film, from the first scene to the last"
@@ -36,6 +36,8 @@ class Place:
 def of_a_model(facts: Facts, place: Place, report: dict[str, Any]) -> list[str]:
     """Returns the lines of the section: the model, and its deployment if there is a report of it."""
     name = place.repository or place.folder
+    if facts.pipeline == MASKS:
+        return _of_masks(facts, name)
     lines = _of_questions(facts, name) if facts.answers_questions else _of_a_classifier(facts, name)
     if report:
         return lines + of_a_deployment(facts, report, place.deployment, place.repository)
@@ -67,6 +69,17 @@ def _of_a_classifier(facts: Facts, name: str) -> list[str]:
             *_decision(facts, "logits"),
         )
     return lines
+
+
+def _of_masks(facts: Facts, name: str) -> list[str]:
+    """The code of a language model, which is not exported: it is a start to train for a task."""
+    lines = ["It is a start to train for a task, with `--model_name_or_path`. " + _in_transformers(facts)]
+    return lines + _block(
+        "from transformers import pipeline",
+        "",
+        f'fill = pipeline("{MASKS}", "{name}")',
+        'print(fill(f"a {fill.tokenizer.mask_token} film, from the first scene to the last"))',
+    )
 
 
 def of_a_deployment(facts: Facts, report: dict[str, Any], folder: str, repository: str | None = None) -> list[str]:

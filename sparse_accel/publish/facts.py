@@ -24,11 +24,14 @@ from sparse_accel.zoo.stubs import parse_stub
 
 CARD, DEPLOYMENT_REPORT, QUANTIZERS = "README.md", "export_report.json", "quantization.json"
 EVALUATION = "evaluation.json"
-QUESTIONS = "question-answering"
+QUESTIONS, MASKS = "question-answering", "fill-mask"
+# What rows are called, where they are not rows.
+_UNITS = {QUESTIONS: "questions", MASKS: "texts"}
 _HEADS = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": QUESTIONS,
+    "ForMaskedLM": MASKS,
 }
 # The most folders between a model and the Hub's model that it came from.
 _LONGEST_CHAIN = 10
@@ -152,8 +155,8 @@ class Facts:
 
     @property
     def labels(self) -> list[str]:
-        """The names of the outputs, in order; none for question answering, where they are start and end."""
-        if self.answers_questions:
+        """The names of the outputs, in order; none where they are no labels: start and end, or a vocabulary."""
+        if self.pipeline in (QUESTIONS, MASKS):
             return []
         names = self.config.get("id2label")
         with suppress(ValueError, AttributeError):
@@ -243,7 +246,7 @@ class Facts:
 def facts_of(folder: Path) -> Facts:
     """Returns what the files of a folder say."""
     config = read(folder, "config.json")
-    figures, of_teacher, rows = _measured(folder, "questions" if _pipeline(config) == QUESTIONS else "rows")
+    figures, of_teacher, rows = _measured(folder, _UNITS.get(_pipeline(config) or "", "rows"))
     return Facts(
         folder,
         config=config,

@@ -11,6 +11,7 @@ from sparse_accel.publish.facts import Facts, hub_card, part
 # name of a figure -> the Hub's name of the metric, and its name for people.
 METRICS = {
     "accuracy": ("accuracy", "Accuracy"),
+    "perplexity": ("perplexity", "Perplexity of masked tokens (lower is better)"),
     "exact_match": ("exact_match", "Exact match"),
     "f1": ("f1", "F1"),
     "f1_macro": ("f1", "F1 (macro)"),
@@ -31,6 +32,7 @@ TASKS = {
     "text-classification": "Text classification",
     "token-classification": "Token classification",
     "question-answering": "Question answering",
+    "fill-mask": "Masked language modelling",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import signal
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from language_fixtures import LENGTH, RECIPES, TinyTexts, run, start, write_texts
 from script_fixtures import assert_same_model, flat, make_model, read_json, trace, wait
+from stand_in_hub import card_problems
 from token_fixtures import VOCABULARY, unfinished
 from transformers import AutoTokenizer, pipeline
 from wandb_files import wandb_run
@@ -213,3 +215,15 @@ def test_a_text_that_is_longer_than_a_model_takes(language: TinyTexts, tmp_path:
     done = run(**language.flags(train_file=file, max_seq_length=512, output_dir=tmp_path / "out"))
     assert done.code == 0 and "up to 64 tokens" in flat(done.out), done.all
     assert "1 train in 12 rows" in flat(done.out), done.all
+
+
+def test_the_card(whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its code runs in its folder as it stands; its figures are of masked tokens, on texts."""
+    monkeypatch.chdir(whole)
+    text = (whole / "README.md").read_text(encoding="utf-8")
+    assert card_problems(text) == []
+    assert "pipeline_tag: fill-mask" in text and "Perplexity of masked tokens (lower is better)" in text
+    assert " texts)" in text and "LABEL_0" not in text and "classifier" not in text
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    exec(code, {})
+    assert "token_str" in capsys.readouterr().out
