@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import atexit
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, IterableDataset
@@ -12,9 +13,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from sparse_accel.console import warn
 from sparse_accel.data.batches import Collator
 from sparse_accel.data.streams.layout import Layout
-from sparse_accel.data.streams.loading import Stream, StreamLoader, rows_of_first_pass
+from sparse_accel.data.streams.loading import Batch, Stream, StreamLoader, rows_of_first_pass
 from sparse_accel.data.streams.order import ShardRows
 from sparse_accel.distributed.collectives import total
+from sparse_accel.errors import UsageError
 from sparse_accel.run_folder.stream_state import state_of_all
 from sparse_accel.training.averages import GlobalBatch
 
@@ -90,16 +92,35 @@ def stream_batches(
 
     The weight of a step is summed over the processes, because each of them knows its own rows only. At the end of an
     epoch that is more than the first pass over the stream, it warns of that.
+
+    Raises:
+        UsageError: what the loader raises; or no row of the first step has a token to learn from.
     """
-    for step, read in enumerate(loader, start=1):
-        if step == sampler.steps:
-            _warn_of_short_stream(accelerator, loader, sampler)
-        weight = total(sum(int(task.weights(batch).sum()) for batch in read))
-        on_device = [
-            {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()} for batch in read
-        ]
-        prepared = [task.prepare(batch, epoch=0) for batch in on_device]
-        yield GlobalBatch(prepared, sampler.global_batch_size, max(weight, 1))
+    # Counted from the beginning of the stream: a resumed run is somewhere in the middle.
+    given = next(iter(loader.state_dict()["states"].values()))["rows"] // loader.layout.rows_per_shard
+    read_ahead = cast("Generator[list[Batch]]", iter(loader))
+    # The traceback of an error keeps it open until the process exits, which then waits for its workers without end.
+    atexit.register(read_ahead.close)
+    try:
+        for step, read in enumerate(read_ahead, start=given + 1):
+            if step == sampler.steps:
+                _warn_of_short_stream(accelerator, loader, sampler)
+            weight = total(sum(int(task.weights(batch).sum()) for batch in read))
+            if step == 1 and not weight:
+                raise UsageError(
+                    f"{loader.stream.corpus.name}: no token of the first {sampler.global_batch_size} rows can be "
+                    "masked, because all are special tokens such as [UNK]. Check that the model is one for texts of "
+                    "this language."
+                )
+            on_device = [
+                {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+                for batch in read
+            ]
+            prepared = [task.prepare(batch, epoch=0) for batch in on_device]
+            yield GlobalBatch(prepared, sampler.global_batch_size, max(weight, 1))
+    finally:
+        atexit.unregister(read_ahead.close)
+        read_ahead.close()
 
 
 def _warn_of_short_stream(accelerator: Accelerator, loader: StreamLoader, sampler: StreamSampler) -> None:
