@@ -52,7 +52,7 @@ class TextLines(Data):
         "for any number of processes",
         at_least=1,
     )
-    shuffle_window: int = flag(1000, "rows of a part of a stream that are shuffled together; 0: none are", at_least=0)
+    shuffle_window: int = flag(256, "rows of a part of a stream that are shuffled together; 0: none are", at_least=0)
     steps_per_epoch: int | None = flag(
         None, "length of an epoch of a stream, in optimizer steps", at_least=1, default_text="all steps of max_steps"
     )

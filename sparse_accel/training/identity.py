@@ -77,6 +77,17 @@ def identity_of(
         "total_steps": schedule.total_steps,
         **{flag: getattr(arguments, flag) for flag in flags},
         **run.task.training_settings(),
+        **(_settings_of_stream(sampler) if isinstance(sampler, StreamSampler) else {}),
+    }
+
+
+def _settings_of_stream(sampler: StreamSampler) -> dict[str, int]:
+    """Returns the flags that the order of a stream's rows and the length of its epochs depend on."""
+    stream = sampler.loader.stream
+    return {
+        "stream_shards": stream.corpus.shards,
+        "shuffle_window": stream.window,
+        "steps_per_epoch": sampler.steps,
     }
 
 
@@ -87,13 +98,11 @@ def _fingerprint_of_stream(sampler: StreamSampler) -> str:
 
 
 def _fingerprint_of_data(rows: TokenizedRows, sampler: Batches) -> str:
-    """Returns the digest of the training rows; of a stream, of what its rows and their order depend on besides the
-    content of its files, which is a setting."""
-    if not isinstance(sampler, StreamSampler):
-        return fingerprint_of_rows(rows.splits["train"])
-    stream = sampler.loader.stream
-    parts = [stream.corpus.name, stream.corpus.shards, stream.seed, stream.window, sampler.steps]
-    return hashlib.sha256(repr([*parts, tokenizer_digest(rows.tokenizer)]).encode()).hexdigest()[:32]
+    """Returns the digest of the training rows; of a stream, that of the tokenizer: the content of its files is a
+    setting, whose change is told by the files."""
+    if isinstance(sampler, StreamSampler):
+        return hashlib.sha256(f"stream {tokenizer_digest(rows.tokenizer)}".encode()).hexdigest()[:32]
+    return fingerprint_of_rows(rows.splits["train"])
 
 
 # Entries of a model's configuration that do not change what it computes, or are compared elsewhere.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -99,8 +98,6 @@ def stream_batches(
     # Counted from the beginning of the stream: a resumed run is somewhere in the middle.
     given = next(iter(loader.state_dict()["states"].values()))["rows"] // loader.layout.rows_per_shard
     read_ahead = cast("Generator[list[Batch]]", iter(loader))
-    # The traceback of an error keeps it open until the process exits, which then waits for its workers without end.
-    atexit.register(read_ahead.close)
     try:
         for step, read in enumerate(read_ahead, start=given + 1):
             if step == sampler.steps:
@@ -119,7 +116,6 @@ def stream_batches(
             prepared = [task.prepare(batch, epoch=0) for batch in on_device]
             yield GlobalBatch(prepared, sampler.global_batch_size, max(weight, 1))
     finally:
-        atexit.unregister(read_ahead.close)
         read_ahead.close()
 
 

@@ -256,12 +256,14 @@ def test_the_loss_of_the_first_step_is_that_of_transformers(
 
 
 @pytest.fixture(scope="module", params=["right", "left"])
-def by_side(request: pytest.FixtureRequest, tiny_questions: TinyQuestions) -> tuple[str, Path, Path]:
+def by_side(
+    request: pytest.FixtureRequest, tiny_questions: TinyQuestions, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, Path]:
     """A side of the padding, a model with a tokenizer of this side, and what it says one by one.
 
     BERT counts padding on the left as positions, so the model for this side has relative ones.
     """
-    side, folder = request.param, tiny_questions.folder / f"pads_{request.param}"
+    side, folder = request.param, tmp_path_factory.mktemp(f"pads_{request.param}")
     shutil.copytree(tiny_questions.teacher, folder / "model")
     if side == "left":
         torch.manual_seed(0)

@@ -43,7 +43,7 @@ def load_masked_language_modeling(arguments: MaskedLanguageModelingArguments) ->
         UsageError: data is missing or wrong, with its place, or has no text.
     """
     stream = open_corpus(arguments) if arguments.streaming and arguments.do_train else None
-    if stream is None:
+    if not arguments.streaming:
         tables = needed_splits(arguments, load_tables(arguments, _read))
     else:
         tables = {"validation": validation_table(arguments, _read)} if arguments.do_eval else {}

@@ -72,11 +72,7 @@ def _corpus(arguments: MaskedLanguageModelingArguments) -> Corpus:
     name = str(arguments.dataset_name)
     folder = local_folder(name)
     if folder is not None:
-        files = sorted(
-            str(file)
-            for file in folder.iterdir()
-            if file.suffix.lower() in arguments.suffixes and split_of(file.stem) == "train"
-        )
+        files = _files_in(folder, arguments, "train")
         if not files:
             there = listed(sorted(file.name for file in folder.iterdir())) or "nothing"
             raise UsageError(
@@ -107,11 +103,7 @@ def validation_table(arguments: MaskedLanguageModelingArguments, read: Callable[
     name = str(arguments.dataset_name)
     folder = local_folder(name)
     if folder is not None:
-        files = sorted(
-            str(file)
-            for file in folder.iterdir()
-            if file.suffix.lower() in arguments.suffixes and split_of(file.stem) == "validation"
-        )
+        files = _files_in(folder, arguments, "validation")
         if not files:
             raise UsageError(f"--do_eval: no file in {folder} is named validation.")
         return concatenated([read(file) for file in files])
@@ -124,6 +116,12 @@ def validation_table(arguments: MaskedLanguageModelingArguments, read: Callable[
             "or name files with --train_file and --validation_file."
         ) from error
     return DatasetTable(f"{hub_id}, split 'validation'", rows, (hub_id, config, "validation"))
+
+
+def _files_in(folder: Path, arguments: MaskedLanguageModelingArguments, split: str) -> list[str]:
+    """Returns the files of a split in a folder, sorted."""
+    known = (file for file in folder.iterdir() if file.suffix.lower() in arguments.suffixes)
+    return sorted(str(file) for file in known if split_of(file.stem) == split)
 
 
 def _of_files(files: list[str], column: str, shards: int, name: str) -> Corpus:

@@ -107,7 +107,7 @@ class MaskedLanguageModeling(Task):
         return listed(self.data.columns) if isinstance(self.data, TextData) else TEXT
 
     def describe_parts(self, counts: Mapping[str, tuple[int, int]]) -> str:
-        if self.line_by_line:
+        if self.line_by_line or not counts:
             return ""
         return "; packed: " + ", ".join(f"{texts} {split} in {rows} rows" for split, (texts, rows) in counts.items())
 
