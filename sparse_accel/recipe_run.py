@@ -17,7 +17,7 @@ from sparse_accel.data.gradient_samples import GradientSamples, labels_in
 from sparse_accel.distributed.launch import gives_gradients
 from sparse_accel.distributed.weights import reshard
 from sparse_accel.errors import UsageError, listed
-from sparse_accel.modifiers.base import Modifier, no_teacher
+from sparse_accel.modifiers.base import Modifier, check_gradients, no_teacher
 from sparse_accel.modifiers.state import State
 from sparse_accel.nn.blocks import remove_skipped
 from sparse_accel.nn.layers import sparse_without_mask
@@ -413,18 +413,3 @@ def _checked_terms(modifier: Modifier, batch: dict[str, Any], outputs: Any) -> l
                 "(rows,), or a single value, ()"
             )
     return terms
-
-
-def check_gradients(modifiers: Sequence[Modifier], given: bool) -> None:
-    """Raises UsageError if a modifier needs gradients and the layout does not provide them.
-
-    Args:
-        given: what `distributed.launch.gives_gradients` returned.
-    """
-    needing = [modifier for modifier in modifiers if modifier.needs_gradients or modifier.samples_gradients]
-    if needing and not given:
-        instead = f", or set {needing[0].without_gradients}" if needing[0].without_gradients else ""
-        raise UsageError(
-            f"{needing[0].name} needs gradients, but DeepSpeed does not provide them, because it steps inside "
-            f"backward: train with accelerate_configs/ddp.yaml or fsdp2.yaml{instead}"
-        )

@@ -293,3 +293,18 @@ class Modifier:
     def metrics(self) -> dict[str, float]:
         """Returns the values to log now, by name."""
         return {}
+
+
+def check_gradients(modifiers: Sequence[Modifier], given: bool) -> None:
+    """Raises UsageError if a modifier needs gradients and the layout does not provide them.
+
+    Args:
+        given: what `distributed.launch.gives_gradients` returned.
+    """
+    needing = [modifier for modifier in modifiers if modifier.needs_gradients or modifier.samples_gradients]
+    if needing and not given:
+        instead = f", or set {needing[0].without_gradients}" if needing[0].without_gradients else ""
+        raise UsageError(
+            f"{needing[0].name} needs gradients, but DeepSpeed does not provide them, because it steps inside "
+            f"backward: train with accelerate_configs/ddp.yaml or fsdp2.yaml{instead}"
+        )

@@ -18,7 +18,7 @@ from sparse_accel.distributed.environment import compilation
 from sparse_accel.distributed.heartbeat import report_lost_processes
 from sparse_accel.distributed.launch import check_launch, describe, gives_gradients, launch_options
 from sparse_accel.errors import UsageError
-from sparse_accel.recipe_run import check_gradients
+from sparse_accel.modifiers.base import check_gradients
 from sparse_accel.run_folder.ownership import release_folders
 from sparse_accel.training.tracking import check_trackers, logging_folder, trackers_ended
 

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from sparse_accel.errors import UsageError
 from sparse_accel.models.teacher import Teacher
 from sparse_accel.modifiers import Modifier
+from sparse_accel.modifiers.base import check_gradients
 from sparse_accel.nn.layers import make_sparse, mask_outputs, masks
 from sparse_accel.progress import Progress
 from sparse_accel.recipe import load_recipe
-from sparse_accel.recipe_run import RecipeRun, check_gradients
+from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.run_folder.checkpoints import save_checkpoint
 from sparse_accel.run_folder.trainer_state import History
 

@@ -446,7 +446,7 @@ def test_a_layout_without_gradients_refuses_projections() -> None:
     assert not run.needs_gradients
     run.attach(student)
     assert run.needs_gradients
-    from sparse_accel.recipe_run import check_gradients
+    from sparse_accel.modifiers.base import check_gradients
 
     check_gradients(run.modifiers, given=True)
     with pytest.raises(UsageError, match=r"DeepSpeed does not provide them.*or set project_features to false"):

@@ -22,13 +22,14 @@ from sparse_accel.console import progress_bar
 from sparse_accel.errors import Stopped, UsageError
 from sparse_accel.main import run_main
 from sparse_accel.models.teacher import Teacher
+from sparse_accel.modifiers.base import check_gradients
 from sparse_accel.modifiers.pruning.obs import OBSPruningModifier
 from sparse_accel.modifiers.state import State
 from sparse_accel.nn.fisher import FisherBlocks
 from sparse_accel.nn.layers import masks, quantizers
 from sparse_accel.progress import Progress
 from sparse_accel.recipe import load_recipe
-from sparse_accel.recipe_run import RecipeRun, check_gradients
+from sparse_accel.recipe_run import RecipeRun
 
 NO_TASK: Any = None
 
