@@ -35,7 +35,7 @@ def lines_from(file: str, offset: int = 0) -> Iterator[tuple[int, int | None, st
 
 
 def json_texts_from(file: str, column: str, offset: int = 0) -> Iterator[tuple[int, int | None, str]]:
-    """Yields the texts of a column of a file with one JSON object a line, as `lines_from`; blank lines are left out.
+    """Yields the texts of a column of a file with one JSON object a line, as `lines_from`; no blank lines, no nulls.
 
     Raises:
         UsageError: as `lines_from`; a line is not a JSON object, has no such column, or its value is not text.
@@ -77,7 +77,7 @@ def raw_lines(file: str, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def text_of(file: str, offset: int, number: int | None, line: bytes, column: str | None = None) -> str | None:
-    """Returns the text of a line, or of a column of the JSON object in it; None for a blank line of a JSON file.
+    """Returns the text of a line, or of a column of the JSON object in it; None for null, and a blank line of JSON.
 
     Args:
         offset: of the line's first byte in the file.
@@ -113,7 +113,7 @@ def _column_of(place: str, text: str, column: str) -> str | None:
         raise UsageError(f"{place}: expected an object with columns as keys, got {shown(row)}.")
     if column not in row:
         raise UsageError(f"{place}: has no column '{column}'. Its columns: {listed(row) or 'none'}.")
-    return checked_text(f"{place}, column '{column}'", row[column])
+    return None if row[column] is None else checked_text(f"{place}, column '{column}'", row[column])
 
 
 def checked_text(place: str, value: object) -> str:

@@ -295,8 +295,10 @@ class DatasetShard:
                     raise UsageError(
                         f"{self.name}, row {row + 1}: has no column '{self.column}'. Columns: {listed(batch)}."
                     )
-                text = checked_text(f"{self.name}, row {row + 1}, column '{self.column}'", batch[self.column][0])
-                yield {"row": row, "dataset": before} if self.resumable else None, text
+                value = batch[self.column][0]
+                if value is not None:  # a row without a text is left out, like a blank one
+                    text = checked_text(f"{self.name}, row {row + 1}, column '{self.column}'", value)
+                    yield {"row": row, "dataset": before} if self.resumable else None, text
                 row += 1
                 before = dataset.state_dict() if self.resumable else None
         except UsageError:

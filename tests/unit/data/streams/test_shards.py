@@ -316,3 +316,11 @@ def test_another_dataset_than_that_of_the_run() -> None:
     corpus.check(json.loads(json.dumps(corpus.identity)))
     with pytest.raises(UsageError, match=r"corpus with 5 .*corpus with 6"):
         corpus.check({"name": "corpus", "own_shards": 6})
+
+
+def test_rows_without_a_text_are_left_out() -> None:
+    """Their places count: each state still gives what follows."""
+    rows = {"text": ["one", None, "", "two", None, "three"]}
+    corpus = DatasetShards(Dataset.from_dict(rows).to_iterable_dataset(num_shards=2), "text", 2, "corpus")
+    assert [texts_in(corpus.shard(number)) for number in (0, 1)] == [["one", ""], ["two", "three"]]
+    check_each_state(corpus)
