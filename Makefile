@@ -29,7 +29,8 @@ test-fast: $(VENV)/.dev kernels ## only tests/unit, under a minute
 	$(PYTEST) -m "not slow" -n 2 tests/unit
 
 test-slow: $(VENV)/.dev kernels ## only the long and multi-process tests
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow tests/distributed
+	$(PYTEST) -m slow tests --ignore=tests/distributed -n 2 --dist loadfile
 
 test-all: test test-slow ## test and test-slow
 
