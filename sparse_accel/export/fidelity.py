@@ -85,9 +85,11 @@ class Fidelity:
 def in_pytorch(model: nn.Module) -> Runner:
     """Runs a model with its quantizers on."""
 
+    task = task_of(model)
+
     def run(inputs: Tensors) -> np.ndarray:
         with torch.no_grad():
-            found: np.ndarray = task_of(model).logits(model(**inputs)).float().numpy()
+            found: np.ndarray = task.logits(model(**inputs)).float().numpy()
         return found
 
     return Runner("PyTorch", run)

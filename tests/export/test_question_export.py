@@ -35,6 +35,8 @@ from sparse_accel.export.fidelity import Fidelity, check_fidelity
 from sparse_accel.export.texts import find_texts
 from sparse_accel.runtime.loading import VARIABLE
 from sparse_accel.tasks import QuestionAnswering
+from sparse_accel.tasks.question_answering.answers import Answer, Prediction
+from sparse_accel.tasks.question_answering.task import _gap
 
 pytest_plugins = ["question_fixtures", "export_fixtures"]
 pytestmark = pytest.mark.usefixtures("quick")
@@ -241,6 +243,13 @@ def test_a_head_that_is_not_for_questions(tmp_path: Path) -> None:
         done = export(model_path=model, output_dir=tmp_path / "out", **flags)
         assert done.code == 2 and len(done.err.strip().splitlines()) == 1, done.all
         assert "which does not answer questions" in done.err or "not for text_classification" in done.err
+
+
+def test_other_answers_of_equal_scores_are_not_the_same() -> None:
+    """An exact tie in one run: the answers still differ."""
+    one, other = (Answer(text, start, start + 3, 1.0, 1.0, 0.5) for text, start in (("was", 4), ("old", 8)))
+    first, second = (Prediction(best, (one, other), None) for best in (one, other))
+    assert _gap(first, first) == 0 and 0 < _gap(first, second) < 1e-300
 
 
 @pytest.mark.parametrize(("gap", "result"), [(1 / 400, True), (3 / 400, False)])

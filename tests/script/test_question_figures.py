@@ -1,6 +1,6 @@
 """Figures and answers of questions against a plain computation: transformers' model, and every span of every window.
 
-The windows here are those of the tokenizer's own truncation with overflow, and the rules of SQuAD are written anew.
+The windows here are those of the tokenizer's own truncation with overflow, and the rules of SQuAD are written twice.
 """
 
 from __future__ import annotations

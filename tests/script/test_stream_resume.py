@@ -1,4 +1,4 @@
-"""A run on a stream that was interrupted: it goes on with the next row, or says what of its data or flags changed."""
+"""A run on a stream that was interrupted: it continues with the next row, or says what of its data or flags changed."""
 
 from __future__ import annotations
 
@@ -320,6 +320,18 @@ def test_a_finished_run_on_other_files_is_not_this_one(
     file.write_bytes(file.read_bytes().replace(b"a", b"o"))
     refused = run(**settings)
     assert refused.code == 2 and "would train another model: they differ in stream" in flat(refused.err), refused.all
+
+
+def test_a_finished_run_on_another_column_is_not_this_one(
+    flags: Callable[..., Any], tmp_path: Path, corpus: Path
+) -> None:
+    file = corpus / "train-0.jsonl"
+    write(file, [{"text": text, "body": text.replace("film", "plot")} for text in SENTENCES])
+    settings = flags(train_file=file, stream_shards=1, max_steps=2, output_dir=tmp_path / "out")
+    assert run(**settings).code == 0
+    other = run(**settings, text_column_name="body")
+    assert other.code == 0 and "finished: nothing is trained again" not in other.out
+    assert "differs in text_column_name" in flat(other.all), other.all
 
 
 # --- other flags ------------------------------------------------------------------------------------------------------

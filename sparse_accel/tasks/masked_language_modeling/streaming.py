@@ -85,7 +85,8 @@ def _corpus(arguments: MaskedLanguageModelingArguments) -> Corpus:
         dataset: Any = load_dataset(hub_id, arguments.dataset_config_name, split="train", streaming=True)
     except Exception as error:
         raise not_found_error(f"--dataset_name {name}", hub_id, "dataset", first_line(error)) from error
-    return DatasetShards(dataset, column, shards, hub_id)
+    config = arguments.dataset_config_name
+    return DatasetShards(dataset, column, shards, f"{hub_id} ({config})" if config else hub_id)
 
 
 def validation_table(arguments: MaskedLanguageModelingArguments, read: Callable[[str], Table]) -> Table:

@@ -16,7 +16,7 @@ from sparse_accel.cli.training import TrainingArguments
 from sparse_accel.data.tokenizing import tokenize
 from sparse_accel.errors import listed
 from sparse_accel.nn.losses import IGNORED, masked_token_distillation_loss, masked_token_loss
-from sparse_accel.tasks.base import Task, TaskData
+from sparse_accel.tasks.base import Task
 from sparse_accel.tasks.label_names import Head
 from sparse_accel.tasks.masked_language_modeling.data import TextData, load_masked_language_modeling
 from sparse_accel.tasks.masked_language_modeling.encoding import (
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class MaskedLanguageModeling(Task):
     """Fills in masked tokens. Rows are texts, or blocks of equal length that texts are packed into.
 
-    Tokens are masked anew in each epoch; evaluations always mask the same ones. The loss is a mean over masked tokens,
+    Each epoch masks other tokens; evaluations always mask the same ones. The loss is a mean over masked tokens,
     which is also what is evaluated. An output has a logit for each token of the vocabulary, so an evaluation keeps two
     numbers of it: its loss, and the most likely token.
 
@@ -59,7 +59,7 @@ class MaskedLanguageModeling(Task):
     keeps_table: ClassVar[bool] = False
     compares_tokens: ClassVar[bool] = True
 
-    def __init__(self, head: Head, data: TaskData | None = None) -> None:
+    def __init__(self, head: Head, data: TextData | None = None) -> None:
         super().__init__(head, data)
         self.seed, self.probability, self.whole_words, self.line_by_line = 0, 0.15, False, False
         self._mask_id, self._random_ids = 0, torch.zeros(1, dtype=torch.int64)
@@ -73,11 +73,16 @@ class MaskedLanguageModeling(Task):
 
     @classmethod
     def of_sentences(cls, head: Head, sentences: list[str]) -> MaskedLanguageModeling:
-        return cls(Head([]), TaskData({"test": Dataset.from_dict({TEXT: sentences})}, {"test": "sentences"}, []))
+        return cls(Head([]), TextData({"test": Dataset.from_dict({TEXT: sentences})}, {"test": "sentences"}, []))
 
     @classmethod
     def has_labels(cls, file: str) -> bool:
         return True
+
+    @property
+    def data(self) -> TextData:
+        assert isinstance(self.rows, TextData)
+        return self.rows
 
     def configure(self, config: Any) -> None:
         """A language model has no labels."""
@@ -104,7 +109,7 @@ class MaskedLanguageModeling(Task):
         return row_maker(tokenizer, length, self.line_by_line)
 
     def describe_columns(self) -> str:
-        return listed(self.data.columns) if isinstance(self.data, TextData) else TEXT
+        return listed(self.data.columns)
 
     def describe_parts(self, counts: Mapping[str, tuple[int, int]]) -> str:
         if self.line_by_line or not counts:
@@ -121,11 +126,13 @@ class MaskedLanguageModeling(Task):
 
     def training_settings(self) -> dict[str, Any]:
         found = {"mlm_probability": self.probability, "whole_word_mask": self.whole_words}
-        # Of rows that are tokenized beforehand, it shows in the rows.
-        return found | ({"line_by_line": self.line_by_line} if self.data.stream is not None else {})
+        if self.data.stream is None:  # else the rows show the others
+            return found
+        return {**found, "line_by_line": self.line_by_line, "text_column_name": self.data.columns[0]}
 
     def prepare(self, batch: dict[str, Tensor], epoch: int) -> dict[str, Tensor]:
-        words, device = batch[WORDS], batch["input_ids"].device
+        words = batch[WORDS]
+        self._random_ids = self._random_ids.to(words.device)  # once, not in each step
         input_ids, labels = mask_tokens(
             batch["input_ids"],
             words != NO_WORD,
@@ -134,7 +141,7 @@ class MaskedLanguageModeling(Task):
             epoch=batch.get("epoch", epoch),  # the rows of a stream know theirs
             probability=self.probability,
             mask_id=self._mask_id,
-            random_ids=self._random_ids.to(device),
+            random_ids=self._random_ids,
             words=words if self.whole_words else None,
         )
         return {**batch, "input_ids": input_ids, "labels": labels}

@@ -275,7 +275,7 @@ def _gap(first: Prediction, second: Prediction) -> float:
         for scores in ({_place(answer): answer.score for answer in each.n_best} for each in (first, second))
         if one in scores and other in scores
     ]
-    return min(gaps, default=float("inf"))
+    return max(min(gaps, default=float("inf")), sys.float_info.min)  # never 0, which says that they are the same
 
 
 def _place(answer: Answer) -> tuple[int, int]:

@@ -145,7 +145,7 @@ def test_what_may_not_change(files: list[str], tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=words):
             loader_of(stream, 8).load_state_dict(state)
-    assert loader_of(stream_of(files, 4), 16).load_state_dict(state) == 0  # another batch size goes on from the rows
+    assert loader_of(stream_of(files, 4), 16).load_state_dict(state) == 0  # another batch size continues from the rows
 
 
 def test_states_of_all_shards_after_one_step(files: list[str]) -> None:
@@ -182,7 +182,7 @@ def generated(parts: list[int]) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", ["generated", "shuffled", "parquet"])
 def test_streams_of_datasets(tmp_path: Path, kind: str) -> None:
-    """A worker reads all of its shards; a shuffled dataset goes on by skipping rows, which is told."""
+    """A worker reads all of its shards; a shuffled dataset continues by skipping rows, which is said."""
     if kind == "parquet":
         for part in range(8):
             rows = pyarrow.Table.from_pylist(list(generated([part])))

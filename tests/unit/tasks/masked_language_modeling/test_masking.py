@@ -177,7 +177,7 @@ def test_splitmix64(state: int, expected: list[int]) -> None:
 
 
 def test_a_masked_row() -> None:
-    """Checkpoints depend on it: a run that goes on must mask what it would have masked."""
+    """Checkpoints depend on it: a run that resumes must mask what it would have masked."""
     ids, found, labels = masked(torch.tensor([ROW, ROW]), torch.tensor([0, 1]), probability=0.5, seed=42, epoch=3)
     assert found.tolist() == [[3, 6, 7, 8, 4, 4, 4, 3, 13, 4, 3], [3, 17, 18, 4, 20, 21, 22, 3, 5, 29, 3]]
     assert [(row != IGNORED).nonzero().flatten().tolist() for row in labels] == [[4, 5, 6, 9], [3, 5, 8, 9]]
