@@ -14,6 +14,7 @@ from typing import Any
 from modifier_tables import table
 
 from sparse_accel.cli.export import ExportArguments
+from sparse_accel.cli.masked_language_modeling import MaskedLanguageModelingArguments
 from sparse_accel.cli.question_answering import QuestionAnsweringArguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.cli.token_classification import TokenClassificationArguments
@@ -22,11 +23,12 @@ from sparse_accel.zoo.known import ON_HUB, SHIPPED
 
 WORKS, DIFFERS, REFUSED = "works", "works differently", "refused"
 
-# Names of flags, in five paragraphs: those of its dataclasses ModelArguments, DataTrainingArguments and
+# Names of flags, in six paragraphs: those of its dataclasses ModelArguments, DataTrainingArguments and
 # TrainingArguments; those of transformers 4.39's TrainingArguments, which its own derive from; those of its export; and
-# those of the first two dataclasses of token classification and of question answering.
+# those of the first two dataclasses of token classification, of question answering and of masked language modelling.
 FLAGS = Path(__file__).with_name("sparseml_flags.txt")
-OWN, TRAINER, EXPORT, TOKENS, QUESTIONS = (names.split() for names in FLAGS.read_text(encoding="utf-8").split("\n\n"))
+_PARAGRAPHS = FLAGS.read_text(encoding="utf-8").split("\n\n")
+OWN, TRAINER, EXPORT, TOKENS, QUESTIONS, LANGUAGE = (names.split() for names in _PARAGRAPHS)
 
 # --- flags that work: what differs, and what is only worth knowing ----------------------------------------------------
 
@@ -105,6 +107,19 @@ REMARKS_FOR_QUESTIONS = {
     "max_seq_length": "384 by default; at most what the model takes",
     "test_file": "answers are not needed",
 }
+DIFFERENT_FOR_LANGUAGE = {
+    "dataset_name": "dataset scripts are not run",
+    "max_seq_length": "128 by default; there not set",
+    "mlm_probability": "this fraction of each row, at least one token",
+    "distill_teacher": "runs in each step; needs the tokenizer of the model",
+    "max_train_samples": "drawn at random by `--seed`; there the first texts",
+    "one_shot": "the rows for ranges are masked, too",
+}
+REMARKS_FOR_LANGUAGE = {
+    "tokenizer_name": "the tokenizer alone",
+    "train_file": "also tsv, jsonl and Parquet",
+    "pad_to_max_length": "same results without quantization and dropout",
+}
 REMARKS_FOR_TOKENS = {"task_name": "names the column of tags, `TASK_tags`; `ner` by default"}
 DIFFERENT_IN_EXPORT = {
     "sequence_length": "any length by default; there the longest that the model takes",
@@ -164,6 +179,7 @@ def parts() -> dict[str, str]:
     """The generated parts of the page, by name."""
     text, token, question = TextClassificationArguments, TokenClassificationArguments, QuestionAnsweringArguments
     for_questions = DIFFERENT | DIFFERENT_FOR_QUESTIONS, REMARKS | REMARKS_FOR_QUESTIONS
+    for_language = DIFFERENT | DIFFERENT_FOR_LANGUAGE, REMARKS | REMARKS_FOR_LANGUAGE
     return {
         "modifiers": modifiers_table(),
         "stubs": stubs_table(),
@@ -171,6 +187,7 @@ def parts() -> dict[str, str]:
         "trainer_flags": flags_table(TRAINER, text, DIFFERENT, REMARKS),
         "token_flags": flags_table(TOKENS, token, DIFFERENT | DIFFERENT_FOR_TOKENS, REMARKS | REMARKS_FOR_TOKENS),
         "question_flags": flags_table(QUESTIONS, question, *for_questions),
+        "language_flags": flags_table(LANGUAGE, MaskedLanguageModelingArguments, *for_language),
         "export_flags": flags_table(EXPORT, ExportArguments, DIFFERENT_IN_EXPORT, REMARKS_IN_EXPORT),
     }
 

@@ -54,6 +54,11 @@ def listed(names: Iterable[object], most: int = 12) -> str:
     return ", ".join(words) if len(words) <= most else f"{', '.join(words[:most])} ... ({len(words)} in all)"
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number with a noun that forms its plural with an s: `1 shard`, `16 shards`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def shown(value: object, most: int = 60) -> str:
     """Returns the repr of a value for a message, cut after `most` characters."""
     text = repr(value)

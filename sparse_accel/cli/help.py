@@ -38,7 +38,8 @@ def help_parser(cls: type, prog: str | None, description: str) -> argparse.Argum
     for group in _groups(cls):
         section = parser.add_argument_group((group.__doc__ or "").strip().rstrip("."))
         for field in dataclasses.fields(cast(Any, group)):
-            section.add_argument(f"--{field.name}", **_help_of(cls, field))
+            if field.name not in getattr(cls, "not_in_help", ()):
+                section.add_argument(f"--{field.name}", **_help_of(cls, field))
     return parser
 
 

@@ -13,6 +13,8 @@ from sparse_accel.cli.training import TrainingArguments
 from sparse_accel.errors import UsageError
 
 _NO_LABELS = "texts have no labels: their tokens are masked."
+_NO_NEW_MODEL = "training starts from the weights of --model_name_or_path."
+_ONE_DATASET = "a run reads one dataset: put the files of both into a folder, and pass it as --dataset_name."
 
 
 @dataclass(kw_only=True)
@@ -62,6 +64,13 @@ class TextLines(Data):
 class MaskedLanguageModelingArguments(TextLines, TrainingArguments):
     """Arguments of scripts/masked_language_modeling.py, checked."""
 
+    # Flags of all scripts that mean nothing here; most are errors.
+    not_in_help: ClassVar[tuple[str, ...]] = (
+        "do_predict",
+        "max_predict_samples",
+        "new_head",
+        "label_smoothing_factor",
+    )
     refused: ClassVar[Mapping[str, str]] = REFUSED | {
         "input_column_names": "name the text column with --text_column_name.",
         "text_column_names": "name the text column with --text_column_name.",
@@ -75,6 +84,11 @@ class MaskedLanguageModelingArguments(TextLines, TrainingArguments):
         "max_span_length": "this script masks single tokens or whole words; permutations are not supported.",
         "block_size": "use --max_seq_length.",
         "low_cpu_mem_usage": "weights are read directly into the model.",
+        "model_type": _NO_NEW_MODEL,
+        "config_overrides": _NO_NEW_MODEL,
+        "dataset_name_2": _ONE_DATASET,
+        "dataset_config_name_2": _ONE_DATASET,
+        "validation_split_percentage": "use --validation_ratio, a fraction: 0.05 for 5 percent.",
     }
 
     def __post_init__(self) -> None:

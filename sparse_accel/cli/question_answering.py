@@ -50,6 +50,7 @@ class QuestionData(Data):
 class QuestionAnsweringArguments(QuestionData, TrainingArguments):
     """Arguments of scripts/question_answering.py, checked."""
 
+    not_in_help: ClassVar[tuple[str, ...]] = ("label_smoothing_factor",)  # of all scripts, but an error here
     refused: ClassVar[Mapping[str, str]] = REFUSED | {
         "input_column_names": _COLUMNS,
         "text_column_name": _COLUMNS,

@@ -16,15 +16,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sparse_accel.data.loader_workers import begin_worker
+
 # Rows are shuffled, cut into pools of this many global batches, and sorted by length inside each pool. This gives
 # batches of similar lengths in random order, as the length-grouped sampler of transformers does.
 _BATCHES_PER_POOL = 50
 # Columns of a batch that are not inputs of the model: labels, and the numbers of rows, epochs, words and sentences.
-_NOT_INPUTS = ("labels", "row_id", "epoch", "words", "sentence")
+_NOT_INPUTS = ("labels", "row_id", "epoch", "words", "sentence", "text_ids", "text_lengths")
 # Columns of tokenized rows that no batch needs: what turns the logits of windows into answers.
 _NOT_IN_BATCHES = ("offsets", "context_mask", "no_answer", "question_row")
 # Beginning of the names of columns that are inputs of a teacher with another tokenizer: teacher_input_ids, ...
 TEACHER = "teacher_"
+# Column of rows with several texts: the number of tokens of each. The inputs of such a row are in sequence.
+TEXT_LENGTHS = "text_lengths"
 
 
 def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,6 +40,13 @@ def teacher_inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the inputs of the teacher, by their names in its forward: its own columns, or else the model's."""
     own = {name.removeprefix(TEACHER): value for name, value in batch.items() if name.startswith(TEACHER)}
     return own or inputs_of(batch)
+
+
+def longest_text(dataset: Any) -> int:
+    """Returns the number of tokens of the longest text of tokenized rows."""
+    if TEXT_LENGTHS in dataset.column_names:
+        return max(max(lengths) for lengths in dataset[TEXT_LENGTHS])
+    return max(len(ids) for ids in dataset["input_ids"])
 
 
 class Rows(Dataset[dict[str, Any]]):
@@ -176,20 +187,17 @@ class Collator:
 
     def __call__(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
         """Returns input_ids and masks (rows, tokens) int64, labels (rows, ...), row_id (rows,) int64; the inputs of a
-        teacher with another tokenizer have its own number of tokens."""
+        teacher with another tokenizer have its own number of tokens. Those of rows with several texts are (rows, texts,
+        tokens)."""
         inputs = inputs_of(columns)
         padding = "max_length" if self.length else "longest"
-        batch = self.tokenizer.pad(
-            inputs, padding=padding, max_length=self.length, pad_to_multiple_of=self.multiple, return_tensors="pt"
-        )
-        tensors: dict[str, Tensor] = dict(batch)
-        width = tensors["input_ids"].shape[1]
-        others = {name: column for name, column in columns.items() if name not in inputs}
+        tensors = self._inputs(self.tokenizer, inputs, columns.get(TEXT_LENGTHS), padding, self.length)
+        width = tensors["input_ids"].shape[-1]
+        others = {name: column for name, column in columns.items() if name not in inputs and name != TEXT_LENGTHS}
         teachers = {name: others.pop(name) for name in columns if name.startswith(TEACHER)}
         if teachers:
-            own = self.teacher_tokenizer.pad(
-                teacher_inputs_of(teachers), pad_to_multiple_of=self.multiple, return_tensors="pt"
-            )
+            lengths = teachers.pop(f"{TEACHER}{TEXT_LENGTHS}", None)
+            own = self._inputs(self.teacher_tokenizer, teacher_inputs_of(teachers), lengths)
             tensors |= {f"{TEACHER}{name}": value for name, value in own.items()}
         for name in sorted(others):
             column = columns[name]
@@ -198,9 +206,35 @@ class Collator:
             tensors[name] = torch.tensor(column)
         return tensors
 
+    def _inputs(
+        self,
+        tokenizer: Any,
+        columns: dict[str, list[list[int]]],
+        text_lengths: list[list[int]] | None,
+        padding: str = "longest",
+        length: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Returns a model's inputs as tensors, padded to the longest text."""
+        if text_lengths is not None:
+            columns = {name: _texts_of(column, text_lengths) for name, column in columns.items()}
+        batch = tokenizer.pad(
+            columns, padding=padding, max_length=length, pad_to_multiple_of=self.multiple, return_tensors="pt"
+        )
+        rows = None if text_lengths is None else (len(text_lengths), len(text_lengths[0]))
+        return {name: value if rows is None else value.unflatten(0, rows) for name, value in batch.items()}
+
     def _padded(self, values: list[int], filler: int, width: int) -> list[int]:
         padding = [filler] * (width - len(values))
         return values + padding if self.tokenizer.padding_side == "right" else padding + values
+
+
+def _texts_of(column: list[list[int]], text_lengths: list[list[int]]) -> list[list[int]]:
+    """Returns the values of each text, from those of rows with several texts."""
+    found = []
+    for values, lengths in zip(column, text_lengths, strict=True):
+        ends = np.cumsum(lengths).tolist()
+        found += [values[end - length : end] for length, end in zip(lengths, ends, strict=True)]
+    return found
 
 
 def make_loader(
@@ -222,5 +256,6 @@ def make_loader(
         collate_fn=cast(Any, collator),
         num_workers=workers,
         pin_memory=pin_memory,
+        worker_init_fn=begin_worker,
         generator=torch.Generator(),
     )

@@ -23,7 +23,7 @@ from sparse_accel.console import warn
 from sparse_accel.distributed.collectives import by_main_process
 from sparse_accel.distributed.weights import full_state_dict, plain_model
 from sparse_accel.errors import UsageError, listed
-from sparse_accel.files import write_text
+from sparse_accel.files import write_json, write_text
 from sparse_accel.fingerprints import fingerprint
 from sparse_accel.hub import model_address
 from sparse_accel.nn.blocks import without_skipped
@@ -49,14 +49,20 @@ def save_model(folder: Path, accelerator: Accelerator, model: nn.Module, tokeniz
     The weights are float32 with exact zeros where masks prune, under the names that transformers uses.
     """
     plain = plain_model(accelerator, model)
+    task = task_class(plain.config)
+    extra_files = {} if task is None else task.extra_files(plain, tokenizer)
 
     def write() -> None:
-        for name, mask in masks(plain).items():
-            weights[name] = weights[name].masked_fill(~mask.cpu(), 0.0)
+        pruned = {id(weights[name]): weights[name].masked_fill(~mask.cpu(), 0.0) for name, mask in masks(plain).items()}
         folder.mkdir(parents=True, exist_ok=True)
-        plain.save_pretrained(folder, state_dict=weights)
+        # A weight that several layers share stays one tensor, so that it is written once.
+        state = {name: pruned.get(id(weight), weight) for name, weight in weights.items()}
+        plain.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
         write_quantizers(folder, plain)
+        for name, content in extra_files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_json(folder / name, content)
 
     with without_skipped(plain):  # dropped layers are not in the files, and later layers have the numbers after them
         weights = dict(full_state_dict(accelerator, model))
@@ -101,7 +107,7 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
         options: passed to `from_pretrained` of transformers' class with that head.
 
     Raises:
-        UsageError: there is no trained classifier in the folder, config.json and weights do not match, or
+        UsageError: there is no trained head in the folder, config.json and weights do not match, or
             quantization.json does not match the model.
     """
     address = model_address("sparse_accel.load", str(folder), options.get("cache_dir"))
@@ -206,6 +212,7 @@ def read_model(
         model = auto_class.from_config(renamed.config, dtype=torch.float32)
         model.load_state_dict(renamed.state_dict())
         warn(f"{address} was saved by SparseML after quantization-aware training: its weights are used, its ranges not")
+    model = task.complete(model, address, **source)
     fresh = _newly_initialized(model, info, keeps_head, may_be_new)
     if not keeps_head:
         fresh += _initialize_outputs(model, fresh)
@@ -226,8 +233,13 @@ def _newly_initialized(model: Any, info: Mapping[str, Any], keeps_head: bool, ma
     Raises:
         UsageError: some of them do not belong to the head, or the file has blocks that the model does not have.
     """
-    base = f"{model.base_model_prefix}."
-    missing, shapes = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    # The names in an encoder without a head have no prefix.
+    base, prefix = _base_of(model), f"{model.base_model_prefix}."
+    known = model.state_dict().keys()
+    missing, shapes = (
+        sorted(key for key in info["missing_keys"] if key in known),  # without what the task leaves out
+        sorted(key for key in info["mismatched_keys"] if key[0] in known),
+    )
     outputs = [name for name, _ in _output_layers(model)]
     headless = may_be_new and (not keeps_head or all(f"{name}.weight" in missing for name in outputs))
     wrong = [entry for entry in shapes if keeps_head or entry[0].startswith(base)]
@@ -240,7 +252,7 @@ def _newly_initialized(model: Any, info: Mapping[str, Any], keeps_head: bool, ma
     absent = [name for name in missing if not headless or not _is_of_head(name, base)]
     if absent and not may_be_new and all(_is_of_head(name, base) for name in absent):
         absent.sort(key=lambda name: name.startswith(base))  # list the classifier before the pooler
-        raise UsageError(f"no trained classifier: weights are missing ({listed(absent, 4)}). Train the model first")
+        raise UsageError(f"no trained head: weights are missing ({listed(absent, 4)}). Train the model first")
     if absent:
         raise UsageError(
             f"config.json and weights belong to different models: the file has no weights for {absent[0]} "
@@ -249,7 +261,8 @@ def _newly_initialized(model: Any, info: Mapping[str, Any], keeps_head: bool, ma
         )
     modules = {name for name, _ in model.named_modules()}
     # A file with only the encoder has names without its prefix.
-    blocks = [(name, _BLOCK.match(prefix + name)) for name in info["unexpected_keys"] for prefix in ("", base)]
+    unexpected = {name: (name, base + name, name.removeprefix(prefix)) for name in info["unexpected_keys"]}
+    blocks = [(name, _BLOCK.match(each)) for name, spelled in unexpected.items() for each in spelled]
     beyond = sorted(name for name, found in blocks if found and found[1] in modules and found[0] not in modules)
     if beyond:
         raise UsageError(
@@ -269,9 +282,14 @@ def _is_of_head(name: str, base: str) -> bool:
     return not name.startswith(base) or "pooler" in name.split(".")
 
 
+def _base_of(model: Any) -> str:
+    """What the names of the encoder's weights begin with; nothing in an encoder without a head."""
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
 def _output_layers(model: Any) -> list[tuple[str, nn.Linear]]:
     """The layers of the head that give one value per label."""
-    base = f"{model.base_model_prefix}."
+    base = _base_of(model)
     return [
         (name, module)
         for name, module in model.named_modules()

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from sparse_accel.console import say
 from sparse_accel.data.streams.loading import StreamLoader, gathered
 from sparse_accel.distributed.collectives import total
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, counted
 from sparse_accel.files import write_json
 
 if TYPE_CHECKING:
@@ -44,5 +44,7 @@ def resume_stream(accelerator: Accelerator, loader: StreamLoader, checkpoint: Pa
             "in another --output_dir"
         ) from None
     skipped = total(loader.load_state_dict(state))
-    how = f"{skipped} rows are read again and passed over" if skipped else "no row is read again but those of a window"
-    say(accelerator, f"the stream continues at its place: {how}")
+    again = "no row is read again but those of a window"
+    if skipped:
+        again = f"{counted(skipped, 'row')} must be read again and passed over"
+    say(accelerator, f"the stream continues at its place: {again}")

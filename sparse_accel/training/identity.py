@@ -148,4 +148,6 @@ def settings_of(
         validation = [fingerprint_of_rows(rows[split]) for split in sorted(rows) if split.startswith("validation")]
         settings |= {"steps_between_evaluations": schedule.evaluate_every, "validation_rows": " ".join(validation)}
         settings["steps_between_checkpoints"] = schedule.save_every
+        if arguments.metric_for_best_model.removeprefix("eval_") != "loss":
+            settings["metric_settings"] = repr(run.task.metric_dependencies())
     return settings

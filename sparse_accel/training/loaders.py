@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sparse_accel.data.batches import Collator, GlobalBatchSampler, Rows, make_loader
+from sparse_accel.data.loader_workers import begin_worker
 from sparse_accel.errors import UsageError
 from sparse_accel.models.loading import max_length
 from sparse_accel.training.streaming import StreamSampler, next_rows, stream_loader
@@ -53,7 +54,9 @@ def tokenize_rows(
         UsageError: a row contains a token id for which the model has no embedding.
     """
     limit = min(arguments.max_seq_length, max_length(tokenizer, model))
-    options = {"num_workers": arguments.preprocessing_num_workers, "overwrite_cache": arguments.overwrite_cache}
+    # The others wait for what the main process writes: none of them may delete it while another one reads it.
+    again = arguments.overwrite_cache and accelerator.is_main_process
+    options = {"num_workers": arguments.preprocessing_num_workers, "overwrite_cache": again}
     with accelerator.main_process_first():
         found = task.tokenize(tokenizer, limit, **options)
     known = cast(Any, model).get_input_embeddings().num_embeddings
@@ -94,9 +97,13 @@ def gradient_loader(arguments: TrainingArguments, rows: TokenizedRows, sampler: 
     if isinstance(sampler, StreamSampler):
         return next_rows(sampler.loader, rows.collator, sampler.global_batch_size)
     dataset: Any = Rows(rows.splits["train"])
-    workers = arguments.dataloader_num_workers
     return DataLoader(
-        dataset, sampler.global_batch_size, shuffle=True, collate_fn=cast(Any, rows.collator), num_workers=workers
+        dataset,
+        sampler.global_batch_size,
+        shuffle=True,
+        collate_fn=cast(Any, rows.collator),
+        num_workers=arguments.dataloader_num_workers,
+        worker_init_fn=begin_worker,
     )
 
 

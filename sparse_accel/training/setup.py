@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
 from sparse_accel.console import set_log_level, warn
+from sparse_accel.data.loader_workers import report_lost_workers
 from sparse_accel.distributed.environment import compilation
 from sparse_accel.distributed.heartbeat import report_lost_processes
 from sparse_accel.distributed.launch import check_launch, describe, gives_gradients, launch_options
@@ -74,9 +75,19 @@ def _compilation() -> TorchDynamoPlugin:
 
 
 def recompute_activations(model: Any) -> None:
-    """Turns on gradient checkpointing: activations are recomputed in the backward pass instead of stored."""
-    # The newer name first: the older one warns.
-    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    """Turns on gradient checkpointing: activations are recomputed in the backward pass instead of stored.
+
+    Raises:
+        UsageError: transformers does not support it for this architecture.
+    """
+    try:
+        # The newer name first: the older one warns.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    except ValueError as error:
+        raise UsageError(
+            f"--gradient_checkpointing: transformers does not support it for {model.config.model_type}. Leave it out: "
+            "a smaller --per_device_train_batch_size with more --gradient_accumulation_steps needs less memory too"
+        ) from error
 
 
 @contextmanager
@@ -85,6 +96,7 @@ def ending_run(accelerator: Accelerator) -> Iterator[None]:
 
     Raises:
         ProcessLost: another process of this run ended; the message names it.
+        WorkerLost: a loader worker of this process ended.
     """
-    with trackers_ended(accelerator), release_folders(), report_lost_processes():
+    with trackers_ended(accelerator), release_folders(), report_lost_processes(), report_lost_workers():
         yield

@@ -15,7 +15,7 @@ from sparse_accel.data.streams.layout import Layout
 from sparse_accel.data.streams.loading import Batch, Stream, StreamLoader, rows_of_first_pass
 from sparse_accel.data.streams.order import ShardRows
 from sparse_accel.distributed.collectives import total
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, counted
 from sparse_accel.run_folder.stream_state import state_of_all
 from sparse_accel.training.averages import GlobalBatch
 
@@ -43,7 +43,7 @@ class StreamSampler:
         """Returns what is read, for the table at the start of a run."""
         stream = self.loader.stream
         order = f"shuffled in windows of {stream.window} rows" if stream.window > 1 else "in its order"
-        return f"a stream of {stream.corpus.name} in {stream.corpus.shards} shards, {order}"
+        return f"a stream of {stream.corpus.name} in {counted(stream.corpus.shards, 'shard')}, {order}"
 
 
 def stream_loader(
@@ -104,10 +104,10 @@ def stream_batches(
                 _warn_of_short_stream(accelerator, loader, sampler)
             weight = total(sum(int(task.weights(batch).sum()) for batch in read))
             if step == 1 and not weight:
+                rows = counted(sampler.global_batch_size, "row")
                 raise UsageError(
-                    f"{loader.stream.corpus.name}: no token of the first {sampler.global_batch_size} rows can be "
-                    "masked, because all are special tokens such as [UNK]. Check that the model is one for texts of "
-                    "this language."
+                    f"{loader.stream.corpus.name}: no token of the first {rows} can be masked, because all are special "
+                    "tokens such as [UNK]. Check that the model is one for texts of this language."
                 )
             on_device = [
                 {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
@@ -124,7 +124,8 @@ def _warn_of_short_stream(accelerator: Accelerator, loader: StreamLoader, sample
     unknown, rows = total(own is None), total(own or 0)
     asked = sampler.steps * sampler.global_batch_size
     if not unknown and rows < asked and accelerator.is_main_process:
-        warn(f"the stream has {rows} rows: an epoch of {sampler.steps} steps reads it {asked / rows:.1f} times")
+        length = counted(sampler.steps, "step")
+        warn(f"the stream has {counted(rows, 'row')}: an epoch of {length} reads it {asked / rows:.1f} times")
 
 
 # --- gradient samples -------------------------------------------------------------------------------------------------

@@ -151,11 +151,22 @@ def test_texts_are_those_of_the_file(tiny_questions: TinyQuestions, straight: Pa
     assert '"ä 1"' in (tmp_path / "out" / "eval_predictions.json").read_text(encoding="utf-8")
 
 
+def test_the_start_table_tells_which_answers_are_in_no_window(tiny_questions: TinyQuestions, tmp_path: Path) -> None:
+    context = " ".join(["the film was old and"] * 12)
+    rows = [Question(f"long {number}", "where ?", context, [(context[:150], 0)]) for number in range(2)]
+    rows += [Question("short", "where ?", context, [("film", 4)])]
+    flags = {"train_file": write_questions(tmp_path / "rows.json", rows), "validation_file": None, "do_eval": None}
+    done = run(**tiny_questions.short(**flags), output_dir=tmp_path / "out")
+    assert done.code == 0, done.all
+    assert "2 answers whole in no window, trained as none" in flat(done.out)
+
+
 def test_the_start_table_tells_how_many_windows(tiny_questions: TinyQuestions, tmp_path: Path) -> None:
     done = run(**tiny_questions.short(test_file=tiny_questions.test), do_predict=True, output_dir=tmp_path / "out")
     assert done.code == 0, done.all
     said = flat(done.out)
     assert "203 train, 60 validation, 17 test" in said and "long contexts in windows that share 6" in said
     assert "longer rows are split: 203 train in 318 parts, 60 validation in 85 parts, 17 test in 24 parts" in said
+    assert "in no window" not in said
     assert "60 predictions" in said and "17 predictions" in said
     assert [*read_json(tmp_path / "out" / "test_predictions.json")] == [f"q3-{number}" for number in range(17)]

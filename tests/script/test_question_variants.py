@@ -127,6 +127,8 @@ def test_the_best_by_a_figure(tiny_questions: TinyQuestions, tmp_path: Path) -> 
     logged = trace(tmp_path / "out", "eval_f1")
     results = read_json(tmp_path / "out" / "eval_results.json")
     assert results["eval_f1"] == max(logged.values()) and len(logged) == 3
+    other = run(**tiny_questions.short(**best, **others), max_answer_length=2, output_dir=tmp_path / "out")
+    assert other.code == 2 and "they differ in metric_settings" in flat(other.err), other.all
     contents = read_json(tmp_path / "out" / "eval_predictions.json")
     alone = tiny_questions.of(tmp_path / "out", validation_file=tiny_questions.validation, do_eval=True)
     assert run(**alone, output_dir=tmp_path / "alone").code == 0

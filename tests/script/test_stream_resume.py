@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
 import os
 import random
-import runpy
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import pytest
 from data_files import write
+from forked import children_of, forked, wait_for
 from language_fixtures import SCRIPT, TinyTexts, run, start, texts, write_texts
-from script_fixtures import assert_same_model, flat, read_json, trace, wait, words
+from script_fixtures import assert_same_model, flat, read_json, trace, wait
 from stream_watch import steps_in, watched, write_to
 
 from sparse_accel.tasks.masked_language_modeling import streaming
@@ -127,33 +126,6 @@ def test_a_checkpoint_without_its_place_is_damaged(flags: Callable[..., Any], wh
 # --- real interruptions -----------------------------------------------------------------------------------------------
 
 
-def forked(log: Path, **flags: Any) -> Any:
-    """Starts the script as a process of its own that has imported everything already."""
-
-    def main() -> None:
-        with open(log, "w", buffering=1) as stream:
-            os.dup2(stream.fileno(), 1)
-            os.dup2(stream.fileno(), 2)
-            sys.stdout = sys.stderr = stream  # pytest's own are not these two
-            sys.argv = [str(SCRIPT), *words(**flags)]
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-
-    process = multiprocessing.get_context("fork").Process(target=main)
-    process.start()
-    return process
-
-
-def wait_for(condition: Callable[[], object], timeout: float = 120) -> None:
-    limit = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
-
-
-def children_of(process: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_to_the_process_and_its_workers_saves(
     flags: Callable[..., Any], whole: Path, tmp_path: Path, number: int, code: int
@@ -161,7 +133,7 @@ def test_a_signal_to_the_process_and_its_workers_saves(
     """As a terminal and a scheduler send it: workers must not die of it before the step is done."""
     settings = flags(dataset_name=whole.parent / "corpus", dataloader_num_workers=1, save_steps=1)
     output, log = tmp_path / "out", tmp_path / "log"
-    process = forked(log, **settings, output_dir=output)
+    process = forked(SCRIPT, log, **settings, output_dir=output)
     wait_for(lambda: list(output.glob("checkpoint-*")))
     for each in (*children_of(process.pid), process.pid):
         os.kill(each, number)
@@ -187,7 +159,7 @@ def test_kills_at_any_moment(flags: Callable[..., Any], whole: Path, tmp_path: P
         known, log = {path.name for path in output.glob("checkpoint-*")}, tmp_path / f"log-{kill}"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "train_step", watched(loop.train_step, write_to(tmp_path / "rows")))
-            process = forked(log, **settings, dataloader_num_workers=kill % 2)
+            process = forked(SCRIPT, log, **settings, dataloader_num_workers=kill % 2)
         wait_for(functools.partial(saved_or_ended, output, known, process))
         time.sleep(draw.uniform(0, 0.1))
         workers = children_of(process.pid)
@@ -418,11 +390,12 @@ def test_rows_are_passed_over_where_a_source_keeps_no_place(
             for text in SENTENCES[30 * part : 30 * (part + 1)]:
                 yield {"text": text}
 
-    def load(*_: Any, **__: Any) -> Any:
+    def load(split: str) -> Any:
         dataset = datasets.IterableDataset.from_generator(rows, gen_kwargs={"parts": [0, 1, 2, 3]})
         return dataset.shuffle(seed=1, buffer_size=10)
 
-    monkeypatch.setattr(streaming, "load_dataset", load)
+    builder = SimpleNamespace(as_streaming_dataset=load, config=SimpleNamespace(data_files=None))
+    monkeypatch.setattr(streaming, "load_dataset_builder", lambda *_: builder)
     settings = flags(dataset_name="owner/name", dataloader_num_workers=workers)
     whole, steps = tmp_path / "whole", tmp_path / "steps"
     with monkeypatch.context() as patch:
@@ -435,9 +408,8 @@ def test_rows_are_passed_over_where_a_source_keeps_no_place(
     assert done.code == 0, done.all
     state = read_json(whole / "checkpoint-8" / "stream_state.json")["states"]
     passed = sum(each["skip"] for each in state.values())
-    assert passed >= 16 and f"the stream continues at its place: {passed} rows are read again and passed over" in flat(
-        done.out
-    )
+    said = f"the stream continues at its place: {passed} rows must be read again and passed over"
+    assert passed >= 16 and said in flat(done.out)
     expected = steps_in(steps / "whole")
     assert steps_in(steps / "out") == {step: each for step, each in expected.items() if step > 8}
     assert_same_model(output, whole)

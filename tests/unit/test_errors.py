@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparse_accel.console import rank
-from sparse_accel.errors import Stopped, UsageError, nearest
+from sparse_accel.errors import Stopped, UsageError, counted, nearest
 from sparse_accel.main import run_main
 
 
@@ -71,6 +71,11 @@ def test_what_is_left_over_of_another_launch_silences_nobody(
     else:
         monkeypatch.setenv("WORLD_SIZE", count)
     assert rank() == expected
+
+
+def test_numbers_with_their_noun() -> None:
+    found = [counted(number, "shard") for number in (0, 1, 2, 16_000)]
+    assert found == ["0 shards", "1 shard", "2 shards", "16,000 shards"]
 
 
 def test_the_nearest_names() -> None:

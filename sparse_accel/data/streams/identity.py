@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fsspec.core import url_to_fs
+from huggingface_hub import HfFileSystem
+
 from sparse_accel.errors import UsageError, first_line, listed
 
 RESTORE = "Restore the file, or start a new run in another --output_dir."
@@ -35,12 +38,28 @@ def identity_of(file: str) -> dict[str, Any]:
     return {"name": Path(file).name, "bytes": size, "sha256": digest.hexdigest()}
 
 
+def hub_identity_of(url: str) -> dict[str, Any]:
+    """Returns the path of a file in its repository on the Hub, its bytes, and the name that git gives to its content.
+
+    Another commit with the same content is the same file. It needs no request if `datasets` has just listed the files.
+
+    Args:
+        url: hf://datasets/OWNER/NAME@COMMIT/PATH; or another address, whose name is itself and whose content is known
+            by its ETag, if it has one.
+    """
+    system, path = url_to_fs(url)
+    about = system.info(path)
+    place: Any = system.resolve_path(path) if isinstance(system, HfFileSystem) else None
+    name = url if place is None else place.path_in_repo
+    return {"name": name, "bytes": about["size"], "content": about.get("blob_id") or about.get("ETag")}
+
+
 def check_identities(files: Sequence[str], now: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]) -> None:
     """Checks that files are those that a run began with.
 
     Args:
         files: their paths, for messages.
-        now: `identity_of` each of them.
+        now: `identity_of`, or `hub_identity_of`, each of them.
         before: the same, as the run recorded it.
 
     Raises:
@@ -64,7 +83,7 @@ def check_identities(files: Sequence[str], now: Sequence[dict[str, Any]], before
     for file, found, expected in zip(files, now, before, strict=True):
         if found["bytes"] != expected["bytes"]:
             change = f"it has {found['bytes']:,} bytes, and had {expected['bytes']:,}"
-        elif found["sha256"] != expected["sha256"]:
+        elif found != expected:
             change = f"its {found['bytes']:,} bytes are not the same"
         else:
             continue

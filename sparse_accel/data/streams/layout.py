@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, counted
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Layout:
     accumulation: int = 1
 
     def __post_init__(self) -> None:
-        readers, given = self.processes * self.readers, f"--stream_shards {self.shards}"
+        readers, given, rows = self.processes * self.readers, f"--stream_shards {self.shards}", self._rows()
         if self.batch_size % (self.processes * self.accumulation):
             raise ValueError(
                 f"a global batch of {self.batch_size} rows cannot be divided among {self.processes} processes x "
@@ -47,13 +47,13 @@ class Layout:
             )
         if self.shards % readers:
             raise UsageError(
-                f"{given} is not a multiple of {readers} ({self.processes} processes × {self.readers} loader workers): "
-                f"each worker reads the same number of shards. {self._remedy()}"
+                f"{given} is not a multiple of {readers} (processes × loader workers: {self.processes} × "
+                f"{self.readers}): each worker reads the same number of shards. {self._remedy()}"
             )
         if self.batch_size % self.shards:
             raise UsageError(
-                f"{given} does not divide the global batch of {self.batch_size} rows: each step takes the same number "
-                f"of rows from every shard. {self._remedy()}"
+                f"{given} does not divide the global batch of {rows}: each step takes the same number of "
+                f"rows from every shard. {self._remedy()}"
             )
 
     @property
@@ -84,6 +84,9 @@ class Layout:
         each, left = divmod(len(self.own_of(worker)) * self.rows_per_shard, self.accumulation)
         return [each + ((part - worker * left) % self.accumulation < left) for part in range(self.accumulation)]
 
+    def _rows(self) -> str:
+        return counted(self.batch_size, "row")
+
     def _remedy(self) -> str:
         """Returns what to set instead."""
         readers = self.processes * self.readers
@@ -93,7 +96,7 @@ class Layout:
         rows = self.batch_size // self.processes  # of one process: `processes` divides `batch_size`
         counts = [workers for workers in range(1, rows + 1) if rows % workers == 0]
         return (
-            f"No number of shards fits a global batch of {self.batch_size} rows and {readers} readers: set "
+            f"No number of shards fits a global batch of {self._rows()} and {counted(readers, 'reader')}: set "
             f"--dataloader_num_workers to {_nearest(self.readers, counts)}."
         )
 

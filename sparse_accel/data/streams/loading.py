@@ -6,25 +6,20 @@ shards after it. So the states that belong to the rows that were trained are kno
 
 from __future__ import annotations
 
-import gc
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias, cast
 
-import fsspec.asyn
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from sparse_accel.data.loader_workers import begin_worker
 from sparse_accel.data.streams.layout import Layout
 from sparse_accel.data.streams.order import RowMaker, ShardRows, fresh_state, rows_to_skip
 from sparse_accel.data.streams.shards import Corpus
-from sparse_accel.distributed.signals import REQUESTS
 from sparse_accel.errors import UsageError
 
 Batch: TypeAlias = dict[str, Tensor]
@@ -110,7 +105,7 @@ class StreamLoader:
             _Pieces(self.stream, self.layout, self.collator, dict(self._states)),
             batch_size=None,
             num_workers=self.layout.workers,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=begin_worker,
             # A separate generator: the state of the global one must not change.
             generator=torch.Generator(),
         )
@@ -228,23 +223,3 @@ class _Pieces(IterableDataset[_Piece]):
 
 def _length(row: Mapping[str, Any]) -> int:
     return max(len(values) for values in row.values() if isinstance(values, list))
-
-
-def _begin_worker(worker: int) -> None:
-    """Leaves signals that ask a run to stop to its main process, which needs pieces until the end of its step."""
-    for number in REQUESTS:
-        if number != signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
-    # The main process ends its workers by SIGTERM, too: only the sender tells these apart.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_parent_asks, args=[os.getppid()], name="SIGTERM", daemon=True).start()
-    # Of what this process was forked with, nothing may be collected: an iterator of `datasets` would wait for threads
-    # that were not forked. And one of them may have held the lock of fsspec.
-    gc.freeze()
-    fsspec.asyn.reset_lock()
-
-
-def _end_when_parent_asks(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)

@@ -19,7 +19,7 @@ from datasets import IterableDataset
 
 from sparse_accel.data.lines import check_text, checked_text, raw_lines, text_of
 from sparse_accel.data.streams.identity import RESTORE, check_identities, identity_of
-from sparse_accel.errors import UsageError, first_line, listed
+from sparse_accel.errors import UsageError, counted, first_line, listed
 
 _BYTES_AT_ONCE = 1 << 16
 # Up to this size an error says how many shards would work; the search takes time with the square of the lines.
@@ -84,7 +84,8 @@ class TextFiles:
 
     def __init__(self, files: Sequence[str], shards: int, column: str | None = None) -> None:
         self.files, self.shards, self.column = list(files), shards, column
-        self.name = self.files[0] if len(self.files) == 1 else f"{self.files[0]} and {len(self.files) - 1} more files"
+        others = f" and {counted(len(self.files) - 1, 'more file')}" if len(self.files) > 1 else ""
+        self.name = f"{self.files[0]}{others}"
         for file in self.files:
             check_text(file)
             if _is_json(file) and column is None:
@@ -235,8 +236,9 @@ class DatasetShards:
         if known is not None and column not in known:
             raise UsageError(f"{name} has no column '{column}'. Its columns: {listed(known)}.")
         if dataset.num_shards < shards:
+            own = counted(dataset.num_shards, "shard")
             raise UsageError(
-                f"--stream_shards {shards}: {name} has only {dataset.num_shards} shards of its own (files), and each "
+                f"--stream_shards {shards}: {name} has only {own} of its own (files), and each "
                 f"shard of the stream needs one. Set --stream_shards to at most {dataset.num_shards}."
             )
         # The other columns are not decoded.
@@ -253,8 +255,9 @@ class DatasetShards:
     def check(self, identity: Any) -> None:
         """Raises UsageError if the dataset has another name or number of own shards than when the run began."""
         if identity != self.identity:
+            own = counted(self.identity["own_shards"], "shard")
             raise UsageError(
-                f"{self.name} with {self.identity['own_shards']} shards of its own (files) is not what this run began "
+                f"{self.name} with {own} of its own (files) is not what this run began "
                 f"with: {identity.get('name')} with {identity.get('own_shards')}. Start a new run in another "
                 "--output_dir."
             )

@@ -326,12 +326,18 @@ def pack_dataset(
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "sparse_accel" / fingerprint
     if overwrite_cache:
         shutil.rmtree(folder, ignore_errors=True)
-    found = Dataset.from_generator(
-        lambda: pack(texts, tokenizer, length),
-        features=Features({name: List(Value(_TYPES.get(name, "int32"))) for name in names}),
-        cache_dir=str(folder),
-        fingerprint=fingerprint,
-    )
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()  # its bar would say that a split named train is generated, whatever the split
+    try:
+        found = Dataset.from_generator(
+            lambda: pack(texts, tokenizer, length),
+            features=Features({name: List(Value(_TYPES.get(name, "int32"))) for name in names}),
+            cache_dir=str(folder),
+            fingerprint=fingerprint,
+        )
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
     assert isinstance(found, Dataset)
     return found
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import IterableDataset, load_dataset
+from datasets import IterableDataset, load_dataset, load_dataset_builder
 
 from sparse_accel.data.parted_table import concatenated
 from sparse_accel.data.sources import split_of
-from sparse_accel.data.streams.identity import check_identities, identity_of
+from sparse_accel.data.streams.identity import check_identities, hub_identity_of, identity_of
 from sparse_accel.data.streams.order import Row
 from sparse_accel.data.streams.shards import Corpus, DatasetShards, TextFiles
 from sparse_accel.data.tables import DatasetTable, Table
@@ -81,12 +81,14 @@ def _corpus(arguments: MaskedLanguageModelingArguments) -> Corpus:
             )
         return _of_files(files, column, shards, f"--dataset_name {folder}")
     hub_id = dataset_address(name)
+    config = arguments.dataset_config_name
     try:
-        dataset: Any = load_dataset(hub_id, arguments.dataset_config_name, split="train", streaming=True)
+        builder = load_dataset_builder(hub_id, config)
+        dataset: Any = builder.as_streaming_dataset(split="train")
+        found = [hub_identity_of(url) for url in (builder.config.data_files or {}).get("train", [])]
     except Exception as error:
         raise not_found_error(f"--dataset_name {name}", hub_id, "dataset", first_line(error)) from error
-    config = arguments.dataset_config_name
-    return DatasetShards(dataset, column, shards, f"{hub_id} ({config})" if config else hub_id)
+    return _HubShards(dataset, column, shards, f"{hub_id} ({config})" if config else hub_id, found)
 
 
 def validation_table(arguments: MaskedLanguageModelingArguments, read: Callable[[str], Table]) -> Table:
@@ -154,6 +156,23 @@ class _FileShards(DatasetShards):
     def check(self, identity: Any) -> None:
         """Raises UsageError if a file is not as it was when the run began; the message names it."""
         check_identities(self.files, self.identity, identity)
+
+
+class _HubShards(DatasetShards):
+    """A dataset of the Hub: a resumed run must find its files unchanged, whatever the commit."""
+
+    def __init__(
+        self, dataset: IterableDataset, column: str, shards: int, name: str, files: list[dict[str, Any]]
+    ) -> None:
+        super().__init__(dataset, column, shards, name)
+        self.identity["files"] = files
+
+    def check(self, identity: Any) -> None:
+        """Raises UsageError if a file, the name or the number of files is not as when the run began."""
+        if identity.get("name") == self.name and "files" in identity:  # else `super` says what differs
+            files = self.identity["files"]
+            check_identities([f"{self.name}: {each['name']}" for each in files], files, identity["files"])
+        super().check(identity)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from sparse_accel.errors import UsageError, shown
 from sparse_accel.tasks.question_answering.reading import ANSWER_STARTS, ANSWER_TEXTS, CONTEXT, ID, QUESTION
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 # Number of a question in its split, from 0: a column of questions, and of the windows made of them.
@@ -97,6 +98,20 @@ def encode(
                     [answer[0] + shift, answer[1] + shift] if answer is not None and inside else [nothing, nothing]
                 )
     return result
+
+
+def answers_in_no_window(questions: Dataset, found: Dataset) -> int:
+    """Returns how many answers are not whole in any window, so that all windows of their questions are trained to give
+    none: longer ones than `doc_stride` + 1 tokens, and those without a token.
+
+    Args:
+        questions: with question_row and answer_texts.
+        found: the windows that `encode` made of them, with labels.
+    """
+    labels, nothing, row = (np.asarray(found[name][:]) for name in ("labels", NO_ANSWER, QUESTION_ROW))
+    whole = set(row[(labels != nothing[:, None]).any(axis=1)].tolist())
+    answered = zip(questions[QUESTION_ROW][:], questions[ANSWER_TEXTS][:], strict=True)
+    return sum(1 for number, texts in answered if texts and number not in whole)
 
 
 def windows(count: int, room: int, stride: int) -> Iterator[tuple[int, int]]:

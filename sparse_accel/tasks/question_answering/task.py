@@ -13,7 +13,7 @@ from torch import Tensor
 from sparse_accel.cli.question_answering import QuestionAnsweringArguments
 from sparse_accel.cli.training import TrainingArguments
 from sparse_accel.data.tokenizing import tokenize
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, counted
 from sparse_accel.nn.losses import answer_distillation_loss, answer_loss
 from sparse_accel.tasks.base import MOST_CHARACTERS, MOST_MISTAKES, Details, Task, TaskData
 from sparse_accel.tasks.label_names import Head
@@ -24,6 +24,7 @@ from sparse_accel.tasks.question_answering.encoding import (
     NO_ANSWER,
     OFFSETS,
     QUESTION_ROW,
+    answers_in_no_window,
     encode,
 )
 from sparse_accel.tasks.question_answering.metrics import (
@@ -61,11 +62,13 @@ class QuestionAnswering(Task):
     row_name: ClassVar[str] = "questions"
     logit_keys: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
     compares_tokens: ClassVar[bool] = True
+    logits_of_a_score: ClassVar[int] = 2
     keeps_evaluated: ClassVar[bool] = True
 
     def __init__(self, head: Head, data: TaskData | None = None) -> None:
         super().__init__(head, data)
         self.doc_stride, self.version_2, self.threshold, self.n_best_size, self.longest = _STRIDE, False, 0.0, 20, 30
+        self._lost = 0  # answers that are in no window
         self._latest: tuple[np.ndarray, list[Prediction]] | None = None
 
     @classmethod
@@ -99,14 +102,20 @@ class QuestionAnswering(Task):
                 "fast tokenizer (tokenizer.json)"
             )
         settings = {"length": min(length, tokenizer.model_max_length), "doc_stride": self.doc_stride}
-        return tokenize(self.data.splits, tokenizer, encode, settings, cache_dir=self.data.cache_dir, **options)
+        found = tokenize(self.data.splits, tokenizer, encode, settings, cache_dir=self.data.cache_dir, **options)
+        if "train" in found and self.is_labelled(found["train"]):
+            self._lost = answers_in_no_window(self.data.splits["train"], found["train"])
+        return found
 
     def describe_columns(self) -> str:
         return f"{QUESTION}, {CONTEXT}; answers: answers"
 
     def describe_labels(self) -> str:
         without = ", or no answer" if self.version_2 else ""
-        return f"first and last token of the answer{without}; long contexts in windows that share {self.doc_stride}"
+        lost = f"; {counted(self._lost, 'answer')} whole in no window, trained as none" if self._lost else ""
+        return (
+            f"first and last token of the answer{without}; long contexts in windows that share {self.doc_stride}{lost}"
+        )
 
     # --- training -----------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from sparse_accel.tasks.question_answering.encoding import (
     OFFSETS,
     QUESTION_ROW,
     answer_tokens,
+    answers_in_no_window,
     encode,
     no_answer_position,
     windows,
@@ -251,6 +252,16 @@ def test_an_answer_in_windows() -> None:
     assert context[offsets[begin][0] : offsets[end][1]] == "great plot"
     assert found["token_type_ids"][2] == [0] * 4 + [1] * 6
     assert found[QUESTION_ROW] == [7, 7, 7, 8, 8, 8]
+
+
+def test_answers_in_no_window() -> None:
+    """Neither questions without an answer count, nor answers that one of several windows contains."""
+    context = "a bc film the good x a bc film the good x"
+    asked = [(context, 0), ("film", 5), ("a bc film", 21), (None, 0), (context[2:], 2)]
+    rows = rows_of(*(("film", context, text, start) for text, start in asked))
+    found = Dataset.from_dict(encode(rows, make("words"), 9, 2))
+    assert len(found) > len(asked)
+    assert answers_in_no_window(Dataset.from_dict(rows), found) == 2
 
 
 def test_a_tokenizer_that_was_saved_with_truncation_and_padding() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, are_progress_bars_disabled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -253,14 +253,18 @@ def test_the_separator() -> None:
 # --- datasets ---------------------------------------------------------------------------------------------------------
 
 
-def test_blocks_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_a_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Blocks cross the 1,000 texts that Dataset.map tokenizes together; the second time they come from the cache."""
     texts = ["a films goodly"[: 1 + row % 14] for row in range(1500)]
     tokenizer, folder = make("bert"), str(tmp_path)
     rows = tokenize(
         {"train": Dataset.from_dict({"text": texts})}, tokenizer, encode_texts, {"column": "text"}, cache_dir=folder
     )["train"]
+    capsys.readouterr()
     found = pack_dataset(rows, tokenizer, 16, cache_dir=folder)
+    assert "Generating" not in capsys.readouterr().err and not are_progress_bars_disabled()
     expected = list(pack(encoded("bert", texts), tokenizer, 16))
     assert found.to_list() == expected and len(expected) > 300
     check_maskable(found, "train.txt")
