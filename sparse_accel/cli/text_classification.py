@@ -15,7 +15,7 @@ GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 # All values of --task_name: a task of another dataset is added here.
 GLUE_TASKS = (*GLUE,)
 DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression", "reranking")
 
 
 @dataclass(kw_only=True)
@@ -29,19 +29,20 @@ class TextData(Data):
     task_name: str | None = flag(None, "GLUE task", choices=GLUE_TASKS)
     input_column_names: tuple[str, ...] | None = flag(
         None,
-        "text column, or two columns for pairs: `text` or `sentence1,sentence2`",
+        "text column, or two columns for pairs: `text` or `sentence1,sentence2`; for rerankers query and document",
         default_text="detected by common names, else the only one or two text columns",
     )
     label_column_name: str | None = flag(
         None,
         "label column: integers or strings are classes, decimals are regression, lists are multi-label",
-        default_text="label, else labels",
+        default_text="label, else labels; for rerankers score, else these",
     )
     problem_type: str | None = flag(
         None,
-        "type of the labels",
+        "type of the labels; reranking: scores of documents for queries, from 0 to 1 or whole grades",
         choices=PROBLEM_TYPES,
-        default_text="detected; needed if all labels are decimals without a fraction, such as 1.0",
+        default_text="detected; needed if all labels are decimals without a fraction, such as 1.0; reranking for the "
+        "columns query, document and score",
     )
 
 

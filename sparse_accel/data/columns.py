@@ -22,6 +22,8 @@ USUAL_TEXT_COLUMNS = (
     ("content",),
 )
 USUAL_LABEL_COLUMNS = ("label", "labels")
+# Documents with a score for a query.
+QUERY, DOCUMENT, SCORE = RANKED_COLUMNS = ("query", "document", "score")
 _NEVER_TEXT = re.compile(r"_?(id|idx|index|guid|uid)|.*[_ -]id", re.IGNORECASE)
 # The end of a name that marks one half of a pair: text_a, question 2, sentenceB. Not the last letter of a word: job.
 _HALF = re.compile(r"(.+?)(?:[_ -](1|2|a|b|A|B|pair)|(1|2|A|B))")
@@ -92,10 +94,12 @@ def _by_rule(table: Table, label_column: str | None) -> tuple[str, ...]:
             "pairs, with --input_column_names."
         )
     quoted = [shlex.quote(name) for name in found[:2]]
+    ranked = " If documents are ranked for queries, add --problem_type reranking." if QUERY in found else ""
     raise UsageError(
         f"{table.name} has {len(found)} columns that may be the text: {listed(found)}. Name one, or two for "
         f"pairs, for example --input_column_names {quoted[0]}"
         + (f" or --input_column_names {quoted[0]} {quoted[1]}." if len(found) == 2 else ".")
+        + ranked
     )
 
 
@@ -122,11 +126,21 @@ def _repeats(table: Table, column: str, label_column: str) -> bool:
     return len(pairs) == len(set(values)) == len(set(labels)) and len(pairs) <= len(values) // 2
 
 
-def find_label_column(table: Table, named: str | None) -> str | None:
-    """Returns the label column: the named one, else `label` or `labels`; None if the table has no such column."""
+def find_label_column(table: Table, named: str | None, usual: Sequence[str] = USUAL_LABEL_COLUMNS) -> str | None:
+    """Returns the label column: the named one, else the first usual one; None if the table has no such column."""
     if named is not None:
         return named if named in table.column_names else None
-    return next((name for name in USUAL_LABEL_COLUMNS if name in table.column_names), None)
+    return next((name for name in usual if name in table.column_names), None)
+
+
+def ranks_documents(table: Table) -> bool:
+    """Whether the columns are those of documents with a score for a query, and there is no label column."""
+    return (
+        set(RANKED_COLUMNS) <= set(table.column_names)
+        and find_label_column(table, None) is None
+        and table.is_text(QUERY)
+        and table.is_text(DOCUMENT)
+    )
 
 
 def check_column(table: Table, name: str, flag: str) -> None:

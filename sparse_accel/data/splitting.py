@@ -1,7 +1,8 @@
-"""Draws rows: a stratified hold-out, and a seeded subset. Both keep the order of the rows."""
+"""Draws rows, or whole groups of rows: a stratified hold-out, and a seeded subset. All keep the order of the rows."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -48,3 +49,36 @@ def draw(rows: int, count: int | None, seed: int) -> list[int] | None:
         return None
     chosen: list[int] = np.sort(np.random.default_rng(seed).permutation(rows)[:count]).tolist()
     return chosen
+
+
+def hold_out_groups(groups: Sequence[Hashable], ratio: float, seed: int) -> tuple[list[int], list[int]]:
+    """Returns the rows split into kept and held-out ones: round(ratio * groups) groups are held out, but never all.
+
+    Args:
+        groups: group of each row, (rows,).
+        ratio, seed: as for `hold_out`, which the result is like.
+    """
+    names = list(dict.fromkeys(groups))
+    held = {names[number] for number in hold_out([0] * len(names), ratio, seed)[1]}
+    rows = range(len(groups))
+    return [row for row in rows if groups[row] not in held], [row for row in rows if groups[row] in held]
+
+
+def draw_groups(groups: Sequence[Hashable], count: int | None, seed: int) -> list[int] | None:
+    """Returns the rows of some groups, drawn at random, ascending; None for all of them.
+
+    Args:
+        groups: group of each row, (rows,).
+        count: the most rows; the first group drawn may have more.
+        seed: seed of the draw.
+    """
+    if count is None or count >= len(groups):
+        return None
+    sizes = Counter(groups)
+    names, chosen, rows = list(sizes), set[Hashable](), 0
+    for number in np.random.default_rng(seed).permutation(len(names)):
+        rows += sizes[names[number]]
+        if chosen and rows > count:
+            break
+        chosen.add(names[number])
+    return [row for row, group in enumerate(groups) if group in chosen]

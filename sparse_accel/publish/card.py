@@ -19,6 +19,7 @@ from sparse_accel.publish import code
 from sparse_accel.publish.facts import (
     CARD,
     DEPLOYMENT_REPORT,
+    RANKS,
     Facts,
     deployment_of,
     facts_of,
@@ -162,6 +163,8 @@ def _its_quantizers(facts: Facts) -> str:
 def _of_labels(facts: Facts) -> str:
     if facts.config.get("problem_type") == "regression":
         return "; its output is a number"
+    if facts.pipeline == RANKS:
+        return "; the sigmoid of its output is the score of a document for a query"
     names = facts.labels
     if not names:
         return ""

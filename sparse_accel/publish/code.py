@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sparse_accel.publish.facts import MASKS, Facts
+from sparse_accel.publish.facts import EMBEDS, MASKS, QUESTIONS, RANKS, Facts, part
 from sparse_accel.publish.metadata import encoder_sparsity
 
 _SENTENCE = "a gripping film, from the first scene to the last"
 _AS_TRAINED = "As it was trained, with quantizers on, with the package `sparse_accel`:"
 _QUESTION, _CONTEXT = "Where was the film made?", "The film was made in Paris, in the spring of 1962."
+_RANKED_TEXTS = (
+    'query = "Where was the film made?"',
+    'documents = ["It was filmed in Paris, in the spring of 1962.", "The director also wrote two novels."]',
+)
+_SIMILAR = '"The film was made in Paris.", "It was filmed in the capital of France."'
 # From scores of all pairs of a first and a last token to the text.
 _SPAN = (
     "first, last = divmod(int(scores.argmax()), len(inside))",
@@ -38,7 +43,8 @@ def of_a_model(facts: Facts, place: Place, report: dict[str, Any]) -> list[str]:
     name = place.repository or place.folder
     if facts.pipeline == MASKS:
         return _of_masks(facts, name)
-    lines = _of_questions(facts, name) if facts.answers_questions else _of_a_classifier(facts, name)
+    kinds = {QUESTIONS: _of_questions, RANKS: _of_a_reranker, EMBEDS: _of_embeddings}
+    lines = kinds.get(facts.pipeline or "", _of_a_classifier)(facts, name)
     if report:
         return lines + of_a_deployment(facts, report, place.deployment, place.repository)
     return lines
@@ -98,23 +104,29 @@ def of_a_deployment(facts: Facts, report: dict[str, Any], folder: str, repositor
     truncated = '"only_second"' if of_questions else "True"
     length = report.get("sequence_length")
     fixed = f', padding="max_length", max_length={length}, truncation={truncated}' if isinstance(length, int) else ""
+    if report.get("task") == "sentence_embedding":
+        return _embeddings_of_a_deployment(find, place, fixed, report.get("format") == "qdq")
     if of_questions:
         return _question_of_a_deployment(find, place, fixed, report.get("format") == "qdq")
     lines = ["In onnxruntime:"]
-    lines += _block(
-        "import json",
-        "",
-        "import onnxruntime",
-        *find,
-        "from transformers import AutoTokenizer",
-        "",
-        f"folder = {place}",
-        "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',
-        f'encoded = tokenizer(["{_SENTENCE}"], return_tensors="np"{fixed})',
-        "inputs = {entry.name: encoded[entry.name] for entry in session.get_inputs()}",
-        'logits = session.run(["logits"], inputs)[0][0]',
-        *_decision(facts, 'json.load(open(f"{folder}/config.json"))'),
+    lines += (
+        _scores_of_a_deployment(facts, find, place, fixed)
+        if facts.pipeline == RANKS
+        else _block(
+            "import json",
+            "",
+            "import onnxruntime",
+            *find,
+            "from transformers import AutoTokenizer",
+            "",
+            f"folder = {place}",
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',
+            f'encoded = tokenizer(["{_SENTENCE}"], return_tensors="np"{fixed})',
+            "inputs = {entry.name: encoded[entry.name] for entry in session.get_inputs()}",
+            'logits = session.run(["logits"], inputs)[0][0]',
+            *_decision(facts, 'json.load(open(f"{folder}/config.json"))'),
+        )
     )
     if report.get("format") == "qdq":
         lines += ["With INT8 kernels that skip zeros, where the CPU has them; the session is used in the same way:"]
@@ -132,6 +144,129 @@ def of_a_deployment(facts: Facts, report: dict[str, Any], folder: str, repositor
 def _in_transformers(facts: Facts) -> str:
     zeros = " with zeros" if encoder_sparsity(facts) else ""
     return f"In transformers, as a float model{zeros}{', without its quantizers' if facts.is_quantized else ''}:"
+
+
+# --- rerankers ----------------------------------------------------------------------------------------------------
+
+
+def _of_a_reranker(facts: Facts, name: str) -> list[str]:
+    zeros = " with zeros" if encoder_sparsity(facts) else ""
+    quantizers = ", without its quantizers" if facts.is_quantized else ""
+    lines = [f"In sentence-transformers, as a float model{zeros}{quantizers}:"]
+    lines += _block(
+        "from sentence_transformers import CrossEncoder",
+        "",
+        f'model = CrossEncoder("{name}", max_length={_longest(facts)})',
+        *_RANKED_TEXTS,
+        "print(model.predict([(query, document) for document in documents]))  # scores from 0 to 1",
+        "print(model.rank(query, documents))",
+    )
+    if facts.is_quantized:
+        lines += [_AS_TRAINED]
+        lines += _block(
+            "import torch",
+            "from transformers import AutoTokenizer",
+            "",
+            "import sparse_accel",
+            "",
+            f'model, tokenizer = sparse_accel.load("{name}"), AutoTokenizer.from_pretrained("{name}")',
+            *_RANKED_TEXTS,
+            _encoded(facts, "pt", ", padding=True"),
+            "with torch.no_grad():",
+            "    print(model(**encoded).logits[:, 0].sigmoid())  # scores from 0 to 1",
+        )
+    return lines
+
+
+def _scores_of_a_deployment(facts: Facts, find: list[str], place: str, fixed: str) -> list[str]:
+    return _block(
+        "import numpy as np",
+        "import onnxruntime",
+        *find,
+        "from transformers import AutoTokenizer",
+        "",
+        f"folder = {place}",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',
+        *_RANKED_TEXTS,
+        _encoded(facts, "np", fixed or ", padding=True"),
+        "inputs = {entry.name: encoded[entry.name] for entry in session.get_inputs()}",
+        'logits = session.run(["logits"], inputs)[0][:, 0]',
+        "print(1 / (1 + np.exp(-logits)))  # scores from 0 to 1",
+    )
+
+
+def _encoded(facts: Facts, tensors: str, padding: str) -> str:
+    """A line that tokenizes a query with each of its documents."""
+    truncated = "" if "truncation" in padding else f", truncation=True, max_length={_longest(facts)}"
+    return f'encoded = tokenizer([query] * len(documents), documents, return_tensors="{tensors}"{padding}{truncated})'
+
+
+def _longest(facts: Facts) -> int:
+    """The most tokens of a row in training, to which longer documents are cut."""
+    found = part(facts.record, "identity").get("max_seq_length")
+    return found if isinstance(found, int) else 512
+
+
+# --- embeddings -------------------------------------------------------------------------------------------------------
+
+
+def _of_embeddings(facts: Facts, name: str) -> list[str]:
+    zeros = " with zeros" if encoder_sparsity(facts) else ""
+    quantizers = ", without its quantizers" if facts.is_quantized else ""
+    lines = [f"In sentence-transformers, as a float model{zeros}{quantizers}:"]
+    lines += _block(
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        f'model = SentenceTransformer("{name}")',
+        f"embeddings = model.encode([{_SIMILAR}])",
+        "print(model.similarity(embeddings, embeddings))",
+    )
+    if facts.is_quantized:
+        lines += [_AS_TRAINED]
+        lines += _block(
+            "import torch",
+            "from transformers import AutoTokenizer",
+            "",
+            "import sparse_accel",
+            "",
+            f'model, tokenizer = sparse_accel.load("{name}"), AutoTokenizer.from_pretrained("{name}")',
+            f'encoded = tokenizer([{_SIMILAR}], padding=True, return_tensors="pt")',
+            "with torch.no_grad():",
+            "    embeddings = model(**encoded).sentence_embedding",
+            "print(torch.nn.functional.cosine_similarity(embeddings[0], embeddings[1], dim=0))",
+        )
+    return lines
+
+
+def _embeddings_of_a_deployment(find: list[str], place: str, fixed: str, is_quantized: bool) -> list[str]:
+    kernels = ", with INT8 kernels that skip zeros where the CPU has them" if is_quantized else ""
+    lines = [f"With the package `sparse_accel`, in onnxruntime{kernels}; pooling is in the file:"]
+    lines += _block(
+        "import numpy as np",
+        *find,
+        "",
+        "import sparse_accel",
+        "",
+        f"first, second = sparse_accel.embed({place}, [{_SIMILAR}])",
+        "print(first @ second / (np.linalg.norm(first) * np.linalg.norm(second)))  # their cosine",
+    )
+    lines += ["In onnxruntime alone:"]
+    lines += _block(
+        "import numpy as np",
+        "import onnxruntime",
+        *find,
+        "from transformers import AutoTokenizer",
+        "",
+        f"folder = {place}",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',
+        f'encoded = tokenizer([{_SIMILAR}], return_tensors="np"{fixed or ", padding=True"})',
+        "inputs = {entry.name: encoded[entry.name] for entry in session.get_inputs()}",
+        'first, second = session.run(["sentence_embedding"], inputs)[0]',
+        "print(first @ second / (np.linalg.norm(first) * np.linalg.norm(second)))  # their cosine",
+    )
+    return lines
 
 
 # --- question answering: transformers 5 has no pipeline for it --------------------------------------------------------

@@ -24,9 +24,9 @@ from sparse_accel.zoo.stubs import parse_stub
 
 CARD, DEPLOYMENT_REPORT, QUANTIZERS = "README.md", "export_report.json", "quantization.json"
 EVALUATION = "evaluation.json"
-QUESTIONS, MASKS = "question-answering", "fill-mask"
+QUESTIONS, MASKS, RANKS, EMBEDS = "question-answering", "fill-mask", "text-ranking", "sentence-similarity"
 # What rows are called, where they are not rows.
-_UNITS = {QUESTIONS: "questions", MASKS: "texts"}
+_UNITS = {QUESTIONS: "questions", MASKS: "texts", EMBEDS: "pairs"}
 _HEADS = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
@@ -155,8 +155,8 @@ class Facts:
 
     @property
     def labels(self) -> list[str]:
-        """The names of the outputs, in order; none where they are no labels: start and end, or a vocabulary."""
-        if self.pipeline in (QUESTIONS, MASKS):
+        """The names of the outputs, in order; none where they are no labels: a score, a vector."""
+        if self.pipeline in (QUESTIONS, MASKS, RANKS, EMBEDS):
             return []
         names = self.config.get("id2label")
         with suppress(ValueError, AttributeError):
@@ -261,8 +261,13 @@ def facts_of(folder: Path) -> Facts:
 
 
 def _pipeline(config: dict[str, Any]) -> str | None:
+    if part(config, "sentence_embedding"):  # the pooling that training wrote
+        return EMBEDS
     kinds = [str(each) for each in config.get("architectures") or []]
-    return next((task for kind in kinds for end, task in _HEADS.items() if kind.endswith(end)), None)
+    found = next((task for kind in kinds for end, task in _HEADS.items() if kind.endswith(end)), None)
+    # A classifier of one label that may be on or off, and that is made for sentence-transformers.
+    one_score = config.get("problem_type") == "multi_label_classification" and len(part(config, "id2label")) == 1
+    return RANKS if one_score and part(config, "sentence_transformers") else found
 
 
 def _measured(folder: Path, unit: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Rows]]:

@@ -6,7 +6,7 @@ import math
 from pathlib import PurePath
 from typing import Any
 
-from sparse_accel.publish.facts import Facts, hub_card, part
+from sparse_accel.publish.facts import EMBEDS, RANKS, Facts, hub_card, part
 
 # name of a figure -> the Hub's name of the metric, and its name for people.
 METRICS = {
@@ -21,6 +21,10 @@ METRICS = {
     "matthews_correlation": ("matthews_correlation", "Matthews correlation"),
     "pearson": ("pearsonr", "Pearson correlation"),
     "spearmanr": ("spearmanr", "Spearman correlation"),
+    "spearman": ("spearman_cosine", "Spearman correlation of cosines"),
+    "recall_at_10": ("recall_at_10", "Recall@10"),
+    "ndcg_at_10": ("ndcg_at_10", "nDCG@10"),
+    "mrr_at_10": ("mrr_at_10", "MRR@10"),
     "mse": ("mse", "Mean squared error"),
     "mae": ("mae", "Mean absolute error"),
     "has_answer_exact_match": ("exact_match", "Exact match (questions with an answer)"),
@@ -33,6 +37,8 @@ TASKS = {
     "token-classification": "Token classification",
     "question-answering": "Question answering",
     "fill-mask": "Masked language modelling",
+    RANKS: "Text ranking",
+    EMBEDS: "Sentence similarity",
 }
 
 
@@ -56,6 +62,8 @@ def metadata(facts: Facts, name: str, tags: list[str], *, fetch: bool, measured:
     found = ["sparse"] if encoder_sparsity(facts) else []
     found += ["int8"] if facts.is_quantized else []
     found += ["distillation"] if facts.has_teacher() else []
+    found += ["sentence-transformers", "cross-encoder", "reranker"] if facts.pipeline == RANKS else []
+    found += ["sentence-transformers", "feature-extraction"] if facts.pipeline == EMBEDS else []
     return ModelCardData(
         language=inherited.get("language"),
         license=inherited.get("license"),

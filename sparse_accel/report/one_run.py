@@ -25,6 +25,7 @@ _MAIN = (
     "exact_match",
     "f1_macro",
     "matthews_correlation",
+    "spearman",
     "pearson",
     "subset_accuracy",
     "combined_score",

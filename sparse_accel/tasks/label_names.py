@@ -15,6 +15,10 @@ from sparse_accel.errors import UsageError, listed, shown
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
+# Scores of documents for queries. Only here: config.json has the problem type of one label that is on or off, whose
+# loss transformers computes as it is trained here, and the entry that sentence-transformers' CrossEncoder reads.
+RERANKING = "reranking"
+CROSS_ENCODER = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
 
 _WHOLE = re.compile(r"[+-]?\d+")
 _NUMBERED = re.compile(r"(?:LABEL_)?(\d+)", re.IGNORECASE)
@@ -37,16 +41,19 @@ class Head:
 
     Attributes:
         names: names of the outputs, in order.
-        problem_type: as in config.json; None if it is not set there.
+        problem_type: as in config.json, or RERANKING; None if it is not set there.
+        highest: of a reranker, the score of the data for which its output is 1: 1, or its highest grade; else None.
     """
 
     names: list[str]
     problem_type: str | None = None
+    highest: int | None = None
 
     @property
     def is_regression(self) -> bool:
         """Whether the output is one score. Without a problem type, transformers uses a single output as a score."""
-        return self.problem_type == REGRESSION or (self.problem_type is None and len(self.names) == 1)
+        scores = (REGRESSION, RERANKING)
+        return self.problem_type in scores or (self.problem_type is None and len(self.names) == 1)
 
     def problem_type_for(self, asked: str | None) -> str:
         """Returns the problem type for its outputs: its own, else the requested one, else the default.
@@ -168,6 +175,8 @@ def head_in(config: Any, place: str) -> Head:
                 f"{place}: config.json contradicts itself: {shown(name)} is output {known} in id2label, but {number} "
                 "in label2id. Fix the wrong one, or delete label2id"
             )
+    if problem_type == MULTI_LABEL and len(names) == 1 and getattr(config, "sentence_transformers", None):
+        return Head(names, RERANKING, getattr(config, "highest_grade", None))
     return Head(names, problem_type)
 
 
@@ -175,3 +184,11 @@ def set_labels(config: Any, names: list[str]) -> None:
     """Writes the names of the outputs into a configuration: id2label and label2id."""
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
+
+
+def set_problem_type(config: Any, head: Head) -> None:
+    """Writes the problem type of a head into a configuration, and what reads a reranker: see RERANKING."""
+    config.problem_type = head.problem_type
+    if head.problem_type == RERANKING:
+        config.problem_type, config.sentence_transformers = MULTI_LABEL, dict(CROSS_ENCODER)
+        config.highest_grade = head.highest

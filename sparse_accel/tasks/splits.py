@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
-from sparse_accel.data.splitting import draw, hold_out
+from sparse_accel.data.splitting import draw, draw_groups, hold_out, hold_out_groups
 from sparse_accel.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def draw_rows(
     splits: dict[str, Dataset],
     sources: dict[str, str],
     strata: Sequence[Hashable] | None,
+    groups: Callable[[Dataset], Sequence[Hashable]] | None = None,
 ) -> tuple[dict[str, Dataset], dict[str, str]]:
     """Returns the splits after --validation_ratio and the --max_*_samples limits, and their sources.
 
@@ -74,6 +75,7 @@ def draw_rows(
         splits: rows by the name of their split.
         sources: where the rows of each split come from, for messages.
         strata: class of each training row, kept in proportion by a hold-out; None: there are no classes.
+        groups: gives the group of each row, which is held out or evaluated as a whole; None: there are no groups.
 
     Raises:
         UsageError: the hold-out leaves no rows for training or none for evaluation.
@@ -81,7 +83,10 @@ def draw_rows(
     splits, sources = dict(splits), dict(sources)
     if arguments.validation_ratio is not None:
         train = splits["train"]
-        kept, held = hold_out(strata or [0] * len(train), arguments.validation_ratio, arguments.seed)
+        if groups:
+            kept, held = hold_out_groups(groups(train), arguments.validation_ratio, arguments.seed)
+        else:
+            kept, held = hold_out(strata or [0] * len(train), arguments.validation_ratio, arguments.seed)
         if not held or not kept:
             raise UsageError(
                 f"--validation_ratio {arguments.validation_ratio} of {len(train)} rows ({sources['train']}) leaves "
@@ -102,7 +107,10 @@ def draw_rows(
         if purpose == "test":
             splits[split] = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
             continue
-        rows = draw(len(dataset), limit, arguments.seed)
+        if groups and purpose == "validation":
+            rows = draw_groups(groups(dataset), limit, arguments.seed)
+        else:
+            rows = draw(len(dataset), limit, arguments.seed)
         splits[split] = dataset if rows is None else dataset.select(rows)
     return splits, sources
 

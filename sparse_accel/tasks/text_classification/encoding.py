@@ -37,7 +37,7 @@ def encode(
 
     Returns:
         input_ids, attention_mask, token_type_ids if the tokenizer returns them, and labels if the rows have them: an id
-        (single-label), a float (regression), or floats of 0 and 1 (multi-label).
+        (single-label), a float (regression, reranking), or floats of 0 and 1 (multi-label).
     """
     result = model_inputs(tokenizer(*(rows[column] for column in text_columns), truncation=True, max_length=length))
     if LABEL in rows:

@@ -115,8 +115,8 @@ class LabelColumn:
             raise UsageError(f"{self.place(row)}: the label {shown(value)} is {_ARTICLE[kind]}, not a class.")
         return value.strip() if isinstance(value, str) else str(value)
 
-    def number(self, row: int) -> float:
-        """Returns a row's label as a finite number.
+    def number(self, row: int, what: str = "a regression") -> float:
+        """Returns a row's label as a finite number. `what`: what needs numbers, for messages.
 
         Raises:
             UsageError: it is missing, or is not a finite number.
@@ -129,8 +129,7 @@ class LabelColumn:
                 return result
         self._kind_of(value, row)
         raise UsageError(
-            f"{self.place(row)}: the label {shown(value)} is not a number, but this is a regression: labels must be "
-            "numbers."
+            f"{self.place(row)}: the label {shown(value)} is not a number, but this is {what}: labels must be numbers."
         )
 
     def _with_lists(self, values: list[Any]) -> list[Any]:

@@ -7,6 +7,24 @@ import io
 
 import numpy as np
 
+from sparse_accel.tasks.text_classification.reranking import probabilities as sigmoid
+from sparse_accel.tasks.text_classification.reranking import ranks
+
+
+def ranking_table(logits: np.ndarray, queries: np.ndarray) -> str:
+    """Returns the predictions of a reranker as CSV: row, query (its number), score and rank among its documents.
+
+    Args:
+        logits: (rows,).
+        queries: (rows,) from `query_numbers`.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "query", "score", "rank"])
+    columns = zip(queries, sigmoid(logits), ranks(logits, queries), strict=True)
+    writer.writerows([row, query, f"{score:.6f}", rank] for row, (query, score, rank) in enumerate(columns))
+    return text.getvalue()
+
 
 def prediction_table(logits: np.ndarray, label_names: list[str], problem_type: str) -> str:
     """Returns predictions as CSV: row, label and the probability of each label; regression: row and score.
@@ -24,7 +42,7 @@ def prediction_table(logits: np.ndarray, label_names: list[str], problem_type: s
         return text.getvalue()
     writer.writerow(["row", "label", *(f"probability_{name}" for name in label_names)])
     several = problem_type == "multi_label_classification"
-    probabilities = (1 + np.tanh(logits / 2)) / 2 if several else _softmax(logits)  # tanh: no overflow
+    probabilities = sigmoid(logits) if several else _softmax(logits)
     for row, (scores, values) in enumerate(zip(logits, probabilities, strict=True)):
         chosen = [name for name, score in zip(label_names, scores, strict=True) if score >= 0]
         label = ";".join(chosen) if several else label_names[int(scores.argmax())]
