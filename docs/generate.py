@@ -1,8 +1,8 @@
-"""Writes the parts of docs/modifiers.md and docs/migration.md that follow from the code.
+"""Writes the parts of docs/modifiers.md, docs/migration.md and docs/models.md that follow from the code.
 
     python docs/generate.py
 
-The text of both pages is written by hand. The tables between `<!-- generated: NAME -->` and `<!-- end -->` are made
+The text of these pages is written by hand. The tables between `<!-- generated: NAME -->` and `<!-- end -->` are made
 here, and a test compares them with the pages.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import migration_tables
+import model_tables
 import modifier_tables
 
 DOCS = Path(__file__).resolve().parent
@@ -29,7 +30,16 @@ def migration_page() -> str:
     return filled((DOCS / "migration.md").read_text(encoding="utf-8"), migration_tables.parts())
 
 
-PAGES: dict[str, Callable[[], str]] = {"modifiers.md": modifiers_page, "migration.md": migration_page}
+def models_page() -> str:
+    """Returns docs/models.md as it should be."""
+    return filled((DOCS / "models.md").read_text(encoding="utf-8"), model_tables.parts())
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "modifiers.md": modifiers_page,
+    "migration.md": migration_page,
+    "models.md": models_page,
+}
 
 
 def filled(page: str, parts: Mapping[str, str]) -> str:

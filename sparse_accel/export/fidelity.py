@@ -21,12 +21,18 @@ from sparse_accel.tasks import task_of
 from sparse_accel.tasks.base import starts_of, unit_numbers
 
 _BATCH_ROWS = 32
+# An exported graph computes attention as plain operations: (rows, heads, tokens, tokens) numbers. So many rows for so
+# many tokens, and fewer for more.
+_FULL_BATCH_TOKENS = 512
 # Quantization rounds: a value between two integers may go either way, and so may a sentence between two labels. So this
 # fraction of decisions may differ, and logits may differ by this fraction of their spread (mean absolute difference).
 MAX_DISAGREEMENT = 0.005
 MAX_LOGIT_DIFFERENCE_QUANTIZED, MAX_LOGIT_DIFFERENCE_FLOAT = 0.1, 1e-3
-# Names of the checks of outputs: decisions, logits, and figures of most tasks and of question answering.
+# Mean cosine of an embedding with itself in the other run.
+LEAST_COSINE = 0.999
+# Names of the checks of outputs: decisions, logits, and figures of most tasks, of question answering and of embeddings.
 AGREEMENT, LOGITS, ACCURACY, ANSWERS = "agreement", "logits", "accuracy", "exact match and F1"
+COSINE, RANKING = "cosine", "similarity and retrieval"
 _EXACT_MATCH = "exact_match"
 
 Tensors = Mapping[str, torch.Tensor]
@@ -57,6 +63,7 @@ class Fidelity:
         spread: standard deviation of the first one's logits, the unit for the differences.
         metrics: of both; None without labels.
         gaps: of the decisions that differ, `Task.decision_gaps`.
+        cosines: mean and least cosine between the two runs' logits of an answer, if they are vectors; else None.
     """
 
     names: tuple[str, str]
@@ -67,12 +74,14 @@ class Fidelity:
     spread: float
     metrics: tuple[dict[str, float], dict[str, float]] | None
     gaps: tuple[float, ...] = ()
+    cosines: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the figures as they are written to export_report.json; metrics are by name, lower-cased."""
         first, second = self.metrics or (None, None)
         return {
             "rows": self.rows,
+            **({} if self.cosines is None else {"mean_cosine": self.cosines[0], "least_cosine": self.cosines[1]}),
             "agreement": self.agreement,
             "mean_difference": self.mean_difference,
             "max_difference": self.max_difference,
@@ -105,11 +114,19 @@ def in_session(session: Any, name: str = "onnxruntime") -> Runner:
     return Runner(name, run)
 
 
-def session_logits(session: Any, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+def session_logits(session: Any, inputs: Mapping[str, np.ndarray], rows: int | None = None) -> np.ndarray:
     """Returns the logits that an onnxruntime.InferenceSession computes: its output, or several on a last axis, such as
-    start_logits and end_logits."""
-    found = session.run(None, inputs)
-    logits: np.ndarray = found[0] if len(found) == 1 else np.stack(found, axis=-1)
+    start_logits and end_logits.
+
+    Args:
+        rows: how many of the inputs' rows run at once; None: all.
+    """
+    count = len(next(iter(inputs.values())))
+    size = rows or max(count, 1)
+    parts = [{name: x[at : at + size] for name, x in inputs.items()} for at in range(0, max(count, 1), size)]
+    found = [session.run(None, part) for part in parts]
+    outputs = [np.concatenate(each) for each in zip(*found, strict=True)]
+    logits: np.ndarray = outputs[0] if len(outputs) == 1 else np.stack(outputs, axis=-1)
     return logits
 
 
@@ -134,6 +151,12 @@ def logits_of(runner: Runner, tokenizer: Any, texts: Texts, length: int | None =
             table = np.zeros((int(counts.sum()), logits.shape[-1]), dtype=np.float32)
         table[unit_numbers(units, batch["row_id"], starts).numpy()] = logits[units.numpy()]
     return table
+
+
+def rows_at_once(tokens: int) -> int:
+    """Returns how many rows of so many tokens run as one batch: 32, and fewer where their attention would need more
+    memory than that of 32 rows of 512 tokens."""
+    return min(_BATCH_ROWS, max(1, _BATCH_ROWS * _FULL_BATCH_TOKENS**2 // tokens**2))
 
 
 def fixed_length(session: Any) -> int | None:
@@ -164,7 +187,17 @@ def compare(names: tuple[str, str], ours: np.ndarray, theirs: np.ndarray, texts:
         max_difference=float(difference.max()),
         spread=float(ours.std()),
         metrics=metrics,
+        cosines=_cosines(ours, theirs) if texts.task.are_vectors else None,
     )
+
+
+def _cosines(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """Returns mean and least cosine between rows of two arrays [rows, width]; 0 where one is zero or not finite."""
+    first, second = (each.astype(np.float64) for each in (ours, theirs))
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    products = (first * second).sum(axis=1)
+    cosines = np.divide(products, lengths, out=np.zeros_like(products), where=np.isfinite(lengths) & (lengths > 0))
+    return float(cosines.mean()), float(cosines.min())
 
 
 def check_fidelity(
@@ -180,10 +213,10 @@ def check_fidelity(
     """
     if tolerance is None:
         tolerance = MAX_LOGIT_DIFFERENCE_QUANTIZED if quantized else MAX_LOGIT_DIFFERENCE_FLOAT
-    # A score is a sum of two logits, and two scores are compared.
-    ties = sum(each <= 4 * tolerance * found.spread for each in found.gaps)
+    # Two scores are compared, each a sum of logits.
+    ties = sum(each <= 2 * texts.task.logits_of_a_score * tolerance * found.spread for each in found.gaps)
     checks: list[Check] = []
-    where = f"{found.rows} {texts.task.unit} of {texts.source}"
+    where = f"{found.rows} {texts.task.decision_unit()} of {texts.source}"
     answers = _EXACT_MATCH in texts.task.figure_names()
     if found.agreement is not None:
         allowed = max(math.floor(MAX_DISAGREEMENT * found.rows), 1 if quantized else 0)
@@ -198,9 +231,13 @@ def check_fidelity(
         f"spread is {found.spread:.2g} (the average may be {tolerance:g} of it)"
     )
     checks.append(Check(LOGITS, near and math.isfinite(found.max_difference), detail))
-    name_of_figures = ANSWERS if answers else ACCURACY
+    if found.cosines is not None:
+        mean, least = found.cosines
+        detail = f"{mean:.5f} on average (at least {LEAST_COSINE}), {least:.4f} at least, of an embedding in both runs"
+        checks.append(Check(COSINE, mean >= LEAST_COSINE, detail))
+    name_of_figures = ANSWERS if answers else RANKING if texts.task.are_vectors else ACCURACY
     if found.metrics is None:
-        missing = "answers" if answers else "labels"
+        missing = "answers" if answers else "pairs" if texts.task.are_vectors else "labels"
         checks.append(Check(name_of_figures, None, f"{texts.source} has no {missing}"))
     else:
         (first, second), (ours, theirs) = found.names, found.metrics
@@ -235,4 +272,6 @@ def _allowed_gap(metric: str, rows: int, support: int, gap: float, answers: bool
 def _batches(rows: Any, lengths: list[int], collator: Collator) -> Iterator[dict[str, torch.Tensor]]:
     dataset = Rows(rows)
     for numbers in GlobalBatchSampler(lengths, _BATCH_ROWS, 1, seed=None):
-        yield collator(dataset.__getitems__(numbers))
+        at_once = rows_at_once(collator.length or max(lengths[number] for number in numbers))
+        for start in range(0, len(numbers), at_once):
+            yield collator(dataset.__getitems__(numbers[start : start + at_once]))

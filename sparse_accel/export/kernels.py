@@ -25,6 +25,7 @@ from sparse_accel.export.fidelity import (
     fixed_length,
     in_session,
     logits_of,
+    rows_at_once,
     session_logits,
 )
 from sparse_accel.export.proof import ProofFailed
@@ -199,8 +200,9 @@ def check_padding(path: Path, session: Any, tokens: int, spread: float) -> Check
     for row, fraction in enumerate(_LENGTHS):
         mask[row, max(1, round(fraction * tokens)) :] = 0
     feed["attention_mask"] = mask
+    rows = rows_at_once(tokens)
     ours, theirs, without = (
-        session_logits(run, inputs) for run, inputs in ((session, feed), (plain, feed), (plain, whole))
+        session_logits(run, inputs, rows) for run, inputs in ((session, feed), (plain, feed), (plain, whole))
     )
     if ours.ndim == 3:  # logits for each token: those of padding mean nothing
         ours, theirs, without = (logits[mask == 1] for logits in (ours, theirs, without))

@@ -30,7 +30,7 @@ SENTENCES = Path(__file__).with_name("sentences.txt")
 _DATA_FLAGS = (
     *("task_name", "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file"),
     *("validation_ratio", "eval_on_test", "input_column_names", "text_column_name", "label_column_name"),
-    *("label_all_tokens", "seed", "cache_dir"),
+    *("label_all_tokens", "max_score", "relevant_score", "seed", "cache_dir"),
 )
 _SOURCES = {"task_name", "dataset_name", "validation_file", "test_file", "train_file"}
 _ANSWER_FLAGS = (
@@ -58,7 +58,7 @@ class Texts:
 
     @property
     def has_labels(self) -> bool:
-        return "labels" in self.rows.column_names
+        return self.task.has_figures(self.rows, self.split)
 
     @property
     def count(self) -> int:

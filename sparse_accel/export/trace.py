@@ -1,4 +1,4 @@
-"""Tracing: from a PyTorch classifier to an ONNX graph in which every Linear and Embedding is one node with its name.
+"""Tracing: from a PyTorch model to an ONNX graph in which every Linear and Embedding is one node with its name.
 
 torch.export sees a placeholder instead of each such layer, and of each quantizer in front of another layer, so the
 exporter and its optimizer cannot change the weights: `lower.py` adds them afterwards, in the requested format. The
@@ -8,10 +8,11 @@ exporter writes everything else (attention, LayerNorm, activations, masks), with
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -32,10 +33,10 @@ _LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 def trace(model: nn.Module, tokenizer: Any, *, sequence_length: int | None = None, opset: int = 18) -> onnx.ModelProto:
-    """Returns the graph of a model, from token ids to logits, with placeholders for its layers.
+    """Returns the graph of a model, from token ids to logits or embeddings, with placeholders for its layers.
 
     Args:
-        model: a classifier of transformers, float32.
+        model: of transformers, with the head of a task or with pooling, float32.
         tokenizer: determines the inputs: input_ids, attention_mask and, if it makes them, token_type_ids.
         sequence_length: number of tokens per row; None leaves it open. The batch size is always open.
         opset: of the graph, at least NATIVE_OPSET.
@@ -49,7 +50,8 @@ def trace(model: nn.Module, tokenizer: Any, *, sequence_length: int | None = Non
     Raises:
         UsageError: the exporter cannot trace this architecture, or fixed an axis that should be open.
     """
-    model = _with_placeholders(model)
+    keys = task_of(model).logit_keys
+    model = _with_outputs(_with_placeholders(model), keys)
     inputs = example_inputs(model, tokenizer, sequence_length or _EXAMPLE_TOKENS)
     axes: dict[int, Any] = {0: "batch"} if sequence_length else {0: "batch", 1: "sequence"}
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
@@ -61,7 +63,7 @@ def trace(model: nn.Module, tokenizer: Any, *, sequence_length: int | None = Non
                 kwargs=inputs,
                 dynamic_shapes={name: axes for name in inputs},
                 input_names=list(inputs),
-                output_names=list(task_of(model).logit_keys),
+                output_names=list(keys),
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
@@ -69,7 +71,7 @@ def trace(model: nn.Module, tokenizer: Any, *, sequence_length: int | None = Non
     except Exception as error:
         raise UsageError(
             f"PyTorch's ONNX exporter cannot trace this {kind} ({_reason(error)}). "
-            "Known to work: BERT, DistilBERT, RoBERTa, ELECTRA, ALBERT, MiniLM, ModernBERT, DeBERTa-v2"
+            "Known to work: BERT, MiniLM, RoBERTa, XLM-R, DistilBERT, ELECTRA, ALBERT, DeBERTa-v2, ModernBERT, MPNet"
         ) from error
     assert program is not None
     proto = program.model_proto
@@ -116,6 +118,19 @@ def _with_placeholders(model: nn.Module) -> nn.Module:
             module.forward = _placeholder("Embedding", name, int(module.embedding_dim), input_axes=None)
         elif not isinstance(module, SparseLayer) and (quantizer := getattr(module, "input_quantizer", None)):
             quantizer.forward = _placeholder("InputQuantizer", name, input_axes=None)
+    return model
+
+
+def _with_outputs(model: nn.Module, keys: Sequence[str]) -> nn.Module:
+    """Changes a model, in place, to return only these of its outputs; hidden states would be outputs of the graph."""
+    whole = model.forward
+
+    @functools.wraps(whole)  # the exporter reads the names of the inputs
+    def forward(*arguments: Any, **inputs: Any) -> tuple[Tensor, ...]:
+        found = whole(*arguments, **inputs)
+        return tuple(found[key] for key in keys)
+
+    model.forward = forward
     return model
 
 

@@ -144,7 +144,7 @@ class QuantizationModifier(Modifier):
 
         model = state.model
         modules = dict(model.named_modules())
-        parts = self.submodules or [""]
+        parts = [_name_in(model, part) for part in self.submodules or [""]]
         self._check_submodules(state, modules)
         inside = {
             name: module
@@ -169,10 +169,11 @@ class QuantizationModifier(Modifier):
     def _check_submodules(self, state: State, modules: dict[str, Any]) -> None:
         model = state.model
         for part in self.submodules or []:
-            if part in modules:
+            if (own := _name_in(model, part)) in modules:
                 continue
-            parent, _, name = part.rpartition(".")
-            if getattr(modules.get(parent), name, part) is None:  # a pooler, which token classifiers do not have
+            parent, _, name = own.rpartition(".")
+            headless = getattr(model, "base_model", None) is model and part in _HEADS
+            if headless or getattr(modules.get(parent), name, part) is None:  # a pooler, which token classifiers lack
                 state.notices.append(
                     f"{self.name}: submodules: {type(model).__name__} has no {part}; this entry is ignored"
                 )
@@ -351,6 +352,16 @@ def _with_quantized_input(model: torch.nn.Module, layout: Layout) -> set[str]:
         if getattr(modules[call.module], "output_quantizer", None) is not None and isinstance(call.output, Tensor)
     ]
     return {call.module for call in layout.calls if any(call.input is output for output in outputs)}
+
+
+# Names of heads that `submodules` may list, and an encoder without a head does not have.
+_HEADS = ("classifier", "pre_classifier", "qa_outputs", "cls", "lm_head")
+
+
+def _name_in(model: torch.nn.Module, part: str) -> str:
+    """Returns the name of a submodule: in an encoder without a head, names have no prefix such as `bert.`."""
+    is_encoder = getattr(model, "base_model", None) is model
+    return part.removeprefix(f"{getattr(model, 'base_model_prefix', '')}.") if is_encoder else part
 
 
 def _kind(model: torch.nn.Module) -> str:

@@ -15,6 +15,7 @@ import pytest
 from places import ROOT
 
 from sparse_accel.cli.export import ExportArguments
+from sparse_accel.cli.masked_language_modeling import MaskedLanguageModelingArguments
 from sparse_accel.cli.question_answering import QuestionAnsweringArguments
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.cli.token_classification import TokenClassificationArguments
@@ -22,7 +23,7 @@ from sparse_accel.modifiers import KNOWN_LATER, REGISTRY
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe.fields import key_table, recipe_fields
 
-MODIFIERS, MIGRATION = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in generate.PAGES)
+MODIFIERS, MIGRATION = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("modifiers.md", "migration.md"))
 
 
 @pytest.mark.parametrize("name", generate.PAGES)
@@ -67,6 +68,7 @@ COMMANDS: list[tuple[str, list[str], Any]] = [
     ("Text classification", migration_tables.OWN + migration_tables.TRAINER, TextClassificationArguments),
     ("Token classification", migration_tables.TOKENS, TokenClassificationArguments),
     ("Question answering", migration_tables.QUESTIONS, QuestionAnsweringArguments),
+    ("Masked language modelling", migration_tables.LANGUAGE, MaskedLanguageModelingArguments),
     ("Export", migration_tables.EXPORT, ExportArguments),
 ]
 
@@ -84,8 +86,8 @@ def test_every_flag_works_or_is_refused_with_a_reason(heading: str, flags: list[
 
 def test_there_are_as_many_flags_as_there_were() -> None:
     assert len(set(migration_tables.OWN + migration_tables.TRAINER)) > 140
-    others = (migration_tables.TOKENS, migration_tables.QUESTIONS, migration_tables.EXPORT)
-    assert [len(names) for names in others] == [29, 29, 11]
+    others = (migration_tables.TOKENS, migration_tables.QUESTIONS, migration_tables.LANGUAGE, migration_tables.EXPORT)
+    assert [len(names) for names in others] == [29, 29, 29, 11]
 
 
 def test_a_flag_that_is_neither_taken_nor_refused_is_an_error() -> None:
@@ -98,6 +100,7 @@ def test_nothing_is_said_of_what_does_not_exist() -> None:
     assert {*tables.DIFFERENT, *tables.REMARKS} <= {*tables.OWN, *tables.TRAINER}
     assert {*tables.DIFFERENT_FOR_TOKENS, *tables.REMARKS_FOR_TOKENS} <= set(tables.TOKENS)
     assert {*tables.DIFFERENT_FOR_QUESTIONS, *tables.REMARKS_FOR_QUESTIONS} <= set(tables.QUESTIONS)
+    assert {*tables.DIFFERENT_FOR_LANGUAGE, *tables.REMARKS_FOR_LANGUAGE} <= set(tables.LANGUAGE)
     assert {*tables.DIFFERENT_IN_EXPORT, *tables.REMARKS_IN_EXPORT} <= set(tables.EXPORT)
     assert tables.DIFFERENT_MODIFIERS.keys() <= REGISTRY.keys()
     assert modifier_tables.EXAMPLES.keys() == {kind.__name__ for kind in REGISTRY.values()}
