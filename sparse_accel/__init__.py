@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparse_accel.export.answer import answer
     from sparse_accel.export.archive import expand
+    from sparse_accel.export.embed import embed
     from sparse_accel.models.files import load
     from sparse_accel.models.teacher import Teacher
     from sparse_accel.recipe import load_recipe
     from sparse_accel.recipe_run import RecipeRun
 
-__all__ = ["RecipeRun", "Teacher", "answer", "expand", "load", "load_recipe"]
+__all__ = ["RecipeRun", "Teacher", "answer", "embed", "expand", "load", "load_recipe"]
 __version__ = "0.1.0"
 
 _HOME = {
     "RecipeRun": "recipe_run",
     "Teacher": "models.teacher",
     "answer": "export.answer",
+    "embed": "export.embed",
     "expand": "export.archive",
     "load": "models.files",
     "load_recipe": "recipe",

@@ -21,6 +21,7 @@ TRAIN: dict[str, Callable[[], None]] = {
     "token-classification": entry_points.token_classification,
     "question-answering": entry_points.question_answering,
     "masked-language-modeling": entry_points.masked_language_modeling,
+    "sentence-embedding": entry_points.sentence_embedding,
 }
 # Run as `python -m sparse_accel.NAME` is.
 MODULES = ("recipe", "runtime", "report", "publish")
@@ -31,6 +32,7 @@ COMMANDS = {
     "train token-classification": "named entities and other tags of words",
     "train question-answering": "answers to questions, as parts of a text",
     "train masked-language-modeling": "sparse starts from texts without labels",
+    "train sentence-embedding": "vectors of texts, from a teacher or from pairs of texts",
     "export": "a trained model to ONNX, with a proof that the file is the model",
     "runtime": "how fast an exported model is, and what the kernels do with it",
     "recipe": "what a recipe does, epoch by epoch, without a model",

@@ -36,6 +36,11 @@ def masked_language_modeling() -> None:
     _launch("masked_language_modeling")
 
 
+def sentence_embedding() -> None:
+    """Runs `sparse_accel.sentence_embedding`: scripts/sentence_embedding.py without a clone."""
+    _launch("sentence_embedding")
+
+
 def export_onnx() -> None:
     """Runs `sparseml.transformers.export_onnx`: always one process, regardless of Accelerate's configuration."""
     _run(script_path("export_onnx.py"))

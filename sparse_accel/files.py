@@ -14,8 +14,13 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically: a reader sees the complete old file or the complete new file."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file atomically, as `write_text` does."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content)
     os.replace(partial, path)
 
 

@@ -22,6 +22,9 @@ _TASKS = {
     "ner": "token_classification",
     "question_answering": "question_answering",
     "qa": "question_answering",
+    "sentence_embedding": "sentence_embedding",
+    "sentence_similarity": "sentence_embedding",
+    "feature_extraction": "sentence_embedding",
 }
 # Of all tasks, those whose models are exported.
 EXPORTED = tuple(dict.fromkeys(_TASKS.values()))
@@ -50,8 +53,8 @@ class ExportArguments:
     )
     task: str | None = flag(
         None,
-        "task of the model: text_classification, token_classification or question_answering",
-        default_text="that of the head in its config.json",
+        "task of the model: text_classification, token_classification, question_answering or sentence_embedding",
+        default_text="that of its config.json",
     )
     output_dir: str | None = flag(
         None, "folder to write", default_text="`deployment`, next to the model's folder", path=True

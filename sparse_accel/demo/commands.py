@@ -52,15 +52,16 @@ def run_script(script: str, flags: Mapping[str, object]) -> None:
         raise UsageError(f"{script} ended with exit code {code}: see its message above")
 
 
-def export_once(trained: Path, deployment: Path, data: Path) -> dict[str, Any]:
-    """Exports a text classifier with its archive, unless that is done, and returns the content of export_report.json.
+def export_once(trained: Path, deployment: Path, data: Path, task: str = "text_classification") -> dict[str, Any]:
+    """Exports a model with its archive, unless that is done, and returns the content of export_report.json.
 
     A report is taken over only if it names this model and these rows, and is newer than the model's last evaluation:
     the training script evaluates again if the model or the content of the rows has changed.
 
     Args:
-        trained: the output folder of scripts/text_classification.py with --do_eval.
+        trained: the output folder of a training script with --do_eval, or a folder of a model that no run changes.
         data: the validation file of that run.
+        task: of the model.
 
     Raises:
         KeyboardInterrupt, UsageError: see `run_script`.
@@ -69,10 +70,12 @@ def export_once(trained: Path, deployment: Path, data: Path) -> dict[str, Any]:
     known = json.loads(report.read_text()) if report.exists() else {"source": {}, "texts": {}, "files": {}}
     complete = "model.onnx.xz" in known["files"] and "sparse_kernels" in known  # older versions wrote less
     same = (known["source"].get("folder"), known["texts"].get("source")) == (str(trained.resolve()), typed(data))
-    if complete and same and report.stat().st_mtime > (trained / "eval_results.json").stat().st_mtime:
+    evaluation = trained / "eval_results.json"
+    newer = evaluation if evaluation.exists() else trained / "config.json"
+    if complete and same and report.stat().st_mtime > newer.stat().st_mtime:
         print(f"{typed(deployment)} already contains this model, proven: see {typed(deployment / 'export_report.md')}")
     else:
-        flags = {"model_path": trained, "task": "text_classification", "output_dir": deployment, "data": data}
+        flags = {"model_path": trained, "task": task, "output_dir": deployment, "data": data}
         run_script("scripts/export_onnx.py", {**flags, "compress": True})
     found: dict[str, Any] = json.loads(report.read_text())
     return found

@@ -86,6 +86,33 @@ def reduce_sum(values: Tensor) -> Tensor:
     return values
 
 
+def gather_rows(values: Tensor, rows: int) -> Tensor:
+    """Returns the rows of all processes, (world size, rows, ...), the same on all of them. Gradients go back to each
+    process's own rows, from the losses of all processes.
+
+    Args:
+        values: (at most `rows`, ...); missing rows are 0 in the result.
+        rows: the largest number of rows that a process has.
+    """
+    padded = torch.cat([values, values.new_zeros(rows - len(values), *values.shape[1:])])
+    if world_size() == 1:
+        return padded[None]
+    found: Tensor = _GatherRows.apply(padded)
+    return found
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        parts = [torch.empty_like(values) for _ in range(world_size())]
+        dist.all_gather(parts, values.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return reduce_sum(gradients[0].contiguous())[dist.get_rank()]
+
+
 def largest(number: int) -> int:
     """Returns the largest number over all processes. It uses the CPUs (gloo), so it does not wait for a GPU."""
     if world_size() == 1:

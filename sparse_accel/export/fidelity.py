@@ -18,7 +18,7 @@ from sparse_accel.data.batches import Collator, GlobalBatchSampler, Rows, inputs
 from sparse_accel.export.checks import Check
 from sparse_accel.export.texts import Texts
 from sparse_accel.tasks import task_of
-from sparse_accel.tasks.base import starts_of, unit_numbers
+from sparse_accel.tasks.units import starts_of, unit_numbers
 
 _BATCH_ROWS = 32
 # An exported graph computes attention as plain operations: (rows, heads, tokens, tokens) numbers. So many rows for so
@@ -30,10 +30,8 @@ MAX_DISAGREEMENT = 0.005
 MAX_LOGIT_DIFFERENCE_QUANTIZED, MAX_LOGIT_DIFFERENCE_FLOAT = 0.1, 1e-3
 # Mean cosine of an embedding with itself in the other run.
 LEAST_COSINE = 0.999
-# Names of the checks of outputs: decisions, logits, and figures of most tasks, of question answering and of embeddings.
-AGREEMENT, LOGITS, ACCURACY, ANSWERS = "agreement", "logits", "accuracy", "exact match and F1"
-COSINE, RANKING = "cosine", "similarity and retrieval"
-_EXACT_MATCH = "exact_match"
+# Names of the checks of outputs, beside that of the figures, which a task names.
+AGREEMENT, LOGITS, COSINE = "agreement", "logits", "cosine"
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -217,13 +215,14 @@ def check_fidelity(
     ties = sum(each <= 2 * texts.task.logits_of_a_score * tolerance * found.spread for each in found.gaps)
     checks: list[Check] = []
     where = f"{found.rows} {texts.task.decision_unit()} of {texts.source}"
-    answers = _EXACT_MATCH in texts.task.figure_names()
+    words = texts.task.proof_words
     if found.agreement is not None:
         allowed = max(math.floor(MAX_DISAGREEMENT * found.rows), 1 if quantized else 0)
         different = round((1 - found.agreement) * found.rows)
-        what = "answers" if answers else "decisions"
         tied = f", and {ties} whose scores nearly tie" if ties else ""
-        detail = f"{found.agreement:.2%} of {what} are the same on {where} (at most {allowed} may differ{tied})"
+        detail = (
+            f"{found.agreement:.2%} of {words.decisions} are the same on {where} (at most {allowed} may differ{tied})"
+        )
         checks.append(Check(AGREEMENT, different - ties <= allowed, detail))
     near = found.mean_difference <= tolerance * max(found.spread, 1e-6)
     detail = (
@@ -235,36 +234,35 @@ def check_fidelity(
         mean, least = found.cosines
         detail = f"{mean:.5f} on average (at least {LEAST_COSINE}), {least:.4f} at least, of an embedding in both runs"
         checks.append(Check(COSINE, mean >= LEAST_COSINE, detail))
-    name_of_figures = ANSWERS if answers else RANKING if texts.task.are_vectors else ACCURACY
     if found.metrics is None:
-        missing = "answers" if answers else "pairs" if texts.task.are_vectors else "labels"
-        checks.append(Check(name_of_figures, None, f"{texts.source} has no {missing}"))
+        checks.append(Check(words.figures, None, f"{texts.source} has no {words.truth}"))
     else:
         (first, second), (ours, theirs) = found.names, found.metrics
-        words = [f"{name} {value:.4f} in {first}, {theirs[name]:.4f} in {second}" for name, value in ours.items()]
+        values = [f"{name} {value:.4f} in {first}, {theirs[name]:.4f} in {second}" for name, value in ours.items()]
         support = texts.task.support(texts.rows, texts.split)
         near = all(
-            abs(value - theirs[name]) <= _allowed_gap(name, found.rows, support, gap, answers) + ties / found.rows
+            abs(value - theirs[name])
+            <= _allowed_gap(name, found.rows, support, gap, words.are_means) + ties / found.rows
             for name, value in ours.items()
         )
-        checks.append(Check(name_of_figures, near, f"{'; '.join(words)} ({where})"))
+        checks.append(Check(words.figures, near, f"{'; '.join(values)} ({where})"))
     return checks
 
 
-def _allowed_gap(metric: str, rows: int, support: int, gap: float, answers: bool) -> float:
+def _allowed_gap(metric: str, rows: int, support: int, gap: float, are_means: bool) -> float:
     """How much a metric may differ between two runs. An accuracy: by `gap`, or by one decision. Others: by more,
     because a few decisions change them more. Errors of a score have its unit, and the logits check covers them.
 
     Args:
         rows: number of decisions.
         support: number of decisions that determine the other metrics.
-        answers: whether the metrics are those of answers: means over questions, as an accuracy is one over decisions.
+        are_means: whether all metrics are means over decisions, as an accuracy is.
     """
     # The best thresholds of SQuAD 2.0 are in units of logits, and few of its questions may be of one kind; its exact
     # match and F1 are compared.
     if metric in ("mse", "mae") or metric.startswith(("best_", "has_answer_", "no_answer_")):
         return math.inf
-    if answers or metric.endswith("accuracy"):
+    if are_means or metric.endswith("accuracy"):
         return max(gap, 1 / rows) + 1e-9
     return max(gap, 1 / support) * 4 + 1e-9
 

@@ -14,9 +14,8 @@ from sparse_accel.errors import UsageError
 from sparse_accel.export import measure
 from sparse_accel.export.checks import Check, check_file, check_kernels, check_weights
 from sparse_accel.export.fidelity import (
-    ACCURACY,
     AGREEMENT,
-    ANSWERS,
+    COSINE,
     LOGITS,
     Fidelity,
     check_fidelity,
@@ -29,8 +28,9 @@ from sparse_accel.export.fidelity import (
 from sparse_accel.export.texts import Texts
 from sparse_accel.nn.layers import quantizers
 from sparse_accel.runtime.timing import plain_session
+from sparse_accel.tasks import TASKS
 
-_OF_OUTPUTS = {AGREEMENT, LOGITS, ACCURACY, ANSWERS}
+_OF_OUTPUTS = {AGREEMENT, LOGITS, COSINE, *(task.proof_words.figures for task in TASKS.values())}
 
 
 class ProofFailed(UsageError):

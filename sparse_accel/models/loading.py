@@ -44,7 +44,7 @@ def fine_tuned_head(arguments: TrainingArguments, task: type[Task]) -> Head | No
         UsageError: the model's config.json cannot be read, or contradicts itself.
     """
     config = _own_config(arguments)
-    if arguments.new_head or _has_head(config, task) is False:
+    if arguments.new_head or not task.architecture or _has_head(config, task) is False:
         return None
     head = head_in(config, f"--model_name_or_path {arguments.model_name_or_path}")
     if _has_head(config, task) is None and load_model(arguments, task)[1]:
@@ -83,7 +83,7 @@ def _read_config(arguments: TrainingArguments, flag: str, name: str) -> Any:
 def _has_head(config: Any, task: type[Task]) -> bool | None:
     """Whether a configuration belongs to a model with a task's head; None if it names no head, or only an encoder."""
     kinds = [kind for kind in getattr(config, "architectures", None) or [] if "For" in kind]
-    return any(kind.endswith(task.architecture) for kind in kinds) if kinds else None
+    return bool(task.architecture) and any(kind.endswith(task.architecture) for kind in kinds) if kinds else None
 
 
 def load_model(arguments: TrainingArguments, task: Task | type[Task]) -> tuple[Any, list[str]]:
@@ -144,8 +144,8 @@ def load_for_export(name: str, task: type[Task]) -> tuple[nn.Module, Any, int]:
         raise _unreadable(flag, name, address, error) from error
     if _has_head(config, task) is False:
         raise UsageError(
-            f"{flag} {name} is a {config.architectures[0]}, which does not {task.purpose}: --task {task.name} needs a "
-            f"model {task.architecture}"
+            f"{flag} {name} is a {config.architectures[0]}, which does not {task.purpose}: --task {task.name} needs "
+            f"{f'a model {task.architecture}' if task.architecture else 'an encoder without a head'}"
         )
     model = _load_named(flag, name, task)
     tokenizer = _tokenizer(flag, name, task)
@@ -276,24 +276,14 @@ def load_teacher(arguments: TrainingArguments, student: nn.Module, task: Task) -
         return Teacher(copy.deepcopy(student), task=task), None
     model = _load_named("--distill_teacher", name, type(task), cache_dir=arguments.cache_dir)
     tokenizer = _tokenizer("--distill_teacher", name, type(task), cache_dir=arguments.cache_dir)
-    if not task.head.names:  # its outputs are the tokens of the vocabulary
-        _check_vocabulary(name, student, model)
+    task.check_teacher(name, student, model)
+    if not task.head.names:  # its outputs are the tokens of the vocabulary, or the numbers of an embedding
         return Teacher(model, task=task), tokenizer
     own, other = head_of(student).names, head_of(model).names
     order = label_order(own, other)
     if by_place := describe_positions(dict(zip(own, (other[column] for column in order), strict=True))):
         warn(f"--distill_teacher {name}: labels are matched by position, not by name: {by_place}")
     return Teacher(model, order, task=task), tokenizer
-
-
-def _check_vocabulary(name: str, student: nn.Module, teacher: nn.Module) -> None:
-    """Raises UsageError if two language models have different numbers of outputs."""
-    own, other = (int(cast(Any, model).config.vocab_size) for model in (student, teacher))
-    if own != other:
-        raise UsageError(
-            f"--distill_teacher {name} has an output for each of {other} tokens, the model for {own}: use a teacher "
-            "with the model's vocabulary"
-        )
 
 
 def _check_pointers(flag: str, name: str, address: str) -> None:

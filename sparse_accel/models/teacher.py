@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +28,11 @@ from sparse_accel.distributed.collectives import by_main_process, reduce_sum
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.fingerprints import fingerprint_of_rows
 from sparse_accel.models.files import fingerprint_of_model
+from sparse_accel.models.teacher_table import MappedTable, map_table
 from sparse_accel.nn.layer_outputs import LayerOutput, Recorder
 from sparse_accel.tasks import Task, task_of
-from sparse_accel.tasks.base import starts_of, unit_numbers
 from sparse_accel.tasks.label_names import match_names
+from sparse_accel.tasks.units import starts_of, unit_numbers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,6 +68,7 @@ class Teacher:
 
     Attributes:
         table: logits (U, C) float32 in the student's label order, of all U rows, or of all their U labelled tokens.
+        mapped: the same on disk, for a task that says so; then there is no `table`.
     """
 
     def __init__(self, model: nn.Module, order: list[int] | None = None, task: Task | None = None) -> None:
@@ -74,6 +76,7 @@ class Teacher:
         self.order = None if order is None or order == list(range(len(order))) else order
         self.task = task_of(model) if task is None else task
         self.table: Tensor | None = None
+        self.mapped: MappedTable | None = None
         self._starts = torch.zeros(0, dtype=torch.int64)  # (rows,): the number of entries before each row's
         self._recorder: Recorder | None = None
         self._latest: _Forward | None = None
@@ -89,8 +92,9 @@ class Teacher:
         Raises:
             UsageError: the teacher has no output of a name in `keys`.
         """
-        if self.table is not None and "row_id" in batch and set(keys) == {"logits"}:
-            return {"logits": self._look_up(batch)}
+        table = self.mapped if self.table is None else self.table
+        if table is not None and "row_id" in batch and set(keys) == {"logits"}:
+            return {"logits": self._look_up(table, batch)}
         return self._selected(self._live(batch).outputs, keys)
 
     def watch(self, outputs: Collection[LayerOutput]) -> None:
@@ -132,15 +136,14 @@ class Teacher:
         is_logits = self.order is not None and value is outputs.get("logits")
         return value[..., self.order] if is_logits else value
 
-    def _look_up(self, batch: dict[str, Tensor]) -> Tensor:
-        assert self.table is not None
+    def _look_up(self, table: Tensor | MappedTable, batch: dict[str, Tensor]) -> Tensor:
         places = self.task.labelled(batch)
         if places.ndim == 1:
-            return self.table[batch["row_id"]]
+            return table[batch["row_id"]]
         # All tokens are looked up, and those without an entry are set to 0: indexing with a mask would wait for a GPU
         # once per step to get the number of selected tokens.
         numbers = self._starts[batch["row_id"].clamp(min=0)][:, None] + places.cumsum(1) - 1
-        return torch.where(places[..., None], self.table[numbers.clamp(min=0)], 0.0)
+        return torch.where(places[..., None], table[numbers.clamp(min=0)], 0.0)
 
     @torch.no_grad()
     def forward(self, inputs: dict[str, Any], keys: list[str]) -> dict[str, Tensor]:
@@ -187,6 +190,10 @@ class Teacher:
         counts = self.task.labelled_counts(dataset)
         self._starts = starts_of(counts).to(accelerator.device)
         entries = int(counts.sum())
+        if self.task.table_on_disk:
+            batches = self._batches(accelerator, dataset, tokenizer, batch_size)
+            self.mapped, found = map_table(accelerator, path.with_suffix(".npy"), entries, batches)
+            return found
         # Machines may have different caches, so the main process looks in its own and decides for all.
         kept = self._read(path, entries) if accelerator.is_main_process else None
         shape = by_main_process(accelerator, lambda: None if kept is None else tuple(kept.shape))
@@ -207,24 +214,31 @@ class Teacher:
             return None
         return table if len(table) == entries else None
 
-    @torch.no_grad()
     def _compute(self, accelerator: Accelerator, dataset: Any, tokenizer: Any, batch_size: int, entries: int) -> Tensor:
+        table: Tensor | None = None
+        for numbers, logits in self._batches(accelerator, dataset, tokenizer, batch_size):
+            if table is None:
+                table = torch.zeros(entries, logits.shape[-1], device=accelerator.device)
+            table[numbers] = logits
+        assert table is not None
+        return reduce_sum(table)  # one process computed each row, and it is 0 on the others
+
+    def _batches(
+        self, accelerator: Accelerator, dataset: Any, tokenizer: Any, batch_size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the numbers of entries of the table, (N,) int64, and their logits, (N, C) float32: those of this
+        process."""
         lengths = [len(ids) for ids in dataset["input_ids"]]
         sampler = GlobalBatchSampler(lengths, batch_size, accelerator.num_processes, seed=None)
         collator = Collator(tokenizer, token_columns=self.task.token_columns)
         loader = accelerator.prepare_data_loader(make_loader(dataset, sampler, collator))
-        table: Tensor | None = None
         with progress_bar(accelerator, len(dataset), "teacher", "rows") as bar:
             for batch in loader:
                 places = self.task.labelled(batch)
                 with accelerator.autocast():
                     logits = self.forward(inputs_of(batch), ["logits"])["logits"].float()
-                if table is None:
-                    table = torch.zeros(entries, logits.shape[-1], device=accelerator.device)
-                table[unit_numbers(places, batch["row_id"], self._starts)] = logits[places]
+                yield unit_numbers(places, batch["row_id"], self._starts), logits[places]
                 bar.update(int((batch["row_id"] >= 0).sum()) * accelerator.num_processes)
-        assert table is not None
-        return reduce_sum(table)  # one process computed each row, and it is 0 on the others
 
 
 class _InOrder(nn.Module):

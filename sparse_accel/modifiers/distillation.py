@@ -88,6 +88,8 @@ class DistillationModifier(Modifier):
         if self._keys != ["logits"]:  # those, all models of a task here have
             self._check_outputs("model", state.model)
             self._check_outputs("teacher", state.teacher.model)
+        if not self._task.uses_temperature and self.temperature != type(self).temperature:
+            state.notices.append(f"{self.name}: temperature has no effect on the outputs of this task")
         several = self._at_the_same_time(state.modifiers)
         self._term = "_".join(["distillation_loss", *(self.distill_output_keys if several else [])])
 

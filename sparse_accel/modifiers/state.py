@@ -39,6 +39,8 @@ class Task(Protocol):
 
     # The outputs of the model that are its logits.
     logit_keys: ClassVar[tuple[str, ...]]
+    # Whether `distance` depends on the temperature.
+    uses_temperature: ClassVar[bool]
 
     @classmethod
     def logits(cls, outputs: Any) -> Tensor:

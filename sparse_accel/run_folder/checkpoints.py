@@ -254,7 +254,10 @@ _OF_ANOTHER_RUN = "belongs to a run with another recipe or model: this run canno
 def publish(source: Path, output: Path) -> None:
     """Moves the files of `source` into the output folder, one rename per file, and deletes the empty `source`."""
     for path in sorted(source.iterdir()):
-        os.replace(path, output / path.name)
+        if path.is_dir():
+            put_in_place(path, output / path.name)
+        else:
+            os.replace(path, output / path.name)
     source.rmdir()
 
 
@@ -264,3 +267,5 @@ def copy_model(checkpoint: Path, target: Path) -> None:
     for path in checkpoint.iterdir():
         if path.is_file() and path.name not in (TRAINING_STATE, RECIPE_STATE, TRAINER_STATE, STREAM_STATE, CHECKSUMS):
             shutil.copy2(path, target / path.name)
+        elif path.is_dir():
+            shutil.copytree(path, target / path.name)

@@ -9,6 +9,7 @@ from sparse_accel.tasks.label_names import Head, head_in
 from sparse_accel.tasks.masked_language_modeling.task import MaskedLanguageModeling
 from sparse_accel.tasks.other_head import OtherHead
 from sparse_accel.tasks.question_answering.task import QuestionAnswering
+from sparse_accel.tasks.sentence_embedding.task import SentenceEmbedding
 from sparse_accel.tasks.text_classification.task import TextClassification
 from sparse_accel.tasks.token_classification.task import TokenClassification
 
@@ -16,6 +17,7 @@ __all__ = [
     "TASKS",
     "MaskedLanguageModeling",
     "QuestionAnswering",
+    "SentenceEmbedding",
     "Task",
     "TextClassification",
     "TokenClassification",
@@ -24,14 +26,21 @@ __all__ = [
 ]
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (TextClassification, TokenClassification, QuestionAnswering, MaskedLanguageModeling)
+    task.name: task
+    for task in (
+        TextClassification,
+        TokenClassification,
+        QuestionAnswering,
+        MaskedLanguageModeling,
+        SentenceEmbedding,
+    )
 }
 
 
 def task_class(config: Any) -> type[Task] | None:
-    """Returns the task of a configuration's head; None for another head or no head."""
+    """Returns the task of a configuration's head, or of its pooling; None for another head or neither."""
     names = getattr(config, "architectures", None) or []
-    return next((task for task in TASKS.values() if any(name.endswith(task.architecture) for name in names)), None)
+    return next((task for task in TASKS.values() if task.is_for(names, config)), None)
 
 
 def task_of(model: Any) -> Task:
@@ -43,7 +52,7 @@ def task_of(model: Any) -> Task:
         UsageError: the labels in its configuration are invalid.
     """
     config = getattr(model, "config", None)
-    kinds = (task for task in TASKS.values() if type(model).__name__.endswith(task.architecture))
+    kinds = (task for task in TASKS.values() if task.is_for([type(model).__name__], config))
     known = next(kinds, None) or task_class(config)
     kind = known or (TextClassification if config is None else OtherHead)
     if not hasattr(config, "id2label"):

@@ -68,6 +68,23 @@ class Details:
     mistakes: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class ProofWords:
+    """Names in the proof of an export, which compares two runs of a model.
+
+    Attributes:
+        decisions: what `Task.decisions` returns.
+        figures: the check of what `Task.figures` returns.
+        truth: what the rows need to have for figures.
+        are_means: whether all figures are means over the decisions, as an accuracy is; else only those with its name.
+    """
+
+    decisions: str = "decisions"
+    figures: str = "accuracy"
+    truth: str = "labels"
+    are_means: bool = False
+
+
 # Mistakes that `Details` lists, and characters of their texts.
 MOST_MISTAKES, MOST_CHARACTERS = 20, 300
 
@@ -84,7 +101,7 @@ class Task(ABC):
     """
 
     # Name in commands and scripts; flags; the flag of the text columns; suffix of the class names of models with this
-    # head.
+    # head, empty for encoders without one.
     name: ClassVar[str]
     arguments: ClassVar[type[TrainingArguments]]
     text_flag: ClassVar[str]
@@ -99,10 +116,20 @@ class Task(ABC):
     token_columns: ClassVar[Mapping[str, int]] = {}
     # The outputs of the model that are its logits.
     logit_keys: ClassVar[tuple[str, ...]] = ("logits",)
+    # Whether the distance from a teacher depends on the temperature of the recipe.
+    uses_temperature: ClassVar[bool] = True
     # Whether the logits of a teacher on all training rows are kept in a table: they are few, and do not change.
     keeps_table: ClassVar[bool] = True
+    # Whether that table is a file that each process maps into memory: for many rows with many outputs each.
+    table_on_disk: ClassVar[bool] = False
     # Whether teacher and student are compared token by token.
     compares_tokens: ClassVar[bool] = False
+    # How many logits are summed to the score of a decision, where `decision_gaps` compares scores.
+    logits_of_a_score: ClassVar[int] = 1
+    # Whether the logits of a unit are a vector of which the direction counts, as in an embedding.
+    are_vectors: ClassVar[bool] = False
+    # What the proof of an export calls decisions, figures, and what the rows need to have for figures.
+    proof_words: ClassVar[ProofWords] = ProofWords()
     # Whether what the model says about the evaluation rows is written too, as --do_predict does for the test rows.
     keeps_evaluated: ClassVar[bool] = False
 
@@ -111,7 +138,7 @@ class Task(ABC):
         self.rows = data
         self.label_smoothing = 0.0
 
-    # --- head and rows ------------------------------------------------------------------------------------------------
+    # --- data ---------------------------------------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
@@ -143,9 +170,56 @@ class Task(ABC):
         assert self.rows is not None
         return self.rows
 
+    # --- the model ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def is_for(cls, names: Sequence[str], config: Any) -> bool:
+        """Returns whether models are of this task, by the names of their classes and their configuration."""
+        return any(name.endswith(cls.architecture) for name in names)
+
     def configure(self, config: Any) -> None:
         """Writes labels and settings of the task into a model's configuration."""
         set_labels(config, self.head.names)
+
+    @classmethod
+    def complete(cls, model: Any, address: str, **source: Any) -> Any:
+        """Returns a model, as it was read, after changing it in place to one of the task; most need no change.
+
+        Args:
+            model: of transformers.
+            address: the folder or Hub id that it was read from.
+            source: revision and cache_dir of a Hub id.
+
+        Raises:
+            UsageError: the folder lacks what the task needs.
+        """
+        return model
+
+    @classmethod
+    def extra_files(cls, model: Any, tokenizer: Any) -> dict[str, Any]:
+        """Returns the content of JSON files that the task adds to the folder of a model, by their path in it."""
+        return {}
+
+    def check_teacher(self, name: str, student: Any, teacher: Any) -> None:
+        """Checks that the outputs of a teacher can be compared with the student's, where labels do not tell.
+
+        Args:
+            name: value of --distill_teacher.
+            student, teacher: the models.
+
+        Raises:
+            UsageError: they cannot.
+        """
+        if self.head.names:
+            return
+        own, other = (int(model.config.vocab_size) for model in (student, teacher))
+        if own != other:
+            raise UsageError(
+                f"--distill_teacher {name} has an output for each of {other} tokens, the model for {own}: use a "
+                "teacher with the model's vocabulary"
+            )
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
 
     @classmethod
     def tokenizer_options(cls, address: str, **source: Any) -> dict[str, Any]:
@@ -291,6 +365,10 @@ class Task(ABC):
             return None
         return np.where((decided[0] == decided[1]).all(axis=1), 0.0, np.inf)
 
+    def decision_unit(self) -> str:
+        """Returns what there is one decision about, for messages."""
+        return self.unit
+
     @abstractmethod
     def metric_dependencies(self) -> list[Any]:
         """Returns what metrics and predictions depend on besides model and rows; plain values."""
@@ -309,6 +387,10 @@ class Task(ABC):
             split: name of the split that the rows belong to.
         """
 
+    def has_figures(self, rows: Dataset, split: str) -> bool:
+        """Returns whether `figures` can be computed: the rows have labels. Arguments as for `figures`."""
+        return "labels" in rows.column_names
+
     def headline(self) -> str:
         """Returns the name of the metric that stands for all, where there is room for one."""
         return self.figure_names()[0]
@@ -326,8 +408,8 @@ class Task(ABC):
         return ("predictions.csv",)
 
     @abstractmethod
-    def predictions(self, logits: np.ndarray, rows: Dataset, split: str) -> dict[str, str]:
-        """Returns the predictions for the rows of a split, as the text of each file; arguments as for `figures`."""
+    def predictions(self, logits: np.ndarray, rows: Dataset, split: str) -> Mapping[str, str | bytes]:
+        """Returns the predictions for the rows of a split, as the content of each file; arguments as for `figures`."""
 
 
 def check_metric_name(name: str, names: Sequence[str]) -> None:
@@ -345,22 +427,3 @@ def check_metric_name(name: str, names: Sequence[str]) -> None:
         raise UsageError(
             f"--metric_for_best_model: this task has no '{plain}'.{nearest(plain, known)} It has: {', '.join(known)}."
         )
-
-
-def unit_numbers(units: Tensor, row_id: Tensor, starts: Tensor) -> Tensor:
-    """Returns the position of each unit of a batch in a table of all units, (U,) int64, ordered as `tensor[units]`.
-
-    Args:
-        units: (R,) or (R, T) bool.
-        row_id: (R,) int64, at least 0 in rows that have units.
-        starts: (rows,) int64: the number of units before each row.
-    """
-    first = starts[row_id.clamp(min=0)]
-    if units.ndim == 1:
-        return first[units]
-    return (first[:, None] + units.cumsum(1) - 1)[units]
-
-
-def starts_of(counts: np.ndarray) -> Tensor:
-    """Returns the number of units before each row, (rows,) int64, from the number of units of each row."""
-    return torch.from_numpy(np.cumsum(counts) - counts)

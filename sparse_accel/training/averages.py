@@ -78,7 +78,7 @@ class Averages:
         for micro_batch in batch.micro_batches:
             if (mask := micro_batch.get("attention_mask")) is not None:
                 real = micro_batch["row_id"] >= 0 if "row_id" in micro_batch else mask.new_ones(len(mask))
-                self.tokens.append((mask * real[:, None]).sum())  # a filler is padding as a whole
+                self.tokens.append((mask.flatten(1) * real[:, None]).sum())  # a filler is padding as a whole
                 self.padded_tokens += mask.numel()
         for terms, weights in measured.micro_batches:
             for name, values in terms.items():

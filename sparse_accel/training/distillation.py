@@ -13,7 +13,7 @@ from datasets import concatenate_datasets
 from torch import nn
 
 from sparse_accel.console import warn
-from sparse_accel.data.batches import TEACHER
+from sparse_accel.data.batches import TEACHER, TEXT_LENGTHS, longest_text
 from sparse_accel.data.tokenizing import MODEL_INPUTS, tokenizer_digest
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.models.loading import load_teacher, max_length
@@ -77,7 +77,7 @@ def with_teacher_inputs(
     if not _outputs_asked(run) - {"logits"}:
         return rows  # its logits are in the table
     own = tokenize_rows(arguments, accelerator, run.task, own_tokenizer, run.teacher.model).splits["train"]
-    own = own.select_columns([name for name in own.column_names if name in MODEL_INPUTS])
+    own = own.select_columns([name for name in own.column_names if name in (*MODEL_INPUTS, TEXT_LENGTHS)])
     own = own.rename_columns({name: f"{TEACHER}{name}" for name in own.column_names})
     collator = copy.copy(rows.collator)
     collator.teacher_tokenizer = own_tokenizer
@@ -97,7 +97,7 @@ def _own_limit(arguments: TrainingArguments, teacher: Teacher, rows: TokenizedRo
         return None
     limit = min(arguments.max_seq_length, max_length(own_tokenizer, teacher.model))
     # A stream's rows are not known yet.
-    longest = max(len(ids) for ids in rows.splits["train"]["input_ids"]) if "train" in rows.splits else rows.limit
+    longest = longest_text(rows.splits["train"]) if "train" in rows.splits else rows.limit
     too_long = longest > limit
     return limit if too_long or tokenizer_digest(own_tokenizer) != tokenizer_digest(rows.tokenizer) else None
 
@@ -141,7 +141,8 @@ def fill_teacher_table(
     live = f"it also runs in each step, for its {listed(sorted(asked - {'logits'}))}" if asked - {"logits"} else ""
     if "logits" not in asked:
         return live + tokens
-    words = "its logits on the training rows" + tokens
+    what = "embeddings" if teacher.task.table_on_disk else "logits"
+    words = f"its {what} on the training rows{tokens}"
     rows = rows_for_teacher(arguments, accelerator, run, rows, own_tokenizer)
     dataset, cache = rows.splits["train"], Path(arguments.cache_dir) if arguments.cache_dir else None
     size = arguments.per_device_eval_batch_size

@@ -16,13 +16,14 @@ from sparse_accel.console import progress_bar, say
 from sparse_accel.data.batches import inputs_of
 from sparse_accel.distributed.collectives import reduce_sum
 from sparse_accel.distributed.launch import precision_name
-from sparse_accel.files import write_text
+from sparse_accel.files import write_bytes
 from sparse_accel.fingerprints import fingerprint_of_rows
 from sparse_accel.models.files import fingerprint_of_model
 from sparse_accel.models.loading import load_tokenizer, load_trained
 from sparse_accel.run_folder import results
-from sparse_accel.tasks.base import Details, starts_of, unit_numbers
+from sparse_accel.tasks.base import Details
 from sparse_accel.tasks.label_names import head_in
+from sparse_accel.tasks.units import starts_of, unit_numbers
 from sparse_accel.training.distillation import rows_for_teacher
 from sparse_accel.training.figures import tracker_names
 from sparse_accel.training.loaders import TokenizedRows, evaluation_loader, tokenize_rows
@@ -223,8 +224,9 @@ def write_predictions(
     """Writes what a model says about the rows of a split, in the files of the task."""
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in task.predictions(logits, dataset, split).items():
-            write_text(folder / _prediction_file(split, name), text)
+        for name, content in task.predictions(logits, dataset, split).items():
+            encoded = content.encode() if isinstance(content, str) else content
+            write_bytes(folder / _prediction_file(split, name), encoded)
     path = folder / _prediction_file(split, task.prediction_names()[0])
     say(accelerator, f"{len(task.data.splits[split])} predictions: {path}")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from embedding_fixtures import make_encoder, scored, texts
 from fork_server import ForkServer
 from places import GOLDEN, ROOT
 from script_fixtures import make_model, sentences, write_csv
@@ -27,6 +28,12 @@ SHORT = {
     "pruned90_quant-none": {"num_epochs": 2, "qat_start_epoch": 1.0, "observer_epoch": 1.5},
     "base-none": {"num_epochs": 1},
     "obert_pruned90.yaml": {"num_epochs": 1, "pruning_end_epoch": 0.5, "num_grads": 4},
+    "embedding_pruned80_quant.yaml": {
+        "num_epochs": 3,
+        "pruning_end_epoch": 1.0,
+        "qat_start_epoch": 1.5,
+        "observer_epoch": 2.0,
+    },
 }
 LANGUAGES = {"bash", "shell", "python", "yaml", "text", "diff", "mermaid", "{toctree}"}
 # How many bash and python blocks each page has: a block that is renamed or lost is not run any more.
@@ -35,6 +42,7 @@ RUN = {
     "adding_a_modifier": (0, 1),
     "adding_a_task": (0, 1),
     "distributed": (2, 0),
+    "embeddings": (2, 2),
     "export": (3, 4),
     "install": (1, 0),
     "language_modeling": (1, 0),
@@ -57,6 +65,8 @@ WRITTEN = {
     "sparse_quantized_bert": ("model.safetensors", "quantization.json", "all_results.json"),
     "run": ("model.safetensors", "quantization.json", "arguments.json"),
     "sparse_bert": ("model.safetensors", "eval_results.json"),
+    "sparse_minilm": ("model.safetensors", "quantization.json", "1_Pooling"),
+    "sparse_minilm_onnx": ("model.onnx", "export_report.md"),
 }
 # What README says of the two models that it loads.
 DIFFERENT = """
@@ -79,6 +89,8 @@ def commands(page: Path, language: str = "bash") -> list[list[str]]:
 def shortened(words: list[str], model: Path) -> list[str]:
     """A command with a tiny model, the project's own files by their paths, and a recipe of this package cut short."""
     words = [str(model) if re.fullmatch(r"(RedHatAI|google-bert)/.*", word) else word for word in words]
+    embeds = str(model.with_name("embedding_model"))
+    words = [embeds if word.startswith("sentence-transformers/") else word for word in words]
     words = [str(ROOT / word) if (ROOT / word).is_file() else word for word in words]
     recipe = words[words.index("--recipe") + 1].rpartition("/")[2] if "--recipe" in words else ""
     if recipe in SHORT:
@@ -97,10 +109,17 @@ def server() -> Iterator[ForkServer]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("made") / "model", sparse=True)
+    made = make_model(tmp_path_factory.mktemp("made") / "model", sparse=True)
+    encoder = make_encoder(made.with_name("embedding_model"))
+    config = json.loads((encoder / "config.json").read_text())
+    pooling = {"sentence_embedding": {"pooling": "mean", "normalize": True}}
+    (encoder / "config.json").write_text(json.dumps(config | pooling))
+    return made
 
 
 def write_data(folder: Path) -> None:
+    (folder / "texts.txt").write_text("\n".join(texts(64, seed=1)) + "\n")
+    write_csv(folder / "sts.csv", scored(30, seed=2))
     for name, count in (("train", 40), ("validation", 16), ("test", 8)):
         rows = sentences(count, seed=len(name))
         write_csv(folder / f"{name}.csv", rows if name != "test" else [{"text": row["text"]} for row in rows])
@@ -145,7 +164,7 @@ def test_the_commands_of_a_page_run_one_after_another(
         done = run_command(server, shortened(words, model), tmp_path)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
     made = set(WRITTEN) & {path.name for path in tmp_path.iterdir()}
-    assert {file for folder in made for file in WRITTEN[folder] if not (tmp_path / folder / file).is_file()} == set()
+    assert {file for folder in made for file in WRITTEN[folder] if not (tmp_path / folder / file).exists()} == set()
     for code in blocks(page, "python"):
         if page == PAGES[0] and "run.step_begin()" in code:
             continue  # the loop, which has a test of its own

@@ -141,7 +141,7 @@ def test_models_that_do_not_fit(flags: dict[str, Any], tiny: Tiny, tmp_path: Pat
         ({"model_name_or_path": tmp_path / "nothing"}, ("--model_name_or_path", "no readable model", "nothing")),
         ({"distill_teacher": tmp_path / "nothing"}, ("--distill_teacher", "no readable model")),
         ({"recipe": other_parts}, ("submodules", "'bert.poolre'", "Did you mean 'bert.pooler'?")),
-        ({"distill_teacher": tiny.model}, ("--distill_teacher", "classifier.weight", "no trained classifier")),
+        ({"distill_teacher": tiny.model}, ("--distill_teacher", "classifier.weight", "no trained head")),
         ({"tokenizer_name": many_words, "train_file": odd}, ("--tokenizer_name", "'word29'", "34", "30")),
         (
             {"load_best_model_at_end": True, "metric_for_best_model": "f1"},
@@ -157,7 +157,7 @@ def test_evaluating_what_was_never_trained(tiny: Tiny, tmp_path: Path) -> None:
     refused = run(
         model_name_or_path=tiny.model, output_dir=tmp_path / "out", validation_file=tiny.validation, do_eval=True
     )
-    assert_refused(refused, "--model_name_or_path", "classifier.weight", "no trained classifier")
+    assert_refused(refused, "--model_name_or_path", "classifier.weight", "no trained head")
 
 
 # --- in training ------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def test_only_a_head_may_be_new(fault: str, classifier: Path, tiny: Tiny, tmp_pa
 @pytest.mark.parametrize("name", ["classifier.weight", "classifier.bias", "bert.pooler.dense.weight"])
 def test_a_head_that_is_there_in_part(name: str, classifier: Path, tiny: Tiny, tmp_path: Path) -> None:
     part = changed(classifier, tmp_path / "part", without(name))
-    with pytest.raises(UsageError, match=rf"no trained classifier: weights are missing .{re.escape(name)}"):
+    with pytest.raises(UsageError, match=rf"no trained head: weights are missing .{re.escape(name)}"):
         sparse_accel.load(part)
     trained = run(
         model_name_or_path=part, do_train=True, train_file=tiny.train, output_dir=tmp_path / "out", max_steps=1

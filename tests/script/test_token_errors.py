@@ -207,7 +207,7 @@ def test_tags_in_other_capitals(tokens: TinyTokens, tagger: Path, tmp_path: Path
 
 def test_words_to_predict_and_no_head(tokens: TinyTokens, tmp_path: Path) -> None:
     flags = {"model_name_or_path": tokens.model, "test_file": tokens.test, "do_predict": True}
-    refused(("pruned90: no trained classifier", "Train the model first"), flags, tmp_path / "out")
+    refused(("pruned90: no trained head", "Train the model first"), flags, tmp_path / "out")
 
 
 def test_a_task_that_conll_files_have_no_use_for(tokens: TinyTokens) -> None:

@@ -17,7 +17,7 @@ from places import ROOT, SUPPORT
 
 from sparse_accel.models.teacher import Teacher
 from sparse_accel.nn.losses import IGNORED
-from sparse_accel.tasks.base import starts_of
+from sparse_accel.tasks.units import starts_of
 
 PROGRAM = SUPPORT / "gpu_smoke.py"
 

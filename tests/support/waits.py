@@ -29,7 +29,7 @@ from sparse_accel.models.teacher import Teacher
 from sparse_accel.nn.losses import IGNORED
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
-from sparse_accel.tasks.base import starts_of
+from sparse_accel.tasks.units import starts_of
 from sparse_accel.training.averages import GlobalBatch
 from sparse_accel.training.loop import StepOptions, train_step
 from sparse_accel.training.optimizer import make_optimizer, parameter_groups

@@ -61,6 +61,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         (["prefetch", "token-classification", "--do_eval"], ["prefetch.py", "token_classification", "--do_eval"]),
         (["prefetch", "question-answering", "--do_eval"], ["prefetch.py", "question_answering", "--do_eval"]),
         (["train", "masked-language-modeling", "--do_eval"], ["masked_language_modeling.py", "--do_eval"]),
+        (["train", "sentence-embedding", "--do_eval"], ["sentence_embedding.py", "--do_eval"]),
         (["recipe", "a.yaml", "--resolved"], ["sparse_accel.recipe", "a.yaml", "--resolved"]),
         (["runtime", "explain", "x"], ["sparse_accel.runtime", "explain", "x"]),
         (["report", "a", "b"], ["sparse_accel.report", "a", "b"]),

@@ -58,7 +58,8 @@ def test_configuration_explains_itself(path: Path) -> None:
 
 def test_extras() -> None:
     extras = set(pyproject()["project"]["optional-dependencies"])
-    assert extras == {"onnx", "runtime", "report", "wandb", "deepspeed", "quickstart", "wheel", "docs", "dev"}
+    for_users = {"onnx", "runtime", "report", "wandb", "deepspeed", "sentence-transformers", "quickstart"}
+    assert extras == for_users | {"wheel", "docs", "dev"}
 
 
 def test_every_requirement_is_pinned() -> None:

@@ -13,6 +13,7 @@ TASKS = {
     "token_classification": "TokenClassification",
     "question_answering": "QuestionAnswering",
     "masked_language_modeling": "MaskedLanguageModeling",
+    "sentence_embedding": "SentenceEmbedding",
 }
 
 

@@ -15,7 +15,7 @@ from sparse_accel.cli.training import TrainingArguments
 from sparse_accel.data.tokenizing import tokenize
 from sparse_accel.errors import UsageError, counted
 from sparse_accel.nn.losses import answer_distillation_loss, answer_loss
-from sparse_accel.tasks.base import MOST_CHARACTERS, MOST_MISTAKES, Details, Task, TaskData
+from sparse_accel.tasks.base import MOST_CHARACTERS, MOST_MISTAKES, Details, ProofWords, Task, TaskData
 from sparse_accel.tasks.label_names import Head
 from sparse_accel.tasks.question_answering.answers import Answer, Prediction, Window, best_answers
 from sparse_accel.tasks.question_answering.data import NAMES, check_outputs, load_question_answering
@@ -63,6 +63,7 @@ class QuestionAnswering(Task):
     logit_keys: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
     compares_tokens: ClassVar[bool] = True
     logits_of_a_score: ClassVar[int] = 2
+    proof_words: ClassVar[ProofWords] = ProofWords("answers", "exact match and F1", "answers", are_means=True)
     keeps_evaluated: ClassVar[bool] = True
 
     def __init__(self, head: Head, data: TaskData | None = None) -> None:

@@ -1,0 +1,1 @@
+"""Sentence embeddings: one vector per text, so that near texts have near vectors."""

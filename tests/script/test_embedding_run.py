@@ -1,0 +1,205 @@
+"""scripts/sentence_embedding.py as its user runs it: texts with a teacher, pairs, triples, scores; what it writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from embedding_fixtures import RECIPE, SHORT, VOCABULARY, TinyEmbeddings, make_encoder, run, start
+from safetensors.torch import load_file
+from script_fixtures import assert_same_model, flat, history, read_json, trace, wait
+from token_fixtures import NO_DROPOUT, unfinished
+from transformers import AutoModel, AutoTokenizer
+
+import sparse_accel
+from sparse_accel.models.files import load_as
+from sparse_accel.nn.layers import quantizers
+from sparse_accel.tasks import SentenceEmbedding, task_class
+
+pytest_plugins = ["embedding_fixtures"]
+
+
+def mean_of_tokens(folder: Path, lines: list[str]) -> torch.Tensor:
+    """Embeddings by plain transformers: mean of tokens, of length 1."""
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(lines, padding=True, truncation=True, max_length=16, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**inputs).last_hidden_state
+    weights = inputs["attention_mask"][..., None]
+    found = (hidden * weights).sum(1) / weights.sum(1)
+    return found / found.norm(dim=1, keepdim=True)
+
+
+def test_it_becomes_sparse_and_quantized(embedder: Path, embeddings: TinyEmbeddings) -> None:
+    figures = read_json(embedder / "all_results.json")
+    assert figures["encoder_sparsity"] == pytest.approx(0.8, abs=5e-3) and figures["quantized_linears"] == 12
+    assert figures["eval_spearman"] > 0.5 and 0 <= figures["eval_recall_at_10"] <= 1
+    losses = [*trace(embedder, "train/distillation_loss").values()]
+    assert len(losses) == 28 and losses[-1] < max(losses)
+    printed = flat((embeddings.folder / "embedder.txt").read_text())
+    assert "its embeddings on the training rows" in printed and "scores: score, 0 to 5" in printed
+    assert "validation with" in printed  # pairs and their texts
+    assert "teacher_results.json" in {path.name for path in embedder.iterdir()}
+
+
+def test_the_folder_loads_everywhere(embedder: Path, embeddings: TinyEmbeddings) -> None:
+    """As it was trained here; as a float model in plain transformers and in sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+
+    lines = embeddings.train.read_text().splitlines()[:20]
+    model: Any = sparse_accel.load(embedder)
+    assert type(model).__name__ == "BertModel" and model.config.architectures == ["BertModel"]
+    assert len(quantizers(model)) > 12 and all(each.enabled for each in quantizers(model).values())
+    tokenizer = AutoTokenizer.from_pretrained(embedder)
+    inputs = tokenizer(lines, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        as_trained = model(**inputs).sentence_embedding
+        for each in quantizers(model).values():
+            each.enabled = False
+        plain = model(**inputs).sentence_embedding
+    other = SentenceTransformer(str(embedder), device="cpu")
+    assert other.max_seq_length == 16
+    torch.testing.assert_close(torch.from_numpy(other.encode(lines)), plain, atol=1e-6, rtol=0)
+    torch.testing.assert_close(mean_of_tokens(embedder, lines), plain, atol=1e-6, rtol=0)
+    assert 1e-4 < float((as_trained - plain).abs().max()) < 0.5
+    assert not [name for name in load_file(embedder / "model.safetensors") if "pooler" in name]
+
+
+def test_other_encoders_are_what_they_were(embeddings: TinyEmbeddings) -> None:
+    from transformers import AutoConfig
+
+    assert task_class(AutoConfig.from_pretrained(embeddings.model)) is None
+    assert task_class(AutoConfig.from_pretrained(embeddings.teacher)) is SentenceEmbedding
+
+
+def test_a_resumed_run_ends_with_the_same_bytes(embedder: Path, embeddings: TinyEmbeddings, tmp_path: Path) -> None:
+    output = unfinished(embedder, tmp_path / "out", 14)
+    done = run(**embeddings.flags(output_dir=output))
+    assert done.code == 0 and "from step 14" in flat(done.out), done.all
+    assert_same_model(embedder, output)
+    for name in ("modules.json", "1_Pooling/config.json", "config.json"):
+        assert (output / name).read_bytes() == (embedder / name).read_bytes()
+
+
+def test_the_best_checkpoint_keeps_its_pooling(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
+    flags = embeddings.short(num_train_epochs=2, eval_strategy="epoch", save_strategy="epoch")
+    best: dict[str, Any] = {"load_best_model_at_end": True, "metric_for_best_model": "spearman"}
+    done = run(**flags, **best, output_dir=tmp_path / "out")
+    assert done.code == 0, done.all
+    step = read_json(tmp_path / "out" / "train_results.json")["best_step"]
+    files = ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
+    for name in files:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / f"out/checkpoint-{step}" / name).read_bytes()
+
+
+@pytest.mark.parametrize("rows", ["pairs", "triples", "validation"])
+def test_pairs_teach(embeddings: TinyEmbeddings, tmp_path: Path, rows: str) -> None:
+    flags = embeddings.short(train_file=getattr(embeddings, rows), num_train_epochs=4)
+    done = run(**flags, output_dir=tmp_path / "out")
+    assert done.code == 0, done.all
+    losses = [*trace(tmp_path / "out", "train/loss").values()]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    figures = read_json(tmp_path / "out" / "eval_results.json")
+    assert {*figures} == {f"eval_{name}" for name in ("spearman", "pearson", "ndcg_at_10", "recall_at_10")}
+    assert not [entry for entry in history(tmp_path / "out") if "eval_loss" in entry]
+
+
+def test_pairs_follow_a_teacher_too(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
+    """Each text of a triple has its row in the teacher's table."""
+    flags = embeddings.flags(train_file=embeddings.triples, recipe_args={**SHORT, "distill_hardness": 0.5})
+    done = run(**{**flags, "eval_strategy": "no", "save_strategy": "no"}, output_dir=tmp_path / "out")
+    assert done.code == 0, done.all
+    first = {name: trace(tmp_path / "out", f"train/{name}")[1] for name in ("loss", "task_loss", "distillation_loss")}
+    assert first["loss"] == pytest.approx((first["task_loss"] + first["distillation_loss"]) / 2, abs=1e-6)
+    assert 0 < first["distillation_loss"] < 0.2  # the masks of the first step alone are between them
+
+
+def test_a_teacher_with_another_tokenizer(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
+    """Its embeddings are those of its own tokens and pooling; the first distance is that before any training."""
+    other = make_encoder(
+        tmp_path / "other",
+        seed=1,
+        vocabulary=VOCABULARY[::-1],
+        **NO_DROPOUT,
+        sentence_embedding={"pooling": "cls", "normalize": False},
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("modifiers:\n  - !EpochRangeModifier {end_epoch: 1}\n  - !DistillationModifier {hardness: 1.0}\n")
+    flags = embeddings.flags(recipe=recipe, recipe_args=None, distill_teacher=other, train_file=embeddings.pairs)
+    flags |= {"per_device_train_batch_size": 256, "eval_strategy": "no", "save_strategy": "no"}
+    done = run(**flags, output_dir=tmp_path / "out")
+    assert done.code == 0 and "with its own tokenizer" in flat(done.out), done.all
+    rows = [line.split(",") for line in embeddings.pairs.read_text().splitlines()[1:]]
+    lines = [text for row in rows for text in row]
+    model: Any = load_as(str(other), SentenceEmbedding)
+    inputs = AutoTokenizer.from_pretrained(other)(lines, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        theirs = model(**inputs).last_hidden_state[:, 0]
+    cosines = torch.nn.functional.cosine_similarity(mean_of_tokens(embeddings.teacher, lines), theirs)
+    assert trace(tmp_path / "out", "train/loss")[1] == pytest.approx(1 - float(cosines.mean()), abs=1e-5)
+
+
+def test_one_shot(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
+    recipe = RECIPE.with_name("one_shot_int8.yaml")
+    flags: dict[str, Any] = {"one_shot": True, "recipe": recipe, "train_file": embeddings.train, "max_seq_length": 16}
+    done = run(model_name_or_path=embeddings.teacher, **flags, output_dir=tmp_path / "out")
+    assert done.code == 0, done.all
+    assert read_json(tmp_path / "out" / "all_results.json")["quantized_linears"] == 12
+
+
+def test_a_language_model_is_a_start(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
+    from script_fixtures import make_model
+
+    model = make_model(tmp_path / "mlm", sparse=True, vocabulary=VOCABULARY)
+    flags = embeddings.short(model_name_or_path=model, pooling="cls", normalize="false")
+    done = run(**flags, output_dir=tmp_path / "out")
+    assert done.code == 0, done.all
+    assert read_json(tmp_path / "out" / "config.json")["sentence_embedding"] == {
+        "pooling": "cls",
+        "normalize": False,
+        "max_seq_length": 16,
+    }
+    assert len(read_json(tmp_path / "out" / "modules.json")) == 2
+    assert type(sparse_accel.load(tmp_path / "out")).__name__ == "BertModel"
+
+
+def test_predictions(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
+    """Embeddings of texts as an array, cosines of pairs as CSV."""
+    flags: dict[str, Any] = {"model_name_or_path": embeddings.teacher, "do_predict": True, "max_seq_length": 16}
+    done = run(**flags, test_file=embeddings.train, output_dir=tmp_path / "texts")
+    assert done.code == 0, done.all
+    found = np.load(tmp_path / "texts" / "test_embeddings.npy")
+    lines = embeddings.train.read_text().splitlines()
+    np.testing.assert_allclose(found, mean_of_tokens(embeddings.teacher, lines).numpy(), atol=1e-5)
+    done = run(**flags, test_file=embeddings.pairs, output_dir=tmp_path / "pairs")
+    assert done.code == 0, done.all
+    header, first, *_ = (tmp_path / "pairs" / "test_cosines.csv").read_text().splitlines()
+    row = embeddings.pairs.read_text().splitlines()[1].split(",")
+    one, other = mean_of_tokens(embeddings.teacher, row)
+    assert header == "row,cosine" and float(first.split(",")[1]) == pytest.approx(float(one @ other), abs=1e-5)
+
+
+def test_a_folder_of_sentence_transformers(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
+    """Its own files say how it pools, in the form of any version."""
+    folder = shutil.copytree(embeddings.teacher, tmp_path / "model")
+    config = read_json(folder / "config.json")
+    del config["sentence_embedding"]
+    (folder / "config.json").write_text(json.dumps(config))
+    model: Any = load_as(str(folder), SentenceEmbedding)
+    assert model.config.sentence_embedding == {"pooling": "mean", "normalize": True, "max_seq_length": 16}
+    newer = {"embedding_dimension": 32, "pooling_mode": "cls", "include_prompt": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(newer))
+    model = load_as(str(folder), SentenceEmbedding)
+    assert model.pooling.mode == "cls"
+
+
+@pytest.mark.slow
+def test_as_a_process(embeddings: TinyEmbeddings, embedder: Path, tmp_path: Path) -> None:
+    done = wait(start(**embeddings.flags(output_dir=tmp_path / "out")))
+    assert done.code == 0, done.all
+    assert_same_model(embedder, tmp_path / "out")
