@@ -303,7 +303,7 @@ def test_files_that_are_something_else(suffix: str, fault_of: Callable[..., str]
     name = f"train{suffix}"
     for content, message in [
         (POINTER.encode(), f"{name} is a Git LFS pointer, not the file itself: run `git lfs pull`"),
-        (gzip.compress(b"text,label\n"), f"{name} is compressed with gzip: decompress it first."),
+        (gzip.compress(b"text,label\n", mtime=0), f"{name} is compressed with gzip: decompress it first."),
         (b"PK\x03\x04rest", f"{name} is a zip archive or an Excel workbook"),
         (b"\n<!DOCTYPE html>\n<html>", f"{name} is a web page: download the data file itself."),
     ]:
