@@ -184,7 +184,7 @@ def _load_named(flag: str, name: str, task: type[Task], **source: Any) -> nn.Mod
     try:
         # A language model is a start for other tasks: `load_as` says that it lacks their head.
         kind = task_class(AutoConfig.from_pretrained(address, **source))
-        if kind not in (None, MaskedLanguageModeling, task):
+        if kind not in (None, MaskedLanguageModeling) and not issubclass(task, kind):
             raise UsageError(f"{name} was trained for {kind.name}, not for {task.name}")
         model = load_as(address, task, **source)
     except UsageError as error:

@@ -10,6 +10,7 @@ from sparse_accel.tasks.masked_language_modeling.task import MaskedLanguageModel
 from sparse_accel.tasks.other_head import OtherHead
 from sparse_accel.tasks.question_answering.task import QuestionAnswering
 from sparse_accel.tasks.sentence_embedding.task import SentenceEmbedding
+from sparse_accel.tasks.text_classification.reranker import Reranker
 from sparse_accel.tasks.text_classification.task import TextClassification
 from sparse_accel.tasks.token_classification.task import TokenClassification
 
@@ -17,6 +18,7 @@ __all__ = [
     "TASKS",
     "MaskedLanguageModeling",
     "QuestionAnswering",
+    "Reranker",
     "SentenceEmbedding",
     "Task",
     "TextClassification",
@@ -55,6 +57,6 @@ def task_of(model: Any) -> Task:
     kinds = (task for task in TASKS.values() if task.is_for([type(model).__name__], config))
     known = next(kinds, None) or task_class(config)
     kind = known or (TextClassification if config is None else OtherHead)
-    if not hasattr(config, "id2label"):
-        return kind(Head(["0", "1"], getattr(config, "problem_type", None)))
-    return kind(head_in(config, "config.json"))
+    unnamed = Head(["0", "1"], getattr(config, "problem_type", None))
+    head = head_in(config, "config.json") if hasattr(config, "id2label") else unnamed
+    return kind.class_for(head)(head)

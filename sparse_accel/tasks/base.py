@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sparse_accel.errors import UsageError, nearest
+from sparse_accel.tasks.details import Details, ProofWords
 from sparse_accel.tasks.label_names import Head, set_labels
 
 if TYPE_CHECKING:
@@ -49,44 +50,6 @@ class TaskData:
     stream: Corpus | None = None
     keeps_head: bool = False
     cache_dir: str | None = None
-
-
-@dataclass(frozen=True)
-class Details:
-    """What lies behind the figures of an evaluation; for trackers and the report.
-
-    Attributes:
-        labels: names of the classes.
-        confusion: (labels, labels) counts; rows are true, columns are decided; None if there is no single class.
-        per_label: one dict per label or entity type: label, precision, recall, f1, support.
-        mistakes: the most confident wrong answers: row (from 0), text, label, predicted, confidence.
-    """
-
-    labels: list[str] = field(default_factory=list)
-    confusion: list[list[int]] | None = None
-    per_label: list[dict[str, Any]] = field(default_factory=list)
-    mistakes: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class ProofWords:
-    """Names in the proof of an export, which compares two runs of a model.
-
-    Attributes:
-        decisions: what `Task.decisions` returns.
-        figures: the check of what `Task.figures` returns.
-        truth: what the rows need to have for figures.
-        are_means: whether all figures are means over the decisions, as an accuracy is; else only those with its name.
-    """
-
-    decisions: str = "decisions"
-    figures: str = "accuracy"
-    truth: str = "labels"
-    are_means: bool = False
-
-
-# Mistakes that `Details` lists, and characters of their texts.
-MOST_MISTAKES, MOST_CHARACTERS = 20, 300
 
 
 class Task(ABC):
@@ -176,6 +139,11 @@ class Task(ABC):
     def is_for(cls, names: Sequence[str], config: Any) -> bool:
         """Returns whether models are of this task, by the names of their classes and their configuration."""
         return any(name.endswith(cls.architecture) for name in names)
+
+    @classmethod
+    def class_for(cls, head: Head) -> type[Task]:
+        """Returns the class for a model with this head: this one, or a subclass for its problem type."""
+        return cls
 
     def configure(self, config: Any) -> None:
         """Writes labels and settings of the task into a model's configuration."""

@@ -21,7 +21,7 @@ from sparse_accel.fingerprints import fingerprint_of_rows
 from sparse_accel.models.files import fingerprint_of_model
 from sparse_accel.models.loading import load_tokenizer, load_trained
 from sparse_accel.run_folder import results
-from sparse_accel.tasks.base import Details
+from sparse_accel.tasks.details import Details
 from sparse_accel.tasks.label_names import head_in
 from sparse_accel.tasks.units import starts_of, unit_numbers
 from sparse_accel.training.distillation import rows_for_teacher

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from sparse_accel.cli.training import TrainingArguments
-    from sparse_accel.tasks.base import Details
+    from sparse_accel.tasks.details import Details
 
 
 def _send(accelerator: Accelerator, to: Callable[[Any], None]) -> None:

@@ -15,7 +15,8 @@ from sparse_accel.cli.training import TrainingArguments
 from sparse_accel.data.tokenizing import tokenize
 from sparse_accel.errors import UsageError, counted
 from sparse_accel.nn.losses import answer_distillation_loss, answer_loss
-from sparse_accel.tasks.base import MOST_CHARACTERS, MOST_MISTAKES, Details, ProofWords, Task, TaskData
+from sparse_accel.tasks.base import Task, TaskData
+from sparse_accel.tasks.details import MOST_CHARACTERS, MOST_MISTAKES, Details, ProofWords
 from sparse_accel.tasks.label_names import Head
 from sparse_accel.tasks.question_answering.answers import Answer, Prediction, Window, best_answers
 from sparse_accel.tasks.question_answering.data import NAMES, check_outputs, load_question_answering

@@ -8,7 +8,7 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_accel.tasks.base import MOST_CHARACTERS, MOST_MISTAKES, Details
+from sparse_accel.tasks.details import MOST_CHARACTERS, MOST_MISTAKES, Details
 from sparse_accel.tasks.sentence_embedding.metrics import nearest, unit_length
 from sparse_accel.tasks.sentence_embedding.pairs import Pairs
 

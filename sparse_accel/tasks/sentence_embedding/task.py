@@ -18,7 +18,8 @@ from sparse_accel.distributed.collectives import gather_rows, largest, rank_and_
 from sparse_accel.errors import UsageError
 from sparse_accel.nn.embedding_losses import embedding_distance, in_batch_loss, not_negatives, score_loss
 from sparse_accel.nn.pooling import Pooling, add_pooling
-from sparse_accel.tasks.base import Details, ProofWords, Task
+from sparse_accel.tasks.base import Task
+from sparse_accel.tasks.details import Details, ProofWords
 from sparse_accel.tasks.label_names import Head
 from sparse_accel.tasks.sentence_embedding.checks import check_training
 from sparse_accel.tasks.sentence_embedding.data import TEXTS, EmbeddingData, has_pairs, load_sentence_embedding

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from sparse_accel.tasks.base import MOST_CHARACTERS, MOST_MISTAKES, Details
+from sparse_accel.tasks.details import MOST_CHARACTERS, MOST_MISTAKES, Details
 from sparse_accel.tasks.label_names import MULTI_LABEL, REGRESSION
 
 

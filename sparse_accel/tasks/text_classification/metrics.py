@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from sparse_accel.tasks.label_names import MULTI_LABEL, REGRESSION, RERANKING
-from sparse_accel.tasks.text_classification.reranking import METRICS as _RANKING_METRICS
+from sparse_accel.tasks.label_names import MULTI_LABEL, REGRESSION
 
 _GLUE_METRICS = {
     "cola": ("matthews_correlation",),
@@ -28,7 +27,7 @@ _SINGLE_LABEL_METRICS = ("accuracy", "f1_macro")
 
 
 def metric_names(metrics: str, problem_type: str) -> tuple[str, ...]:
-    """Returns the names of the metrics that `compute_metrics` returns, or for rerankers `ranking_metrics`.
+    """Returns the names of the metrics that `compute_metrics` returns.
 
     Args:
         metrics: a GLUE task, or "default".
@@ -38,7 +37,7 @@ def metric_names(metrics: str, problem_type: str) -> tuple[str, ...]:
         return _GLUE_METRICS[metrics]
     if metrics != "default":
         return ("accuracy",)
-    defaults = {REGRESSION: _REGRESSION_METRICS, RERANKING: _RANKING_METRICS, MULTI_LABEL: _MULTI_LABEL_METRICS}
+    defaults = {REGRESSION: _REGRESSION_METRICS, MULTI_LABEL: _MULTI_LABEL_METRICS}
     return defaults.get(problem_type, _SINGLE_LABEL_METRICS)
 
 

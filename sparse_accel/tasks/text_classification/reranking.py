@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sparse_accel.data.tables import Table
 from sparse_accel.errors import UsageError, shown
-from sparse_accel.tasks.base import MOST_CHARACTERS, MOST_MISTAKES, Details
+from sparse_accel.tasks.details import MOST_CHARACTERS, MOST_MISTAKES, Details
 from sparse_accel.tasks.ranking import ndcg_at, reciprocal_rank_at
 from sparse_accel.tasks.text_classification.labels import LabelColumn
 

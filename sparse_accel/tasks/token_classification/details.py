@@ -7,7 +7,7 @@ from typing import Any
 
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from sparse_accel.tasks.base import MOST_CHARACTERS, MOST_MISTAKES, Details
+from sparse_accel.tasks.details import MOST_CHARACTERS, MOST_MISTAKES, Details
 from sparse_accel.tasks.token_classification.metrics import entity_report
 from sparse_accel.tasks.token_classification.tags import PLAIN, Tags
 

@@ -18,7 +18,8 @@ from sparse_accel.cli.training import TrainingArguments
 from sparse_accel.data.tokenizing import tokenize
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.nn.losses import IGNORED, token_distillation_loss, token_loss
-from sparse_accel.tasks.base import Details, Task
+from sparse_accel.tasks.base import Task
+from sparse_accel.tasks.details import Details
 from sparse_accel.tasks.label_names import Head
 from sparse_accel.tasks.token_classification.data import (
     SENTENCE,

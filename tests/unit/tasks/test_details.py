@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score
 
-from sparse_accel.tasks.base import MOST_CHARACTERS, MOST_MISTAKES
+from sparse_accel.tasks.details import MOST_CHARACTERS, MOST_MISTAKES
 from sparse_accel.tasks.label_names import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from sparse_accel.tasks.text_classification.details import classification_details
 from sparse_accel.tasks.token_classification.details import tag_details

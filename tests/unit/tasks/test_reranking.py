@@ -23,8 +23,9 @@ from torch.nn.functional import binary_cross_entropy
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.data.splitting import draw_groups, hold_out_groups
 from sparse_accel.errors import UsageError
-from sparse_accel.tasks import TextClassification
+from sparse_accel.tasks import TASKS, Reranker, Task, TextClassification, task_of
 from sparse_accel.tasks.label_names import RERANKING, Head, head_in, set_problem_type
+from sparse_accel.tasks.other_head import OtherHead
 from sparse_accel.tasks.text_classification.data import TextClassificationData, load_text_classification
 from sparse_accel.tasks.text_classification.predictions import ranking_table
 from sparse_accel.tasks.text_classification.reranking import (
@@ -316,8 +317,37 @@ def test_mistakes_are_queries_whose_best_document_is_not_relevant() -> None:
 # --- the task ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("names", "problem_type", "expected"),
+    [
+        (["score"], RERANKING, Reranker),
+        (["score"], "regression", TextClassification),
+        (["score"], None, TextClassification),
+        (["bad", "good"], "multi_label_classification", TextClassification),
+    ],
+)
+def test_the_labels_decide_on_the_class(names: list[str], problem_type: str | None, expected: type[Task]) -> None:
+    """Wherever a task is made; a subclass that is asked for stays the same."""
+    head = Head(names, problem_type)
+    assert TextClassification.class_for(head) is expected
+    assert type(TextClassification.of_sentences(head, ["a", "b"])) is expected
+    config = SimpleNamespace(
+        id2label=dict(enumerate(names)), label2id={}, architectures=["BertForSequenceClassification"]
+    )
+    set_problem_type(config, head)
+    assert type(task_of(SimpleNamespace(config=config))) is expected
+    assert OtherHead.class_for(head) is OtherHead and Reranker.class_for(head) is Reranker
+    assert TASKS["text_classification"] is TextClassification and expected.name == "text_classification"
+
+
+def test_a_reranker_is_no_plain_text_classification() -> None:
+    """Its loss would be a cross-entropy over one output: 0 for every row."""
+    with pytest.raises(ValueError, match="a head for reranking belongs to Reranker, not to TextClassification"):
+        TextClassification(Head(["score"], RERANKING))
+
+
 def test_loss_and_distance_are_of_probabilities() -> None:
-    task = TextClassification(Head(["score"], RERANKING))
+    task = Reranker(Head(["score"], RERANKING))
     logits, labels = torch.tensor([[2.0], [-1.0]]), torch.tensor([0.25, 1.0])
     probabilities = logits[:, 0].sigmoid()
     found = task.loss({"logits": logits}, {"labels": labels})
@@ -331,7 +361,7 @@ def test_loss_and_distance_are_of_probabilities() -> None:
 def test_a_configuration_says_that_it_is_a_reranker() -> None:
     """As transformers and sentence-transformers read it; without their entries, it is none."""
     config = SimpleNamespace(id2label={0: "LABEL_0"}, label2id={"LABEL_0": 0}, problem_type=None)
-    TextClassification(Head(["score"], RERANKING, 3)).configure(config)
+    Reranker(Head(["score"], RERANKING, 3)).configure(config)
     assert config.problem_type == "multi_label_classification" and config.highest_grade == 3
     assert config.sentence_transformers["activation_fn"].endswith(".Sigmoid")
     assert head_in(config, "") == Head(["score"], RERANKING, 3)
@@ -343,7 +373,8 @@ def test_a_configuration_says_that_it_is_a_reranker() -> None:
 
 @pytest.mark.parametrize(("own", "teachers"), [(RERANKING, "regression"), ("regression", RERANKING)])
 def test_a_teacher_of_another_kind(own: str, teachers: str) -> None:
-    task = TextClassification(Head(["score"], own))
+    head = Head(["score"], own)
+    task = TextClassification.class_for(head)(head)
     for kind in (own, None):
         task.check_teacher("it", None, model_of(kind))
     with pytest.raises(UsageError, match=r"--distill_teacher it was trained for .* Use a teacher of the same kind"):
