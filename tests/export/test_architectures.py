@@ -52,7 +52,14 @@ def quick() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+# The two that differ most; the others are slow tests.
+_FIRST = ("bert", "modernbert")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in _FIRST else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES],
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     architecture, home = ARCHITECTURES[request.param], tmp_path_factory.mktemp(request.param)
     (home / "recipe.yaml").write_text(RECIPE)

@@ -255,7 +255,8 @@ def test_other_answers_of_equal_scores_are_not_the_same() -> None:
 @pytest.mark.parametrize(("gap", "result"), [(1 / 400, True), (3 / 400, False)])
 def test_how_much_figures_of_answers_may_differ(gap: float, result: bool) -> None:
     """0.5 points or one question; F1 is a mean over questions too, and a threshold of logits is not compared."""
-    task = SimpleNamespace(unit="questions", figure_names=lambda: ("exact_match", "f1"), support=lambda *_: 400)
+    kept = {name: getattr(QuestionAnswering, name) for name in ("proof_words", "logits_of_a_score")}
+    task = SimpleNamespace(decision_unit=lambda: "questions", support=lambda *_: 400, **kept)
     texts: Any = SimpleNamespace(task=task, source="rows.json", rows=None, split="validation")
     ours = {"exact_match": 0.5, "f1": 0.6, "best_f1_threshold": 1.0}
     for name in ("exact_match", "f1"):

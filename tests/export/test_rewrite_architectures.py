@@ -85,6 +85,7 @@ def rewritten(model: nn.Module, graph: onnx.ModelProto, expected: Counter[str]) 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_architecture(name: str) -> None:
     model, traced = exported(name)

@@ -118,8 +118,7 @@ def test_what_reads_back_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(waits.reason(place, "no") for places in padded.values() for place in places)
     assert all(len(places) == 1 for places in padded.values())
 
-    def chosen(self: object, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        table: torch.Tensor = self.table  # type: ignore[attr-defined]
+    def chosen(self: object, table: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return table[batch["row_id"]][batch["row_id"] >= 0] + torch.ones(2).to(table.device)
 
     monkeypatch.setattr(Teacher, "_look_up", chosen)
@@ -127,8 +126,7 @@ def test_what_reads_back_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["pruned"] == []
     assert all("tests/support/test_gpu_smoke.py" in places[0] for phase, places in found.items() if phase != "pruned")
 
-    def copied(self: object, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        table: torch.Tensor = self.table  # type: ignore[attr-defined]
+    def copied(self: object, table: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return table[batch["row_id"]] + torch.ones(2).to(table.device)
 
     monkeypatch.setattr(Teacher, "_look_up", copied)

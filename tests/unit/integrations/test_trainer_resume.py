@@ -39,7 +39,7 @@ def check_same_bytes(one: Any, other: Any) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("epochs", [0.5, 1, 2, 2.5, 3.5, 4])
+@pytest.mark.parametrize("epochs", [1, 2.5, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.5, 2, 3.5, 4))])
 def test_resumes_to_the_same_bytes(tmp_path_factory: pytest.TempPathFactory, accumulation: int, epochs: float) -> None:
     """With dropout, in the middle of an epoch and between two, before and after each event of the recipe."""
     folder = tmp_path_factory.mktemp("run")
@@ -63,6 +63,7 @@ def test_resumes_to_the_same_bytes(tmp_path_factory: pytest.TempPathFactory, acc
     check_same_bytes(whole, resumed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_modifier(tmp_path: Path, case: str) -> None:
     name, entry = CASES[case]
