@@ -139,8 +139,7 @@ def compare(deployments: dict[str, Path], others: dict[str, Path], validation: P
     runs: dict[str, Embed] = {}
     for name, folder in deployments.items():
         runs[name] = embedding_of(plain_session(folder / "model.onnx", threads=1))
-        fast = session(folder, threads=1)
-        if explain(fast).instruction_set:
+        if folder != first and explain(fast := session(folder, threads=1)).instruction_set:
             runs[f"{name} + kernels"] = embedding_of(fast)
     runs |= {name: embedding_of(plain_session(file, threads=1)) for name, file in others.items()}
     vectors = {name: unit_length(embed_all(run, tokenizer, pairs.texts)) for name, run in runs.items()}
@@ -195,7 +194,9 @@ def embedding_of(session: Any) -> Embed:
     output = "sentence_embedding" if "sentence_embedding" in outputs else outputs[0]
 
     def run(inputs: dict[str, np.ndarray]) -> np.ndarray:
-        found: np.ndarray = session.run([output], {name: inputs[name] for name in names})[0]
+        # A file may ask for token types, of which texts alone have one.
+        zeros = np.zeros_like(inputs["input_ids"])
+        found: np.ndarray = session.run([output], {name: inputs.get(name, zeros) for name in names})[0]
         if found.ndim == 3:
             mask = inputs["attention_mask"][..., None]
             found = (found * mask).sum(axis=1) / mask.sum(axis=1)
