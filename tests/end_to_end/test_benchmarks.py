@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from demo_scripts import module_of, start_in_process
+from embedding_fixtures import make_encoder, scored
 from places import ROOT
 from script_fixtures import make_model, sentences, write_csv
 
@@ -84,6 +85,29 @@ def test_accuracy(tmp_path: Path) -> None:
     again = run("benchmark_accuracy.py", *flags, "--output_dir", output)
     assert again.count("already contains this run, finished") == 6  # the five, and the start on IMDB
     assert json.loads((output / "results.json").read_text()) == found
+
+
+@pytest.mark.slow
+def test_embeddings(tmp_path: Path) -> None:
+    """The dense model is like itself, the exports are measured, and another file is pooled by the benchmark."""
+    pooling = {"sentence_embedding": {"pooling": "mean", "normalize": True}}
+    model = make_encoder(tmp_path / "model", max_position_embeddings=160, **pooling)
+    for name, seed in (("train", 1), ("validation", 2)):
+        write_csv(tmp_path / f"{name}.csv", scored(40, seed))
+    output = tmp_path / "out"
+    flags = ["--data", tmp_path, "--model", model, "--output_dir", output, "--sparsities", 50, "--epochs", 5]
+    printed = run("benchmark_embeddings.py", *flags)
+    found = json.loads((output / "results.json").read_text())
+    assert list(found)[:2] == ["dense", "50% zeros, INT8"] and "40 pairs" in printed
+    assert found["dense"]["mean_cosine"] == pytest.approx(1) and 0 < found["50% zeros, INT8"]["mean_cosine"] < 1
+    report = json.loads((output / "dense-deployment" / "export_report.json").read_text())
+    for name in ("spearman", "ndcg_at_10", "recall_at_10"):
+        assert found["dense"][name] == pytest.approx(report["fidelity"]["onnxruntime"][name], abs=1e-6)
+    other = f"twin={output / 'dense-deployment' / 'model.onnx'}"
+    again = run("benchmark_embeddings.py", *flags, "--other", other)
+    assert "nothing is trained again" in again and "| twin |" in again
+    twin = json.loads((output / "results.json").read_text())["twin"]
+    assert twin["spearman"] == found["dense"]["spearman"] and twin["mean_cosine"] == pytest.approx(1)
 
 
 @pytest.mark.slow
