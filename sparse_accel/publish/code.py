@@ -64,12 +64,7 @@ def _of_a_classifier(facts: Facts, name: str) -> list[str]:
     if facts.is_quantized:
         lines += [_AS_TRAINED]
         lines += _block(
-            "import torch",
-            "from transformers import AutoTokenizer",
-            "",
-            "import sparse_accel",
-            "",
-            f'model, tokenizer = sparse_accel.load("{name}"), AutoTokenizer.from_pretrained("{name}")',
+            *_loaded(name),
             "with torch.no_grad():",
             f'    logits = model(**tokenizer(["{_SENTENCE}"], return_tensors="pt")).logits[0]',
             *_decision(facts, "logits"),
@@ -116,12 +111,7 @@ def of_a_deployment(facts: Facts, report: dict[str, Any], folder: str, repositor
             "import json",
             "",
             "import onnxruntime",
-            *find,
-            "from transformers import AutoTokenizer",
-            "",
-            f"folder = {place}",
-            "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',
+            *_session(find, place),
             f'encoded = tokenizer(["{_SENTENCE}"], return_tensors="np"{fixed})',
             "inputs = {entry.name: encoded[entry.name] for entry in session.get_inputs()}",
             'logits = session.run(["logits"], inputs)[0][0]',
@@ -164,12 +154,7 @@ def _of_a_reranker(facts: Facts, name: str) -> list[str]:
     if facts.is_quantized:
         lines += [_AS_TRAINED]
         lines += _block(
-            "import torch",
-            "from transformers import AutoTokenizer",
-            "",
-            "import sparse_accel",
-            "",
-            f'model, tokenizer = sparse_accel.load("{name}"), AutoTokenizer.from_pretrained("{name}")',
+            *_loaded(name),
             *_RANKED_TEXTS,
             _encoded(facts, "pt", ", padding=True"),
             "with torch.no_grad():",
@@ -182,12 +167,7 @@ def _scores_of_a_deployment(facts: Facts, find: list[str], place: str, fixed: st
     return _block(
         "import numpy as np",
         "import onnxruntime",
-        *find,
-        "from transformers import AutoTokenizer",
-        "",
-        f"folder = {place}",
-        "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',
+        *_session(find, place),
         *_RANKED_TEXTS,
         _encoded(facts, "np", fixed or ", padding=True"),
         "inputs = {entry.name: encoded[entry.name] for entry in session.get_inputs()}",
@@ -225,12 +205,7 @@ def _of_embeddings(facts: Facts, name: str) -> list[str]:
     if facts.is_quantized:
         lines += [_AS_TRAINED]
         lines += _block(
-            "import torch",
-            "from transformers import AutoTokenizer",
-            "",
-            "import sparse_accel",
-            "",
-            f'model, tokenizer = sparse_accel.load("{name}"), AutoTokenizer.from_pretrained("{name}")',
+            *_loaded(name),
             f'encoded = tokenizer([{_SIMILAR}], padding=True, return_tensors="pt")',
             "with torch.no_grad():",
             "    embeddings = model(**encoded).sentence_embedding",
@@ -255,12 +230,7 @@ def _embeddings_of_a_deployment(find: list[str], place: str, fixed: str, is_quan
     lines += _block(
         "import numpy as np",
         "import onnxruntime",
-        *find,
-        "from transformers import AutoTokenizer",
-        "",
-        f"folder = {place}",
-        "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',
+        *_session(find, place),
         f'encoded = tokenizer([{_SIMILAR}], return_tensors="np"{fixed or ", padding=True"})',
         "inputs = {entry.name: encoded[entry.name] for entry in session.get_inputs()}",
         'first, second = session.run(["sentence_embedding"], inputs)[0]',
@@ -319,12 +289,7 @@ def _question_of_a_deployment(find: list[str], place: str, fixed: str, is_quanti
     lines += _block(
         "import numpy as np",
         "import onnxruntime",
-        *find,
-        "from transformers import AutoTokenizer",
-        "",
-        f"folder = {place}",
-        "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',
+        *_session(find, place),
         f'question, context = "{_QUESTION}", "{_CONTEXT}"',
         f'encoded = tokenizer(question, context, return_tensors="np"{fixed})',
         "inputs = {entry.name: encoded[entry.name] for entry in session.get_inputs()}",
@@ -354,6 +319,30 @@ def _decision(facts: Facts, source: str) -> list[str]:
     if facts.pipeline == "token-classification":
         return [*names, f"print([{key} for number in logits.argmax(-1).tolist()])"]
     return [*names, "number = int(logits.argmax())", f"print({key})"]
+
+
+def _loaded(name: str) -> list[str]:
+    """Lines that load the model as it was trained, and its tokenizer."""
+    return [
+        "import torch",
+        "from transformers import AutoTokenizer",
+        "",
+        "import sparse_accel",
+        "",
+        f'model, tokenizer = sparse_accel.load("{name}"), AutoTokenizer.from_pretrained("{name}")',
+    ]
+
+
+def _session(find: list[str], place: str) -> list[str]:
+    """Lines after `import onnxruntime` that load a deployment, and its tokenizer. Arguments as in `of_a_deployment`."""
+    return [
+        *find,
+        "from transformers import AutoTokenizer",
+        "",
+        f"folder = {place}",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',
+    ]
 
 
 def _block(*lines: str) -> list[str]:
