@@ -6,6 +6,7 @@ model as it was trained, with quantizers on. Their accuracies differ.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from sparse_accel.hub import model_address
 from sparse_accel.nn.blocks import without_skipped
 from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationScheme
 from sparse_accel.nn.layers import add_input_quantizer, make_sparse, masks, quantizers, takes_input_quantizer
+from sparse_accel.nn.pooling import PooledEncoder
 from sparse_accel.tasks import Task, TextClassification, task_class
 from sparse_accel.tasks.label_names import head_in, set_labels
 
@@ -382,11 +384,15 @@ def _tensor(values: list[float]) -> Tensor:
 
 
 def fingerprint_of_model(model: nn.Module) -> str:
-    """Returns a digest of what a model computes with: its weights, and scales and zero points of active quantizers."""
+    """Returns a digest of what a model computes with: its weights, scales and zero points of active quantizers,
+    and pooling."""
     from sparse_accel.nn.layers import quantizers
 
     tensors = dict(model.state_dict())
     for name, quantizer in quantizers(model).items():
         if quantizer.enabled and quantizer.ready:
             tensors |= {f"{name}.scale": quantizer.scale, f"{name}.zero_point": quantizer.zero_point}
-    return fingerprint(tensors)
+    found = fingerprint(tensors)
+    if isinstance(model, PooledEncoder):  # the same weights make other embeddings with another pooling
+        found = hashlib.sha256(f"{found} {model.pooling}".encode()).hexdigest()[:32]
+    return found

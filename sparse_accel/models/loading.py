@@ -23,6 +23,7 @@ from sparse_accel.models.teacher import Teacher, label_order
 from sparse_accel.nn.layers import quantized_linears
 from sparse_accel.tasks import MaskedLanguageModeling, Task, task_class
 from sparse_accel.tasks.label_names import Head, describe_positions, head_in, set_labels
+from sparse_accel.tasks.sentence_embedding.folder import settings_in
 
 if TYPE_CHECKING:
     from sparse_accel.cli.training import TrainingArguments
@@ -259,6 +260,8 @@ def max_length(tokenizer: Any, model: nn.Module) -> int:
             # Many models count positions from padding_idx + 1: the positions up to padding_idx are unused.
             used = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - used)
+    if (settings := settings_in(model.config, "the model")) is not None and settings.max_seq_length:
+        limits.append(settings.max_seq_length)  # an embedding is of so many tokens, wherever it is computed
     return min(limits)
 
 

@@ -121,6 +121,8 @@ def measured_on(weights: str, task: Task, purpose: str, rows: TokenizedRows) -> 
         "precision": "no",  # always float32; kept so that digests in older folders stay valid
         "labels": [*task.metric_dependencies(), *task.head.names],
         "rows": {split: fingerprint_of_rows(rows.splits[split]) for split in splits},
+        # Tokens do not tell all: pairs of texts and their scores, queries, and other right answers are here alone.
+        "data": {split: fingerprint_of_rows(task.data.splits[split]) for split in splits},
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 

@@ -149,5 +149,7 @@ def settings_of(
         settings |= {"steps_between_evaluations": schedule.evaluate_every, "validation_rows": " ".join(validation)}
         settings["steps_between_checkpoints"] = schedule.save_every
         if arguments.metric_for_best_model.removeprefix("eval_") != "loss":
-            settings["metric_settings"] = repr(run.task.metric_dependencies())
+            data = {name: split for name, split in run.task.data.splits.items() if name.startswith("validation")}
+            judged_by = [fingerprint_of_rows(data[split]) for split in sorted(data)]
+            settings["metric_settings"] = repr([*run.task.metric_dependencies(), *judged_by])
     return settings

@@ -90,7 +90,7 @@ def test_accuracy(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_embeddings(tmp_path: Path) -> None:
     """The dense model is like itself, the exports are measured, and another file is pooled by the benchmark."""
-    pooling = {"sentence_embedding": {"pooling": "mean", "normalize": True}}
+    pooling: dict[str, Any] = {"sentence_embedding": {"pooling": "mean", "normalize": True}}
     model = make_encoder(tmp_path / "model", max_position_embeddings=160, **pooling)
     for name, seed in (("train", 1), ("validation", 2)):
         write_csv(tmp_path / f"{name}.csv", scored(40, seed))

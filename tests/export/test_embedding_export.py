@@ -97,6 +97,15 @@ def test_pooling_and_normalization_are_in_the_file(deployment: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
 
 
+def test_embed_reads_as_many_tokens_as_the_model(embedder: Path, deployment: Path) -> None:
+    """16 here, of the 64 positions that its encoder has: as in training, evaluation and sentence-transformers."""
+    words = [word for text in texts(12, seed=6) for word in text.split()]
+    assert len(words) > 40
+    whole, cut = sparse_accel.embed(deployment, [" ".join(words), " ".join(words[:14])])
+    np.testing.assert_allclose(whole, cut, atol=1e-5)
+    assert AutoTokenizer.from_pretrained(deployment).model_max_length == 16
+
+
 def test_embed_keeps_the_order_and_takes_one_text(deployment: Path) -> None:
     """Texts of similar length run together, whatever their order; the batch does not change an embedding much."""
     sentences = texts(11, seed=5)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from embedding_fixtures import RECIPE, SHORT, VOCABULARY, TinyEmbeddings, make_encoder, run, start
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from script_fixtures import assert_same_model, flat, history, read_json, trace, wait
 from token_fixtures import NO_DROPOUT, unfinished
 from transformers import AutoModel, AutoTokenizer
@@ -203,3 +203,67 @@ def test_as_a_process(embeddings: TinyEmbeddings, embedder: Path, tmp_path: Path
     done = wait(start(**embeddings.flags(output_dir=tmp_path / "out")))
     assert done.code == 0, done.all
     assert_same_model(embedder, tmp_path / "out")
+
+
+def test_figures_are_of_the_scores_and_pairs_of_now(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
+    """The same command on a finished run. The distinct texts, and so the tokenized rows, are the same each time."""
+    rows = [line.split(",") for line in embeddings.validation.read_text().splitlines()]
+    turned = [rows[0], *([first, second, f"{5 - float(score):g}"] for first, second, score in rows[1:])]
+    validation, output = tmp_path / "validation.csv", tmp_path / "out"
+    found, said = [], []
+    for content in (rows, turned, rows, rows):
+        validation.write_text("\n".join(",".join(row) for row in content))
+        done = run(**embeddings.short(validation_file=validation, output_dir=output))
+        assert done.code == 0, done.all
+        found.append(read_json(output / "eval_results.json")["eval_spearman"])
+        said.append("evaluation:" in done.out)
+    assert found == pytest.approx([found[0], -found[0], found[0], found[0]], abs=1e-9) and found[0] != 0
+    assert said == [True, True, True, False]
+
+
+def figures_of(model: Path, validation: Path, folder: Path) -> dict[str, float]:
+    """Those of an evaluation alone, as the folder has them."""
+    done = run(model_name_or_path=model, validation_file=validation, do_eval=True, max_seq_length=16, output_dir=folder)
+    assert done.code == 0, done.all
+    found: dict[str, float] = read_json(folder / "eval_results.json")
+    return found
+
+
+def test_figures_are_of_the_pooling_of_now(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
+    """Weights and rows are the same, and what makes an embedding of tokens is not."""
+    model = shutil.copytree(embeddings.teacher, tmp_path / "model")
+    first = figures_of(model, embeddings.validation, tmp_path / "out")
+    config = read_json(model / "config.json")
+    config["sentence_embedding"]["pooling"] = "cls"
+    (model / "config.json").write_text(json.dumps(config))
+    again = figures_of(model, embeddings.validation, tmp_path / "out")
+    assert again["eval_spearman"] != first["eval_spearman"]
+
+
+def test_a_teachers_table_is_of_its_pooling(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
+    """Two teachers of the same weights, whose vectors are of other tokens: the second one's are not those on disk."""
+    other = shutil.copytree(embeddings.teacher, tmp_path / "cls")
+    config = read_json(other / "config.json")
+    config["sentence_embedding"]["pooling"] = "cls"
+    (other / "config.json").write_text(json.dumps(config))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("modifiers:\n  - !EpochRangeModifier {end_epoch: 1}\n  - !DistillationModifier {hardness: 1.0}\n")
+    losses: list[float] = []
+    for teacher in (embeddings.teacher, other):
+        flags = embeddings.flags(recipe=recipe, recipe_args=None, distill_teacher=teacher, cache_dir=tmp_path / "cache")
+        flags |= {"eval_strategy": "no", "save_strategy": "no", "do_eval": False, "max_steps": None}
+        done = run(**flags, output_dir=tmp_path / f"out{len(losses)}")
+        assert done.code == 0 and "computed once" in done.out, done.all
+        losses.append(trace(tmp_path / f"out{len(losses)}", "train/loss")[1])
+    assert losses[0] == pytest.approx(0, abs=1e-6) and losses[1] > 1e-3
+
+
+def test_a_model_of_nan_has_no_figures(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
+    model = shutil.copytree(embeddings.teacher, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][:] = torch.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    done = run(
+        model_name_or_path=model, validation_file=embeddings.validation, do_eval=True, output_dir=tmp_path / "out"
+    )
+    assert done.code != 0 and "NaN" in done.err and not (tmp_path / "out" / "eval_results.json").exists(), done.all

@@ -302,6 +302,11 @@ class SentenceEmbedding(Task):
 
     def figures(self, logits: np.ndarray, rows: Dataset, split: str) -> dict[str, float]:
         found, embeddings = self._pairs[split], unit_length(logits)
+        if broken := int((~np.isfinite(logits)).any(axis=1).sum()):
+            raise UsageError(
+                f"the embeddings of {broken} of {len(logits)} texts contain NaN or inf, so there are no cosines: use "
+                "an earlier checkpoint, or train with a lower learning rate."
+            )
         figures = {} if found.scores is None else correlations(found.cosines(embeddings), found.scores)
         return {**figures, **(retrieval(embeddings, found.relevant) if found.relevant else {})}
 
