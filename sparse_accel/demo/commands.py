@@ -56,7 +56,8 @@ def export_once(trained: Path, deployment: Path, data: Path, task: str = "text_c
     """Exports a model with its archive, unless that is done, and returns the content of export_report.json.
 
     A report is taken over only if it names this model and these rows, and is newer than the model's last evaluation:
-    the training script evaluates again if the model or the content of the rows has changed.
+    the training script evaluates again if the model or the content of the rows has changed. Without an evaluation, it
+    must be newer than the rows.
 
     Args:
         trained: the output folder of a training script with --do_eval, or a folder of a model that no run changes.
@@ -71,8 +72,8 @@ def export_once(trained: Path, deployment: Path, data: Path, task: str = "text_c
     complete = "model.onnx.xz" in known["files"] and "sparse_kernels" in known  # older versions wrote less
     same = (known["source"].get("folder"), known["texts"].get("source")) == (str(trained.resolve()), typed(data))
     evaluation = trained / "eval_results.json"
-    newer = evaluation if evaluation.exists() else trained / "config.json"
-    if complete and same and report.stat().st_mtime > newer.stat().st_mtime:
+    changed = evaluation if evaluation.exists() else data
+    if complete and same and report.stat().st_mtime > changed.stat().st_mtime:
         print(f"{typed(deployment)} already contains this model, proven: see {typed(deployment / 'export_report.md')}")
     else:
         flags = {"model_path": trained, "task": task, "output_dir": deployment, "data": data}

@@ -107,7 +107,7 @@ def read_state(folder: Path, run: RecipeRun, *, with_weights: bool) -> None:
     """Restores what `write_state` wrote for the same recipe and model. All processes must call it, after `bind`.
 
     Args:
-        with_weights: also the weights that model.safetensors does not have: training goes on from here.
+        with_weights: also the weights that model.safetensors does not have: training continues from here.
 
     Raises:
         UsageError: the checkpoint has no such file, or it belongs to another recipe, model or number of steps.

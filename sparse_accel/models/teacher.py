@@ -67,16 +67,15 @@ class Teacher:
         task: of both models; None takes the model's.
 
     Attributes:
-        table: logits (U, C) float32 in the student's label order, of all U rows, or of all their U labelled tokens.
-        mapped: the same on disk, for a task that says so; then there is no `table`.
+        table: logits (U, C) float32 in the student's label order, of all U rows, or of all their U labelled tokens; in
+            memory, or on disk for a task that says so.
     """
 
     def __init__(self, model: nn.Module, order: list[int] | None = None, task: Task | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
         self.order = None if order is None or order == list(range(len(order))) else order
         self.task = task_of(model) if task is None else task
-        self.table: Tensor | None = None
-        self.mapped: MappedTable | None = None
+        self.table: Tensor | MappedTable | None = None
         self._starts = torch.zeros(0, dtype=torch.int64)  # (rows,): the number of entries before each row's
         self._recorder: Recorder | None = None
         self._latest: _Forward | None = None
@@ -92,9 +91,8 @@ class Teacher:
         Raises:
             UsageError: the teacher has no output of a name in `keys`.
         """
-        table = self.mapped if self.table is None else self.table
-        if table is not None and "row_id" in batch and set(keys) == {"logits"}:
-            return {"logits": self._look_up(table, batch)}
+        if self.table is not None and "row_id" in batch and set(keys) == {"logits"}:
+            return {"logits": self._look_up(self.table, batch)}
         return self._selected(self._live(batch).outputs, keys)
 
     def watch(self, outputs: Collection[LayerOutput]) -> None:
@@ -192,15 +190,15 @@ class Teacher:
         entries = int(counts.sum())
         if self.task.table_on_disk:
             batches = self._batches(accelerator, dataset, tokenizer, batch_size)
-            self.mapped, found = map_table(accelerator, path.with_suffix(".npy"), entries, batches)
+            self.table, found = map_table(accelerator, path.with_suffix(".npy"), entries, batches)
             return found
         # Machines may have different caches, so the main process looks in its own and decides for all.
         kept = self._read(path, entries) if accelerator.is_main_process else None
         shape = by_main_process(accelerator, lambda: None if kept is None else tuple(kept.shape))
         if shape is None:
-            self.table = self._compute(accelerator, dataset, tokenizer, batch_size, entries)
+            self.table = computed = self._compute(accelerator, dataset, tokenizer, batch_size, entries)
             if accelerator.is_main_process:
-                _write(path, self.table)
+                _write(path, computed)
         else:
             table = torch.zeros(shape) if kept is None else kept
             self.table = reduce_sum(table.to(accelerator.device))  # on the other processes, the table is all zeros

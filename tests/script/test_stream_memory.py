@@ -24,7 +24,7 @@ def corpus(path: Path, megabytes: int) -> Path:
 
 
 def anonymous(process: str) -> float:
-    """The memory of a process that is no file's, in MiB; 0 for one that has ended."""
+    """The memory of a process but for mapped files, in MiB; 0 for one that has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:

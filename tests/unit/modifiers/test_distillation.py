@@ -285,7 +285,8 @@ def test_a_table_gives_what_the_forward_gives(tmp_path: Path) -> None:
 
     again = Teacher(make_bert(num_labels=3), order=[2, 0, 1])
     assert again.make_table(accelerator, rows, tokenizer, batch_size=7, cache=tmp_path)
-    assert table is not None and again.table is not None and torch.equal(again.table, table)
+    assert isinstance(table, torch.Tensor) and isinstance(again.table, torch.Tensor)
+    assert torch.equal(again.table, table)
 
 
 @pytest.mark.parametrize("change", ["weights", "rows", "order"])
@@ -307,7 +308,7 @@ def test_a_torn_table_is_made_anew(tmp_path: Path) -> None:
     for _ in range(2):
         teacher = Teacher(make_bert())
         assert not teacher.make_table(Accelerator(cpu=True), rows, make_tokenizer(), batch_size=8, cache=tmp_path)
-        assert teacher.table is not None
+        assert isinstance(teacher.table, torch.Tensor)
         tables.append(teacher.table)
         (file,) = (tmp_path / "teacher_logits").iterdir()
         file.write_bytes(file.read_bytes()[:100])
