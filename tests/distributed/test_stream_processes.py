@@ -1,17 +1,28 @@
-"""Streams under several processes: each reads shards of its own, and together they train on the rows of one process."""
+"""Streams under several processes: each reads shards of its own, and together they train on the rows of one process.
+
+One process takes two micro-batches a step, two take one each: they are the same ones, with the same dropout, and a sum
+of two does not depend on their order. So the weights are the same, bit by bit; but for FSDP2, whose processes compute
+the norm of all gradients from their shards.
+"""
 
 from __future__ import annotations
 
+import functools
+import os
+import random
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import wait_for
 from language_fixtures import RECIPES, SCRIPT, TinyTexts, run, start, texts, write_texts
 from layouts import launcher, masks_of
 from machines import free_port, launch
 from places import SUPPORT
-from script_fixtures import Outcome, flat, make_model, read_json, trace, wait, weights
+from script_fixtures import Outcome, assert_same_model, flat, make_model, read_json, trace, wait, weights
 from stream_watch import Row, steps_in, watched, write_to
 from token_fixtures import NO_DROPOUT, VOCABULARY
 
@@ -33,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(folder: Path, language: TinyTexts) -> dict[str, Any]:
     """A run of two processes: the global batch has 8 rows."""
     settings: dict[str, Any] = {
+        "model_name_or_path": make_model(folder / "with-dropout", sparse=False, vocabulary=VOCABULARY),
         "streaming": True,
         "stream_shards": 4,
         "shuffle_window": 8,
@@ -107,6 +119,7 @@ def test_two_processes(one: Path, two: tuple[Path, Outcome], rows: dict[int, lis
     folder, done = two
     assert len(rows) == STEPS and steps_in(folder.with_name("two-rows")) == rows
     assert_same_training(folder, one)
+    assert_same_model(folder, one)
     assert done.err.count("the stream has") == 1 and SHORT in flat(done.err), done.all
     places = [read_json(each / "checkpoint-8" / "stream_state.json") for each in (one, folder)]
     assert places[0] == places[1]
@@ -125,6 +138,7 @@ def test_two_machines(one: Path, flags: dict[str, Any], tmp_path: Path) -> None:
     ended = [wait(machine) for machine in machines]
     assert [each.code for each in ended] == [0, 0], ended[0].all + ended[1].all
     assert_same_training(tmp_path / "out", one)
+    assert_same_model(tmp_path / "out", one)
 
 
 def test_one_process_goes_on_where_two_stopped(
@@ -134,7 +148,7 @@ def test_one_process_goes_on_where_two_stopped(
     done = run_one(tmp_path / "rows", **flags, output_dir=output)
     assert done.code == 0 and "from step 4" in done.out, done.all
     assert steps_in(tmp_path / "rows") == {step: each for step, each in rows.items() if step > 4}
-    assert_same_training(output, one)
+    assert_same_model(output, one)
 
 
 def test_two_processes_go_on_where_one_stopped(
@@ -144,7 +158,35 @@ def test_two_processes_go_on_where_one_stopped(
     done = run_two(tmp_path / "rows", **flags, output_dir=output)
     assert done.code == 0 and done.out.count("the stream continues at its place") == 1, done.all
     assert steps_in(tmp_path / "rows") == {step: each for step, each in rows.items() if step > 8}
-    assert_same_training(output, one)
+    assert_same_model(output, one)
+
+
+def test_kills_at_any_moment_of_one_and_of_two_processes(flags: dict[str, Any], tmp_path: Path) -> None:
+    """A run that goes on in turn in two processes and in one, and ends with the bytes of one that was never killed."""
+    draw, output = random.Random(0), tmp_path / "out"
+    settings = {**flags, "max_steps": 60, "save_steps": 1, "save_total_limit": 2}
+    assert run_one(tmp_path / "rows", **settings, output_dir=tmp_path / "unbroken").code == 0
+    resumed = 0
+    for kill in range(4):
+        known = {path.name for path in output.glob("checkpoint-*")}
+        if kill % 2:
+            process = start(**settings, output_dir=output, gradient_accumulation_steps=2)
+        else:
+            launch, variables = launcher("ddp")
+            process = start(launcher=launch, env=variables, **settings, output_dir=output)
+        wait_for(functools.partial(_saved_or_ended, output, known, process))
+        time.sleep(draw.uniform(0, 0.3))
+        os.killpg(process.pid, signal.SIGKILL)
+        ended = wait(process)
+        assert ended.code == -signal.SIGKILL, ended.all
+        resumed += "resuming from step" in flat(ended.all)
+    done = run_two(tmp_path / "last-rows", **settings, output_dir=output)
+    assert done.code == 0 and resumed >= 2, done.all
+    assert_same_model(output, tmp_path / "unbroken")
+
+
+def _saved_or_ended(output: Path, known: set[str], process: Any) -> bool:
+    return bool({path.name for path in output.glob("checkpoint-*")} - known) or process.poll() is not None
 
 
 def test_a_line_that_one_process_cannot_read(flags: dict[str, Any], tmp_path: Path) -> None:

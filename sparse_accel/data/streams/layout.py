@@ -75,8 +75,26 @@ class Layout:
         """Returns the shards of a loader worker of this process."""
         return self.own[worker :: self.readers]
 
+    @property
+    def splits(self) -> int:
+        """Returns how many micro-batches a global batch has, over all processes."""
+        return self.processes * self.accumulation
+
+    @property
+    def micro_batches_have_shards(self) -> bool:
+        """Returns whether each micro-batch has the rows of shards of its own.
+
+        Number k of the micro-batches of a step, of all processes, then has those of the shards k, k + splits, ..., and
+        is the same in each layout with as many splits.
+        """
+        return self.shards % self.splits == 0
+
+    def micro_batch_of(self, shard: int) -> int:
+        """Returns the micro-batch of its process, 0 to accumulation - 1, that has the rows of a shard."""
+        return shard % self.splits // self.processes
+
     def parts_of(self, worker: int) -> list[int]:
-        """Returns how many rows a worker gives to each micro-batch of a step; (accumulation,).
+        """Returns how many rows a worker gives to each micro-batch of a step, if they have no shards; (accumulation,).
 
         Over all workers, each micro-batch gets the same number: what is left over of a worker's rows goes to the
         micro-batches after those that got what the worker before it had left over.

@@ -50,16 +50,29 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """What a worker gives to a micro-batch.
+
+    Attributes:
+        places: what the rows of the micro-batch are sorted by, for each row; see `_place`.
+        rows: collated, in this order.
+    """
+
+    places: list[tuple[int, ...]]
+    rows: Batch
+
+
+@dataclass(frozen=True)
 class _Piece:
     """What a worker gives to a step.
 
     Attributes:
-        parts: for each micro-batch its rows, collated; None for no rows.
+        parts: for each micro-batch; None for no rows.
         states: of the worker's shards, after these rows.
         error: message of a UsageError that ended the worker in place of rows; else empty.
     """
 
-    parts: list[Batch | None]
+    parts: list[_Part | None]
     states: dict[int, dict[str, Any]]
     error: str = ""
 
@@ -67,8 +80,9 @@ class _Piece:
 class StreamLoader:
     """Yields the micro-batches of this process for each step, without end. Accelerate must not prepare it.
 
-    A step takes the same number of rows from each shard. The rows of a process are sorted by length, the longest in the
-    first micro-batch, so that little is padded.
+    A step takes the same number of rows from each shard. A micro-batch has the rows of certain shards, so that the same
+    micro-batches, in other processes, end with the same bytes; where there are too few shards for that, the rows of a
+    process are sorted by length and cut, the longest in the first micro-batch.
 
     Args:
         stream: rows and their order.
@@ -151,12 +165,17 @@ class StreamLoader:
         self._states = {shard: state["states"][str(shard)] for shard in self.layout.own}
         return sum(rows_to_skip(self.stream.corpus.shard(shard), each) for shard, each in self._states.items())
 
-    def _joined(self, parts: Sequence[Batch | None]) -> Batch:
-        """Returns one batch of those of the workers, padded to the longest."""
+    def _joined(self, parts: Sequence[_Part | None]) -> Batch:
+        """Returns one batch of those of the workers, padded to the longest, in the order of one reader."""
         given = [part for part in parts if part is not None]
         if len(given) == 1:
-            return given[0]
-        return {name: torch.cat(self._of_one_width(name, [part[name] for part in given])) for name in given[0]}
+            return given[0].rows
+        places = [place for part in given for place in part.places]
+        order = sorted(range(len(places)), key=places.__getitem__)
+        return {
+            name: torch.cat(self._of_one_width(name, [part.rows[name] for part in given]))[order]
+            for name in given[0].rows
+        }
 
     def _of_one_width(self, name: str, tensors: list[Tensor]) -> list[Tensor]:
         if tensors[0].dim() == 1:
@@ -200,14 +219,11 @@ class _Pieces(IterableDataset[_Piece]):
     def __iter__(self) -> Iterator[_Piece]:
         info = get_worker_info()
         worker = info.id if info is not None else 0
-        sizes, count = self.layout.parts_of(worker), self.layout.rows_per_shard
         try:
             shards = {number: self._rows(number) for number in self.layout.own_of(worker)}
             while True:
-                rows = [row for shard in shards.values() for row in islice(shard, count)]
-                rows.sort(key=_length, reverse=True)
-                given = iter(rows)
-                parts = [self._collated(list(islice(given, size))) for size in sizes]
+                read = {number: list(islice(rows, self.layout.rows_per_shard)) for number, rows in shards.items()}
+                parts = [self._collated(rows) for rows in self._micro_batches(read, worker)]
                 yield _Piece(parts, {number: shard.state() for number, shard in shards.items()})
         except UsageError as error:  # torch would put a traceback into its message
             yield _Piece([], {}, error=str(error))
@@ -217,9 +233,26 @@ class _Pieces(IterableDataset[_Piece]):
         source, shards = stream.corpus.shard(number), self.layout.shards
         return ShardRows(source, stream.make_maker(), number, shards, stream.seed, stream.window, state)
 
-    def _collated(self, rows: list[dict[str, Any]]) -> Batch | None:
-        return self.collator({name: [row[name] for row in rows] for name in rows[0]}) if rows else None
+    def _micro_batches(self, read: Mapping[int, list[dict[str, Any]]], worker: int) -> list[list[dict[str, Any]]]:
+        """Returns the rows of each micro-batch, the longest first, from those of each shard."""
+        layout = self.layout
+        if not layout.micro_batches_have_shards:
+            rows = iter(sorted((row for shard in read.values() for row in shard), key=_place))
+            return [list(islice(rows, size)) for size in layout.parts_of(worker)]
+        found: list[list[dict[str, Any]]] = [[] for _ in range(layout.accumulation)]
+        for number, shard in read.items():
+            found[layout.micro_batch_of(number)] += shard
+        return [sorted(rows, key=_place) for rows in found]
+
+    def _collated(self, rows: list[dict[str, Any]]) -> _Part | None:
+        if not rows:
+            return None
+        return _Part(
+            [_place(row) for row in rows], self.collator({name: [row[name] for row in rows] for name in rows[0]})
+        )
 
 
-def _length(row: Mapping[str, Any]) -> int:
-    return max(len(values) for values in row.values() if isinstance(values, list))
+def _place(row: Mapping[str, Any]) -> tuple[int, ...]:
+    """What rows are sorted by: no two are equal, because sums over a batch depend on the order of its rows."""
+    length = max(len(values) for values in row.values() if isinstance(values, list))
+    return -length, row["epoch"], row["row_id"]

@@ -32,6 +32,8 @@ def test_each_shard_has_one_reader_and_each_micro_batch_the_same_rows(
         assert {sum(each) for each in zip(*parts, strict=True)} == {batch_size // (processes * accumulation)}
         for worker in range(readers):
             for shard in layout.own_of(worker):
+                number = layout.micro_batch_of(shard) * processes + layout.process
+                assert not layout.micro_batches_have_shards or shard % (processes * accumulation) == number
                 assert (shard % processes, shard // processes % readers) == (layout.process, worker)
 
 

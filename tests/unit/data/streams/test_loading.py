@@ -25,7 +25,7 @@ from places import ROOT
 from stream_rows import PADDING, LineMaker, Packer, collate, rows_in, steps_of
 
 from sparse_accel.data.streams.layout import Layout
-from sparse_accel.data.streams.loading import Stream, StreamLoader, gathered, rows_of_first_pass
+from sparse_accel.data.streams.loading import Stream, StreamLoader, _Part, gathered, rows_of_first_pass
 from sparse_accel.data.streams.shards import DatasetShards, TextFiles
 from sparse_accel.errors import UsageError
 
@@ -93,9 +93,34 @@ def test_loader_workers_give_the_same_batches_and_states(files: list[str], layou
     assert steps_of(stream, 24, 3, state, **layout) == (rest, after)
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"processes": 2},
+        {"workers": 1},
+        pytest.param({"workers": 4}, marks=pytest.mark.slow),
+        pytest.param({"processes": 2, "workers": 2}, marks=pytest.mark.slow),
+        pytest.param({"workers": 3}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_as_many_micro_batches_are_the_same_ones(files: list[str], layout: dict[str, int]) -> None:
+    """Bit by bit, the order of rows too: one process with two micro-batches, or two with one each; any workers."""
+    stream, processes = Stream(TextFiles(files, 12), LineMaker, 3, 10), layout.get("processes", 1)
+    expected = list(islice(loader_of(stream, 24, accumulation=2), 5))
+    loaders = [
+        loader_of(stream, 24, accumulation=2 // processes, **{**layout, "process": process})
+        for process in range(processes)
+    ]
+    found = [[batch for each in step for batch in each] for step in islice(zip(*loaders, strict=True), 5)]
+    for micro_batches, others in zip(expected, found, strict=True):
+        for batch, other in zip(micro_batches, others, strict=True):
+            assert batch.keys() == other.keys() and all(torch.equal(batch[name], other[name]) for name in batch)
+
+
 def test_micro_batches_have_rows_of_similar_length(files: list[str]) -> None:
-    """The longest first; workers give rows of different lengths, which are padded."""
-    stream = Stream(TextFiles(files, 4), LineMaker, 3, 10)
+    """With too few shards for shards of their own. The longest first; workers give rows of different lengths."""
+    stream = Stream(TextFiles(files, 2), LineMaker, 3, 10)
     [micro_batches] = islice(loader_of(stream, 48, accumulation=4), 1)
     lengths = [batch["attention_mask"].sum(dim=1) for batch in micro_batches]
     assert torch.equal(torch.cat(lengths), torch.cat(lengths).sort(descending=True).values)
@@ -108,12 +133,13 @@ def test_micro_batches_have_rows_of_similar_length(files: list[str]) -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding_of_what_workers_give(files: list[str], side: str) -> None:
     loader = StreamLoader(stream_of(files, 2), Layout(2, 2, workers=2), collate, padding=PADDING, padding_side=side)
-    parts = [{"input_ids": torch.tensor([[1, 2]]), "row_id": torch.tensor([5])}, None]
-    parts += [{"input_ids": torch.tensor([[3, 4, 5], [6, 7, 8]]), "row_id": torch.tensor([6, 7])}]
+    parts = [_Part([(-2, 0, 5)], {"input_ids": torch.tensor([[1, 2]]), "row_id": torch.tensor([5])}), None]
+    rows = {"input_ids": torch.tensor([[3, 4, 5], [6, 7, 8]]), "row_id": torch.tensor([6, 7])}
+    parts += [_Part([(-3, 0, 6), (-3, 0, 7)], rows)]
     joined = loader._joined(parts)
-    first = [1, 2, -1] if side == "right" else [-1, 1, 2]
-    assert joined["input_ids"].tolist() == [first, [3, 4, 5], [6, 7, 8]]
-    assert joined["row_id"].tolist() == [5, 6, 7]
+    last = [1, 2, -1] if side == "right" else [-1, 1, 2]
+    assert joined["input_ids"].tolist() == [[3, 4, 5], [6, 7, 8], last]
+    assert joined["row_id"].tolist() == [6, 7, 5]
     loader.padding.clear()
     with pytest.raises(ValueError, match="input_ids"):
         loader._joined(parts)
