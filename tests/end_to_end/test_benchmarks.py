@@ -52,6 +52,17 @@ def test_step_times(tmp_path: Path) -> None:
     assert "batches of similar lengths, table" in printed
 
 
+def test_tokens_of_streams(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", sparse=False, head=True)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"{row}\n" for row, _ in sentences(300, seed=0)))
+    flags = ["--train_file", texts, "--model", model, "--steps", 2, "--rounds", 2, "--batch_size", 16]
+    printed = run("benchmark_streams.py", *flags, "--max_seq_length", 16, "--workers", 0, 1)
+    lines = printed.strip().splitlines()[-3:]
+    assert lines[0].startswith("loader workers") and [line.split()[0] for line in lines[1:]] == ["0", "1"]
+    assert lines[1].endswith("1.00x") and all(int(line.split()[1].replace(",", "")) > 0 for line in lines[1:])
+
+
 @pytest.mark.slow
 def test_the_cost_of_second_order_pruning(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", sparse=False, head=True, max_position_embeddings=128)
