@@ -5,8 +5,9 @@
     integer   Cast(MatMulInteger(Q(x), W uint8, zero points)) * (x scale * W scale) + b    DeepSparse 1.8
 
 A quantized weight is in the file only once, as 8-bit integers, with pruned weights equal to the zero point. The weight
-of a Linear is transposed, (in, out), as MatMul expects it. An Embedding looks up integer rows and dequantizes them. In
-front of any other layer with an input quantizer, both quantized formats have DQ(Q(x)).
+of a Linear is transposed, (in, out), as MatMul expects it; one scale per row of it is one per column then. An Embedding
+looks up integer rows and dequantizes them. In front of any other layer with an input quantizer, both quantized formats
+have DQ(Q(x)). Signed integers stay int8 in qdq, and are moved up by 128 to uint8 in integer, activations too.
 Every initializer is named after its layer: `LAYER.weight_quantized`, `LAYER.input_scale`, ...
 """
 
@@ -26,7 +27,7 @@ from sparse_accel.export.trace import DOMAIN
 from sparse_accel.nn.fake_quantize import FakeQuantize
 from sparse_accel.nn.layers import export_obstacles
 
-# How a signed weight is stored: unchanged, or shifted to unsigned, so that 128 is its zero.
+# How signed integers are stored: unchanged, or shifted to unsigned, so that 128 is the zero of a weight.
 OFFSET = {"qdq": 0, "integer": 128}
 
 
@@ -139,10 +140,7 @@ class _GraphBuilder:
         output = None if self.format == "float" else active(layer, "output_quantizer")
         rows = f"{prefix}/rows" if output else y
         if self.format != "float" and active(layer, "weight_quantizer"):
-            weight, scale, zero = self._weight(name, layer, transposed=False)
-            yield helper.make_node("Gather", [weight, ids], [f"{prefix}/integers"], f"{prefix}/Gather")
-            inputs = [f"{prefix}/integers", scale, zero]
-            yield helper.make_node("DequantizeLinear", inputs, [rows], f"{prefix}/DequantizeLinear")
+            yield from self._quantized_rows(name, layer, ids, rows, prefix)
         else:
             weight = self._keep(f"{name}.weight", layer.weight.detach().numpy())
             yield helper.make_node("Gather", [weight, ids], [rows], f"{prefix}/Gather")
@@ -160,15 +158,33 @@ class _GraphBuilder:
 
     # --- parts of a layer ---------------------------------------------------------------------------------------------
 
+    def _quantized_rows(self, name: str, layer: Any, ids: str, y: str, prefix: str) -> Iterator[onnx.NodeProto]:
+        """Yields the nodes that look up rows of integers and dequantize them. Where each row has its own scale, scales
+        are looked up, too: a DequantizeLinear of the whole table would come before the lookup."""
+        weight, scale, zero = self._weight(name, layer, transposed=False)
+        integers, by_row = f"{prefix}/integers", layer.weight_quantizer.scheme.channel_axis is not None
+        yield helper.make_node("Gather", [weight, ids], [integers], f"{prefix}/Gather")
+        if not by_row:
+            yield helper.make_node("DequantizeLinear", [integers, scale, zero], [y], f"{prefix}/DequantizeLinear")
+            return
+        one, unscaled, scales = (
+            self._keep("scale_1", np.ones((), dtype=np.float32)),
+            f"{prefix}/unscaled",
+            f"{prefix}/scales",
+        )
+        yield helper.make_node("DequantizeLinear", [integers, one, zero], [unscaled], f"{prefix}/DequantizeLinear")
+        yield helper.make_node("Gather", [scale, ids], [scales], f"{prefix}/scales/Gather")
+        yield helper.make_node("Mul", [unscaled, scales], [y], f"{prefix}/Mul")
+
     def _quantized_product(self, name: str, layer: Any, x: str, y: str, prefix: str) -> Iterator[onnx.NodeProto]:
         """Yields the nodes of x times the quantized weight, in the operators of the format."""
         weight, weight_scale, weight_zero = self._weight(name, layer, transposed=True)
         if self.format == "qdq":
             yield from self._fake_quantize(f"{name}.input", layer.input_quantizer, x, f"{prefix}/input", prefix)
-            axis = None if layer.weight_quantizer.scheme.channel_axis is None else {"axis": 1}
             inputs = [weight, weight_scale, weight_zero]
             node = helper.make_node("DequantizeLinear", inputs, [f"{prefix}/weight"], f"{prefix}/weight/DQ")
-            node.attribute.extend(helper.make_attribute(key, value) for key, value in (axis or {}).items())
+            if layer.weight_quantizer.scale.numel() > 1:
+                node.attribute.append(helper.make_attribute("axis", 1))
             yield node
             yield helper.make_node("MatMul", [f"{prefix}/input", f"{prefix}/weight"], [y], f"{prefix}/MatMul")
             return
@@ -192,11 +208,11 @@ class _GraphBuilder:
         yield helper.make_node("DequantizeLinear", inputs, [y], f"{prefix}/DequantizeLinear")
 
     def _quantize(self, name: str, quantizer: FakeQuantize, x: str, y: str, prefix: str) -> Any:
-        """Yields the nodes that quantize an activation to uint8; returns the names of scale and zero point."""
+        """Yields the nodes that quantize an activation to 8 bits; returns the names of scale and zero point."""
         lowest, highest = quantizer.scheme.integers
         scale = self._keep(f"{name}_scale", plain(quantizer.scale))
-        zero = self._keep(f"{name}_zero_point", plain(quantizer.zero_point).astype(np.uint8))
-        if (lowest, highest) != (0, 255):  # fewer bits: uint8 itself does not clip at the highest integer
+        zero = self._keep(f"{name}_zero_point", stored_zero_point(quantizer, self.format))
+        if highest - lowest != 255:  # fewer bits: the type itself does not clip at the lowest and highest integer
             limits = [
                 self._keep(f"{name}_{end}", plain((bound - quantizer.zero_point) * quantizer.scale))
                 for end, bound in (("lowest", lowest), ("highest", highest))
@@ -208,15 +224,13 @@ class _GraphBuilder:
 
     def _weight(self, name: str, layer: Any, *, transposed: bool) -> tuple[str, str, str]:
         """Adds a layer's integers, scale and zero point as initializers, and returns their names."""
-        offset = OFFSET[self.format]
-        dtype: Any = np.uint8 if offset else np.int8
-        integers = integer_weight(layer) + offset
+        integers = integer_weight(layer) + OFFSET[self.format]
         integers = integers.t() if transposed else integers
-        zero_point = layer.weight_quantizer.zero_point + offset
+        scale, zero_point = stored_weight_parameters(layer, self.format)
         return (
-            self._keep(f"{name}.weight_quantized", np.ascontiguousarray(integers.numpy()).astype(dtype)),
-            self._keep(f"{name}.weight_scale", plain(layer.weight_quantizer.scale)),
-            self._keep(f"{name}.weight_zero_point", plain(zero_point).astype(dtype)),
+            self._keep(f"{name}.weight_quantized", np.ascontiguousarray(integers.numpy()).astype(zero_point.dtype)),
+            self._keep(f"{name}.weight_scale", scale),
+            self._keep(f"{name}.weight_zero_point", zero_point),
         )
 
     def _keep(self, name: str, values: np.ndarray) -> str:
@@ -229,6 +243,22 @@ def active(layer: Any, which: str) -> FakeQuantize | None:
     """Returns a layer's quantizer by attribute name (`weight_quantizer`, ...); None if there is none, or it is off."""
     quantizer: FakeQuantize | None = getattr(layer, which, None)
     return quantizer if quantizer is not None and quantizer.enabled else None
+
+
+def stored_zero_point(quantizer: FakeQuantize, format: str) -> np.ndarray:
+    """Returns the zero point of a quantizer as a file has it: int8 for signed integers in qdq, else uint8."""
+    offset = OFFSET[format] if quantizer.scheme.signed else 0
+    return plain(quantizer.zero_point + offset).astype(np.int8 if quantizer.scheme.signed and not offset else np.uint8)
+
+
+def stored_weight_parameters(layer: Any, format: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns scale and zero point of a layer's weight as a file has them. An Embedding with one scale per row has
+    (rows, 1) scales, to be looked up, and one zero point, because weights are symmetric."""
+    quantizer: FakeQuantize = layer.weight_quantizer
+    scale, zero_point = plain(quantizer.scale), stored_zero_point(quantizer, format)
+    if isinstance(layer, nn.Embedding) and quantizer.scheme.channel_axis is not None:
+        return scale.reshape(-1, 1), zero_point.reshape(-1)[:1].reshape(())
+    return scale, zero_point
 
 
 def plain(values: Tensor) -> np.ndarray:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparse_accel.console import warn
-from sparse_accel.errors import UsageError, listed, nearest
+from sparse_accel.errors import UsageError, counted, listed
 from sparse_accel.modifiers.base import FieldError, Modifier
+from sparse_accel.modifiers.quantization_scheme import (
+    LayerScheme,
+    TensorScheme,
+    parse_scheme,
+    parse_weight_options,
+)
+from sparse_accel.modifiers.quantized_layers import WITH_WEIGHT, add_quantizers, layers_in_parts, layers_of_scheme
 from sparse_accel.progress import ROUNDING
 
 if TYPE_CHECKING:
@@ -16,92 +24,123 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sparse_accel.modifiers.state import State
-    from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationScheme
-    from sparse_accel.nn.layer_outputs import Layout
+    from sparse_accel.nn.fake_quantize import FakeQuantize
     from sparse_accel.progress import Progress
 
-# The classes of layers that are quantized unless a key says otherwise.
-_QUANTIZED_ANYWAY = ("Linear", "Embedding", "Conv1d", "Conv2d")
+# The keys of one form each, with the values that they have there if they are left out.
+_WITHOUT_SCHEME: dict[str, Any] = {
+    "submodules": None,
+    "quantize_embeddings": True,
+    "quantize_embedding_activations": True,
+    "quantize_linear_activations": True,
+    "quantize_conv_activations": True,
+    "exclude_module_types": [],
+    "custom_quantizable_module_types": [],
+    "activation_bits": 8,
+    "weight_bits": 8,
+    "reduce_range": False,
+    "tensorrt": False,
+    "weight_qconfig_kwargs": None,
+}
+_WITH_SCHEME: dict[str, Any] = {"scheme": "default", "scheme_overrides": {}, "ignore": [], "strict": True}
+# Values of these that say nothing, so that they do not choose a form.
+_SILENT: tuple[Any, ...] = (None, {}, [])
+# For each class of layers with outputs that may be quantized: the key that says so.
+_OUTPUTS = {
+    "Linear": "quantize_linear_activations",
+    "Embedding": "quantize_embedding_activations",
+    "Conv1d": "quantize_conv_activations",
+    "Conv2d": "quantize_conv_activations",
+}
 
 
 @dataclass(kw_only=True)
 class QuantizationModifier(Modifier):
-    """Trains with fake quantization: activations uint8 affine, weights int8 symmetric, one scale per tensor.
+    """Trains with fake quantization: weights int8 symmetric, one scale per tensor or per row, and 8-bit activations.
 
+    It has two forms. A key of the form without a scheme (`submodules`, `quantize_...`, `exclude_module_types`,
+    `custom_quantizable_module_types`, `..._bits`, `reduce_range`, `tensorrt`, `weight_qconfig_kwargs`) selects that:
     Linear and convolution layers get a quantizer each for input, weight and output, Embedding layers for weight and
-    output, layers of `custom_quantizable_module_types` for their input. Weights are symmetric, so that a pruned 0 stays
-    the integer 0. Ranges follow a moving average of the minimum and maximum of each step (constant 0.01; Jacob et al.
-    2018, arXiv 1712.05877), over training data only.
+    output, layers of `custom_quantizable_module_types` for their input; activations are uint8 affine.
+
+    Otherwise `scheme` says how layers are quantized: see
+    [quantization.md](quantization.md#the-form-with-a-scheme). Keys of both forms together are an error.
+
+    Weights are symmetric, so that a pruned 0 stays the integer 0. Ranges follow a moving average of the minimum and
+    maximum of each step (constant 0.01; Jacob et al. 2018, arXiv 1712.05877), over training data only. Token ids,
+    and the products in attention, are never quantized.
     """
 
     end_epoch: float = -1.0
     """Must be left out: quantization stays until the end of training."""
-    submodules: list[str] | None = None
-    """Names of the modules to quantize, such as bert.encoder; left out: the entire model."""
     disable_quantization_observer_epoch: float | None = None
     """Epoch at which ranges freeze; left out: they are updated until the end of training."""
     freeze_bn_stats_epoch: float | None = None
     """Epoch at which the statistics of batch normalization freeze; left out: never."""
-    quantize_embeddings: bool = True
-    """Quantize the weights of Embedding layers; false: these layers stay in float."""
-    quantize_embedding_activations: bool = True
-    """Quantize the outputs of quantized Embedding layers."""
-    quantize_linear_activations: bool = True
-    """Quantize the outputs of Linear layers; their inputs are always quantized."""
-    quantize_conv_activations: bool = True
-    """Quantize the outputs of convolution layers; their inputs are always quantized."""
-    exclude_module_types: list[str] = field(default_factory=list)
+    num_calibration_steps: int | None = None
+    """Number of batches of training rows that ranges start from, in eval mode; left out: the rows of the first step
+    with quantization, and with --one_shot up to 32 batches. In your own loop, pass `gradient_loader` to
+    `RecipeRun.bind`."""
+    scheme: str | dict[str, Any] | None = None
+    """How layers are quantized: default, deepsparse or tensorrt, or a mapping with input_activations, weights and
+    output_activations, each null or a mapping with num_bits, symmetric, strategy (tensor or channel) and kwargs
+    (averaging_constant, reduce_range); left out: default."""
+    scheme_overrides: dict[str, Any] | None = None
+    """Other schemes for some layers, by class name or by the beginning of names: the longest that fits decides, then
+    the class. Left out: none."""
+    ignore: list[str] | None = None
+    """Class names of layers to keep in float, or beginnings of names; left out: none."""
+    strict: bool | None = None
+    """Whether an entry of ignore or scheme_overrides that matches nothing is an error; left out: true."""
+    submodules: list[str] | None = None
+    """Names of the modules to quantize, such as bert.encoder; left out: the entire model."""
+    quantize_embeddings: bool | None = None
+    """Quantize the weights of Embedding layers; false: these layers stay in float. Left out: true."""
+    quantize_embedding_activations: bool | None = None
+    """Quantize the outputs of quantized Embedding layers; left out: true."""
+    quantize_linear_activations: bool | None = None
+    """Quantize the outputs of Linear layers; their inputs are always quantized. Left out: true."""
+    quantize_conv_activations: bool | None = None
+    """Quantize the outputs of convolution layers; their inputs are always quantized. Left out: true."""
+    exclude_module_types: list[str] | None = None
     """Class names of layers to keep in float, such as Conv1d or LayerNorm; left out: none."""
-    custom_quantizable_module_types: list[str] = field(default_factory=list)
+    custom_quantizable_module_types: list[str] | None = None
     """Class names of further layers whose inputs are quantized, such as GELUActivation, also if `exclude_module_types`
     has them; left out: none."""
-    activation_bits: int = 8
-    """Bits per activation, 2 to 8."""
-    weight_bits: int = 8
-    """Bits per weight, 2 to 8."""
-    reduce_range: bool = False
-    """Use one bit less for activations, for CPUs without VNNI."""
-    tensorrt: bool = False
-    """SparseML's scheme for TensorRT; only false is supported."""
+    activation_bits: int | None = None
+    """Bits per activation, 2 to 8; left out: 8."""
+    weight_bits: int | None = None
+    """Bits per weight, 2 to 8; left out: 8."""
+    reduce_range: bool | None = None
+    """Use one bit less for activations, for CPUs without VNNI; left out: false."""
+    tensorrt: bool | None = None
+    """Quantize as TensorRT needs it: activations int8 symmetric, and no outputs; left out: false."""
+    weight_qconfig_kwargs: dict[str, Any] | None = None
+    """Options of the weights' quantizers: qscheme (per_tensor_symmetric, or per_channel_symmetric for one scale per
+    row), averaging_constant, reduce_range."""
 
     needs_rows: ClassVar[bool] = True
     acts_at_once: ClassVar[bool] = True
     one_at_a_time: ClassVar[bool] = True
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "scheme": (None,),
-        "scheme_overrides": (None, {}),
-        "ignore": (None, []),
-        "strict": (True,),
         "activation_qconfig_kwargs": (None, {}),
-        "weight_qconfig_kwargs": (None, {}),
-        "custom_quantizable_module_types": (None,),
         "exclude_batchnorm": (True,),
-        "exclude_module_types": (None,),
         "model_fuse_fn_name": (None,),
         "model_fuse_fn_kwargs": (None, {}),
-        "num_calibration_steps": (None,),
     }
     known_later: ClassVar[dict[str, str]] = {
-        key: "use submodules, exclude_module_types and the quantize_ keys instead of a scheme"
-        for key in ("scheme", "scheme_overrides", "ignore", "strict")
-    } | {
-        "activation_qconfig_kwargs": "activations are uint8 affine, the default of SparseML",
-        "weight_qconfig_kwargs": "weights are int8 symmetric, the default of SparseML",
+        "activation_qconfig_kwargs": "activations are uint8 affine, the default of SparseML; a scheme has other ones",
     }
     without_effect: ClassVar[dict[str, str]] = {
         "model_fuse_fn_name": "encoders have no convolution, batch normalization and ReLU to fuse",
         "model_fuse_fn_kwargs": "encoders have no convolution, batch normalization and ReLU to fuse",
         "exclude_batchnorm": "batch normalization is never quantized",
-        "num_calibration_steps": "ranges start from the first batch of quantization-aware training",
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.end_epoch != -1:
             raise FieldError("end_epoch", "quantization stays until the end of training: leave end_epoch out")
-        for key in ("activation_bits", "weight_bits"):
-            if not 2 <= getattr(self, key) <= 8:
-                raise FieldError(key, f"expected 2 to 8, got {getattr(self, key)}")
         freeze = self.disable_quantization_observer_epoch
         if freeze == -1:
             self.disable_quantization_observer_epoch = None
@@ -111,54 +150,98 @@ class QuantizationModifier(Modifier):
                 f"ranges would freeze at epoch {freeze:g}, before quantization begins at epoch "
                 f"{max(self.start_epoch, 0):g}: freeze them later",
             )
-        for kind in self.custom_quantizable_module_types:
-            if kind in _QUANTIZED_ANYWAY:
-                message = f"{kind} layers are quantized without this key: remove {kind} from its list"
-                raise FieldError("custom_quantizable_module_types", message)
-        if self.tensorrt:
-            message = "activations are uint8 affine, but TensorRT needs int8 symmetric"
-            raise FieldError("tensorrt", f"not supported yet: {message}")
+        if self.num_calibration_steps is not None and self.num_calibration_steps < 1:
+            raise FieldError("num_calibration_steps", f"expected a number from 1 on, got {self.num_calibration_steps}")
+        self._choose_form()
         self._quantizers: list[FakeQuantize] = []
         self._batch_norms: list[nn.Module] = []
+
+    def _choose_form(self) -> None:
+        """Sets the keys of the form that the recipe has to their values, and reads the scheme."""
+        first = [key for key in _WITHOUT_SCHEME if getattr(self, key) is not None]
+        second = [key for key in ("scheme", "scheme_overrides", "ignore") if getattr(self, key) not in _SILENT]
+        second += ["strict"] if self.strict is False else []
+        if first and second:
+            raise FieldError(
+                second[0],
+                f"belongs to the form with a scheme, and {listed(first, 4)} to the one without: use the keys of one "
+                "form. ignore does what exclude_module_types does",
+            )
+        self._has_scheme = not first
+        for key, value in (_WITH_SCHEME if self._has_scheme else _WITHOUT_SCHEME).items():
+            if getattr(self, key) is None:
+                setattr(self, key, False if self.tensorrt and key in _OUTPUTS.values() else copy.copy(value))
+        if self._has_scheme:
+            self._read_scheme()
+        else:
+            self.scheme = self.scheme_overrides = self.ignore = self.strict = None
+            self._check_without_scheme()
+
+    def _read_scheme(self) -> None:
+        self._scheme = parse_scheme("scheme", self.scheme)
+        overrides = self.scheme_overrides or {}
+        for key, entries in (("ignore", self.ignore or []), ("scheme_overrides", overrides)):
+            if "" in entries:
+                raise FieldError(key, "an empty name matches all layers: name a class, or the beginning of names")
+        self._overrides = {
+            each: parse_scheme("scheme_overrides", written, f"{each}: ") for each, written in overrides.items()
+        }
+
+    def _check_without_scheme(self) -> None:
+        for key in ("activation_bits", "weight_bits"):
+            if not 2 <= getattr(self, key) <= 8:
+                raise FieldError(key, f"expected 2 to 8, got {getattr(self, key)}")
+        for kind in self.custom_quantizable_module_types or []:
+            if kind in WITH_WEIGHT:
+                message = f"{kind} layers are quantized without this key: remove {kind} from its list"
+                raise FieldError("custom_quantizable_module_types", message)
+        self._weight = parse_weight_options(
+            "weight_qconfig_kwargs", self.weight_qconfig_kwargs or {}, int(self.weight_bits or 8)
+        )
 
     @property
     def freeze_epoch(self) -> float | None:
         """The epoch at which ranges freeze; None: never."""
         return self.disable_quantization_observer_epoch
 
+    @property
+    def calibration_batches(self) -> int | None:
+        return self.num_calibration_steps
+
     def events(self) -> list[tuple[float, str]]:
-        where = ", ".join(self.submodules) if self.submodules else "the entire model"
-        further = ["embeddings"] if self.quantize_embeddings else []
-        further += [f"inputs of {kind}" for kind in self.custom_quantizable_module_types]
-        also = f", {' and '.join(further)} too" if further else ""
-        bits = f"{self.weight_bits}-bit weights, {self.activation_bits}-bit activations"
-        events = [(max(self.start_epoch, 0.0), f"quantization-aware training begins: {bits} ({where}{also})")]
+        events = [(max(self.start_epoch, 0.0), f"quantization-aware training begins: {self._in_words()}")]
         if self.freeze_epoch is not None:
             events.append((self.freeze_epoch, "quantization ranges freeze"))
         return events
 
+    def _in_words(self) -> str:
+        if self._has_scheme:
+            name = self.scheme if isinstance(self.scheme, str) else "of its own"
+            others = [counted(len(self._overrides), "override")] if self._overrides else []
+            others += [f"without {listed(self.ignore, 4)}"] if self.ignore else []
+            return ", ".join([f"scheme {name} (the entire model", *others]) + ")"
+        where = ", ".join(self.submodules) if self.submodules else "the entire model"
+        further = ["embeddings"] if self.quantize_embeddings else []
+        further += [f"inputs of {kind}" for kind in self.custom_quantizable_module_types or []]
+        also = f", {' and '.join(further)} too" if further else ""
+        return f"{self.weight_bits}-bit weights, {self.activation_bits}-bit activations ({where}{also})"
+
     def attach(self, state: State) -> None:
         import torch
 
+        from sparse_accel.nn.layer_outputs import trace_calls
         from sparse_accel.nn.layers import export_obstacles
 
         model = state.model
-        modules = dict(model.named_modules())
-        parts = [_name_in(model, part) for part in self.submodules or [""]]
-        self._check_submodules(state, modules)
-        inside = {
-            name: module
-            for name, module in modules.items()
-            if any(part == "" or name == part or name.startswith(part + ".") for part in parts)
-        }
-        for module in inside.values():
-            self._quantize(module)
-        self._quantize_inputs(state, inside)
-        if not self._quantizers:
+        schemes = self._schemes_of_layers(state)
+        if not schemes:
             raise UsageError(
                 f"{self.name}: nothing to quantize in {', '.join(self.submodules or ['the model'])}: it has no Linear, "
                 "Embedding or convolution layer"
             )
+        self._quantizers = add_quantizers(model, schemes)
+        if self.custom_quantizable_module_types and hasattr(model, "dummy_inputs"):
+            trace_calls(model)  # each of these layers checks its input
         for reason, names in export_obstacles(model, only_enabled=False).items():
             warn(f"{self.name}: {listed(names, 3)}: {reason}")
         self._batch_norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
@@ -166,113 +249,45 @@ class QuantizationModifier(Modifier):
             notice = "freeze_bn_stats_epoch has no effect: the model has no batch normalization"
             state.notices.append(f"{self.name}: {notice}")
 
-    def _check_submodules(self, state: State, modules: dict[str, Any]) -> None:
-        model = state.model
-        for part in self.submodules or []:
-            if (own := _name_in(model, part)) in modules:
-                continue
-            parent, _, name = own.rpartition(".")
-            headless = getattr(model, "base_model", None) is model and part in _HEADS
-            if headless or getattr(modules.get(parent), name, part) is None:  # a pooler, which token classifiers lack
-                state.notices.append(
-                    f"{self.name}: submodules: {type(model).__name__} has no {part}; this entry is ignored"
-                )
-                continue
-            raise UsageError(
-                f"{self.name}: submodules: this {_kind(model)} model has no module '{part}'.{nearest(part, modules)} "
-                f"Its modules are: {', '.join(_parts(model))}. Use these names, or leave submodules out"
-            )
+    def _schemes_of_layers(self, state: State) -> dict[str, LayerScheme]:
+        if self._has_scheme:
+            strict = self.strict is not False
+            return layers_of_scheme(state, self.name, self._scheme, self._overrides, self.ignore or [], strict)
+        outputs = [key for key in dict.fromkeys(_OUTPUTS.values()) if getattr(self, key)]
+        if self.tensorrt and outputs:
+            state.notices.append(f"{self.name}: tensorrt leaves outputs in float: {listed(outputs)} has no effect")
+        custom = self.custom_quantizable_module_types or []
+        inputs = LayerScheme(input=self._activation)
+        return layers_in_parts(state, self.name, self.submodules or [], self._scheme_of_class, custom, inputs)
 
-    def _quantize(self, module: torch.nn.Module) -> None:
-        """Adds the quantizers of one layer, switched off. Layers of other classes are not changed."""
-        from torch import nn
+    def _scheme_of_class(self, kind: str) -> LayerScheme | None:
+        """How a class of layers is quantized in the form without a scheme; None: it stays in float."""
+        if kind in (self.exclude_module_types or []) or (kind == "Embedding" and not self.quantize_embeddings):
+            return None
+        # SparseML's engine for TensorRT takes no quantized outputs: the inputs of the next layers are quantized.
+        has_output = getattr(self, _OUTPUTS[kind]) and not self.tensorrt
+        has_input = kind != "Embedding"
+        return LayerScheme(
+            self._activation if has_input else None, self._weight, self._activation if has_output else None
+        )
 
-        from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationScheme
-        from sparse_accel.nn.layers import make_sparse, plain_class_name
-
-        kind = plain_class_name(module)
-        if kind not in _QUANTIZED_ANYWAY or kind in self.exclude_module_types:
-            return
-        if kind == "Embedding" and not self.quantize_embeddings:
-            return
-        activation = self._activation_scheme()
-        weight = QuantizationScheme(self.weight_bits, signed=True, symmetric=True)
-        layer = make_sparse(module)
-        layer.weight_quantizer = FakeQuantize(weight)
-        if isinstance(module, nn.Embedding):
-            outputs = self.quantize_embedding_activations
-        else:
-            layer.input_quantizer = FakeQuantize(activation)
-            outputs = self.quantize_linear_activations if kind == "Linear" else self.quantize_conv_activations
-        if outputs:
-            layer.output_quantizer = FakeQuantize(activation)
-        for quantizer in (layer.input_quantizer, layer.weight_quantizer, layer.output_quantizer):
-            if quantizer is not None:
-                quantizer.to(layer.weight.device)
-                self._quantizers.append(quantizer)
-
-    def _quantize_inputs(self, state: State, inside: dict[str, torch.nn.Module]) -> None:
-        """Adds the quantizers of `custom_quantizable_module_types`, switched off, to layers of exactly these classes.
-
-        Args:
-            inside: the modules of `submodules`, by name.
-
-        Raises:
-            UsageError: the model has no such layer, or its input cannot be quantized.
-        """
-        from sparse_accel.nn.fake_quantize import FakeQuantize
-        from sparse_accel.nn.layer_outputs import trace_calls
-        from sparse_accel.nn.layers import add_input_quantizer, takes_input_quantizer
-
-        if not self.custom_quantizable_module_types:
-            return
-        key = f"{self.name}: custom_quantizable_module_types"
-        traced = trace_calls(state.model) if hasattr(state.model, "dummy_inputs") else None
-        quantized = set() if traced is None else _with_quantized_input(state.model, traced)
-        classes = {type(module).__name__: takes_input_quantizer(module) for module in state.model.modules()}
-        for kind in dict.fromkeys(self.custom_quantizable_module_types):
-            usable = sorted(name for name, takes in classes.items() if takes)
-            if kind not in classes:
-                raise UsageError(
-                    f"{key}: this {_kind(state.model)} model has no layer of class '{kind}'.{nearest(kind, usable)} It "
-                    f"has {', '.join(usable)}"
-                )
-            found = {name: module for name, module in inside.items() if type(module).__name__ == kind}
-            if not found:
-                state.notices.append(f"{key}: there is no {kind} in submodules; this entry is ignored")
-            if once := [name for name in found if name in quantized]:
-                state.notices.append(
-                    f"{key}: the inputs of {len(once)} of {len(found)} layers of class {kind} are outputs that are "
-                    f"quantized already ({listed(once, 2)}): they are quantized once. "
-                    "quantize_linear_activations: false quantizes the inputs instead"
-                )
-            for name, module in found.items():
-                if name in quantized:
-                    continue
-                if not takes_input_quantizer(module):
-                    raise UsageError(
-                        f"{key}: {name or 'the model'} ({kind}) contains other layers: name the classes of these "
-                        f"instead. The model has {', '.join(usable)}"
-                    )
-                quantizer = FakeQuantize(self._activation_scheme()).to(next(state.model.parameters()).device)
-                add_input_quantizer(module, quantizer)
-                self._quantizers.append(quantizer)
-        if traced is not None:
-            trace_calls(state.model)  # each of these layers checks its input
-
-    def _activation_scheme(self) -> QuantizationScheme:
-        from sparse_accel.nn.fake_quantize import QuantizationScheme
-
-        return QuantizationScheme(self.activation_bits, reduce_range=self.reduce_range)
+    @property
+    def _activation(self) -> TensorScheme:
+        """An activation in the form without a scheme."""
+        bits, symmetric = int(self.activation_bits or 8), bool(self.tensorrt)
+        return TensorScheme(bits, signed=symmetric, symmetric=symmetric, reduce_range=bool(self.reduce_range))
 
     def bind(self, state: State) -> None:
         from sparse_accel.nn.fake_quantize import Observers
 
         self._observers = Observers(self._quantizers)
+        self._forwards = state.forwards
 
     def step_begin(self, progress: Progress) -> None:
         enabled = progress.reached(self.start_epoch)
         frozen = self.freeze_epoch is not None and progress.reached(self.freeze_epoch)
+        if enabled and self._observers.fresh and self.num_calibration_steps is not None:
+            self._run_batches()
         # With a freeze at the start, the first step still sets the ranges that are then frozen.
         self._switch(enabled, observing=enabled and (not frozen or self._observers.fresh))
         if self.freeze_bn_stats_epoch is not None and progress.reached(self.freeze_bn_stats_epoch):
@@ -290,11 +305,9 @@ class QuantizationModifier(Modifier):
         """Sets the initial ranges before the first step with quantization, from all rows of that step."""
         if not self._quantizers[0].enabled or any(quantizer.ready for quantizer in self._quantizers):
             return
-        for quantizer in self._quantizers:
-            quantizer.calibrating = True
+        self._collect(True)
         forward()
-        for quantizer in self._quantizers:
-            quantizer.calibrating = False
+        self._collect(False)
         self._observers.calibrate()
 
     def step_skipped(self) -> None:
@@ -302,12 +315,32 @@ class QuantizationModifier(Modifier):
 
     def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
         """Updates the ranges with each batch, as in as many training steps; nothing else changes."""
-        self._switch(enabled=True, observing=True)
         for quantizer in self._quantizers:
             quantizer.train()  # quantizers observe in training mode only; the model around them stays in eval mode
-        for _ in forwards():
-            self._observers.update()
+        if self.num_calibration_steps is not None:
+            self._run_batches()
+        else:
+            self._switch(enabled=True, observing=True)
+            for _ in forwards():
+                self._observers.update()
         self.finish()
+
+    def _run_batches(self) -> None:
+        """Sets the ranges from the first of the batches of `num_calibration_steps`, and moves them with the others."""
+        assert self._forwards is not None and self.num_calibration_steps is not None
+        self._switch(enabled=True, observing=True)
+        self._collect(True)  # a range that a part of the batch sets would depend on how processes split the batch
+        for _ in self._forwards(self.num_calibration_steps):
+            if self._observers.fresh:
+                self._collect(False)
+                self._observers.calibrate()
+                self._observers.fresh = False
+            else:
+                self._observers.update()
+
+    def _collect(self, calibrating: bool) -> None:
+        for quantizer in self._quantizers:
+            quantizer.calibrating = calibrating
 
     def _switch(self, enabled: bool, observing: bool) -> None:
         for quantizer in self._quantizers:
@@ -336,43 +369,3 @@ class QuantizationModifier(Modifier):
         """Returns the phase: 0 before quantization, 1 while ranges are updated, 2 when they are frozen."""
         first = self._quantizers[0]
         return {"quantization/phase": float(first.enabled) * (1.0 if first.observing else 2.0)}
-
-
-def _with_quantized_input(model: torch.nn.Module, layout: Layout) -> set[str]:
-    """Returns the names of the modules whose input is an output that has a quantizer.
-
-    A second quantizer of the same numbers would be removed by onnxruntime, together with its rounding.
-    """
-    from torch import Tensor
-
-    modules = dict(model.named_modules())
-    outputs = [
-        call.output
-        for call in layout.calls
-        if getattr(modules[call.module], "output_quantizer", None) is not None and isinstance(call.output, Tensor)
-    ]
-    return {call.module for call in layout.calls if any(call.input is output for output in outputs)}
-
-
-# Names of heads that `submodules` may list, and an encoder without a head does not have.
-_HEADS = ("classifier", "pre_classifier", "qa_outputs", "cls", "lm_head")
-
-
-def _name_in(model: torch.nn.Module, part: str) -> str:
-    """Returns the name of a submodule: in an encoder without a head, names have no prefix such as `bert.`."""
-    is_encoder = getattr(model, "base_model", None) is model
-    return part.removeprefix(f"{getattr(model, 'base_model_prefix', '')}.") if is_encoder else part
-
-
-def _kind(model: torch.nn.Module) -> str:
-    return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
-
-
-def _parts(model: torch.nn.Module) -> list[str]:
-    """Returns the names that `submodules` usually lists: the children of the backbone, and the head."""
-    parts: list[str] = []
-    for name, child in model.named_children():
-        inner = [f"{name}.{grandchild}" for grandchild, _ in child.named_children()]
-        is_backbone = name == getattr(model, "base_model_prefix", None)
-        parts += inner if is_backbone and inner else [name]
-    return parts

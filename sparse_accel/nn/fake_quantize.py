@@ -17,6 +17,8 @@ from sparse_accel.nn.cpu_kernels import FakeQuantizeOnCpu
 
 # The smallest scale, because a tensor of zeros would get scale 0: the epsilon of float32.
 _SMALLEST_SCALE = torch.finfo(torch.float32).eps
+# The weight of a new step in the moving average of a range.
+AVERAGING_CONSTANT = 0.01
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def extrema(x: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:
     return minimum.float(), maximum.float()
 
 
-def moving_average(average: Tensor, value: Tensor, averaging_constant: float) -> Tensor:
+def moving_average(average: Tensor, value: Tensor, averaging_constant: float | Tensor) -> Tensor:
     """Returns average + averaging_constant * (value - average): the update of a range after a step."""
     return average + averaging_constant * (value - average)
 
@@ -139,6 +141,7 @@ class FakeQuantize(nn.Module):
     Args:
         scheme: how the tensor is represented by integers.
         channels: number of scales, 1 for one per tensor.
+        averaging_constant: weight of a new step in the moving average of the range.
     """
 
     minimum: Tensor  # (channels or 1,) float32: the current range
@@ -148,9 +151,12 @@ class FakeQuantize(nn.Module):
     seen_minimum: Tensor  # extremes of the current step; +inf and -inf before its first forward
     seen_maximum: Tensor
 
-    def __init__(self, scheme: QuantizationScheme, channels: int = 1) -> None:
+    def __init__(
+        self, scheme: QuantizationScheme, channels: int = 1, averaging_constant: float = AVERAGING_CONSTANT
+    ) -> None:
         super().__init__()
         self.scheme = scheme
+        self.averaging_constant = averaging_constant
         self.enabled = False
         self.observing = False
         self.calibrating = False
@@ -161,13 +167,14 @@ class FakeQuantize(nn.Module):
         self.register_buffer("seen_minimum", torch.full((channels,), torch.inf), persistent=False)
         self.register_buffer("seen_maximum", torch.full((channels,), -torch.inf), persistent=False)
 
-    def forward(self, x: Tensor, whole: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, whole: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         """Returns `x` rounded to the grid, or unchanged while the quantizer is off.
 
         Args:
             x: any shape, float; the result has its dtype, and is computed in float32.
             whole: the tensor to observe if `x` is only a part of it: the weight of an embedding, of which a batch uses
                 some rows.
+            rows: int64, of the shape of `x` without its last axis: which rows of `whole` these are.
 
         Raises:
             RuntimeError: it is on and has no range.
@@ -180,7 +187,11 @@ class FakeQuantize(nn.Module):
             return x
         if not self.ready:
             raise RuntimeError("a quantizer is on but has no range: run a batch in training mode first")
-        return fake_quantize(x, self.scale, self.zero_point, self.scheme).to(x.dtype)
+        if rows is None or self.scheme.channel_axis is None:
+            return fake_quantize(x, self.scale, self.zero_point, self.scheme).to(x.dtype)
+        each = rows.flatten()
+        flat = fake_quantize(x.reshape(-1, x.shape[-1]), self.scale[each], self.zero_point[each], self.scheme)
+        return flat.reshape(x.shape).to(x.dtype)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -221,11 +232,9 @@ class Observers:
 
     Args:
         quantizers: any number, with any schemes.
-        averaging_constant: weight of a new step in the moving average.
     """
 
-    def __init__(self, quantizers: list[FakeQuantize], averaging_constant: float = 0.01) -> None:
-        self.averaging_constant = averaging_constant
+    def __init__(self, quantizers: list[FakeQuantize]) -> None:
         # Quantizers of one scheme are next to each other, because their parameters are computed together.
         self.quantizers = sorted(quantizers, key=lambda quantizer: str(quantizer.scheme))
         self.sizes = [quantizer.minimum.numel() for quantizer in self.quantizers]
@@ -243,6 +252,8 @@ class Observers:
         self.zero_point = self._join("zero_point")
         self.seen_minimum = self._join("seen_minimum")
         self.seen_maximum = self._join("seen_maximum")
+        each = torch.tensor([quantizer.averaging_constant for quantizer in self.quantizers])
+        self._constants = each.repeat_interleave(torch.tensor(self.sizes)).to(self.minimum.device)
         self.fresh = not any(quantizer.ready for quantizer in self.quantizers)
 
     def _join(self, name: str) -> Tensor:
@@ -261,7 +272,7 @@ class Observers:
 
         minimum, maximum = reduce_extrema(self.seen_minimum, self.seen_maximum)
         seen = minimum <= maximum
-        constant = 1.0 if self.fresh else self.averaging_constant
+        constant = 1.0 if self.fresh else self._constants
         self.fresh = False
         self.minimum.copy_(torch.where(seen, moving_average(self.minimum, minimum, constant), self.minimum))
         self.maximum.copy_(torch.where(seen, moving_average(self.maximum, maximum, constant), self.maximum))

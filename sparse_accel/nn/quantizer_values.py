@@ -51,12 +51,12 @@ def watch_quantizers(model: nn.Module) -> Iterator[dict[str, QuantizerValues]]:
     active = {name: each for name, each in quantizers(model).items() if each.enabled and each.ready}
 
     def watch(name: str, quantizer: FakeQuantize) -> None:
-        def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def count(_: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
             with torch.no_grad():
-                found = _counts(inputs[0].detach().float(), quantizer)
+                found = _counts(inputs[0].detach().float(), quantizer, options.get("rows"))
                 counts[name] = counts[name] + found if name in counts else found
 
-        hooks.append(quantizer.register_forward_pre_hook(count))
+        hooks.append(quantizer.register_forward_pre_hook(count, with_kwargs=True))
 
     for name, quantizer in active.items():
         watch(name, quantizer)
@@ -91,12 +91,14 @@ def _edges(low: float, high: float) -> Tensor:
     return torch.linspace(low - _MARGIN * width, high + _MARGIN * width, BINS + 1)
 
 
-def _counts(x: Tensor, quantizer: FakeQuantize) -> Tensor:
-    """Returns [clipped values, values per bin ...], (BINS + 1,) int64."""
+def _counts(x: Tensor, quantizer: FakeQuantize, rows: Tensor | None = None) -> Tensor:
+    """Returns [clipped values, values per bin ...], (BINS + 1,) int64; `rows` as in `FakeQuantize.forward`."""
     scheme = quantizer.scheme
     lowest, highest = scheme.integers
     scale, zero_point = quantizer.scale, quantizer.zero_point
-    if scheme.channel_axis is not None:
+    if scheme.channel_axis is not None and rows is not None:
+        scale, zero_point = scale[rows].unsqueeze(-1), zero_point[rows].unsqueeze(-1)
+    elif scheme.channel_axis is not None:
         shape = [1] * x.ndim
         shape[scheme.channel_axis] = -1
         scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)

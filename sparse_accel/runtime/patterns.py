@@ -19,6 +19,8 @@ from sparse_accel.runtime.graph import Graph, Node
 
 # Beyond it, a sum of products of 8-bit integers may not fit into 32 bits.
 LARGEST_DEPTH = 65536
+# What int8 integers and their zero point are moved up by, for kernels that read uint8: their differences stay the same.
+_SHIFT = 128
 # So that neither 1 / scale nor 255 * scale is infinite.
 SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30
 LARGEST_WIDTH = 1 << 20
@@ -39,7 +41,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class QuantizedInput:
-    """A float value x, and the uint8 integers that stand for it: round(x / scale) + zero_point, in lowest..highest."""
+    """A float value x, and the uint8 integers that stand for it: round(x / scale) + zero_point, in lowest..highest.
+
+    Where a file has int8 integers, these are 128 more, and so is the zero point.
+    """
 
     x: str
     scale: float
@@ -182,15 +187,15 @@ def _quantized_weight(graph: Graph, node: Node | None) -> tuple[str, tuple[int, 
 
 
 def quantized_input(graph: Graph, node: Node | None) -> QuantizedInput:
-    """Returns what a DequantizeLinear gives back; NotThis unless it is an activation of uint8 with one scale."""
+    """Returns what a DequantizeLinear gives back; NotThis unless it is an activation of 8 bits with one scale."""
     quantize = graph.producer(node.input(0), "QuantizeLinear") if node else None
     if node is None or quantize is None:
         raise NotThis("has an input that is not quantized")
-    scale, zero_point = _range(graph, node)
-    if (scale, zero_point) != _range(graph, quantize):
+    scale, zero_point, kind = _range(graph, node)
+    if (scale, zero_point, kind) != _range(graph, quantize):
         raise NotThis("has an input that is quantized and dequantized with different numbers")
-    if quantize.attribute("output_dtype", 0) not in (0, onnx.TensorProto.UINT8):
-        raise NotThis("has an input that is not quantized to uint8")
+    if quantize.attribute("output_dtype", 0) not in (0, kind):
+        raise NotThis("has an input that is not quantized to uint8 or int8")
     clip = graph.producer(quantize.input(0), "Clip")
     bounds = _integer_bounds(graph, clip, scale, zero_point) if clip else None
     if clip and bounds:
@@ -214,17 +219,21 @@ def _integer_bounds(graph: Graph, clip: Node, scale: float, zero_point: int) -> 
     return (found[0], found[1]) if found[0] < found[1] else None
 
 
-def _range(graph: Graph, node: Node) -> tuple[float, int]:
-    """The scale and zero point of a node that quantizes or dequantizes an activation."""
+def _range(graph: Graph, node: Node) -> tuple[float, int, int]:
+    """Scale, zero point and type of a node that quantizes or dequantizes an activation; the zero point of int8 is moved
+    up to that of uint8."""
     scales = scales_of(graph, node)
     if scales.size != 1:
         raise NotThis("has an input with more than one scale")
+    scale = float(scales.reshape(()))
     if not node.input(2):
-        return float(scales.reshape(())), 0  # uint8 is the default
+        return scale, 0, onnx.TensorProto.UINT8  # the default
     zero = graph.constant(node.input(2))
-    if zero is None or zero.size != 1 or zero.dtype != np.uint8:
-        raise NotThis("has an input that is not quantized to uint8")
-    return float(scales.reshape(())), int(zero.reshape(()))
+    if zero is None or zero.size != 1 or zero.dtype not in (np.uint8, np.int8):
+        raise NotThis("has an input that is not quantized to uint8 or int8")
+    if zero.dtype == np.int8:
+        return scale, int(zero.reshape(())) + _SHIFT, onnx.TensorProto.INT8
+    return scale, int(zero.reshape(())), onnx.TensorProto.UINT8
 
 
 def scales_of(graph: Graph, node: Node) -> np.ndarray:

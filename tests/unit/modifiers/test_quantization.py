@@ -58,7 +58,7 @@ def test_begins_moves_and_freezes_at_its_epochs() -> None:
     session = start(quantization("start_epoch: 1, disable_quantization_observer_epoch: 2")).train(look)
     assert phases == [""] * STEPS + ["QAT"] * STEPS + ["QAT, ranges frozen"] * STEPS
     assert structure_final == [False] * 5 + [True] * 4
-    assert [len(found) for found in history] == [0] * STEPS + [48] * 6
+    assert [len(found) for found in history] == [0] * STEPS + [39] * 6
     for name in history[-1]:
         observed = [found[name] for found in history[STEPS : 2 * STEPS]]
         assert len(set(observed)) > 1, f"{name} does not move"
@@ -205,7 +205,7 @@ class Convolutions(nn.Module):
 
 def test_convolutions_and_frozen_statistics_of_batch_normalization() -> None:
     model = Convolutions()
-    run = RecipeRun(load_recipe(quantization("start_epoch: 1, freeze_bn_stats_epoch: 2")))
+    run = RecipeRun(load_recipe(quantization("start_epoch: 1, freeze_bn_stats_epoch: 2, quantize_embeddings: true")))
     run.attach(model)
     assert [name.split(".")[1] for name in quantizers(model)] == ["0"] * 3 + ["3"] * 3
     run.bind(None, model, torch.optim.SGD(model.parameters(), lr=0.1), steps_per_epoch=1)
@@ -238,7 +238,7 @@ def test_at_once_takes_ranges_from_the_batches_shown() -> None:
             yield
 
     session.run.apply_at_once(forwards)
-    assert len(shown) == STEPS and len(ranges(session)) == 48
+    assert len(shown) == STEPS and len(ranges(session)) == 39
     assert not session.model.training and quantized_linears(session.model) == (14, 14)
     before = ranges(session)
     session.outputs()

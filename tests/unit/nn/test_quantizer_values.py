@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationScheme
+from sparse_accel.nn.layers import make_sparse
 from sparse_accel.nn.quantizer_values import BINS, watch_quantizers
 
 
@@ -78,6 +81,17 @@ def test_one_scale_per_channel() -> None:
         model(torch.tensor([[0.5, 3.0], [0.5, 3.0]]))
     assert found["input"].clipped == 0.25, "3 is outside the first channel's range alone"
     assert (found["input"].min, found["input"].max) == (-4.0, 4.0)
+
+
+def test_one_scale_per_row_of_an_embedding() -> None:
+    layer: Any = make_sparse(nn.Embedding(3, 2))
+    layer.weight.data = torch.tensor([[1.0, -1.0], [5.0, 3.0], [0.5, 0.5]])
+    layer.weight_quantizer = FakeQuantize(QuantizationScheme(8, signed=True, symmetric=True, channel_axis=0), 3).eval()
+    layer.weight_quantizer.enabled = True
+    layer.weight_quantizer.set_range(torch.tensor([-1.0, -4.0, -1.0]), torch.tensor([1.0, 4.0, 1.0]))
+    with watch_quantizers(layer) as found:
+        layer(torch.tensor([[1, 0], [1, 2]]))
+    assert found["weight"].clipped == 0.25, "5, twice, of eight numbers"
 
 
 def test_quantizers_that_are_off_are_left_out() -> None:

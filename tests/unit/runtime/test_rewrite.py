@@ -27,6 +27,7 @@ from sparse_accel.runtime.rewrite import rewrite
     bias=st.booleans(),
     per_column=st.booleans(),
     bounds=st.one_of(st.just(()), st.tuples(st.floats(-2, -0.1), st.floats(0.1, 2))),
+    signed=st.booleans(),
 )
 def test_linears_of_all_sizes_and_scales(
     rows: int, columns: int, axes: tuple[str, ...], bias: bool, per_column: bool, **quantized: Any
@@ -125,7 +126,7 @@ SPOILED: dict[str, tuple[dict[str, Any], str]] = {
     "a negative scale": ({"w.weight_scale": np.float32(-1)}, "not a positive number"),
     "an infinite scale": ({"w.weight_scale": np.float32(np.inf)}, "not a positive number"),
     "an input scale of 0": ({"constant_0": np.float32(0)}, "not a positive number"),
-    "an int8 input": ({"constant_1": np.int8(0)}, "not quantized to uint8"),
+    "an int32 input": ({"constant_1": np.int32(0)}, "not quantized to uint8 or int8"),
 }
 
 
