@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -60,87 +60,36 @@ class LayerPruningModifier(Modifier):
         return [self.layers] if isinstance(self.layers, str) else self.layers
 
     @property
-    def _at_start(self) -> bool:
+    def drops_layers_at_start(self) -> bool:
         return self.start_epoch <= 0
-
-    def check_compatible(self, others: Sequence[Modifier]) -> None:
-        super().check_compatible(others)
-        for other in others:
-            if isinstance(other, LayerPruningModifier) and self._at_start and other._at_start:
-                raise FieldError("layers", "two of this kind drop layers at the start: name all of them in one", other)
 
     def events(self) -> list[tuple[float, str]]:
         return [(self.span[0], f"layers dropped: {listed(self._patterns, 4)}")]
 
     def prepare_structure(self, state: State) -> str:
-        from sparse_accel.nn.blocks import encoder_blocks, remove_blocks
-
-        if not self._at_start:
+        if not self.drops_layers_at_start:
             return ""
-        found = self._find(state, set())
-        remove_blocks(state.model, list(found.values()))
+        found = drop_layers(state, self._patterns, self.name)
         self._removed = len(found)
-        left = len(encoder_blocks(state.model)[1])
-        state.notices.append(f"{self.name}: {listed(found, 4)} removed: {left} of {left + len(found)} stay")
-        return (
-            f"{self.name} removed {listed(found, 4)} before: later layers have moved up, and names are those of the "
-            "shortened model"
-        )
+        return names_after(found, self.name)
 
     def attach(self, state: State) -> None:
         from sparse_accel.nn.blocks import make_skippable
 
-        if self._at_start:
+        if self.drops_layers_at_start:
             return
         others = [each for each in state.modifiers if isinstance(each, LayerPruningModifier) and each is not self]
         taken = {name for other in others for name in other._blocks}
         try:
             blocks = make_skippable(state.model)
         except ValueError as error:
-            raise self._refused(error) from error
-        found = self._find(state, taken)
+            raise _refused(self._patterns, self.name, error) from error
+        found = _find(state, self._patterns, taken, self.name)
         self._blocks = {name: blocks[index] for name, index in found.items()}
         left = len(blocks) - len(taken) - len(found)
         state.notices.append(
             f"{self.name}: {listed(found, 4)} dropped from epoch {self.start_epoch:g}: {left} of {len(blocks)} stay"
         )
-
-    def _find(self, state: State, taken: set[str]) -> dict[str, int]:
-        """Returns the indices of the blocks to drop, by name.
-
-        Args:
-            taken: names of blocks that other modifiers drop.
-
-        Raises:
-            UsageError: a name is not that of a block, or these blocks cannot be dropped.
-        """
-        from sparse_accel.nn.blocks import check_removable, encoder_blocks
-
-        try:
-            prefix, blocks = encoder_blocks(state.model)
-        except ValueError as error:
-            raise self._refused(error) from error
-        names = [f"{prefix}.{index}" for index in range(len(blocks))]
-        for pattern in self._patterns:
-            if not match_parameter_names(pattern, names, (), strict=False):
-                raise UsageError(
-                    f"{self.name}: layers: '{pattern}' is not a layer that can be dropped.{nearest(pattern, names)} "
-                    f"These are: {names[0]} to {names[-1]}"
-                )
-        matched = set(match_parameter_names(self._patterns, names, (), strict=False))
-        found = {name: index for index, name in enumerate(names) if name in matched}
-        if twice := taken.intersection(found):
-            raise UsageError(f"{self.name}: layers: two modifiers drop {min(twice)}: remove it from one")
-        if len(found) + len(taken) == len(names):
-            raise UsageError(f"{self.name}: layers: all {len(names)} layers would be dropped, but one must stay")
-        try:
-            check_removable(state.model, [index for index, name in enumerate(names) if name in taken | found.keys()])
-        except ValueError as error:
-            raise self._refused(error) from error
-        return found
-
-    def _refused(self, error: ValueError) -> UsageError:
-        return UsageError(f"{self.name}: layers ({listed(self._patterns, 4)}) cannot be dropped: {error}")
 
     def step_begin(self, progress: Progress) -> None:
         self._skip(progress.reached(self.start_epoch))
@@ -172,4 +121,73 @@ class LayerPruningModifier(Modifier):
         return f"{dropped} layer{'s' * (dropped > 1)} dropped" if dropped else ""
 
     def structure_final(self, progress: Progress) -> bool:
-        return self._at_start or self._skips
+        return self.drops_layers_at_start or self._skips
+
+
+# --- which layers -----------------------------------------------------------------------------------------------------
+
+
+def drop_layers(state: State, patterns: Sequence[str], modifier: str) -> dict[str, int]:
+    """Removes blocks of the model, adds a notice, and returns what their indices were, by name.
+
+    Args:
+        patterns: names of blocks, or `re:PATTERN`.
+        modifier: its name, for messages.
+
+    Raises:
+        UsageError: a name is not that of a block, or these blocks cannot be dropped.
+    """
+    from sparse_accel.nn.blocks import encoder_blocks, remove_blocks
+
+    found = _find(state, patterns, set(), modifier)
+    remove_blocks(state.model, list(found.values()))
+    left = len(encoder_blocks(state.model)[1])
+    state.notices.append(f"{modifier}: {listed(found, 4)} removed: {left} of {left + len(found)} stay")
+    return found
+
+
+def names_after(found: Mapping[str, int], modifier: str) -> str:
+    """Returns what names of layers mean once `drop_layers` has removed some, for messages."""
+    return (
+        f"{modifier} removed {listed(found, 4)} before: later layers have moved up, and names are those of the "
+        "shortened model"
+    )
+
+
+def _find(state: State, patterns: Sequence[str], taken: set[str], modifier: str) -> dict[str, int]:
+    """Returns the indices of the blocks to drop, by name.
+
+    Args:
+        taken: names of blocks that other modifiers drop.
+
+    Raises:
+        UsageError: see `drop_layers`.
+    """
+    from sparse_accel.nn.blocks import check_removable, encoder_blocks
+
+    try:
+        prefix, blocks = encoder_blocks(state.model)
+    except ValueError as error:
+        raise _refused(patterns, modifier, error) from error
+    names = [f"{prefix}.{index}" for index in range(len(blocks))]
+    for pattern in patterns:
+        if not match_parameter_names(pattern, names, (), strict=False):
+            raise UsageError(
+                f"{modifier}: layers: '{pattern}' is not a layer that can be dropped.{nearest(pattern, names)} "
+                f"These are: {names[0]} to {names[-1]}"
+            )
+    matched = set(match_parameter_names(list(patterns), names, (), strict=False))
+    found = {name: index for index, name in enumerate(names) if name in matched}
+    if twice := taken.intersection(found):
+        raise UsageError(f"{modifier}: layers: two modifiers drop {min(twice)}: remove it from one")
+    if len(found) + len(taken) == len(names):
+        raise UsageError(f"{modifier}: layers: all {len(names)} layers would be dropped, but one must stay")
+    try:
+        check_removable(state.model, [index for index, name in enumerate(names) if name in taken | found.keys()])
+    except ValueError as error:
+        raise _refused(patterns, modifier, error) from error
+    return found
+
+
+def _refused(patterns: Sequence[str], modifier: str, error: ValueError) -> UsageError:
+    return UsageError(f"{modifier}: layers ({listed(patterns, 4)}) cannot be dropped: {error}")

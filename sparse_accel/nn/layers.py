@@ -12,6 +12,7 @@ masked weight, so a pruned weight gets no gradient, and masks need no code in th
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,40 +29,75 @@ from sparse_accel.nn.masks import clear, masked
 
 
 class SparseLayer(nn.Module):
-    """Base class of the layers below: a mask, and a quantizer each for input, weight and output, all None at first."""
+    """Base class of the layers below: masks, and a quantizer each for input, weight and output, all None at first.
+
+    A weight is kept where `mask`, `row_mask` and `column_mask` all keep it. The last two remove whole outputs and
+    inputs: structured pruning has them next to the mask of unstructured pruning.
+    """
 
     weight: Any  # the layer's own parameter
-    mask: Tensor | None  # bool, of the weight's shape, True where kept; not persistent
-    straight_through: bool  # whether the mask lets the gradient of masked weights pass
-    bias_mask: Tensor | None  # bool, (out,), True where kept, for outputs that are removed entirely; not persistent
+    # The masks are bool, True where kept, and not persistent.
+    mask: Tensor | None  # of the weight's shape
+    row_mask: Tensor | None  # (out,)
+    column_mask: Tensor | None  # (in,)
+    bias_mask: Tensor | None  # (out,)
+    straight_through: bool  # whether the masks let the gradient of masked weights pass
     input_quantizer: FakeQuantize | None
     weight_quantizer: FakeQuantize | None
     output_quantizer: FakeQuantize | None
 
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """The shape of the complete weight, (out, in, ...), also where this process holds only a part of it."""
+        raise NotImplementedError
+
+    def units_in_use(self) -> Tensor | None:
+        """Returns which weights are in rows and columns that are kept, bool, broadcastable to the weight's shape; None
+        if the layer has no masks of rows and columns."""
+        rows, columns = self.row_mask, self.column_mask
+        after = len(self.whole_shape) - 2
+        if columns is not None:
+            columns = columns.view(1, -1, *[1] * after)
+        if rows is not None:
+            rows = rows.view(-1, 1, *[1] * after)
+        return rows if columns is None else columns if rows is None else rows & columns
+
+    def mask_in_use(self) -> Tensor | None:
+        """Returns which weights all masks keep, bool, broadcastable to the weight's shape; None without a mask."""
+        units = self.units_in_use()
+        return self.mask if units is None else units if self.mask is None else self.mask & units
+
     def masked_weight(self) -> Tensor:
-        """Returns the stored weight with exact zeros where the mask is False."""
-        if self.mask is None:
+        """Returns the stored weight with exact zeros where a mask is False."""
+        if self.mask is None and self.row_mask is None and self.column_mask is None:
             return self.weight
-        return masked(self.weight, self.mask, self._mask_bits(), straight_through=self.straight_through)
+        bits = self._mask_bits()
+        mask = self.mask_in_use() if bits is None else bits  # with bits, only they are read
+        assert mask is not None
+        return masked(self.weight, mask, bits, straight_through=self.straight_through)
 
     def _mask_bits(self) -> Tensor | None:
-        """Returns the mask in the form that is fastest on a CPU, updated if the mask has changed; None elsewhere."""
-        assert self.mask is not None
+        """Returns the masks in the form that is fastest on a CPU, updated if one has changed; None elsewhere."""
         if self.weight.device.type != "cpu" or self.weight.dtype != torch.float32 or torch.compiler.is_compiling():
             return None
-        known_mask, known_version, bits = self.__dict__.get("_known_bits", (None, None, None))
-        if known_mask is not self.mask or known_version != self.mask._version:
-            bits = mask_bits(self.mask)
-            self.__dict__["_known_bits"] = (self.mask, self.mask._version, bits)
+        masks = (self.mask, self.row_mask, self.column_mask)
+        versions = [mask if mask is None else mask._version for mask in masks]
+        known_masks, known_versions, bits = self.__dict__.get("_known_bits", ((), [], None))
+        if versions != known_versions or any(mask is not known for mask, known in zip(masks, known_masks, strict=True)):
+            mask = self.mask_in_use()
+            assert mask is not None
+            bits = mask_bits(mask)
+            self.__dict__["_known_bits"] = (masks, versions, bits)
         return bits
 
     def clear_masked(self, tensor: Tensor) -> None:
-        """Sets a tensor of the weight's shape and dtype (its gradient) to 0 in place where the mask is False."""
-        assert self.mask is not None
-        clear(tensor, self.mask, self._mask_bits())
+        """Sets a tensor of the weight's shape and dtype (its gradient) to 0 in place where a mask is False."""
+        mask = self.mask_in_use()
+        assert mask is not None
+        clear(tensor, mask, self._mask_bits())
 
     def __getstate__(self) -> dict[str, Any]:
-        # The mask of a copy counts its changes from 0 again, so bits of the original could be mistaken for its own.
+        # The masks of a copy count their changes from 0 again, so bits of the original could be mistaken for its own.
         return {name: value for name, value in self.__dict__.items() if name != "_known_bits"}
 
     def bias_in_use(self) -> Tensor | None:
@@ -84,31 +120,49 @@ class SparseLayer(nn.Module):
 
 
 class SparseLinear(SparseLayer, nn.Linear):
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        return self.out_features, self.in_features
+
     def forward(self, x: Tensor) -> Tensor:
         return self.quantize_output(F.linear(self.quantize_input(x), self.weight_in_use(), self.bias_in_use()))
 
 
 class SparseEmbedding(SparseLayer, nn.Embedding):
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        return self.num_embeddings, self.embedding_dim
+
     def forward(self, ids: Tensor) -> Tensor:
         # Only the rows in use are masked and rounded: the result is the same, and a vocabulary is far larger than a
         # batch. Padding, max_norm and sparse gradients work as in nn.Embedding.
         rows = super().forward(ids)
-        if self.mask is not None:
-            rows = masked(rows, self.mask[ids], straight_through=self.straight_through)
+        for mask in (
+            None if self.mask is None else self.mask[ids],
+            None if self.row_mask is None else self.row_mask[ids].unsqueeze(-1),
+            self.column_mask,
+        ):
+            if mask is not None:
+                rows = masked(rows, mask, straight_through=self.straight_through)
         if self.weight_quantizer is not None:
-            rows = self.weight_quantizer(
-                rows, whole=self.weight.detach() if self.mask is None else self.masked_weight()
-            )
+            rows = self.weight_quantizer(rows, whole=self.masked_weight().detach(), rows=ids)
         return self.quantize_output(rows)
 
 
-class SparseConv1d(SparseLayer, nn.Conv1d):
+class _SparseConv(SparseLayer):
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        conv = cast(Any, self)
+        return conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
+
+
+class SparseConv1d(_SparseConv, nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         found = self._conv_forward(self.quantize_input(x), self.weight_in_use(), self.bias_in_use())
         return self.quantize_output(found)
 
 
-class SparseConv2d(SparseLayer, nn.Conv2d):
+class SparseConv2d(_SparseConv, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         found = self._conv_forward(self.quantize_input(x), self.weight_in_use(), self.bias_in_use())
         return self.quantize_output(found)
@@ -140,9 +194,9 @@ def make_sparse(module: nn.Module) -> SparseLayer:
         raise TypeError(f"{type(module).__name__} is not one of Linear, Embedding, Conv1d, Conv2d")
     module.__class__ = _SPARSE_CLASS[type(module)]
     layer = cast(SparseLayer, module)
-    layer.register_buffer("mask", None, persistent=False)
+    for kind in ("mask", "row_mask", "column_mask", "bias_mask"):
+        layer.register_buffer(kind, None, persistent=False)
     layer.straight_through = False
-    layer.register_buffer("bias_mask", None, persistent=False)
     layer.input_quantizer = layer.weight_quantizer = layer.output_quantizer = None
     return layer
 
@@ -178,21 +232,30 @@ def _quantize_first_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[An
     if not inputs or not isinstance(inputs[0], Tensor) or not inputs[0].is_floating_point():
         raise UsageError(
             f"the input of {type(layer).__name__} cannot be quantized, because its first argument is not a tensor of "
-            "floats: remove this class from custom_quantizable_module_types in the recipe's QuantizationModifier"
+            "floats: in the recipe's QuantizationModifier, remove this class from custom_quantizable_module_types, or "
+            "add it to ignore"
         )
     return quantizer(inputs[0]), *inputs[1:]
 
 
-def mask_outputs(layer: SparseLayer, kept: Tensor) -> None:
-    """Removes outputs of a Linear or convolution layer: masks their weight rows together with their biases.
+def mask_outputs(layer: SparseLayer, kept: Tensor, *, bias: bool = True) -> None:
+    """Removes outputs of a layer: masks their weight rows and, unless `bias` is False, their biases, which would stay.
 
     Args:
-        kept: bool, (out,), False for outputs to remove; weights that are already pruned stay pruned.
+        kept: bool, (out,), False for outputs to remove; outputs that are removed already stay removed.
     """
-    whole = kept.view(-1, *[1] * (layer.weight.ndim - 1)).expand(layer.weight.shape)
-    layer.mask = whole.clone() if layer.mask is None else layer.mask & whole
-    if cast(Any, layer).bias is not None:
+    layer.row_mask = kept.clone() if layer.row_mask is None else layer.row_mask & kept
+    if bias and getattr(layer, "bias", None) is not None:
         layer.bias_mask = kept.clone() if layer.bias_mask is None else layer.bias_mask & kept
+
+
+def mask_inputs(layer: SparseLayer, kept: Tensor) -> None:
+    """Removes inputs of a layer: masks their weight columns.
+
+    Args:
+        kept: bool, (in,), False for inputs to remove; inputs that are removed already stay removed.
+    """
+    layer.column_mask = kept.clone() if layer.column_mask is None else layer.column_mask & kept
 
 
 def maskable_layers(model: nn.Module) -> dict[str, list[nn.Module]]:
@@ -220,13 +283,19 @@ def sparse_without_mask(model: nn.Module) -> dict[str, tuple[int, int]]:
     Sparse is more than 10% zeros, but not only zeros: those are an initialization. Weights without values (meta), and
     those that are computed from other parameters (torch.nn.utils.parametrize), are left out.
     """
-    found, masked, parameters = {}, masks(model), dict(model.named_parameters())
+    found, parameters = {}, dict(model.named_parameters())
+    layers = {f"{name}.weight": layer for name, layer in sparse_layers(model)}
     for name in prunable_names(model):
-        weight = parameters.get(name)
-        if weight is not None and weight.requires_grad and not weight.is_meta and name not in masked:
-            zeros = weight.numel() - int(torch.count_nonzero(weight.detach()))
-            if 0.1 * weight.numel() < zeros < weight.numel():
-                found[name] = (zeros, weight.numel())
+        parameter, layer = parameters.get(name), layers.get(name)
+        if parameter is None or not parameter.requires_grad or parameter.is_meta or (layer and layer.mask is not None):
+            continue
+        weight = parameter.detach()
+        if layer and layer.units_in_use() is not None:  # its rows or columns of zeros are removed units
+            kept = weight.flatten(1) != 0
+            weight = weight.flatten(1)[kept.any(1)][:, kept.any(0)]
+        zeros = weight.numel() - int(torch.count_nonzero(weight))
+        if 0.1 * weight.numel() < zeros < weight.numel():
+            found[name] = (zeros, weight.numel())
     return found
 
 
@@ -256,21 +325,37 @@ def quantizers_without_range_off(model: nn.Module) -> Iterator[None]:
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
-    """Returns all masks, by the name of the weight or bias that they belong to."""
-    found = {f"{name}.{kind}": mask for name, layer in sparse_layers(model) for kind, mask in _masks_of(layer)}
-    return {name: mask for name, mask in found.items() if mask is not None}
+    """Returns which weights and biases all masks keep, by name: bool, each of its parameter's complete shape.
+
+    Parameters without a mask are left out. The tensors are to be read only: some share memory with the masks.
+    """
+    found: dict[str, Tensor] = {}
+    for name, layer in sparse_layers(model):
+        if (mask := layer.mask_in_use()) is not None:
+            found[f"{name}.weight"] = mask.expand(layer.whole_shape)
+        if layer.bias_mask is not None:
+            found[f"{name}.bias"] = layer.bias_mask
+    return found
+
+
+def mask_versions(model: nn.Module) -> list[tuple[Tensor, int]]:
+    """Returns each mask with a number that grows with every change of it. Unlike `masks`, it computes nothing."""
+    found = []
+    for _, layer in sparse_layers(model):
+        for mask in (layer.mask, layer.row_mask, layer.column_mask, layer.bias_mask):
+            if mask is not None:
+                found.append((mask, mask._version))
+    return found
 
 
 def masked_fraction(model: nn.Module) -> float:
     """Returns the fraction of the encoder's Linear weights that masks remove, of those that have a mask; 0 without."""
-    found = [layer.mask for name, layer in sparse_layers(model) if is_encoder_linear(name, layer)]
-    kept = [mask.sum() for mask in found if mask is not None]  # summed on the device, read once
-    weights = sum(mask.numel() for mask in found if mask is not None)
+    layers = [layer for name, layer in sparse_layers(model) if is_encoder_linear(name, layer)]
+    found = [(mask, layer) for layer in layers if (mask := layer.mask_in_use()) is not None]
+    # A mask of rows counts once for each column. Summed on the device, and read once.
+    kept = [mask.sum() * (math.prod(layer.whole_shape) // mask.numel()) for mask, layer in found]
+    weights = sum(math.prod(layer.whole_shape) for _, layer in found)
     return 1 - int(torch.stack(kept).sum()) / weights if kept else 0.0
-
-
-def _masks_of(layer: SparseLayer) -> tuple[tuple[str, Tensor | None], ...]:
-    return ("weight", layer.mask), ("bias", layer.bias_mask)
 
 
 def export_obstacles(model: nn.Module, *, only_enabled: bool) -> dict[str, list[str]]:
@@ -285,18 +370,17 @@ def export_obstacles(model: nn.Module, *, only_enabled: bool) -> dict[str, list[
         present = {kind: getattr(layer, f"{kind}_quantizer", None) for kind in kinds}
         used = {kind: q for kind, q in present.items() if q is not None and (q.enabled or not only_enabled)}
         if used and isinstance(layer, (SparseConv1d, SparseConv2d)):
-            keep = f"`exclude_module_types: [{plain_class_name(layer)}]` in the recipe's QuantizationModifier"
+            kind = plain_class_name(layer)
+            keep = f"`exclude_module_types: [{kind}]` (with a scheme: `ignore: [{kind}]`) in the QuantizationModifier"
             reason = f"quantized convolutions cannot be exported to ONNX yet: keep them in float with {keep}"
             found.setdefault(reason, []).append(name)
             continue
         for kind, quantizer in used.items():
             scheme, reason = quantizer.scheme, ""
-            if kind != "weight" and (scheme.signed or scheme.channel_axis is not None):
-                reason = "only unsigned activations with one scale can be exported"
-            elif kind == "weight" and not (scheme.signed and scheme.symmetric):
-                reason = "only signed symmetric weights can be exported"
-            elif kind == "weight" and scheme.channel_axis is not None and isinstance(layer, nn.Embedding):
-                reason = "an embedding with one scale per row cannot be exported yet"
+            if kind != "weight" and scheme.channel_axis is not None:
+                reason = "only activations with one scale can be exported"
+            elif kind == "weight" and not (scheme.signed and scheme.symmetric and scheme.channel_axis in (None, 0)):
+                reason = "only signed symmetric weights with one scale, or one per row, can be exported"
             elif kind == "weight" and isinstance(layer, nn.Linear) and "input" not in used:
                 reason = "a Linear with a quantized weight and a float input has no integer kernel"
             if reason:

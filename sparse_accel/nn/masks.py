@@ -90,7 +90,12 @@ def add_movement(score: Tensor, gradient: Tensor, weight: Tensor, usable: Tensor
         score.addcmul_(torch.where(usable, gradient, 0.0), weight, value=-MOVEMENT_RATE)
 
 
-def masks_of_scores(scores: Sequence[Tensor], sparsity: float, mask_type: MaskType = "unstructured") -> list[Tensor]:
+def masks_of_scores(
+    scores: Sequence[Tensor],
+    sparsity: float,
+    mask_type: MaskType = "unstructured",
+    left: Sequence[Tensor | None] | None = None,
+) -> list[Tensor]:
     """Returns a mask for each tensor that drops the lowest scores, with one ranking over all of them.
 
     So the sparsity of single tensors may differ. An N:M mask has the same sparsity in every group, so a ranking over
@@ -100,6 +105,8 @@ def masks_of_scores(scores: Sequence[Tensor], sparsity: float, mask_type: MaskTy
         scores: one score per weight, each of its weight's shape; not NaN. A block has the mean score of its weights.
         sparsity: fraction to drop, 0 to 1; round(sparsity * n) of the n units (weights or blocks) are dropped.
         mask_type: as for `magnitude_mask`.
+        left: which weights of each tensor count, bool, of its shape or broadcastable to it; None: all. The others are
+            neither ranked nor dropped. A block counts if one of its weights does. It has no effect on N:M masks.
 
     Raises:
         ValueError: as `magnitude_mask`.
@@ -109,12 +116,40 @@ def masks_of_scores(scores: Sequence[Tensor], sparsity: float, mask_type: MaskTy
         return [_group_mask(score, sparsity, *group) for score in scores]
     block = block_shape(mask_type)
     units = list(scores) if block is None else [_block_scores(score, block) for score in scores]
-    flat = torch.cat([unit.flatten() for unit in units])
-    kept = keep_all_but_lowest(flat, round(sparsity * flat.numel()))
-    masks = [part.view(unit.shape) for part, unit in zip(kept.split([u.numel() for u in units]), units, strict=True)]
+    counting = [_counting(mask, score, block) for mask, score in zip(left or [None] * len(units), scores, strict=True)]
+    ranked = [unit.flatten() if c is None else unit[c] for unit, c in zip(units, counting, strict=True)]
+    flat = torch.cat(ranked)
+    kept = keep_all_but_lowest(flat, round(sparsity * flat.numel())).split([each.numel() for each in ranked])
+    masks = []
+    for part, unit, counts in zip(kept, units, counting, strict=True):
+        mask = part.view(unit.shape) if counts is None else torch.ones_like(unit, dtype=torch.bool)
+        masks.append(mask if counts is None else mask.masked_scatter_(counts, part))
     if block is None:
         return masks
     return [_expand_blocks(mask, score.shape, block) for mask, score in zip(masks, scores, strict=True)]
+
+
+def whole_blocks(left: Tensor, shape: Sequence[int], mask_type: MaskType) -> Tensor:
+    """Returns `left`, with True for all weights of a block that has one; unchanged for mask types without blocks.
+
+    Args:
+        left: bool, of `shape` or broadcastable to it.
+        shape: of the weight: (out, in, ...).
+        mask_type: as for `magnitude_mask`.
+    """
+    block = None if kept_of_group(mask_type) else block_shape(mask_type)
+    if block is None:
+        return left
+    whole = left.expand(*shape)
+    return _expand_blocks(_block_scores(whole.float(), block) > 0, whole.shape, block)
+
+
+def _counting(left: Tensor | None, score: Tensor, block: tuple[int, int] | None) -> Tensor | None:
+    """Returns which units (weights or blocks) have a weight that is left, bool; None: all."""
+    if left is None:
+        return None
+    left = left.expand(score.shape)
+    return left if block is None else _block_scores(left.float(), block) > 0
 
 
 def masked(weight: Tensor, mask: Tensor, bits: Tensor | None = None, *, straight_through: bool = False) -> Tensor:
@@ -124,7 +159,7 @@ def masked(weight: Tensor, mask: Tensor, bits: Tensor | None = None, *, straight
 
     Args:
         weight: any shape, float.
-        mask: bool, of the weight's shape.
+        mask: bool, of the weight's shape or broadcastable to it; it is not read if there are `bits`.
         bits: `mask_bits(mask)`, which a CPU applies ten times faster than a bool mask; float32 weights only.
         straight_through: the backward ignores the mask: masked weights get the gradient of their zeros.
     """

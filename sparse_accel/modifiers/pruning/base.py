@@ -38,25 +38,16 @@ class PruningModifier(Modifier):
         """Gives the layers that match `patterns` a mask that keeps all weights; returns the names of their weights."""
         import torch
 
-        from sparse_accel.nn.layers import make_sparse, maskable_layers, prunable_names
+        from sparse_accel.nn.layers import make_sparse
 
-        found = maskable_layers(model)
-        every_name = [name for name, _ in model.named_parameters()]
-        names = match_parameter_names(patterns, every_name, prunable_names(model))
-        refused = [name for name in names if name not in found]
-        if refused:
-            raise UsageError(
-                f"{self.name}: {refused[0]} cannot be pruned: only weights of Linear, Embedding and convolution layers "
-                f"can ({len(refused)} of {len(names)} names in params are others). Use __ALL_PRUNABLE__, or a pattern "
-                "such as re:.*encoder.*dense.weight"
-            )
-        for name in names:
-            layers = [make_sparse(module) for module in found[name]]
+        found = layers_of(model, patterns, self.name)
+        for name, modules in found.items():
+            layers = [make_sparse(module) for module in modules]
             for layer in layers:
                 if layer.mask is None:
                     layer.mask = torch.ones_like(layer.weight, dtype=torch.bool)
             self._layers[name] = layers
-        return names
+        return list(found)
 
     def _check_alone(self, state: State) -> None:
         """Raises UsageError if two modifiers set the mask of one weight at the same time."""
@@ -75,8 +66,20 @@ class PruningModifier(Modifier):
         from sparse_accel.distributed.weights import full_weight
 
         layer = self._layers[name][0]
+        mask = layer.mask_in_use()
+        assert mask is not None
+        return full_weight(layer.weight).masked_fill(~mask, 0.0)
+
+    def _left(self, name: str) -> torch.Tensor | None:
+        """Returns which weights are in rows and columns that structured pruning has left, bool, broadcastable to the
+        weight's shape; None: all. Sparsity is counted among these, and only these are ranked."""
+        return self._layers[name][0].units_in_use()
+
+    def _count(self, name: str) -> int:
+        """Returns the number of weights that sparsity is counted among."""
+        layer, left = self._layers[name][0], self._left(name)
         assert layer.mask is not None
-        return full_weight(layer.weight).masked_fill(~layer.mask, 0.0)
+        return layer.mask.numel() if left is None else int(left.expand(layer.mask.shape).sum())
 
     def _set_mask(self, name: str, mask: torch.Tensor) -> None:
         """Changes a mask. Weights that are no longer pruned restart at 0, whatever the old mask covered."""
@@ -120,6 +123,30 @@ class PruningModifier(Modifier):
             raise ValueError(f"the masks of {self.name} belong to other weights: {listed(state, 3)}")
         for name, mask in state.items():
             self._copy_mask(name, mask)
+
+
+def layers_of(model: torch.nn.Module, patterns: str | list[str], modifier: str) -> dict[str, list[torch.nn.Module]]:
+    """Returns the layers whose weights match `patterns`, by the name of the weight; several if it is tied.
+
+    Args:
+        modifier: its name, for messages.
+
+    Raises:
+        UsageError: a pattern matches nothing, or what cannot have a mask.
+    """
+    from sparse_accel.nn.layers import maskable_layers, prunable_names
+
+    found = maskable_layers(model)
+    every_name = [name for name, _ in model.named_parameters()]
+    names = match_parameter_names(patterns, every_name, prunable_names(model))
+    refused = [name for name in names if name not in found]
+    if refused:
+        raise UsageError(
+            f"{modifier}: {refused[0]} cannot be pruned: only weights of Linear, Embedding and convolution layers "
+            f"can ({len(refused)} of {len(names)} names in params are others). Use __ALL_PRUNABLE__, or a pattern "
+            "such as re:.*encoder.*dense.weight"
+        )
+    return {name: found[name] for name in names}
 
 
 def short(params: str | list[str]) -> str:

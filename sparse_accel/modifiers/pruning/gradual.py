@@ -6,9 +6,7 @@ The base class of all gradual pruning; a subclass gives the scores. Masks are ma
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,7 +14,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import FieldError
 from sparse_accel.modifiers.parameter_names import check_patterns
 from sparse_accel.modifiers.pruning.base import PruningModifier, short
-from sparse_accel.progress import ROUNDING
+from sparse_accel.modifiers.pruning.schedule import FROM_PARAM, ScheduledPruning, check_fraction, scheduled_sparsity
 
 if TYPE_CHECKING:
     import torch
@@ -24,13 +22,12 @@ if TYPE_CHECKING:
     from sparse_accel.modifiers.state import State
     from sparse_accel.progress import Progress
 
-FROM_PARAM = "__FROM_PARAM__"
 # Fraction of zeros from which a weight counts as sparse.
 _SPARSE = 0.1
 
 
 @dataclass(kw_only=True)
-class GradualPruningModifier(PruningModifier):
+class GradualPruningModifier(ScheduledPruning, PruningModifier):
     """Base class of gradual pruning: `init_sparsity` at `start_epoch`, `final_sparsity` at `end_epoch`."""
 
     end_epoch: float = -1.0
@@ -60,19 +57,10 @@ class GradualPruningModifier(PruningModifier):
         super().__post_init__()
         self._final: dict[str, float] = {}  # final sparsity, by weight
         self._initial: dict[str, float] = {}  # initial sparsity, by weight; known once pruning begins
-        self._progress: Progress | None = None
-        self._updated_in = -1  # the step of the last update
-        self._finished = False
-        if self.end_epoch < 0:
-            raise FieldError("end_epoch", "required: the epoch at which final_sparsity is reached")
-        if isinstance(self.init_sparsity, str):
-            if self.init_sparsity != FROM_PARAM:
-                raise FieldError("init_sparsity", f"expected a number or {FROM_PARAM}, got {self.init_sparsity!r}")
-        else:
-            _check_fraction("init_sparsity", self.init_sparsity)
+        self._check_schedule()
         table = isinstance(self.final_sparsity, dict)
         for value in self.final_sparsity if isinstance(self.final_sparsity, dict) else [self.final_sparsity]:
-            _check_fraction("final_sparsity", value)
+            check_fraction("final_sparsity", value)
         if table and self.params not in ("__ALL_PRUNABLE__", []):
             raise FieldError("params", "final_sparsity already names the weights: leave params out")
         if isinstance(self.final_sparsity, dict):
@@ -84,9 +72,6 @@ class GradualPruningModifier(PruningModifier):
             self._check_params()
         if isinstance(self.final_sparsity, dict) and self.global_sparsity and len(self.final_sparsity) > 1:
             raise FieldError("global_sparsity", "needs one final_sparsity, but this mapping has several")
-        if self.inter_func not in ("linear", "cubic", "inverse_cubic"):
-            raise FieldError("inter_func", f"expected linear, cubic or inverse_cubic, got {self.inter_func!r}")
-        check_update_frequency(self.update_frequency)
         self._check_mask_type()
 
     def _check_mask_type(self) -> None:
@@ -110,13 +95,12 @@ class GradualPruningModifier(PruningModifier):
 
     def events(self) -> list[tuple[float, str]]:
         start = max(self.start_epoch, 0.0)
-        every = "every step" if self.update_frequency <= 0 else f"every {self.update_frequency:g} epochs"
         final = self.final_sparsity if isinstance(self.final_sparsity, dict) else f"{self.final_sparsity:g}"
         begin = "the current sparsity" if isinstance(self.init_sparsity, str) else f"{self.init_sparsity:g}"
         what = f"{short(self.params)}, {self.mask_type}{', global' if self.global_sparsity else ''}"
         end = "final sparsity reached" + ("" if self.leave_enabled else "; pruned weights may grow again")
         return [
-            (start, f"pruning by {self.ranking} from {begin} to {final}, {self.inter_func}, {every} ({what})"),
+            (start, f"pruning by {self.ranking} from {begin} to {final}, {self._rhythm} ({what})"),
             (self.end_epoch, end),
         ]
 
@@ -176,33 +160,6 @@ class GradualPruningModifier(PruningModifier):
     def bind(self, state: State) -> None:
         self._state = state
 
-    def step_begin(self, progress: Progress) -> None:
-        self._progress = progress
-        if self._is_due(progress):
-            self._update_in(progress)
-
-    def _is_due(self, progress: Progress) -> bool:
-        """Returns True in the steps of the schedule; only once, if the fp16 scaler has a step repeated."""
-        due = update_due(progress, self.start_epoch, self.end_epoch, self.update_frequency)
-        return due and self._updated_in != progress.step
-
-    def _update_in(self, progress: Progress) -> None:
-        """Updates the masks in a step of the schedule."""
-        self._updated_in = progress.step
-        self._update(progress)
-        if progress.reached(self.end_epoch) and not self.leave_enabled:
-            self._remove_masks()
-
-    def finish(self) -> None:
-        """Reaches the final sparsity, also if `end_epoch` is the end of training, where no further step begins."""
-        if not self._reached_end():
-            self._update(None)
-        self._finished = True
-        super().finish()
-
-    def apply_at_once(self, forwards: Callable[[], Iterator[None]]) -> None:
-        self.finish()
-
     def at_once(self) -> str:
         final = self.final_sparsity if isinstance(self.final_sparsity, dict) else [self.final_sparsity]
         return f" (to {', '.join(f'{sparsity:g}' for sparsity in final)})"
@@ -214,28 +171,30 @@ class GradualPruningModifier(PruningModifier):
             return "pruning"
         return "pruned" if self.leave_enabled else ""
 
-    def structure_final(self, progress: Progress) -> bool:
-        return self._finished or self._reached_end()
+    def _left(self, name: str) -> torch.Tensor | None:
+        """As in the base class; of a block that is left in part, all weights count."""
+        from sparse_accel.nn.masks import whole_blocks
 
-    def _reached_end(self) -> bool:
-        """Returns True once the masks are those of the final sparsity."""
-        return self._progress is not None and self._progress.reached(self.end_epoch)
+        left = super()._left(name)
+        return left if left is None else whole_blocks(left, self._layers[name][0].whole_shape, self.mask_type)
+
+    def _weights_left(self, name: str) -> torch.Tensor:
+        """Returns the effective weights that sparsity is counted among, of any shape."""
+        weight, left = self._full_weight(name), self._left(name)
+        return weight if left is None else weight[left.expand(weight.shape)]
 
     def _initial_sparsities(self) -> dict[str, float]:
         from sparse_accel.nn.masks import sparsity_of
 
         if isinstance(self.init_sparsity, str):
-            return {name: sparsity_of(self._full_weight(name)) for name in self._layers}
+            return {name: sparsity_of(self._weights_left(name)) for name in self._layers}
         return dict.fromkeys(self._layers, self.init_sparsity)
 
     def _update(self, progress: Progress | None) -> None:
         """Sets the masks for `progress`; None means the end of the range."""
         if not self._initial:
             self._initial = self._initial_sparsities()
-        fraction = 1.0
-        if progress is not None and not progress.reached(self.end_epoch):
-            start = max(self.start_epoch, 0.0)
-            fraction = (progress.epoch - start) / (self.end_epoch - start)
+        fraction = self._fraction(progress)
         targets = {
             name: scheduled_sparsity(fraction, self._initial[name], final, self.inter_func)
             for name, final in self._final.items()
@@ -243,6 +202,9 @@ class GradualPruningModifier(PruningModifier):
         if ":" in str(self.mask_type):  # N:M has only one sparsity, from the first mask on
             targets = dict(self._final)
         self._prune(targets)
+
+    def _remove_masks(self) -> None:
+        PruningModifier._remove_masks(self)
 
     def _prune(self, targets: dict[str, float]) -> None:
         """Sets the masks to these sparsities, by weight."""
@@ -260,11 +222,12 @@ class GradualPruningModifier(PruningModifier):
     def _masks_of(self, scores: dict[str, torch.Tensor], targets: dict[str, float]) -> dict[str, torch.Tensor]:
         from sparse_accel.nn.masks import masks_of_scores
 
-        count = sum(score.numel() for score in scores.values())
-        sparsity = sum(targets[name] * score.numel() for name, score in scores.items()) / count
+        counts = {name: self._count(name) for name in scores}
+        sparsity = sum(targets[name] * count for name, count in counts.items()) / max(sum(counts.values()), 1)
         if len({targets[name] for name in scores}) == 1:  # exactly: the number of pruned weights is rounded from it
             sparsity = targets[next(iter(scores))]
-        return dict(zip(scores, masks_of_scores(list(scores.values()), sparsity, self.mask_type), strict=True))
+        left = [self._left(name) for name in scores]
+        return dict(zip(scores, masks_of_scores(list(scores.values()), sparsity, self.mask_type, left), strict=True))
 
     def _score(self, name: str) -> torch.Tensor:
         """Returns the complete scores of a weight, float32 of its shape, on every process; the lowest are pruned."""
@@ -288,47 +251,3 @@ class GradualPruningModifier(PruningModifier):
         prefix = "initial_sparsity:"
         self._initial = {n.removeprefix(prefix): float(v) for n, v in state.items() if n.startswith(prefix)}
         super().load_state_dict({name: mask for name, mask in state.items() if not name.startswith(prefix)})
-
-
-def _check_fraction(key: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise FieldError(key, f"expected a fraction between 0 and 1, got {value:g}")
-
-
-def check_update_frequency(value: float) -> None:
-    """Raises FieldError for a negative number of epochs other than -1."""
-    if value < 0 and value != -1:
-        raise FieldError("update_frequency", f"expected a number of epochs, or -1 for every step, got {value:g}")
-
-
-def update_due(progress: Progress, start: float, end: float, frequency: float) -> bool:
-    """Returns True at steps that begin with a new mask: at `start`, every `frequency` epochs after it, and at `end`.
-
-    Args:
-        start, end, frequency: in epochs; the frequency -1 means every step.
-    """
-    start = max(start, 0.0)
-    if progress.begins(start) or progress.begins(end):
-        return True
-    if not progress.reached(start) or progress.reached(end):
-        return False
-    if frequency <= 0:
-        return True
-    passed, passed_before = ((clock.epoch - start) / frequency for clock in (progress, progress.previous()))
-    return math.floor(passed + ROUNDING) > math.floor(passed_before + ROUNDING)
-
-
-def scheduled_sparsity(fraction: float, initial: float, final: float, function: str) -> float:
-    """Returns the sparsity at a `fraction` of the pruning range.
-
-    Args:
-        fraction: 0 at its start, 1 at its end; other values are clipped.
-        initial, final: sparsity at start and end, 0 to 1.
-        function: `linear`; `cubic`, which is eq. 1 of Zhu & Gupta 2017 (arXiv 1710.01878): fast at first, slow near the
-            end; or `inverse_cubic`, its mirror: slow at first.
-    """
-    x = min(max(fraction, 0.0), 1.0)
-    if x == 1.0:
-        return final  # exactly: the number of pruned weights is rounded from it
-    shape = {"linear": x, "cubic": 1 - (1 - x) ** 3, "inverse_cubic": 1 - (1 - x) ** (1 / 3)}[function]
-    return initial + shape * (final - initial)

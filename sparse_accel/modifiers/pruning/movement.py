@@ -151,11 +151,13 @@ class MovementPruningModifier(GradualPruningModifier):
         from sparse_accel.nn.masks import clear
 
         for first, *_ in self._layers.values():
-            assert first.mask is not None
+            mask = first.mask_in_use()
+            assert mask is not None
             if first.weight.grad is None:
                 continue
             if is_sharded(first.weight):
-                clear(local_part(first.weight.grad), local_part_of(first.mask, first.weight))
+                whole = mask.expand(first.whole_shape).contiguous()
+                clear(local_part(first.weight.grad), local_part_of(whole, first.weight))
             else:
                 first.clear_masked(first.weight.grad)
 

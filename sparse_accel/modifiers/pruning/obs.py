@@ -238,7 +238,7 @@ class OBSPruningModifier(GradualPruningModifier):
     # --- updates ------------------------------------------------------------------------------------------------------
 
     def _prune(self, targets: dict[str, float]) -> None:
-        before = {name: self._pruned(name) / layers[0].weight.numel() for name, layers in self._layers.items()}
+        before = {name: self._pruned(name) / max(self._count(name), 1) for name in self._layers}
         for number in range(1, self.num_recomputations):
             part = number / self.num_recomputations
             self._prune_once({name: before[name] + part * (targets[name] - before[name]) for name in targets}, number)
@@ -310,7 +310,7 @@ class OBSPruningModifier(GradualPruningModifier):
     def _reached(self, targets: dict[str, float]) -> bool:
         unit = 4 if self.mask_type == "block4" else 1
         for names in self._groups(targets):
-            sizes = {name: self._mask(name).numel() for name in names}
+            sizes = {name: self._count(name) for name in names}
             wanted = sum(targets[name] * size for name, size in sizes.items())
             if round(wanted / unit) > sum(self._pruned(name) for name in names) // unit:
                 return False
@@ -322,4 +322,5 @@ class OBSPruningModifier(GradualPruningModifier):
         return mask
 
     def _pruned(self, name: str) -> int:
-        return int((~self._mask(name)).sum())
+        pruned, left = ~self._mask(name), self._left(name)
+        return int(pruned.sum() if left is None else (pruned & left).sum())

@@ -17,8 +17,8 @@ from tiny import make_bert
 from torch import Tensor, nn
 
 from sparse_accel.errors import UsageError
-from sparse_accel.modifiers.pruning.gradual import update_due
 from sparse_accel.modifiers.pruning.movement import MovementPruningModifier
+from sparse_accel.modifiers.pruning.schedule import update_due
 from sparse_accel.modifiers.state import State
 from sparse_accel.nn.layers import SparseLinear, masks
 from sparse_accel.nn.masks import MOVEMENT_RATE, add_movement, masks_of_scores

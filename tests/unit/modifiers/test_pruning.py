@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparse_accel.errors import UsageError
 from sparse_accel.models.sparsity import sparsity_report
-from sparse_accel.modifiers.pruning.gradual import scheduled_sparsity, update_due
+from sparse_accel.modifiers.pruning.schedule import scheduled_sparsity, update_due
 from sparse_accel.nn.layers import SparseLayer, masks, prunable_names, sparse_layers
 from sparse_accel.progress import Progress
 from sparse_accel.recipe import load_recipe

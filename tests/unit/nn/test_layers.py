@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from sparse_accel.nn.layers import (
     SparseLinear,
     make_sparse,
+    mask_inputs,
+    mask_outputs,
+    mask_versions,
     maskable_layers,
+    masked_fraction,
     masks,
     plain_class_name,
     prunable_names,
@@ -30,7 +34,7 @@ from sparse_accel.recipe_run import RecipeRun
 EVERYTHING = """
 modifiers:
   - !ConstantPruningModifier {params: __ALL_PRUNABLE__}
-  - !QuantizationModifier {start_epoch: 1}
+  - !QuantizationModifier {start_epoch: 1, quantize_embeddings: true}
 """
 
 
@@ -170,6 +174,76 @@ def test_a_straight_through_mask_lets_every_gradient_pass(module: nn.Module, x: 
     kept, full = layer.weight.grad[layer.mask], layer.weight.grad
     layer.clear_masked(full)
     assert torch.equal(full[layer.mask], kept) and (full[~layer.mask] == 0).all()
+
+
+@pytest.mark.parametrize("kinds", [("row",), ("column",), ("row", "column"), ("mask", "row", "column")], ids="+".join)
+@pytest.mark.parametrize(
+    ("module", "x"),
+    [
+        (nn.Linear(4, 3), torch.randn(2, 4)),
+        (nn.Conv1d(4, 4, 3, groups=2), torch.randn(2, 4, 8)),
+        (nn.Conv2d(4, 3, (3, 1)), torch.randn(2, 4, 8, 8)),
+        (nn.Embedding(9, 4, padding_idx=0), torch.randint(9, (2, 5))),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "x",
+)
+def test_masks_of_rows_and_columns_join_that_of_weights(module: nn.Module, x: Tensor, kinds: tuple[str, ...]) -> None:
+    plain: Any = copy.deepcopy(module)
+    layer: Any = make_sparse(copy.deepcopy(module))
+    shape = layer.weight.shape
+    assert layer.whole_shape == shape and layer.mask_in_use() is None and layer.masked_weight() is layer.weight
+    generator = torch.Generator().manual_seed(0)
+    expected = torch.ones(shape, dtype=torch.bool)
+    if "mask" in kinds:
+        layer.mask = torch.rand(shape, generator=generator) > 0.3
+        expected &= layer.mask
+    if "row" in kinds:
+        rows = torch.arange(shape[0]) != 1
+        mask_outputs(layer, rows, bias=False)
+        expected[1] = False
+    if "column" in kinds:
+        mask_inputs(layer, torch.arange(shape[1]) != 0)
+        expected[:, 0] = False
+    (found,) = masks(nn.ModuleList([layer])).values()
+    assert torch.equal(found, expected)
+    with torch.no_grad():
+        layer.weight[~expected] = torch.inf
+        plain.weight.mul_(expected)
+    for version in range(2):  # and once more after a change in place
+        torch.testing.assert_close(layer(x), plain(x))
+        layer.weight.grad = plain.weight.grad = None
+        layer(x).sum().backward()
+        plain(x).sum().backward()
+        assert (layer.weight.grad[~expected] == 0).all()
+        torch.testing.assert_close(layer.weight.grad[expected], plain.weight.grad[expected])
+        gradient = torch.ones(shape)
+        layer.clear_masked(gradient)
+        assert torch.equal(gradient.bool(), expected)
+        before = mask_versions(layer)
+        if version == 0:
+            for kind in kinds:
+                mask = layer.mask if kind == "mask" else getattr(layer, f"{kind}_mask")
+                mask[-1] = False
+                if kind == "column":
+                    expected[:, -1] = False
+                else:
+                    expected[-1] = False
+            after = mask_versions(layer)
+            assert len(after) == len(kinds)
+            assert all(one[0] is two[0] and one[1] != two[1] for one, two in zip(before, after, strict=True))
+            plain.weight.data.mul_(expected)
+
+
+def test_the_fraction_that_all_masks_remove() -> None:
+    blocks = nn.ModuleList([nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 4)])
+    model, layers = nn.ModuleDict({"blocks": blocks}), [make_sparse(each) for each in blocks]
+    assert masked_fraction(model) == 0
+    mask_outputs(layers[0], torch.arange(6) > 1)
+    mask_inputs(layers[1], torch.arange(6) > 2)
+    assert masked_fraction(model) == pytest.approx((8 + 12) / 48)
+    layers[1].mask = torch.ones(4, 6, dtype=torch.bool)
+    layers[1].mask[0] = False
+    assert masked_fraction(model) == pytest.approx((8 + 12 + 3) / 48)
 
 
 class OwnLinear(nn.Linear):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from places import golden
 from torch import Tensor
 
-from sparse_accel.modifiers.pruning.gradual import scheduled_sparsity
+from sparse_accel.modifiers.pruning.schedule import scheduled_sparsity
 from sparse_accel.nn.cpu_kernels import mask_bits
 from sparse_accel.nn.masks import (
     MaskType,
@@ -22,6 +22,7 @@ from sparse_accel.nn.masks import (
     masked,
     masks_of_scores,
     sparsity_of,
+    whole_blocks,
 )
 
 GOLDEN: dict[str, Any] = golden("masks")
@@ -119,6 +120,37 @@ def test_drops_exactly_the_rounded_share_of_the_smallest(weight: Tensor, sparsit
     mask = magnitude_mask(weight, sparsity)
     assert_keeps_the_largest(weight.abs(), mask, round(sparsity * weight.numel()))
     assert torch.equal(mask, magnitude_mask(weight.clone(), sparsity))
+
+
+@given(weights(2, 4), SHARES, st.sampled_from(["unstructured", [1, 4], [2, 2]]), st.data())
+def test_what_is_not_left_is_neither_counted_nor_dropped(weight: Tensor, share: float, kind: Any, data: Any) -> None:
+    """As if rows and columns were taken out before, where no block is left in part."""
+    score = weight.abs()
+    rows, columns = (torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n))) for n in score.shape)
+    left = rows[:, None] & columns
+    whole = whole_blocks(left, score.shape, kind).expand(score.shape)
+    (mask,) = masks_of_scores([score], share, kind, [left])
+    size = 1 if kind == "unstructured" else 4
+    assert mask[~whole].all()
+    assert int((~mask).sum()) == size * round(share * (int(whole.sum()) // size))
+    if kind == "unstructured":
+        assert torch.equal(whole, left)
+        smaller = score[rows][:, columns]
+        if smaller.numel():
+            assert torch.equal(mask[rows][:, columns], masks_of_scores([smaller], share)[0])
+    else:
+        assert not (left & ~whole).any()
+        assert_keeps_the_largest_block(score, mask, whole, kind)
+
+
+def assert_keeps_the_largest_block(score: Tensor, mask: Tensor, whole: Tensor, block: list[int]) -> None:
+    def of_blocks(x: Tensor) -> Tensor:
+        return x.view(len(x) // block[0], block[0], -1, block[1]).movedim(2, 1).flatten(2)
+
+    means, kept, counts = of_blocks(score).mean(-1), of_blocks(mask).any(-1), of_blocks(whole).any(-1)
+    assert torch.equal(of_blocks(whole).all(-1), counts) and torch.equal(of_blocks(mask).all(-1), kept)
+    if kept[counts].any() and not kept[counts].all():
+        assert means[counts & kept].min() >= means[counts & ~kept].max()
 
 
 @given(weights(2, 4), SHARES, st.sampled_from([[1, 4], [2, 1], [2, 2], [2, 4]]))
