@@ -1,13 +1,13 @@
-"""The generated table of docs/models.md: what each architecture can do.
+"""The generated tables of docs/models.md: what each architecture can do, as a classifier and for sentence embeddings.
 
-Tests train, export and run each of them, and compare: tests/export/test_architectures.py, test_long_texts.py, and
-tests/training/test_architecture_recipes.py and test_architecture_trainer.py.
+Tests train, export and run each of them, and compare: tests/export/test_architectures.py, test_long_texts.py and
+test_embedding_architectures.py, and tests/training/test_architecture_recipes.py and test_architecture_trainer.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 PROVEN = "proven"
 FLOAT_POSITIONS = "proven; relative positions stay in float"
@@ -17,7 +17,7 @@ WITHOUT_ATTENTION = "layers"
 
 @dataclass(frozen=True)
 class Model:
-    """One architecture: a row of the table.
+    """One architecture as a classifier: a row of the first table.
 
     Attributes:
         name: as people write it.
@@ -51,6 +51,19 @@ MODELS = {
     "mpnet": Model("MPNet", "yes", PROVEN, WITHOUT_ATTENTION, "eager", checkpointing="refused"),
 }
 
+
+@dataclass(frozen=True)
+class Embedding:
+    """One architecture as a model of sentence embeddings: a row of the second table; attributes as of Model."""
+
+    train: str
+    export: str
+    runtime: str
+
+
+# The graph of an encoder is that of a classifier without its head.
+EMBEDDINGS = {kind: Embedding("yes", model.export, model.runtime) for kind, model in MODELS.items()}
+
 # The tokens of a row that each architecture was trained, exported and run with.
 LONG = (1024, 4096)
 _LONG_TEXTS = " and ".join(f"{tokens:,}" for tokens in LONG)
@@ -70,5 +83,14 @@ _COLUMNS: dict[str, Callable[[str, Model], str]] = {
 def parts() -> dict[str, str]:
     """Returns the generated parts of the page by name."""
     rows = [[cell(kind, model) for cell in _COLUMNS.values()] for kind, model in MODELS.items()]
-    lines = [list(_COLUMNS), ["---"] * len(_COLUMNS), *rows]
-    return {"models": "\n".join(f"| {' | '.join(cells)} |" for cells in lines)}
+    embeddings = [[MODELS[kind].name, f"`{kind}`", *astuple(each)] for kind, each in EMBEDDINGS.items()]
+    return {
+        "models": _table(list(_COLUMNS), rows),
+        "embeddings": _table(
+            ["model", "`model_type`", "train: follow a teacher", "export", "runtime: kernels for"], embeddings
+        ),
+    }
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])

@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=3, help="passes over the pairs (default: 3)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in output_dir")
     parser.add_argument("--recipe", required=True, help="recipe file; may set learning rate and epochs")  # recipe
+    parser.add_argument("--teacher", default="disable", help="embedding model (default: no distillation)")  # recipe
     options = parser.parse_args()
 
     pairs: Any = load_dataset("csv", data_files=options.train_file, split="train")
@@ -62,6 +63,7 @@ def main() -> None:
         train_dataset=pairs,
         loss=MultipleNegativesRankingLoss(model),
         recipe=options.recipe,  # recipe
+        teacher=options.teacher,  # recipe
     )
     trainer.train(resume_from_checkpoint=options.resume)
     trainer.save_model()

@@ -5,5 +5,6 @@ from __future__ import annotations
 from sparse_accel.integrations.callback import RecipeCallback
 from sparse_accel.integrations.embedding_models import load_sentence_transformer
 from sparse_accel.integrations.mixin import RecipeMixin
+from sparse_accel.integrations.text_teacher import TextTeacher
 
-__all__ = ["RecipeCallback", "RecipeMixin", "load_sentence_transformer"]
+__all__ = ["RecipeCallback", "RecipeMixin", "TextTeacher", "load_sentence_transformer"]

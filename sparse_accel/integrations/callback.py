@@ -26,8 +26,16 @@ from sparse_accel.console import warn
 from sparse_accel.distributed.collectives import reduce_sum, world_size
 from sparse_accel.errors import UsageError
 from sparse_accel.integrations.embedding_models import encoder_of
-from sparse_accel.integrations.limits import check_alone, check_arguments, check_losses, check_model, overridden
+from sparse_accel.integrations.limits import (
+    check_alone,
+    check_arguments,
+    check_embeddings,
+    check_losses,
+    check_model,
+    overridden,
+)
 from sparse_accel.integrations.saving import read_state, save_with_recipe, write_state
+from sparse_accel.integrations.text_teacher import TextRecorder, TextTeacher
 from sparse_accel.models.files import load
 from sparse_accel.models.loading import head_of
 from sparse_accel.models.teacher import Teacher, label_order
@@ -43,13 +51,14 @@ class RecipeCallback(TrainerCallback):
 
     Args:
         recipe: path, `zoo:` stub or text of a recipe, or what `load_recipe` returned.
-        teacher: for distillation: a Teacher; a trained model, or its folder or Hub id; "disable" leaves out modifiers
-            that need one.
+        teacher: for distillation: a Teacher, or a TextTeacher for sentence transformers; a trained model, or its folder
+            or Hub id; "disable" leaves out modifiers that need one.
 
     Attributes:
         recipe: as given, read.
         trainer: the Trainer, set by RecipeMixin; None: this callback is alone.
         checkpoint: the folder that training resumes from, set by RecipeMixin; None: it starts from the beginning.
+        texts: what the losses of a SentenceTransformer embed; None for other models, and without a teacher.
 
     Raises:
         RecipeError: the recipe is not valid.
@@ -59,6 +68,7 @@ class RecipeCallback(TrainerCallback):
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
         self.trainer: Trainer | None = None
         self.checkpoint: Path | None = None
+        self.texts: TextRecorder | None = None
         self._teacher = teacher
         self._run: RecipeRun | None = None
         self._bound = self._finished = False
@@ -93,9 +103,12 @@ class RecipeCallback(TrainerCallback):
         encoder = encoder_of(model)
         check_model(model, encoder)
         save_with_recipe(encoder)
-        run = RecipeRun(self.recipe, teacher=self._teacher_for(encoder))
+        teacher = self._teacher_for(model, encoder)
+        run = RecipeRun(self.recipe, teacher=teacher, task=teacher.task if isinstance(teacher, TextTeacher) else None)
         if self.trainer is None:
             check_alone(list(run.modifiers))
+        if encoder is not model:
+            check_embeddings(run.modifiers, model)
         run.attach(encoder)
         if self.trainer is not None:
             check_losses(run, self.trainer)
@@ -103,16 +116,24 @@ class RecipeCallback(TrainerCallback):
             warn(line)
         if run.max_epochs:
             args.num_train_epochs = float(run.max_epochs)
+        if isinstance(teacher, TextTeacher):
+            self.texts = TextRecorder(model)
         self._run = run
 
-    def _teacher_for(self, student: Any) -> Teacher | str | None:
+    def _teacher_for(self, whole: Any, student: Any) -> Teacher | str | None:
         teacher = self._teacher
         if teacher is not None and teacher != "disable" and not any(m.needs_teacher for m in self.recipe.modifiers):
             raise UsageError(
                 "teacher has no effect: the recipe has no DistillationModifier or other distillation. Add one, or "
                 "leave teacher out"
             )
-        if teacher is None or teacher == "disable" or isinstance(teacher, Teacher):
+        if teacher is None or teacher == "disable":
+            return teacher
+        if whole is not student:
+            found = teacher if isinstance(teacher, TextTeacher) else TextTeacher(teacher)
+            found.check(whole)
+            return found
+        if isinstance(teacher, Teacher):
             return teacher
         model: Any = load(teacher) if isinstance(teacher, str) else teacher
         if model is student:
@@ -159,7 +180,9 @@ class RecipeCallback(TrainerCallback):
         if run.teacher is not None:
             run.teacher.model.to(next(run.state.model.parameters()).device)
         trainer: Any = self.trainer
-        draws = trainer is not None and any(modifier.samples_gradients for modifier in run.modifiers)
+        draws = trainer is not None and any(
+            modifier.samples_gradients or modifier.calibration_batches for modifier in run.modifiers
+        )
         run.bind(
             None if trainer is None else trainer.accelerator,
             model,

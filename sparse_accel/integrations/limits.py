@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer, TrainingArguments
 
 from sparse_accel.distributed.environment import is_requested
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, listed
 from sparse_accel.modifiers import Modifier
 
 if TYPE_CHECKING:
@@ -120,21 +120,29 @@ def check_model(model: Any, encoder: Any) -> None:
         )
 
 
+def check_embeddings(modifiers: Sequence[Modifier], model: Any) -> None:
+    """Refuses modifiers that compare more than embeddings, for a model of sentence-transformers.
+
+    Raises:
+        UsageError: names the first of them.
+    """
+    for modifier in modifiers:
+        if others := modifier.teacher_outputs - {"logits", "sentence_embedding"}:
+            raise UsageError(
+                f"{modifier.place + ': ' if modifier.place else ''}{modifier.name} compares {listed(sorted(others))}, "
+                f"but a loss of a {type(model).__name__} runs the transformer several times: leave it out, or use "
+                "scripts/sentence_embedding.py. A DistillationModifier compares embeddings"
+            )
+
+
 def check_losses(run: RecipeRun, trainer: Any) -> None:
     """Refuses modifiers that need another loss than this Trainer computes. Call it after `run.attach`.
 
     Raises:
         UsageError: names the modifier, and what it does not get.
     """
-    is_encoder = trainer.model is run.state.model
     for modifier in run.modifiers:
         where = f"{modifier.place}: {modifier.name}" if modifier.place else modifier.name
-        if modifier.needs_teacher and not is_encoder:
-            raise UsageError(
-                f"{where}: the loss of a {type(trainer.model).__name__} is computed from embeddings of several texts, "
-                "and the Trainer gives no outputs to compare with a teacher's: leave it out (or teacher='disable'), "
-                "and distill with a loss of sentence-transformers, such as MSELoss with embeddings of the teacher"
-            )
         if modifier.samples_gradients and (another := _another_loss(trainer)):
             raise UsageError(
                 f"{where} draws gradient samples of the loss that the model itself computes, but this Trainer trains "

@@ -76,10 +76,15 @@ class RecipeMixin(_Base):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Returns the loss of a micro-batch, in training with the terms of the recipe, and as part of its step."""
-        batch = dict(inputs)  # the Trainer takes the labels out for some losses
+        batch, texts = dict(inputs), self.recipe_callback.texts  # the Trainer takes the labels out for some losses
+        if texts is not None:
+            texts.start()
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
             share = self._share_of_step(batch, num_items_in_batch)
+            if texts is not None:
+                trainer: Any = self  # a SentenceTransformerTrainer
+                batch, outputs = texts.take(trainer.collect_features(batch)[0])
             loss = self.recipe_callback.losses(loss, batch, outputs, share)
         return (loss, outputs) if return_outputs else loss
 

@@ -33,7 +33,7 @@ class DistillationModifier(Modifier):
     temperature: float = 2.0
     """Divisor of student and teacher logits, above 0; higher values give softer targets, 1 leaves them unchanged."""
     distill_output_keys: list[str] = field(default_factory=lambda: ["logits"])
-    """Names of the model outputs to compare; an empty list: logits."""
+    """Names of the model outputs to compare; an empty list: logits. For embeddings, logits are the embeddings."""
 
     needs_teacher: ClassVar[bool] = True
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"distill_output_keys": (None,), "teacher_input_keys": (None, [])}
@@ -75,7 +75,11 @@ class DistillationModifier(Modifier):
 
     def events(self) -> list[tuple[float, str]]:
         what = f"distillation: hardness {self.hardness:g}, temperature {self.temperature:g}"
-        events = [(max(self.start_epoch, 0.0), f"{what} ({', '.join(self.distill_output_keys)})")]
+        # Of a task without logits, such as embeddings, "logits" are its outputs.
+        compared = (
+            "the task's outputs" if self.distill_output_keys == ["logits"] else ", ".join(self.distill_output_keys)
+        )
+        events = [(max(self.start_epoch, 0.0), f"{what} ({compared})")]
         if self.end_epoch != -1:
             events.append((self.end_epoch, "distillation ends"))
         return events

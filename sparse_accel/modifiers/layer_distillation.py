@@ -184,6 +184,7 @@ class LayerDistillation(Modifier):
         if not self._active:
             return {}
         students, teachers = self._recorder.take(), self._teacher_outputs(batch)
+        rows, texts = _by_text(batch)
         squares = self._mean_squares
         if self.normalize and squares is None:  # a loop that does not say what comes in this step
             squares = self._mean_squares_of([batch])
@@ -196,11 +197,11 @@ class LayerDistillation(Modifier):
                 teacher = _channels_last(teacher, pair)
                 with self._state.autocast():
                     student = self._projections(pair.projection, _channels_last(student, pair))
-            student = self._selected(student, pair, batch, "")
-            teacher = self._selected(teacher, pair, batch, "teacher_")
+            student = self._selected(student, pair, rows, "")
+            teacher = self._selected(teacher, pair, rows, "teacher_")
             square = None if squares is None else squares[number]
-            distance = layer_distance(student, teacher, self._counted(teacher, pair, batch), square, self.epsilon)
-            found.setdefault(pair.term, []).append(distance)
+            distance = layer_distance(student, teacher, self._counted(teacher, pair, rows), square, self.epsilon)
+            found.setdefault(pair.term, []).append(distance.view(-1, texts).mean(dim=1))
         return {name: (self.gain, self.combined(distances)) for name, distances in found.items()}
 
     def combined(self, distances: Sequence[Tensor]) -> Tensor:
@@ -222,9 +223,9 @@ class LayerDistillation(Modifier):
 
         total: Any = 0
         for batch in reversed(batches):  # the first one last: the teacher keeps it for its loss
-            teachers = self._teacher_outputs(batch)
-            values = [self._selected(teachers[pair.teacher], pair, batch, "teacher_") for pair in self._pairs]
-            counted = [self._counted(value, pair, batch) for value, pair in zip(values, self._pairs, strict=True)]
+            teachers, (rows, _) = self._teacher_outputs(batch), _by_text(batch)
+            values = [self._selected(teachers[pair.teacher], pair, rows, "teacher_") for pair in self._pairs]
+            counted = [self._counted(value, pair, rows) for value, pair in zip(values, self._pairs, strict=True)]
             total = total + torch.stack([square_sum(*each) for each in zip(values, counted, strict=True)])
         total = reduce_sum(total)
         return (total[:, 0] / total[:, 1].clamp(min=1)).float()
@@ -272,6 +273,20 @@ class LayerDistillation(Modifier):
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self._projections.load_state_dict(state)
+
+
+def _by_text(batch: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Returns a batch as layers see it, and the number K of texts of a row.
+
+    Rows of several texts, (R, K, T), go through a model as (R * K, T); so are row numbers and attention masks then.
+    """
+    ids = batch.get("input_ids")
+    if ids is None or ids.ndim != 3:
+        return batch, 1
+    found = {name: value.flatten(0, 1) for name, value in batch.items() if name.endswith("attention_mask")}
+    if "row_id" in batch:
+        found["row_id"] = batch["row_id"].repeat_interleave(ids.shape[1])
+    return {**batch, **found}, ids.shape[1]
 
 
 def _channels_last(value: Tensor, pair: Pair) -> Tensor:

@@ -53,7 +53,7 @@ def test_two_processes_are_one(
     assert found.loss_before < 1e-6  # sums in another order
     assert found.loss < 5e-3 and found.weight < 5e-3 and found.scale < 0.02
     assert found.under_masks == 0 and found.rate == 0
-    for name in ("train/task_loss", "train/distillation_loss"):
+    for name in ("train/task_loss", "train/distillation_loss", "train/hidden_state_distillation_loss"):
         losses, others = ([*trace(folder, name).values()][:FLOAT_STEPS] for folder in (one, tmp_path / "out"))
         # The loss of pairs is a softmax over 20 times the cosine: it is above 1, where float32 is less fine.
         assert losses == pytest.approx(others, rel=1e-6, abs=1e-6)

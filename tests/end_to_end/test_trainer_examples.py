@@ -30,6 +30,10 @@ modifiers:
   - !MovementPruningModifier {end_epoch: 1.5, final_sparsity: 0.8, params: 're:.*encoder.*dense.weight'}
   - !QuantizationModifier {start_epoch: 2}
 """
+# The one for embeddings follows a teacher.
+FOLLOWING = (
+    RECIPE.replace("{start_epoch: 2}", "{submodules: [encoder]}") + "  - !DistillationModifier {hardness: 0.3}\n"
+)
 EXAMPLES = ("trainer", "sentence_transformers_trainer")
 
 
@@ -65,7 +69,7 @@ def desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     name = request.param
     recipe = folder / "recipe.yaml"
-    recipe.write_text(RECIPE if name == "trainer" else RECIPE.replace("{start_epoch: 2}", "{submodules: [encoder]}"))
+    recipe.write_text(RECIPE if name == "trainer" else FOLLOWING)
     rows = sentences(96, seed=1, labels=("bad", "good"))
     if name != "trainer":
         rows = [{"anchor": one["text"], "positive": two["text"]} for one, two in itertools.pairwise(rows)]
@@ -76,6 +80,8 @@ def desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         "batch_size": 16,
         "recipe": recipe,
     }
+    if name != "trainer":
+        flags["teacher"] = flags["model"]
     return Desk(name, folder, flags)
 
 
@@ -109,8 +115,9 @@ def test_in_one_process_and_resumed(desk: Desk) -> None:
 @pytest.mark.slow
 def test_in_two_processes(desk: Desk) -> None:
     before, variables = launcher("ddp")
-    desk.train("ddp", *before, env=variables, batch_size=8)
+    said = desk.train("ddp", *before, env=variables, batch_size=8)
     check_result(desk, "ddp")
+    assert ("'distillation_loss'" in said) == ("teacher" in desk.flags)
 
 
 @pytest.mark.slow
@@ -122,7 +129,7 @@ def test_without_its_marked_lines_it_is_a_plain_program(desk: Desk) -> None:
         assert name not in code.lower(), name
     program = desk.folder / "plain.py"
     program.write_text(plain)
-    desk.train("plain", program=program, recipe=None, epochs=1)
+    desk.train("plain", program=program, recipe=None, teacher=None, epochs=1)
     assert (desk.folder / "plain" / "model.safetensors").exists()
     assert not (desk.folder / "plain" / "quantization.json").exists()
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, RECIPE, SPARSITY, Architecture, make_tokenizer, write_classifier
+from architectures import ARCHITECTURES, RECIPE, SPARSITY, Architecture, make_tokenizer, write_model
 from export_fixtures import export
 from model_tables import FLOAT_POSITIONS, MODELS, PROVEN, WITH_ATTENTION, WITHOUT_ATTENTION
 from script_fixtures import WORDS, assert_same_model, read_json, run, sentences, trace, weights, write_csv
@@ -64,8 +64,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     architecture, home = ARCHITECTURES[request.param], tmp_path_factory.mktemp(request.param)
     (home / "recipe.yaml").write_text(RECIPE)
     flags: dict[str, Any] = {
-        "model_name_or_path": write_classifier(home / "student", architecture, WORDS, TOKENS),
-        "distill_teacher": write_classifier(home / "teacher", architecture, WORDS, TOKENS, seed=1),
+        "model_name_or_path": write_model(home / "student", architecture, WORDS, TOKENS),
+        "distill_teacher": write_model(home / "teacher", architecture, WORDS, TOKENS, seed=1),
         "recipe": home / "recipe.yaml",
         "train_file": write_csv(home / "train.csv", sentences(32, seed=1)),
         "validation_file": write_csv(home / "validation.csv", sentences(24, seed=2)),

@@ -86,7 +86,6 @@ def test_a_txt_file_with_a_blank_line(embeddings: TinyEmbeddings, tmp_path: Path
             {"recipe": "obert_pruned90", "recipe_args": None, "train_file": "triples"},
             ("OBS", "single rows", "on texts"),
         ),
-        ({"recipe": "sparse_quant_distilled", "recipe_args": None, "train_file": "pairs"}, ("HiddenState", "on texts")),
     ],
 )
 def test_flags(embeddings: TinyEmbeddings, tmp_path: Path, flags: dict[str, Any], said: tuple[str, ...]) -> None:

@@ -110,13 +110,14 @@ def test_pairs_teach(embeddings: TinyEmbeddings, tmp_path: Path, rows: str) -> N
 
 
 def test_pairs_follow_a_teacher_too(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
-    """Each text of a triple has its row in the teacher's table."""
+    """Each text of a triple has its row in the teacher's table, and its hidden states are compared."""
     flags = embeddings.flags(train_file=embeddings.triples, recipe_args={**SHORT, "distill_hardness": 0.5})
     done = run(**{**flags, "eval_strategy": "no", "save_strategy": "no"}, output_dir=tmp_path / "out")
     assert done.code == 0, done.all
-    first = {name: trace(tmp_path / "out", f"train/{name}")[1] for name in ("loss", "task_loss", "distillation_loss")}
-    assert first["loss"] == pytest.approx((first["task_loss"] + first["distillation_loss"]) / 2, abs=1e-6)
-    assert 0 < first["distillation_loss"] < 0.2  # the masks of the first step alone are between them
+    terms = ("loss", "task_loss", "distillation_loss", "hidden_state_distillation_loss")
+    loss, task, vectors, hidden = (trace(tmp_path / "out", f"train/{name}")[1] for name in terms)
+    assert loss == pytest.approx((task + vectors) / 2 + hidden, abs=1e-6)
+    assert 0 < vectors < 0.2 and 0 < hidden < 0.5  # the masks of the first step alone are between them
 
 
 def test_a_teacher_with_another_tokenizer(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
@@ -129,7 +130,10 @@ def test_a_teacher_with_another_tokenizer(embeddings: TinyEmbeddings, tmp_path: 
         sentence_embedding={"pooling": "cls", "normalize": False},
     )
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("modifiers:\n  - !EpochRangeModifier {end_epoch: 1}\n  - !DistillationModifier {hardness: 1.0}\n")
+    recipe.write_text(
+        "modifiers:\n  - !EpochRangeModifier {end_epoch: 1}\n  - !DistillationModifier {hardness: 1.0}\n"
+        "  - !HiddenStateDistillationModifier {tokens: first}\n"
+    )
     flags = embeddings.flags(recipe=recipe, recipe_args=None, distill_teacher=other, train_file=embeddings.pairs)
     flags |= {"per_device_train_batch_size": 256, "eval_strategy": "no", "save_strategy": "no"}
     done = run(**flags, output_dir=tmp_path / "out")
@@ -141,15 +145,49 @@ def test_a_teacher_with_another_tokenizer(embeddings: TinyEmbeddings, tmp_path: 
     with torch.no_grad():
         theirs = model(**inputs).last_hidden_state[:, 0]
     cosines = torch.nn.functional.cosine_similarity(mean_of_tokens(embeddings.teacher, lines), theirs)
-    assert trace(tmp_path / "out", "train/loss")[1] == pytest.approx(1 - float(cosines.mean()), abs=1e-5)
+    assert trace(tmp_path / "out", "train/distillation_loss")[1] == pytest.approx(1 - float(cosines.mean()), abs=1e-5)
+    assert trace(tmp_path / "out", "train/hidden_state_distillation_loss")[1] > 0
 
 
-def test_one_shot(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
+def one_shot(embeddings: TinyEmbeddings, model: Path, output: Path, **flags: Any) -> Any:
+    """A run that quantizes a model without training, and evaluates it."""
+    rows: dict[str, Any] = {"train_file": embeddings.train, "validation_file": embeddings.validation, "do_eval": True}
     recipe = RECIPE.with_name("one_shot_int8.yaml")
-    flags: dict[str, Any] = {"one_shot": True, "recipe": recipe, "train_file": embeddings.train, "max_seq_length": 16}
-    done = run(model_name_or_path=embeddings.teacher, **flags, output_dir=tmp_path / "out")
-    assert done.code == 0, done.all
-    assert read_json(tmp_path / "out" / "all_results.json")["quantized_linears"] == 12
+    return run(model_name_or_path=model, one_shot=True, recipe=recipe, **rows, **flags, output_dir=output)
+
+
+def test_one_shot_of_an_encoder_without_pooling(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
+    """Flags say how it pools, and so does the folder; its figures are those of the folder."""
+    for output, flags, mode in ((tmp_path / "a", {}, "mean"), (tmp_path / "b", {"pooling": "cls"}, "cls")):
+        done = one_shot(embeddings, embeddings.model, output, max_seq_length=16, **flags)
+        assert done.code == 0, done.all
+        assert done.err.count("does not say how tokens become an embedding") == 1
+        assert read_json(output / "all_results.json")["quantized_linears"] == 12
+        entry = read_json(output / "config.json")["sentence_embedding"]
+        assert entry == {"pooling": mode, "normalize": True, "max_seq_length": 16}
+        assert len(read_json(output / "modules.json")) == 3
+        figures = read_json(output / "eval_results.json")
+        assert figures_of(output, embeddings.validation, tmp_path / f"again_{mode}") == figures
+
+
+def test_one_shot_of_a_folder_of_sentence_transformers(embeddings: TinyEmbeddings, tmp_path: Path) -> None:
+    """Its own pooling and length stay, and flags that contradict its pooling are refused."""
+    folder = shutil.copytree(embeddings.teacher, tmp_path / "model")
+    config = read_json(folder / "config.json")
+    del config["sentence_embedding"]
+    (folder / "config.json").write_text(json.dumps(config))
+    for name, changed in (("1_Pooling/config.json", {"pooling_mode": "cls"}), ("sentence_bert_config.json", {})):
+        (folder / name).write_text(json.dumps({"max_seq_length": 7, **changed}))
+    done = one_shot(embeddings, folder, tmp_path / "out")
+    assert done.code == 0 and "does not say how" not in done.err, done.all
+    entry = read_json(tmp_path / "out" / "config.json")["sentence_embedding"]
+    assert entry == {"pooling": "cls", "normalize": True, "max_seq_length": 7}
+    figures = read_json(tmp_path / "out" / "eval_results.json")
+    assert figures_of(tmp_path / "out", embeddings.validation, tmp_path / "again") == figures
+    refused = one_shot(embeddings, folder, tmp_path / "other", pooling="mean")
+    assert refused.code == 2 and "has pooling cls" in refused.err
+    shorter = one_shot(embeddings, folder, tmp_path / "shorter", max_seq_length=5)
+    assert shorter.code == 0 and shorter.err.count("reads up to 7 tokens of a text elsewhere") == 1, shorter.all
 
 
 def test_a_language_model_is_a_start(embeddings: TinyEmbeddings, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from tiny import SPECIAL
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 SPARSITY = 0.75  # of the Linears of the encoder, in the end
 # Two epochs: masks by magnitude in the first one, INT8 from the second one on.
@@ -104,15 +104,16 @@ def make_tokenizer(architecture: Architecture, words: Sequence[str], tokens: int
     return PreTrainedTokenizerFast(tokenizer_object=backend, **named, **options)
 
 
-def make_classifier(
-    architecture: Architecture, vocabulary: int, tokens: int, width: int = 32, seed: int = 0
+def make_model(
+    architecture: Architecture, vocabulary: int, tokens: int, width: int = 32, seed: int = 0, head: bool = True
 ) -> nn.Module:
-    """A classifier with two labels and random weights.
+    """A model with random weights.
 
     Args:
         vocabulary: number of tokens of its tokenizer.
         tokens: the longest row.
         width: of its hidden states; 16 for each head of attention.
+        head: whether it is a classifier with two labels; else an encoder.
     """
     torch.manual_seed(seed)
     ids = {role: number for number, role in enumerate(architecture.special.values())}
@@ -128,14 +129,19 @@ def make_classifier(
         **{f"{role}_token_id": ids[role] for role in ("pad", "cls", "sep")},
         **{"bos_token_id": ids["cls"], "eos_token_id": ids["sep"], **architecture.settings},
     )
-    model: nn.Module = AutoModelForSequenceClassification.from_config(config)
+    model: nn.Module = (AutoModelForSequenceClassification if head else AutoModel).from_config(config)
     return model
 
 
-def write_classifier(folder: Path, architecture: Architecture, words: Sequence[str], tokens: int, **how: Any) -> Path:
-    """Writes a classifier and its tokenizer, as a folder from the Hub has them; `how`: as for `make_classifier`."""
+def make_classifier(architecture: Architecture, vocabulary: int, tokens: int, **how: Any) -> nn.Module:
+    """A classifier with two labels and random weights; `how`: as for `make_model`."""
+    return make_model(architecture, vocabulary, tokens, **how)
+
+
+def write_model(folder: Path, architecture: Architecture, words: Sequence[str], tokens: int, **how: Any) -> Path:
+    """Writes a model and its tokenizer, as a folder from the Hub has them; `how`: as for `make_model`."""
     tokenizer = make_tokenizer(architecture, words, tokens)
-    model: Any = make_classifier(architecture, len(tokenizer), tokens, **how)
+    model: Any = make_model(architecture, len(tokenizer), tokens, **how)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -8,7 +8,6 @@ A text is about one of a few topics, and its words are mostly those of the topic
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,9 +97,8 @@ class TinyEmbeddings:
     validation: Path  # 60 scored pairs
 
     def flags(self, **others: Any) -> dict[str, Any]:
-        """Flags of an ordinary run: texts, a teacher, the shipped recipe; `others` replace them. Pairs and triples have
-        it without hidden states, which they cannot compare."""
-        found = {
+        """Flags of an ordinary run: texts, a teacher, the shipped recipe; `others` replace them."""
+        return {
             "model_name_or_path": self.teacher,
             "recipe": RECIPE,
             "recipe_args": SHORT,
@@ -117,9 +115,6 @@ class TinyEmbeddings:
             "logging_steps": 1,
             **others,
         }
-        if found["recipe"] == RECIPE and found["train_file"] in (self.pairs, self.triples):
-            found["recipe"] = self.folder / "for_pairs.yaml"
-        return found
 
     def short(self, **others: Any) -> dict[str, Any]:
         """Flags of one epoch on pairs without recipe and teacher."""
@@ -133,8 +128,6 @@ def embeddings(tmp_path_factory: pytest.TempPathFactory) -> TinyEmbeddings:
     folder = tmp_path_factory.mktemp("embeddings")
     train = folder / "train.txt"
     train.write_text("\n".join(texts(203, seed=1)) + "\n", encoding="utf-8")
-    recipe = RECIPE.read_text(encoding="utf-8")
-    (folder / "for_pairs.yaml").write_text(re.sub(r"\n  - !HiddenState.*\n.*\n", "", recipe), encoding="utf-8")
     made = TinyEmbeddings(
         folder,
         make_encoder(folder / "dense", **NO_DROPOUT),

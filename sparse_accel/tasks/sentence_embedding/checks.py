@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sparse_accel.distributed.collectives import world_size
-from sparse_accel.errors import UsageError, listed
+from sparse_accel.errors import UsageError
 from sparse_accel.recipe import load_recipe
 
 if TYPE_CHECKING:
     from sparse_accel.cli.training import TrainingArguments
     from sparse_accel.modifiers.base import Modifier
     from sparse_accel.tasks.sentence_embedding.data import EmbeddingData
-
-# Outputs of models that have one vector for each text.
-_OF_TEXTS = {"logits", "sentence_embedding"}
 
 
 def check_training(arguments: TrainingArguments, data: EmbeddingData) -> None:
@@ -42,12 +39,6 @@ def check_training(arguments: TrainingArguments, data: EmbeddingData) -> None:
 
 def _check_modifiers(modifiers: Sequence[Modifier], width: int, in_batch: bool) -> None:
     for each in modifiers:
-        layers = each.teacher_outputs - _OF_TEXTS
-        if layers and width > 1:
-            raise UsageError(
-                f"{each.name} compares {listed(sorted(layers))} of rows that are one text, and these rows are pairs: "
-                "leave it out, or follow the teacher on texts."
-            )
         if not each.samples_gradients:
             continue
         if in_batch:

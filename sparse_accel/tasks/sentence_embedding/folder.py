@@ -166,18 +166,12 @@ def _read(address: str, name: str, **source: Any) -> Any:
 
 
 def settings_of_run(arguments: SentenceEmbeddingArguments) -> EmbeddingSettings:
-    """Returns the settings of the model, completed by the flags.
+    """Returns the settings of the model, completed by the flags; training sets how many tokens of a text count.
 
     Raises:
         UsageError: a flag contradicts the model's own pooling, or that is not supported.
     """
-    flag, name = "--model_name_or_path", str(arguments.model_name_or_path)
-    source = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
-    address = model_address(flag, name, arguments.cache_dir)
-    try:
-        own = settings_at(address, AutoConfig.from_pretrained(address, **source), **source)
-    except UsageError as error:
-        raise UsageError(f"{flag} {error}") from error
+    own = _own_settings(arguments)
     if own is None:
         normalize = True if arguments.normalize is None else arguments.normalize
         return EmbeddingSettings(Pooling(arguments.pooling or "mean", normalize), arguments.max_seq_length)
@@ -186,15 +180,32 @@ def settings_of_run(arguments: SentenceEmbeddingArguments) -> EmbeddingSettings:
     for key, value in asked.items():
         if value not in (None, has[key]):
             raise UsageError(
-                f"--{key} {str(value).lower()}: {name} has {key} {str(has[key]).lower()}, and its weights were trained "
-                f"with it: leave out --{key}."
+                f"--{key} {str(value).lower()}: {arguments.model_name_or_path} has {key} {str(has[key]).lower()}, and "
+                f"its weights were trained with it: leave out --{key}."
             )
-    length = arguments.max_seq_length
-    if not (arguments.do_train or arguments.one_shot) and own.max_seq_length is not None:
-        if length < own.max_seq_length:
-            warn(f"--max_seq_length {length}: {name} reads up to {own.max_seq_length} tokens of a text elsewhere")
-        length = min(length, own.max_seq_length)
-    return EmbeddingSettings(own.pooling, length)
+    return EmbeddingSettings(own.pooling, arguments.max_seq_length) if arguments.do_train else own
+
+
+def warn_of_settings(arguments: SentenceEmbeddingArguments) -> None:
+    """Warns of a run without training whose flags say what the model does not, or otherwise than the model."""
+    own, name, length = _own_settings(arguments), arguments.model_name_or_path, arguments.max_seq_length
+    if own is None:
+        pooling = settings_of_run(arguments).pooling
+        made = f"the {'mean of all tokens' if pooling.mode == 'mean' else 'first token'}"
+        made += ", normalized" if pooling.normalize else ", not normalized"
+        warn(f"{name} does not say how tokens become an embedding: here it is {made} (--pooling, --normalize)")
+    elif own.max_seq_length is not None and length < own.max_seq_length:
+        warn(f"--max_seq_length {length}: {name} reads up to {own.max_seq_length} tokens of a text elsewhere")
+
+
+def _own_settings(arguments: SentenceEmbeddingArguments) -> EmbeddingSettings | None:
+    flag, name = "--model_name_or_path", str(arguments.model_name_or_path)
+    source = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
+    address = model_address(flag, name, arguments.cache_dir)
+    try:
+        return settings_at(address, AutoConfig.from_pretrained(address, **source), **source)
+    except UsageError as error:
+        raise UsageError(f"{flag} {error}") from error
 
 
 def sentence_transformers_files(model: Any, tokenizer: Any) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from sparse_accel.tasks.sentence_embedding.folder import (
     settings_at,
     settings_in,
     settings_of_run,
+    warn_of_settings,
 )
 from sparse_accel.tasks.sentence_embedding.metrics import (
     CORRELATIONS,
@@ -56,7 +57,7 @@ class SentenceEmbedding(Task):
     about its pairs.
 
     Attributes:
-        settings: pooling, normalization and length of texts, of the model that is trained or used.
+        settings: pooling, normalization and longest text, of the model that is trained or used.
         embedding_loss, scale, relevant_score: --embedding_loss, --similarity_scale, --relevant_score.
     """
 
@@ -80,6 +81,8 @@ class SentenceEmbedding(Task):
     @classmethod
     def load(cls, arguments: SentenceEmbeddingArguments, head: Head | None) -> SentenceEmbedding:
         settings = settings_of_run(arguments)
+        if not (arguments.do_train or arguments.one_shot):
+            warn_of_settings(arguments)
         task = cls(Head([]), load_sentence_embedding(arguments))
         task.settings, task.embedding_loss, task.scale = settings, arguments.embedding_loss, arguments.similarity_scale
         task.relevant_score = arguments.relevant_score
@@ -108,6 +111,11 @@ class SentenceEmbedding(Task):
 
     def configure(self, config: Any) -> None:
         setattr(config, SETTINGS, self.settings.to_dict())
+
+    @classmethod
+    def configure_untrained(cls, config: Any, names: list[str], arguments: Any) -> None:
+        setattr(config, SETTINGS, settings_of_run(arguments).to_dict())
+        warn_of_settings(arguments)
 
     @classmethod
     def complete(cls, model: Any, address: str, **source: Any) -> Any:

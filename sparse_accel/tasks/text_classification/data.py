@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar
 
 from sparse_accel.console import warn
-from sparse_accel.data.columns import (
-    DOCUMENT,
-    QUERY,
-    SCORE,
-    USUAL_LABEL_COLUMNS,
-    check_column,
-    find_label_column,
-    find_text_columns,
-    ranks_documents,
-)
+from sparse_accel.data.columns import USUAL_LABEL_COLUMNS, check_column, find_label_column, find_text_columns
 from sparse_accel.data.sources import load_tables
 from sparse_accel.data.tables import Table
-from sparse_accel.errors import NoLabels, UsageError, listed
+from sparse_accel.errors import NoLabels, UsageError
 from sparse_accel.tasks.base import TaskData
-from sparse_accel.tasks.label_names import RERANKING, SINGLE_LABEL, Head
+from sparse_accel.tasks.label_names import SINGLE_LABEL, Head
 from sparse_accel.tasks.splits import draw_rows, needed_splits, needs_no_labels, origins_of
 from sparse_accel.tasks.text_classification.glue import GLUE, load_glue
 from sparse_accel.tasks.text_classification.label_reading import LabelReader
 from sparse_accel.tasks.text_classification.labels import LabelColumn, are_hidden
-from sparse_accel.tasks.text_classification.reranking import are_relevant, check_queries, query_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from datasets import Dataset
-    from numpy.typing import NDArray
 
     from sparse_accel.cli.text_classification import TextClassificationArguments
 
@@ -45,16 +32,16 @@ class TextClassificationData(TaskData):
     """Rows of texts.
 
     Columns of a split: the text columns and, if the rows have labels, `label` (a name; a float; a list of names). The
-    id of a row is its position in its split. For a reranker, `label` is the score from 0 to 1.
+    id of a row is its position in its split.
 
     Attributes:
-        text_columns: one column, or two for pairs; for a reranker, those of queries and of documents.
+        text_columns: one column, or two for pairs.
         label_column: name of the label column in the source; None if no split has labels.
-        problem_type: as in config.json: single_label_classification, multi_label_classification or regression; or
-            reranking.
+        problem_type: as in config.json: single_label_classification, multi_label_classification or regression; or that
+            of a subclass of TextClassification.
         metrics: name of the metric set: a GLUE task, or "default".
         positive: number of the output for label 1 of the data, whose F1 a GLUE task reports.
-        highest: of a reranker, the score in the data that became 1: 1, or the highest grade; None if it is not known.
+        highest: the label in the data that became 1; None if labels are not divided, or it is not known.
     """
 
     text_columns: tuple[str, ...]
@@ -73,24 +60,55 @@ class TextClassificationData(TaskData):
         """Whether the rows of a split have labels."""
         return LABEL in self.splits[split].column_names
 
-    def queries(self, split: str) -> NDArray[np.int64]:
-        """Returns the number of each row's query, for a reranker; see `query_numbers`."""
-        return query_numbers(self.splits[split][self.text_columns[0]][:])
 
-    def describe_queries(self) -> str:
-        """Returns how many queries the evaluation has, and how many without a relevant document; for a reranker."""
-        words = []
-        for split in (name for name in self.splits if name.startswith("validation") and self.has_labels(name)):
-            queries, scores = self.queries(split), np.asarray(self.splits[split][LABEL][:])
-            count = len(np.unique(queries))
-            without = count - len(np.unique(queries[are_relevant(scores, self.highest or 1)]))
-            found = f"{count} {'query' if count == 1 else 'queries'}"
-            words.append(f"{found}, {without} of them without a relevant document" if without else found)
-        return "; ".join(words)
+class RowRules:
+    """How rows are read. A subclass for another problem type overrides what is different there.
+
+    Attributes:
+        own_type: the problem type of a subclass; None: every type that no subclass has.
+        label_columns: usual names of the label column.
+        label_reader: reads that column.
+    """
+
+    own_type: ClassVar[str | None] = None
+    label_columns: ClassVar[tuple[str, ...]] = USUAL_LABEL_COLUMNS
+    label_reader: ClassVar[type[LabelReader]] = LabelReader
+
+    @classmethod
+    def fits(cls, table: Table) -> bool:
+        """Whether the columns of a table ask for the problem type of a subclass, without a flag."""
+        return False
+
+    @classmethod
+    def find_texts(cls, table: Table, named: Sequence[str] | None, label_column: str | None) -> tuple[str, ...]:
+        """Returns the text columns; arguments and errors as for `find_text_columns`."""
+        return find_text_columns(table, named, label_column)
+
+    @classmethod
+    def check_rows(cls, table: Table, rows: Dataset, columns: tuple[str, ...], *, evaluated: bool) -> None:
+        """Checks the rows of a table beyond what is checked for every problem type.
+
+        Args:
+            rows: with the text columns alone.
+            columns: of the texts.
+            evaluated: whether the rows are evaluated.
+
+        Raises:
+            UsageError: a row cannot be used.
+        """
+
+    @classmethod
+    def groups(cls, columns: tuple[str, ...]) -> Callable[[Dataset], Sequence[Hashable]] | None:
+        """Returns what gives the group of each row, see `draw_rows`; None: there are no groups.
+
+        Args:
+            columns: of the texts.
+        """
+        return None
 
 
 def load_text_classification(
-    arguments: TextClassificationArguments, head: Head | None = None
+    arguments: TextClassificationArguments, head: Head | None = None, kinds: Sequence[type[RowRules]] = (RowRules,)
 ) -> TextClassificationData:
     """Returns the splits that a run needs, with their columns found and their labels read.
 
@@ -99,6 +117,7 @@ def load_text_classification(
         head: of a fine-tuned model: labels of the data are converted to its names (`match_names`), and rows without
             labels can be predicted. Training keeps the head if the labels match, and uses a new one if they are clearly
             different. None: the names come from the training rows, or else from the available rows.
+        kinds: rules of which those of the asked problem type are used; the first ones where no others are.
 
     Raises:
         UsageError: data is missing or invalid (with file, row, line and column), or its labels do not match those of
@@ -107,22 +126,11 @@ def load_text_classification(
     found = load_glue(arguments.task_name, arguments.cache_dir) if arguments.task_name else load_tables(arguments)
     tables = needed_splits(arguments, found)
     task = GLUE[arguments.task_name] if arguments.task_name else None
-    asked = task.problem_type if task else _asked(arguments, tables, head)
-    is_reranker = asked == RERANKING
-    label_column = _label_column(
-        arguments, tables, (SCORE, *USUAL_LABEL_COLUMNS) if is_reranker else USUAL_LABEL_COLUMNS
-    )
+    kind = kinds[0] if task else _kind(arguments, tables, head, kinds)
+    asked = task.problem_type if task else kind.own_type or arguments.problem_type
+    label_column = _label_column(arguments, tables, kind.label_columns)
     named_columns = arguments.input_column_names or (task.text_columns if task else None)
-    first = next(iter(tables.values()))
-    if is_reranker and named_columns is None and {QUERY, DOCUMENT} <= set(first.column_names):
-        named_columns = (QUERY, DOCUMENT)
-    text_columns = find_text_columns(first, named_columns, label_column)
-    if is_reranker and len(text_columns) != 2:
-        raise UsageError(
-            f"{first.name}: a reranker reads a query and a document, but the text is only '{text_columns[0]}'; the "
-            f"columns are: {listed(first.column_names)}. Name both, for example --input_column_names query,document"
-            + ("." if arguments.problem_type else ", or name another --problem_type.")
-        )
+    text_columns = kind.find_texts(next(iter(tables.values())), named_columns, label_column)
     for table in tables.values():
         _check_texts(table, text_columns)
     labelled = _labels(arguments, tables, label_column)
@@ -134,10 +142,12 @@ def load_text_classification(
         raise UsageError(
             f"--problem_type {arguments.problem_type}: --task_name {arguments.task_name} is {asked}. Remove one flag."
         )
-    reader = LabelReader(teaching, head, asked, arguments.do_train)
+    reader = kind.label_reader(teaching, head, asked, arguments.do_train)
     splits = {split: table.texts(text_columns) for split, table in tables.items()}
-    if is_reranker:
-        _check_queries(arguments, tables, splits, text_columns[0], set(labelled))
+    evaluated = "train" if arguments.validation_ratio is not None else "validation"
+    for split, table in tables.items():
+        is_evaluated = split.startswith(evaluated) and split in labelled
+        kind.check_rows(table, splits[split], text_columns, evaluated=is_evaluated)
     for split, labels in labelled.items():
         splits[split] = splits[split].add_column(LABEL, reader.read(labels), feature=reader.feature)
     if reader.by_position:
@@ -146,9 +156,7 @@ def load_text_classification(
     if "train" in labelled and reader.problem_type == SINGLE_LABEL:
         strata = splits["train"][LABEL][:]
     sources = {split: table.name for split, table in tables.items()}
-    splits, sources = draw_rows(
-        arguments, splits, sources, strata, (lambda rows: rows[text_columns[0]][:]) if is_reranker else None
-    )
+    splits, sources = draw_rows(arguments, splits, sources, strata, kind.groups(text_columns))
     return TextClassificationData(
         splits=splits,
         sources=sources,
@@ -168,31 +176,18 @@ def load_text_classification(
 # --- which splits, which columns --------------------------------------------------------------------------------------
 
 
-def _asked(arguments: TextClassificationArguments, tables: dict[str, Table], head: Head | None) -> str | None:
-    """Returns the problem type that a flag, a reranker to start from, or the columns query, document and score ask for;
-    None if the labels decide."""
-    if arguments.problem_type:
-        return arguments.problem_type
-    if head is not None and head.problem_type == RERANKING:
-        return RERANKING
-    if head is not None and head.problem_type and not arguments.do_train:
-        return None  # the model decides
+def _kind(
+    arguments: TextClassificationArguments, tables: dict[str, Table], head: Head | None, kinds: Sequence[type[RowRules]]
+) -> type[RowRules]:
+    """Returns the rules for the problem type that a flag, else the model, else the columns ask for."""
+    asked = arguments.problem_type or (head.problem_type if head else None)
+    for kind in kinds:
+        if asked is not None and kind.own_type == asked:
+            return kind
     named = arguments.input_column_names or arguments.label_column_name
-    return RERANKING if not named and any(map(ranks_documents, tables.values())) else None
-
-
-def _check_queries(
-    arguments: TextClassificationArguments,
-    tables: dict[str, Table],
-    splits: dict[str, Dataset],
-    column: str,
-    labelled: set[str],
-) -> None:
-    """Checks the queries of all splits; where they are evaluated, each needs two documents."""
-    evaluated = "train" if arguments.validation_ratio is not None else "validation"
-    for split, table in tables.items():
-        ranked = split.startswith(evaluated) and split in labelled
-        check_queries(table, column, splits[split][column][:], ranked=ranked)
+    if arguments.problem_type or (asked and not arguments.do_train) or named:
+        return kinds[0]
+    return next((kind for kind in kinds if any(map(kind.fits, tables.values()))), kinds[0])
 
 
 def _label_column(arguments: TextClassificationArguments, tables: dict[str, Table], usual: Sequence[str]) -> str | None:

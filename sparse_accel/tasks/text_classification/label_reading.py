@@ -11,7 +11,6 @@ from sparse_accel.errors import UsageError, listed
 from sparse_accel.tasks.label_names import (
     MULTI_LABEL,
     REGRESSION,
-    RERANKING,
     SINGLE_LABEL,
     Head,
     are_default_names,
@@ -27,7 +26,6 @@ from sparse_accel.tasks.text_classification.labels import (
     find_problem_type,
     read_labels,
 )
-from sparse_accel.tasks.text_classification.reranking import highest_score, read_scores
 
 # With more different labels than this, and than half the rows, the column probably does not contain classes.
 _FEW_LABELS, _MANY_LABELS = 100, 1000
@@ -49,23 +47,21 @@ class LabelReader:
         names: names of the labels, in the order of the model's outputs.
         keeps_head: whether these are the outputs of `head`.
         by_position: `0 as neg, 1 as pos` if labels were matched by number although one side has names; else empty.
-        highest: of a reranker, what its scores are counted to: 1, or the highest grade; None if it is not known.
+        highest: the number that the labels are divided by; None if they are not divided.
 
     Raises:
         UsageError: the labels are unknown, ambiguous, too few or too many, or do not match those of the model.
     """
+
+    highest: int | None = None
 
     def __init__(
         self, teaching: LabelColumn | None, head: Head | None, problem_type: str | None, training: bool
     ) -> None:
         self.known_from = teaching.table.name if teaching else ""
         self.indicators, self.by_position, self.keeps_head = 0, "", True
-        self.highest = None if training or head is None else head.highest
         if head is not None and not training:
             self.problem_type, self.names = head.problem_type_for(problem_type), head.names
-            if self.problem_type == RERANKING:
-                self._check_scores(head)
-                self._count_scores(teaching)
             if teaching is not None and self.problem_type == MULTI_LABEL and are_indicators(teaching, len(head.names)):
                 self.indicators = len(head.names)
             return
@@ -84,33 +80,16 @@ class LabelReader:
         if self.problem_type == MULTI_LABEL and are_indicators(teaching):
             self.indicators = len(teaching.values[0])
         self.names = self._names_in(teaching)
-        if self.problem_type == RERANKING:
-            self._count_scores(teaching)
-            if training and len(set(read_labels(teaching, REGRESSION))) < 2:
-                raise UsageError(
-                    f"{self.known_from}, column '{teaching.column}': all scores are the same, so there is no order to "
-                    "learn."
-                )
-        elif training and self.problem_type != REGRESSION:
+        if training and not self.are_scores:
             self._check_names(teaching, asked=problem_type is not None)
         self.keeps_head = head is not None and self._fits(head, declared=teaching.declared is not None)
-        if head is not None and self.keeps_head and self.problem_type not in (REGRESSION, RERANKING):
+        if head is not None and self.keeps_head and not self.are_scores:
             self._take_names(head.names)
 
-    def _check_scores(self, head: Head) -> None:
-        """Raises UsageError if a model without a problem type has several outputs."""
-        if len(head.names) != 1:
-            raise UsageError(
-                f"the model has {len(head.names)} outputs ({listed(head.names)}), but a reranker has one score: use a "
-                "model that was trained for it, or name another --problem_type."
-            )
-
-    def _count_scores(self, teaching: LabelColumn | None) -> None:
-        """Finds what the scores are counted to, if the model does not say it."""
-        if self.highest is not None:
-            self.known_from = "the model"
-        elif teaching is not None:
-            self.highest = highest_score(teaching)
+    @property
+    def are_scores(self) -> bool:
+        """Whether the labels are numbers, not names."""
+        return self.problem_type == REGRESSION
 
     def _take_names(self, outputs: list[str]) -> None:
         """Uses the names of a kept head; if they are only numbers, the data's names in the order of its outputs."""
@@ -125,9 +104,9 @@ class LabelReader:
     @property
     def feature(self) -> Any:
         """Returns the column type of the labels: a float, a name, or a list of names."""
-        scores = Value("float64")
-        features = {REGRESSION: scores, RERANKING: scores, MULTI_LABEL: List(Value("string"))}
-        return features.get(self.problem_type, Value("string"))
+        if self.are_scores:
+            return Value("float64")
+        return List(Value("string")) if self.problem_type == MULTI_LABEL else Value("string")
 
     def read(self, labels: LabelColumn) -> list[Any]:
         """Returns the labels, row by row, with the type `feature`; all names are in `names`.
@@ -135,10 +114,8 @@ class LabelReader:
         Raises:
             UsageError: a label is missing, of the wrong kind or unknown.
         """
-        if self.problem_type == RERANKING:
-            return read_scores(labels, self.highest or 1, self.known_from)
         found = read_labels(labels, self.problem_type, self.indicators)
-        if self.problem_type == REGRESSION:
+        if self.are_scores:
             return found
         if not self.keeps_head:
             check_known(labels, found, self.names, self.known_from)
@@ -161,7 +138,7 @@ class LabelReader:
         return self.names.index(matched[declared[1]]) if matched and len(declared) > 1 else 1
 
     def _names_in(self, labels: LabelColumn) -> list[str]:
-        if self.problem_type in (REGRESSION, RERANKING):
+        if self.are_scores:
             return ["score"]
         if self.indicators:
             return [str(position) for position in range(self.indicators)]
@@ -178,8 +155,8 @@ class LabelReader:
             UsageError: unclear: as many labels as the head or some of its labels, but also other names; or numbers that
                 may be positions of its outputs.
         """
-        if self.problem_type in (REGRESSION, RERANKING) or head.is_regression:
-            return self.problem_type in (REGRESSION, RERANKING) and head.is_regression
+        if self.are_scores or head.is_regression:
+            return self.are_scores and head.is_regression
         if self.indicators:
             return len(self.names) == len(head.names)
         if match_names(self.names, head.names) or fold_names(self.names, head.names):

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.cli.training import TrainingArguments
-from sparse_accel.data.columns import SCORE, find_label_column, ranks_documents
+from sparse_accel.data.columns import find_label_column
 from sparse_accel.data.tables import read_table
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.nn.losses import distillation_loss, task_loss
 from sparse_accel.tasks.base import Task
 from sparse_accel.tasks.details import Details
 from sparse_accel.tasks.label_names import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Head, head_in, set_problem_type
-from sparse_accel.tasks.text_classification.data import TextClassificationData, load_text_classification
+from sparse_accel.tasks.text_classification.data import RowRules, TextClassificationData, load_text_classification
 from sparse_accel.tasks.text_classification.details import classification_details
 from sparse_accel.tasks.text_classification.encoding import tokenize_texts
 from sparse_accel.tasks.text_classification.labels import LabelColumn, are_hidden
@@ -25,11 +25,11 @@ from sparse_accel.tasks.text_classification.metrics import compute_metrics, metr
 from sparse_accel.tasks.text_classification.predictions import prediction_table
 
 
-class TextClassification(Task):
-    """Predicts one label per text, several labels, or a number. A Reranker predicts scores of documents for queries.
+class TextClassification(RowRules, Task):
+    """Predicts one label per text, several labels, or a number. A subclass has a problem type of its own.
 
     Attributes:
-        problem_type: as in config.json; of a Reranker, reranking.
+        problem_type: as in config.json, or `own_type`.
         metrics: name of the metric set: a GLUE task, or "default".
         positive: number of the output whose F1 a GLUE task reports.
 
@@ -43,8 +43,6 @@ class TextClassification(Task):
     architecture: ClassVar[str] = "ForSequenceClassification"
     purpose: ClassVar[str] = "classify texts"
     unit: ClassVar[str] = "sentences"
-    # The problem type that has this subclass for its own.
-    own_type: ClassVar[str | None] = None
 
     def __init__(self, head: Head, data: TextClassificationData | None = None) -> None:
         super().__init__(head, data)
@@ -61,7 +59,7 @@ class TextClassification(Task):
 
     @classmethod
     def load(cls, arguments: TextClassificationArguments, head: Head | None) -> TextClassification:
-        data = load_text_classification(arguments, head)
+        data = load_text_classification(arguments, head, (cls, *cls.__subclasses__()))
         found = Head(data.label_names, data.problem_type, data.highest)
         return cls.class_for(found)(found, data)
 
@@ -88,7 +86,8 @@ class TextClassification(Task):
     @classmethod
     def has_labels(cls, file: str) -> bool:
         table = read_table(file)
-        column = SCORE if ranks_documents(table) else find_label_column(table, None)
+        kind = next((kind for kind in cls.__subclasses__() if kind.fits(table)), cls)
+        column = find_label_column(table, None, kind.label_columns)
         return column is not None and not are_hidden(LabelColumn(table, column))
 
     @property
@@ -106,8 +105,7 @@ class TextClassification(Task):
         if are_scores and other.problem_type not in (None, self.problem_type):
             raise UsageError(
                 f"--distill_teacher {name} was trained for {other.problem_type}, but the model is trained for "
-                f"{self.problem_type}: the output of a regression is the score, that of a reranker its logit. Use a "
-                "teacher of the same kind"
+                f"{self.problem_type}: their outputs are not on the same scale. Use a teacher of the same kind"
             )
 
     def tokenize(self, tokenizer: Any, length: int, **options: Any) -> dict[str, Dataset]:

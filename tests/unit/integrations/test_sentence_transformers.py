@@ -10,12 +10,18 @@ import torch
 from datasets import Dataset
 from script_fixtures import make_model, sentences
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.losses import MSELoss, MultipleNegativesRankingLoss
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MatryoshkaLoss,
+    MSELoss,
+    MultipleNegativesRankingLoss,
+)
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
+from torch.nn.functional import cosine_similarity
 from trainers import arguments, losses_of
 
 from sparse_accel.errors import UsageError
-from sparse_accel.integrations import RecipeCallback, RecipeMixin, load_sentence_transformer
+from sparse_accel.integrations import RecipeCallback, RecipeMixin, TextTeacher, load_sentence_transformer
 from sparse_accel.integrations.embedding_models import encoder_of
 from sparse_accel.nn.layers import masks, quantizers
 from sparse_accel.recipe import load_recipe
@@ -159,13 +165,106 @@ def test_callback_alone(start: Path, tmp_path: Path) -> None:
     assert (loaded.encode(TEXTS) == alone.model.eval().encode(TEXTS)).all()
 
 
-def test_distillation_is_a_loss_of_sentence_transformers(start: Path, tmp_path: Path) -> None:
-    """With a DistillationModifier it is refused; a teacher's embeddings as labels are the way."""
-    with pytest.raises(UsageError) as found:
-        recipe = f"{RECIPE}  - !DistillationModifier {{hardness: 0.5}}\n"
-        make_trainer(start, tmp_path, recipe, teacher=encoder_of(make_embedder(start)))
-    assert "DistillationModifier: the loss of a SentenceTransformer is computed from embeddings" in str(found.value)
-    assert "such as MSELoss with embeddings of the teacher" in str(found.value)
+# --- distillation -----------------------------------------------------------------------------------------------------
+
+
+def following(*others: str, hardness: float = 0.3) -> str:
+    lines = ["!EpochRangeModifier {end_epoch: 1}", f"!DistillationModifier {{hardness: {hardness}}}", *others]
+    return "modifiers:\n" + "\n".join(f"  - {line}" for line in lines)
+
+
+@pytest.fixture(scope="module")
+def teacher(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence transformer with the words of the student and other weights."""
+    folder = tmp_path_factory.mktemp("teacher")
+    transformer = Transformer(str(start), max_seq_length=16)
+    torch.manual_seed(1)
+    for weight in transformer.auto_model.parameters():
+        weight.data += 0.05 * torch.randn_like(weight)
+    SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu").save(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(("loss", "columns"), [("cosine", 2), ("mse", 2), ("cosine", 4)])
+def test_a_student_follows_a_teacher(start: Path, teacher: Path, tmp_path: Path, loss: str, columns: int) -> None:
+    """Each step's loss is that of the library and the mean distance of all texts, weighted by hardness; also where a
+    loss embeds several columns in one forward."""
+    texts = [row["text"] for row in sentences(24, seed=1)]
+    rows = Dataset.from_dict({f"text_{n}": texts[n : n + 20] for n in range(columns)})
+    steps: list[Any] = []
+
+    class Kept(EmbeddingTrainer):
+        def training_step(self, model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+            steps.append(dict(inputs))
+            return super().training_step(model, inputs, *args, **options)
+
+    given = str(teacher) if loss == "cosine" else TextTeacher(str(teacher), loss)
+    trainer = make_trainer(start, tmp_path, following(), kind=Kept, teacher=given, train_dataset=rows)
+    trainer.train()
+
+    model, frozen = make_embedder(start).train(), SentenceTransformer(str(teacher), device="cpu").eval()
+    loss_of = MultipleNegativesRankingLoss(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
+    for step, (batch, logged) in enumerate(zip(steps, losses_of(trainer), strict=True)):
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * (1 - step / len(steps))
+        parts = [trainer.collect_features(dict(batch))[0] for _ in range(3)]
+        task = loss_of(parts[0], None)
+        ours = torch.cat([model(part)["sentence_embedding"] for part in parts[1]])
+        with torch.no_grad():
+            theirs = torch.cat([frozen(part)["sentence_embedding"] for part in parts[2]])
+        apart = (ours - theirs).square().mean() if loss == "mse" else (1 - cosine_similarity(ours, theirs)).mean()
+        total = 0.7 * task + 0.3 * apart
+        assert logged == pytest.approx(float(total), abs=1e-5) and float(apart) > 1e-4
+        entry = trainer.state.log_history[step]
+        assert entry["task_loss"] == pytest.approx(float(task), abs=1e-5)
+        assert entry["distillation_loss"] == pytest.approx(float(apart), abs=1e-5)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(steps) == 3
+
+
+def test_evaluations_have_the_loss_of_the_library_alone(start: Path, teacher: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(start, tmp_path, following(hardness=1.0), teacher=str(teacher))
+    found = trainer.evaluate(pairs())["eval_loss"]
+    model = trainer.model.eval()
+    parts = [trainer.collect_features(batch)[0] for batch in trainer.get_eval_dataloader(pairs())]
+    with torch.no_grad():
+        losses = [(float(MultipleNegativesRankingLoss(model)(part, None)), len(part[0]["input_ids"])) for part in parts]
+    assert found == pytest.approx(sum(loss * rows for loss, rows in losses) / 19, abs=1e-5)
+
+
+def test_teachers_that_cannot_be_followed(start: Path, teacher: Path, tmp_path: Path) -> None:
+    def refusal(given: Any, recipe: str = "", **options: Any) -> str:
+        with pytest.raises(UsageError) as found:
+            make_trainer(start, tmp_path, recipe or following(), teacher=given, **options).train()
+        return str(found.value)
+
+    student = make_embedder(start)
+    assert "has no embeddings of texts" in refusal(encoder_of(student))
+    assert "copy.deepcopy(model)" in refusal(student, model=student)
+    narrow = make_embedder(start)
+    narrow.append(Dense(32, 8))
+    assert "width 8, the model of width 32" in refusal(narrow)
+    shorter = make_embedder(start)
+    shorter.max_seq_length = 8
+    assert "lower max_seq_length" in refusal(shorter)
+    other = make_model(tmp_path / "other", sparse=False, head=True, vocabulary=["film", "good"])
+    assert "another tokenizer" in refusal(make_embedder(other))
+    hidden = refusal(str(teacher), following("!HiddenStateDistillationModifier {}"))
+    assert "HiddenStateDistillationModifier compares hidden_states" in hidden and "DistillationModifier" in hidden
+    for loss in (CachedMultipleNegativesRankingLoss, matryoshka):
+        assert "each of the 16 texts of a batch once" in refusal(str(teacher), loss=loss)
+
+
+def matryoshka(model: SentenceTransformer) -> MatryoshkaLoss:
+    return MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), [32, 16])
+
+
+def test_a_loss_of_sentence_transformers_can_distill_too(start: Path, tmp_path: Path) -> None:
+    """A teacher's embeddings as labels."""
     texts = [row["text"] for row in sentences(20, seed=1)]
     labels = make_embedder(start).encode(texts).tolist()
     rows = Dataset.from_dict({"sentence": texts, "label": labels})

@@ -168,6 +168,15 @@ def test_it_begins_and_ends_at_its_epochs() -> None:
     assert active == [False, True, False]
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"), [("", "(the task's outputs)"), (", distill_output_keys: [hidden]", "(hidden)")]
+)
+def test_the_timeline_says_what_is_compared(keys: str, said: str) -> None:
+    """Of some tasks, `logits` are no logits, but vectors."""
+    recipe = load_recipe(f"modifiers:\n  - !DistillationModifier {{hardness: 1, temperature: 3{keys}}}\n")
+    assert recipe.timeline()[0] == (0.0, f"distillation: hardness 1, temperature 3 {said}")
+
+
 def run_of(teacher: Teacher, *modifiers: str) -> RecipeRun:
     """A run of several DistillationModifiers, at its first step."""
     lines = "".join(f"\n  - !DistillationModifier {{{keys}}}" for keys in modifiers)

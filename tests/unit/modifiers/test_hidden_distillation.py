@@ -19,6 +19,7 @@ from sparse_accel.data.batches import Collator
 from sparse_accel.errors import UsageError
 from sparse_accel.models.teacher import Teacher
 from sparse_accel.modifiers.hidden_distillation import HiddenStateDistillationModifier, same_depth
+from sparse_accel.nn.pooling import Pooling, add_pooling
 from sparse_accel.recipe import RecipeError, load_recipe
 from sparse_accel.recipe_run import RecipeRun
 
@@ -170,6 +171,36 @@ def test_fillers_do_not_count() -> None:
     found = terms_of(run, student, filled)[HIDDEN]
     torch.testing.assert_close(found[:2], plain)
     assert float(found[2]) == 0.0
+
+
+@pytest.mark.parametrize("tokens", ["all", "first"])
+def test_rows_of_several_texts(tokens: str) -> None:
+    """The distance of a pair is the mean of those of its two texts, each alone through both models; of a filler, 0."""
+    pooling = Pooling("mean", normalize=True)
+    student, teacher = (add_pooling(make_bert(dropout=0.0, seed=seed).bert, pooling) for seed in (0, 1))
+    run = started(student, teacher, hidden(f"{{attentions: true, tokens: {tokens}, epsilon: 1e-9}}"))
+    texts = [batch_of(row) for row in (0, 3, 5, 6)]
+    lengths = [int(text["attention_mask"].sum()) for text in texts]
+    assert len({*lengths}) > 1
+    flat = inputs_of(batch_of(0, 3, 5, 6, 0, 3))
+    pairs = {name: value.unflatten(0, (3, 2)) for name, value in flat.items()} | {"row_id": torch.tensor([0, 1, -1])}
+    found = run.losses(torch.zeros(3), pairs, student(**inputs_of(pairs)))
+
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    both = [[model.eval()(**inputs_of(text), **asked) for text in texts] for model in (student, teacher)]
+    for term, name, first in ((HIDDEN, "hidden_states", 1), (ATTENTION, "attentions", 0)):
+        errors = torch.zeros(len(texts))
+        for block in range(first, first + 2):
+            ours, theirs = ([getattr(each, name)[block][0] for each in found] for found in both)
+            if tokens == "first":
+                ours, theirs = (
+                    [x[:1] if name == "hidden_states" else x[:, :1] for x in each] for each in (ours, theirs)
+                )
+            size = torch.cat([x.flatten() for x in theirs]).square().mean()
+            errors += torch.stack([(s - t).square().mean() for s, t in zip(ours, theirs, strict=True)]) / size / 2
+        expected = torch.cat([errors.unflatten(0, (2, 2)).mean(dim=1), torch.zeros(1)]).detach()
+        assert float(expected[:2].min()) > 0
+        torch.testing.assert_close(found[term], expected)
 
 
 @pytest.mark.parametrize("keys", ["{attentions: true}", "{project_features: true, tokens: first}"])

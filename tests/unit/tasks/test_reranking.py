@@ -26,7 +26,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.tasks import TASKS, Reranker, Task, TextClassification, task_of
 from sparse_accel.tasks.label_names import RERANKING, Head, head_in, set_problem_type
 from sparse_accel.tasks.other_head import OtherHead
-from sparse_accel.tasks.text_classification.data import TextClassificationData, load_text_classification
+from sparse_accel.tasks.text_classification.data import TextClassificationData
 from sparse_accel.tasks.text_classification.predictions import ranking_table
 from sparse_accel.tasks.text_classification.reranking import (
     best_documents,
@@ -89,7 +89,7 @@ def test_the_columns_say_that_it_is_a_reranker(of: Callable[..., TextClassificat
     assert (data.problem_type, data.label_names, data.highest) == (RERANKING, ["score"], 1)
     assert (data.text_columns, data.label_column) == (("query", "document"), "score")
     assert data.splits["train"]["label"][:] == [0.25, 1.0, 0.0, 0.5]
-    assert data.describe_queries() == "1 query"
+    assert Reranker(Head(["score"], RERANKING), data).describe_columns().endswith("; to evaluate: 1 query")
 
 
 def test_flags_name_other_columns(of: Callable[..., TextClassificationData]) -> None:
@@ -133,9 +133,11 @@ def test_without_scores_rows_can_be_predicted(tmp_path: Path) -> None:
     arguments = TextClassificationArguments(
         model_name_or_path="m", output_dir="o", do_predict=True, test_file=str(write(tmp_path / "test.csv", rows))
     )
-    data = load_text_classification(arguments, Head(["score"], RERANKING, 3))
+    task = TextClassification.load(arguments, Head(["score"], RERANKING, 3))
+    assert isinstance(task, Reranker)
+    data = task.data
     assert data.text_columns == ("query", "document") and not data.has_labels("test") and data.highest == 3
-    assert data.queries("test").tolist() == [0, 1]  # queries of one document can be scored
+    assert task.queries("test").tolist() == [0, 1]  # queries of one document can be scored
 
 
 def test_a_trained_classifier_reads_its_own_columns(tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ def test_a_trained_classifier_reads_its_own_columns(tmp_path: Path) -> None:
     arguments = TextClassificationArguments(
         model_name_or_path="m", output_dir="o", do_predict=True, test_file=str(write(tmp_path / "test.csv", rows))
     )
-    data = load_text_classification(arguments, Head(["neg", "pos"], "single_label_classification"))
+    data = TextClassification.load(arguments, Head(["neg", "pos"], "single_label_classification")).data
     assert (data.text_columns, data.problem_type) == (("text",), "single_label_classification")
 
 
@@ -189,14 +191,16 @@ def test_a_model_keeps_its_scale(tmp_path: Path) -> None:
     flags: dict[str, Any] = {"model_name_or_path": "m", "output_dir": "o", "do_eval": True, "validation_file": file}
     arguments = TextClassificationArguments(**flags)
     found = {
-        highest: load_text_classification(arguments, Head(["score"], RERANKING, highest)).splits["validation"]["label"][
-            :
-        ]
+        highest: TextClassification.load(arguments, Head(["score"], RERANKING, highest)).data.splits["validation"]
         for highest in (3, 2, None)
     }
-    assert found == {3: [2 / 3, 0.0], 2: [1.0, 0.0], None: [1.0, 0.0]}
+    assert {highest: rows["label"][:] for highest, rows in found.items()} == {
+        3: [2 / 3, 0.0],
+        2: [1.0, 0.0],
+        None: [1.0, 0.0],
+    }
     with pytest.raises(UsageError, match="but the scores of the model are from 0 to 1"):
-        load_text_classification(arguments, Head(["score"], RERANKING, 1))
+        TextClassification.load(arguments, Head(["score"], RERANKING, 1))
 
 
 # --- queries ----------------------------------------------------------------------------------------------------------
@@ -390,7 +394,7 @@ def model_of(problem_type: str | None) -> Any:
 def test_decisions_are_of_queries() -> None:
     """The gap of two best documents is the difference of their outputs, where it is smaller."""
     task: Any = TextClassification.of_sentences(Head(["score"], RERANKING), [f"sentence {row}" for row in range(8)])
-    assert task.data.queries("test").tolist() == [0] * 4 + [1] * 4
+    assert task.queries("test").tolist() == [0] * 4 + [1] * 4
     assert task.data.splits["test"]["query"][::4] == ["sentence 7", "sentence 3"]
     first = np.array([[4.0], [1], [0], [0], [0], [1], [2], [3]], dtype=np.float32)
     second = first.copy()
