@@ -126,7 +126,8 @@ DIFFERENT_IN_EXPORT = {
     "opset": "18 by default (14 with `--format integer`), there 14; an error if the exporter does not reach it",
 }
 REMARKS_IN_EXPORT = {
-    "task": "text_classification, token_classification, question_answering, and their other names",
+    "task": "text_classification, token_classification, question_answering, masked_language_modeling, and their other "
+    "names",
     "model_path": "also checkpoints, Hub ids and `zoo:` stubs",
 }
 
@@ -162,9 +163,13 @@ DIFFERENT_MODIFIERS = {
     "short loader is read again, there fewer samples were divided by `num_grads`; more samples than training rows are "
     "an error; no samples where nothing is left to prune; `[1, 4]` is block4; `shuffle` in `grad_sampler_kwargs` is "
     "refused; also `grad_loss`. Refused under DeepSpeed",
+    "StructuredPruningModifier": "`params`, `param_groups` and `mask_type` prune rows or columns as there; "
+    "`__ALL_PRUNABLE__` does not include embeddings, and `params` must be given. Also a second form: heads, neurons "
+    "and blocks that the export removes",
     "QuantizationModifier": "starts and freezes at its step, there one step late; ranges see training data only, "
     "there also evaluation data; the ranges of the classifier freeze too. A class in "
-    "`custom_quantizable_module_types` that the model does not have is an error. The `scheme` form is refused",
+    "`custom_quantizable_module_types` that the model does not have is an error. Token ids and products in attention "
+    "are never quantized; see [quantization.md](quantization.md#what-differs-from-sparseml)",
     "DistillationModifier": "`distill_output_keys` is `[logits]` by default; the reported evaluation loss is the "
     "task's; a single output (regression) is compared by squared error; two that compare the same output at the same "
     "time are an error",

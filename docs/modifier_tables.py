@@ -75,6 +75,13 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "fisher_block_size": "50",
         "grad_sampler_kwargs": "{batch_size: 16}",
     },
+    "StructuredPruningModifier": {
+        "parts": "[attention_heads, ffn_neurons]",
+        "final_sparsity": "0.5",
+        "start_epoch": "1",
+        "end_epoch": "8",
+        "update_frequency": "0.1",
+    },
     "QuantizationModifier": {
         "start_epoch": "8",
         "disable_quantization_observer_epoch": "12",

@@ -8,12 +8,13 @@ if TYPE_CHECKING:
     from sparse_accel.export.answer import answer
     from sparse_accel.export.archive import expand
     from sparse_accel.export.embed import embed
+    from sparse_accel.export.fill_mask import fill_mask
     from sparse_accel.models.files import load
     from sparse_accel.models.teacher import Teacher
     from sparse_accel.recipe import load_recipe
     from sparse_accel.recipe_run import RecipeRun
 
-__all__ = ["RecipeRun", "Teacher", "answer", "embed", "expand", "load", "load_recipe"]
+__all__ = ["RecipeRun", "Teacher", "answer", "embed", "expand", "fill_mask", "load", "load_recipe"]
 __version__ = "0.1.0"
 
 _HOME = {
@@ -22,6 +23,7 @@ _HOME = {
     "answer": "export.answer",
     "embed": "export.embed",
     "expand": "export.archive",
+    "fill_mask": "export.fill_mask",
     "load": "models.files",
     "load_recipe": "recipe",
 }

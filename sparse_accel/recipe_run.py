@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.data.batches import inputs_of
+from sparse_accel.data.calibration import calibration_forwards
 from sparse_accel.data.gradient_samples import GradientSamples, labels_in
 from sparse_accel.distributed.launch import gives_gradients
 from sparse_accel.distributed.weights import reshard
@@ -81,7 +82,8 @@ class RecipeRun:
             recipe = recipe.without_teacher()
         self.recipe, self._task = recipe if recipe and recipe.modifiers else None, task
         # Copies, because modifiers store what they learn about model and training, and the recipe may be used again.
-        self.modifiers: Sequence[Modifier] = [_copy(modifier) for modifier in recipe.modifiers] if recipe else []
+        copies = [_copy(modifier) for modifier in recipe.modifiers] if recipe else []
+        self.modifiers: Sequence[Modifier] = sorted(copies, key=lambda modifier: not modifier.applied_first)
         self.teacher = None if isinstance(teacher, str) else teacher
         self.lr_schedule = lr_schedule
         self.notices: list[str] = [*recipe.warnings, *recipe.notes] if recipe else []
@@ -154,8 +156,9 @@ class RecipeRun:
             accelerator: None in a loop without one.
             model, optimizer: as returned by `prepare`.
             steps_per_epoch: optimizer steps per epoch.
-            gradient_loader: of the training rows, for modifiers that draw gradient samples (OBSPruningModifier): the
-                loader as it was before `prepare`. One batch is one sample, of the batch size that the modifier may set.
+            gradient_loader: of the training rows, for modifiers that draw gradient samples (OBSPruningModifier), or
+                run rows where they start (`num_calibration_steps`): the loader as it was before `prepare`. One batch is
+                one sample, of the batch size that the modifier may set.
             rows_per_forward: how many rows of a gradient sample go through the model at once; None: all of a process.
 
         Raises:
@@ -172,10 +175,26 @@ class RecipeRun:
             self.state.loss_scale = lambda: float(accelerator.scaler.get_scale()) if accelerator.scaler else 1.0
         self.state.progress = Progress(step=0, steps_per_epoch=max(steps_per_epoch, 1))
         drawing = [modifier.name for modifier in self.modifiers if modifier.samples_gradients]
-        if drawing and gradient_loader is None:
+        running = [modifier.name for modifier in self.modifiers if modifier.calibration_batches]
+        if (drawing or running) and gradient_loader is None:
+            what = (
+                f"{drawing[0]} needs gradient samples"
+                if drawing
+                else f"{running[0]}: num_calibration_steps: needs batches"
+            )
             raise UsageError(
-                f"{drawing[0]} needs gradient samples of the training rows: pass gradient_loader=... to RecipeRun."
+                f"{what} of the training rows: pass gradient_loader=... to RecipeRun."
                 "bind, the loader of the rows as it was before accelerator.prepare"
+            )
+        if running:
+            self.state.forwards = lambda count: calibration_forwards(
+                model,
+                self.state.model,
+                gradient_loader,
+                count,
+                prepare=self._prepared,
+                rows_per_forward=rows_per_forward,
+                seed=self.progress.step,
             )
         if drawing:
             self.state.gradient_samples = GradientSamples(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from sparse_accel.cli.masked_language_modeling import MaskedLanguageModelingArguments
 from sparse_accel.cli.parser import check_bounds, expand_paths, flag
 from sparse_accel.cli.question_answering import QuestionAnsweringArguments
 from sparse_accel.errors import UsageError, nearest
@@ -25,11 +26,18 @@ _TASKS = {
     "sentence_embedding": "sentence_embedding",
     "sentence_similarity": "sentence_embedding",
     "feature_extraction": "sentence_embedding",
+    "masked_language_modeling": "masked_language_modeling",
+    "mlm": "masked_language_modeling",
+    "fill_mask": "masked_language_modeling",
 }
 # Of all tasks, those whose models are exported.
 EXPORTED = tuple(dict.fromkeys(_TASKS.values()))
-_LATER = ("masked_language_modeling",)
-_QUESTIONS = "question_answering"
+_QUESTIONS, _LANGUAGE = "question_answering", "masked_language_modeling"
+# Of some tasks, the flags that name columns and are refused, with the reasons.
+_REFUSED_COLUMNS: dict[str, dict[str, str]] = {
+    _QUESTIONS: {name: QuestionAnsweringArguments.refused[name] for name in _COLUMNS},
+    _LANGUAGE: {"label_column_name": MaskedLanguageModelingArguments.refused["label_column_name"]},
+}
 
 
 @dataclass(kw_only=True)
@@ -53,7 +61,8 @@ class ExportArguments:
     )
     task: str | None = flag(
         None,
-        "task of the model: text_classification, token_classification, question_answering or sentence_embedding",
+        "task of the model: text_classification, token_classification, question_answering, sentence_embedding or "
+        "masked_language_modeling",
         default_text="that of its config.json",
     )
     output_dir: str | None = flag(
@@ -71,6 +80,7 @@ class ExportArguments:
         None, "fixed number of tokens per row; inputs must then be padded to it", at_least=3, default_text="any length"
     )
     reduce_range: bool = flag(False, "7-bit activations, for CPUs without VNNI (their 8-bit sums overflow)")
+    keep_structure: bool = flag(False, "write heads and neurons that are all zero too; without it, they are removed")
     kernels: bool = flag(
         False, "also write model.kernels.onnx, for programs in C, C++, C# and Java that load the library of kernels"
     )
@@ -78,7 +88,8 @@ class ExportArguments:
     data: str | None = flag(
         None,
         "rows to verify the export on: a csv, tsv, json, jsonl or parquet file, a GLUE task or a Hub dataset; of "
-        "questions, a json (also SQuAD's nested form), jsonl or parquet file or a Hub dataset",
+        "questions, a json (also SQuAD's nested form), jsonl or parquet file or a Hub dataset; of a language model, a "
+        "txt file too",
         default_text="the run's validation data if still available, else sentences of this package",
         path=True,
     )
@@ -134,14 +145,12 @@ class ExportArguments:
         """Returns this package's name of the task in --task; None without --task.
 
         Raises:
-            UsageError: there is no such task, or not yet.
+            UsageError: there is no such task.
         """
         if self.task is None:
             return None
         known = ", ".join(EXPORTED)
         name = self.task.replace("-", "_")
-        if name in _LATER:
-            raise UsageError(f"--task {self.task} is not supported yet. Supported: {known}.")
         if name not in _TASKS:
             raise UsageError(f"--task: unknown value '{self.task}'. Expected one of: {known}.")
         return _TASKS[name]
@@ -157,6 +166,8 @@ class ExportArguments:
         """
         if self.version_2_with_negative and task != _QUESTIONS:
             raise UsageError(f"--version_2_with_negative is for {_QUESTIONS}, not for {task}: remove it.")
-        for name in _COLUMNS:
-            if getattr(self, name) and task == _QUESTIONS:
-                raise UsageError(f"--{name} is not for {task}: {QuestionAnsweringArguments.refused[name]} Remove it.")
+        for name, reason in _REFUSED_COLUMNS.get(task, {}).items():
+            if getattr(self, name):
+                raise UsageError(f"--{name} is not for {task}: {reason} Remove it.")
+        if task == _LANGUAGE and len(self.input_column_names or ()) > 1:
+            raise UsageError(f"--input_column_names: {task} reads one column of texts; name only that one.")

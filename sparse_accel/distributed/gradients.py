@@ -86,7 +86,7 @@ def draw_gradients(
     """
     _, processes = rank_and_size()
     owner = owners({name: weight.numel() for name, weight in weights.items()}, processes)
-    with _undisturbed(plain), torch.enable_grad(), update_of_masks():
+    with undisturbed(plain), torch.enable_grad(), update_of_masks():
         for number, losses in enumerate(samples, 1):
             stop_now_if_asked()
             while True:
@@ -159,7 +159,7 @@ def _finite(gradients: Iterable[Tensor]) -> bool:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Puts the model into eval mode; restores the mode of each module and all random generators at the end."""
     modes = {module: module.training for module in model.modules()}
     python, numpy = random.getstate(), np.random.get_state()

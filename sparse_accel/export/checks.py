@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from sparse_accel.errors import UsageError
-from sparse_accel.export.lower import OFFSET, active, plain
+from sparse_accel.export.lower import OFFSET, active, plain, stored_weight_parameters, stored_zero_point
 from sparse_accel.export.opset import check_opset
 from sparse_accel.nn.fake_quantize import FakeQuantize
 
@@ -210,22 +210,21 @@ def _compare_quantizers(name: str, layer: nn.Module, tensors: _Tensors, format: 
     weight, entry = active(layer, "weight_quantizer"), active(layer, "input_quantizer")
     product = format == "integer" and isinstance(layer, nn.Linear) and weight is not None
     if weight is not None:
-        dtype: Any = np.uint8 if format == "integer" else np.int8
-        zero_point = plain(weight.zero_point + OFFSET[format]).astype(dtype)
+        scale, zero_point = stored_weight_parameters(layer, format)
         found = tensors.differs(f"{name}.weight_zero_point", zero_point)
         if product and entry is not None:
             both = plain(entry.scale * weight.scale)
             yield found or tensors.differs(f"{name}.input_scale_times_weight_scale", both)
         else:
-            yield found or tensors.differs(f"{name}.weight_scale", plain(weight.scale))
+            yield found or tensors.differs(f"{name}.weight_scale", scale)
     for which in ("input", "output"):
         quantizer = active(layer, f"{which}_quantizer")
         if quantizer is None:
             continue
-        found = tensors.differs(f"{name}.{which}_zero_point", plain(quantizer.zero_point).astype(np.uint8))
+        found = tensors.differs(f"{name}.{which}_zero_point", stored_zero_point(quantizer, format))
         found = found or tensors.differs(f"{name}.{which}_scale", plain(quantizer.scale))
         lowest, highest = quantizer.scheme.integers
-        if (lowest, highest) != (0, 255):
+        if highest - lowest != 255:
             for end, bound in (("lowest", lowest), ("highest", highest)):
                 limit = plain((bound - quantizer.zero_point) * quantizer.scale)
                 found = found or tensors.differs(f"{name}.{which}_{end}", limit)

@@ -23,8 +23,10 @@ from sparse_accel.export.archive import ARCHIVE, compress
 from sparse_accel.export.folder import MODEL, PAGE, READABLE_REPORT, REPORT, acquire, staged
 from sparse_accel.export.kernels import KERNEL_MODEL, prove_kernels, require_library, write_kernel_model
 from sparse_accel.export.lower import lower
+from sparse_accel.export.measure import FULL_SIZE
 from sparse_accel.export.opset import check_opset, lower_opset
 from sparse_accel.export.proof import may_overflow, prove
+from sparse_accel.export.structure import check_structure, remove_structure
 from sparse_accel.export.texts import find_texts
 from sparse_accel.export.trace import NATIVE_OPSET, trace
 from sparse_accel.files import write_json, write_text
@@ -60,6 +62,8 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
     kind = task_to_export(arguments)
     arguments.check_task(kind.name)
     model, tokenizer, limit = load_for_export(str(arguments.model_path), kind)
+    if obstacle := kind.export_obstacle(model):
+        raise UsageError(f"--model_path {arguments.model_path}: {obstacle}")
     length = arguments.sequence_length or min(limit, arguments.max_seq_length or kind.arguments.max_seq_length)
     if length > limit:
         raise UsageError(f"--sequence_length {length}: this model accepts up to {limit} tokens")
@@ -83,16 +87,23 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
         raise UsageError("--reduce_range acts on quantized activations, but this model has none: leave it out")
     if arguments.reduce_range:
         reduce_ranges(model)
+    deployed = remove_structure(model, keep=arguments.keep_structure)
     texts, note = find_texts(arguments, kind, model, tokenizer, length)
 
     with staged(target) as partial, tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        traced = trace(model, tokenizer, sequence_length=arguments.sequence_length, opset=max(opset, NATIVE_OPSET))
-        exported, in_float = write_graphs(traced, model, partial, scratch, format, opset)
-        cast(Any, model).config.save_pretrained(partial)
+        traced, *full_size = (
+            trace(each, tokenizer, sequence_length=arguments.sequence_length, opset=max(opset, NATIVE_OPSET))
+            for each in ([deployed.model, model] if deployed.is_smaller else [model])
+        )
+        exported, in_float = write_graphs(traced, deployed.model, partial, scratch, format, opset)
+        full = write_full_size(full_size[0], model, scratch, format, opset) if full_size else None
+        cast(Any, deployed.model).config.save_pretrained(partial)
         tokenizer.model_max_length = min(tokenizer.model_max_length, limit)  # so that it truncates for this model
         tokenizer.save_pretrained(partial)
-        proof = prove(exported, model, tokenizer, texts, format, opset)
+        proof = prove(exported, deployed.model, tokenizer, texts, format, opset, model)
+        if deployed.is_smaller:
+            proof = replace(proof, checks=[check_structure(deployed), *proof.checks])
         proof.require(overflows=may_overflow(model, format))
         kernels = prove_kernels(exported, proof.logits, tokenizer, texts, format)
         if arguments.kernels:
@@ -100,8 +111,11 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
         if arguments.compress:
             compress(exported, partial / ARCHIVE)
         tokens = arguments.sequence_length or min(_LATENCY_TOKENS, limit)
-        timed = models_to_time(exported, in_float, scratch, quantized)
-        latency, failed = measure.latencies(timed, tokens, arguments.deepsparse_python, kernels=not kernels.reason)
+        timed = models_to_time(exported, in_float, scratch, quantized) | (full or {})
+        batches = measure.BATCHES if kind.has_few_logits else measure.BATCHES_OF_MANY_LOGITS
+        latency, failed = measure.latencies(
+            timed, tokens, arguments.deepsparse_python, kernels=not kernels.reason, batches=batches
+        )
         found = {
             "source": source,
             "format": format,
@@ -115,8 +129,11 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
             "task": kind.name,
             "head": type(model).__name__,
             "texts": {"source": texts.source, "rows": texts.count, "labels": texts.has_labels},
-            "notes": [line for line in (note, *failed) if line],
-            "files": file_sizes(in_float, exported, partial / KERNEL_MODEL, partial / ARCHIVE),
+            "structure": deployed.to_dict(),
+            "notes": [line for line in (note, *deployed.notes, *failed) if line],
+            "files": file_sizes(
+                full[f"float, {FULL_SIZE}"] if full else in_float, exported, partial / KERNEL_MODEL, partial / ARCHIVE
+            ),
             "tokens": tokens,
             "latency": latency,
             "gains": report.gains_of_runtimes(latency, quantized),
@@ -165,6 +182,18 @@ def write_graphs(
     return exported, in_float
 
 
+def write_full_size(
+    traced: onnx.ModelProto, model: nn.Module, scratch: Path, format: str, opset: int
+) -> dict[str, Path]:
+    """Writes a model with the structure that the deployed one lacks, to compare with. Returns its files by the names of
+    the contestants that they are."""
+    folder = scratch / "full_size"
+    folder.mkdir()
+    exported, in_float = write_graphs(traced, model, folder, folder, format, opset)
+    files = {"float": in_float} | ({} if format == "float" else {"quantized": exported})
+    return {f"{name}, {FULL_SIZE}": path for name, path in files.items()}
+
+
 def models_to_time(exported: Path, in_float: Path, scratch: Path, quantized: bool) -> dict[str, Path]:
     """Returns the files to time: float and quantized, each also with its zeros filled in, which are in `scratch`."""
     names = {"float": in_float}
@@ -184,8 +213,10 @@ def file_sizes(in_float: Path, *files: Path) -> dict[str, dict[str, float]]:
 
 
 def reduce_ranges(model: nn.Module) -> None:
-    """Sets activations to 7 bits over the same range, for CPUs on which 8-bit sums can overflow. Changes the model."""
-    for quantizer in quantizers(model).values():
-        if not quantizer.scheme.signed:
-            quantizer.scheme = replace(quantizer.scheme, reduce_range=True)
+    """Sets activations to 7 bits over the same range, for CPUs on which 8-bit sums can overflow. Changes the model.
+
+    They are unsigned then: onnxruntime would add 128 to signed integers, and they would be too large again."""
+    for name, quantizer in quantizers(model).items():
+        if not name.endswith(".weight_quantizer"):
+            quantizer.scheme = replace(quantizer.scheme, signed=False, reduce_range=True)
             quantizer.set_range(quantizer.minimum.clone(), quantizer.maximum.clone())

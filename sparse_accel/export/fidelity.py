@@ -24,6 +24,8 @@ _BATCH_ROWS = 32
 # An exported graph computes attention as plain operations: (rows, heads, tokens, tokens) numbers. So many rows for so
 # many tokens, and fewer for more.
 _FULL_BATCH_TOKENS = 512
+# Logits of so many rows run at once, where there are too many of them to keep those of all rows: 64 MiB in float32.
+_MOST_LOGITS = 2**24
 # Quantization rounds: a value between two integers may go either way, and so may a sentence between two labels. So this
 # fraction of decisions may differ, and logits may differ by this fraction of their spread (mean absolute difference).
 MAX_DISAGREEMENT = 0.005
@@ -129,7 +131,7 @@ def session_logits(session: Any, inputs: Mapping[str, np.ndarray], rows: int | N
 
 
 def logits_of(runner: Runner, tokenizer: Any, texts: Texts, length: int | None = None) -> np.ndarray:
-    """Runs a model on every sentence, and returns its logits, float32 [answers, labels].
+    """Runs a model on every sentence, and returns its logits, float32 [answers, labels]; of a task with few of them.
 
     Args:
         tokenizer: pads the batches.
@@ -151,16 +153,33 @@ def logits_of(runner: Runner, tokenizer: Any, texts: Texts, length: int | None =
     return table
 
 
-def rows_at_once(tokens: int) -> int:
+def rows_at_once(tokens: int, logits: int = 0) -> int:
     """Returns how many rows of so many tokens run as one batch: 32, and fewer where their attention would need more
-    memory than that of 32 rows of 512 tokens."""
-    return min(_BATCH_ROWS, max(1, _BATCH_ROWS * _FULL_BATCH_TOKENS**2 // tokens**2))
+    memory than that of 32 rows of 512 tokens, or their logits more than 64 MiB.
+
+    Args:
+        tokens: of a row.
+        logits: of a token, where they are many.
+    """
+    most = min(_BATCH_ROWS * _FULL_BATCH_TOKENS**2 // tokens**2, _MOST_LOGITS // max(tokens * logits, 1))
+    return min(_BATCH_ROWS, max(1, most))
 
 
 def fixed_length(session: Any) -> int | None:
     """Returns the number of tokens that a session's rows must have; None: any."""
     length = session.get_inputs()[0].shape[1]
     return length if isinstance(length, int) else None
+
+
+def compare_runs(
+    first: Runner, second: Runner, tokenizer: Any, texts: Texts, length: int | None
+) -> tuple[Fidelity, np.ndarray]:
+    """Runs two models on every sentence, and returns their differences, and the logits of the second one; empty where
+    the task has too many to keep. Arguments as for `logits_of`."""
+    if not texts.task.has_few_logits:
+        return _compare_batches(first, second, tokenizer, texts, length), np.zeros((0, 0), dtype=np.float32)
+    ours, theirs = (logits_of(runner, tokenizer, texts, length) for runner in (first, second))
+    return compare((first.name, second.name), ours, theirs, texts), theirs
 
 
 def compare(names: tuple[str, str], ours: np.ndarray, theirs: np.ndarray, texts: Texts) -> Fidelity:
@@ -171,10 +190,6 @@ def compare(names: tuple[str, str], ours: np.ndarray, theirs: np.ndarray, texts:
         ours, theirs: their logits, float32 [answers, labels].
     """
     gaps = texts.task.decision_gaps(ours, theirs, texts.rows, texts.split)
-    metrics = None
-    if texts.has_labels:
-        both = [dict(texts.task.figures(logits, texts.rows, texts.split)) for logits in (ours, theirs)]
-        metrics = (both[0], both[1])
     difference = np.abs(ours - theirs)
     return Fidelity(
         names=names,
@@ -184,9 +199,94 @@ def compare(names: tuple[str, str], ours: np.ndarray, theirs: np.ndarray, texts:
         mean_difference=float(difference.mean()),
         max_difference=float(difference.max()),
         spread=float(ours.std()),
-        metrics=metrics,
+        metrics=_metrics(ours, theirs, texts),
         cosines=_cosines(ours, theirs) if texts.task.are_vectors else None,
     )
+
+
+def _compare_batches(first: Runner, second: Runner, tokenizer: Any, texts: Texts, length: int | None) -> Fidelity:
+    """`compare`, of a task whose decision is the highest logit: both run batch by batch, and what is kept of a decision
+    is what an evaluation keeps, and how far the two runs are from the same one."""
+    task = texts.task
+    counts = task.unit_counts(texts.rows)
+    starts = starts_of(counts)
+    gaps = np.full(int(counts.sum()), np.inf)  # a decision that no batch has is not the same
+    tables: list[np.ndarray] = [np.zeros((0, 0), dtype=np.float32)] * 2
+    sums = _Sums()
+    lengths = [len(ids) for ids in texts.rows["input_ids"]]
+    collator = Collator(tokenizer, length, token_columns=task.token_columns)
+    for padded in _batches(texts.rows, lengths, collator, len(tokenizer)):
+        batch = task.prepare(padded, epoch=0)
+        units = task.units(batch)
+        places = unit_numbers(units, batch["row_id"], starts).numpy()
+        found = []
+        for number, runner in enumerate((first, second)):
+            logits = torch.from_numpy(runner.run(inputs_of(batch)))
+            kept = task.kept({"logits": logits}, batch)[units].numpy()
+            if not tables[number].size:
+                tables[number] = np.full((len(gaps), kept.shape[-1]), np.nan, dtype=np.float32)
+            tables[number][places] = kept
+            found.append(logits[units].numpy())
+            del logits  # those of the other run take its place
+        gaps[places] = _gaps(*found)
+        sums.add(*found)
+    return Fidelity(
+        names=(first.name, second.name),
+        rows=len(gaps),
+        agreement=float((gaps == 0).mean()),
+        gaps=tuple(gaps[gaps > 0].tolist()),
+        mean_difference=sums.difference / sums.count,
+        max_difference=sums.largest,
+        spread=sums.spread(),
+        metrics=_metrics(tables[0], tables[1], texts),
+    )
+
+
+@dataclass
+class _Sums:
+    """Of the logits of all batches so far.
+
+    Attributes:
+        count: number of logits.
+        difference, largest: sum and largest of the absolute differences.
+        total, squares: sums of the first run's logits and of their squares.
+    """
+
+    count: int = 0
+    difference: float = 0.0
+    largest: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, ours: np.ndarray, theirs: np.ndarray) -> None:
+        differences = np.abs(ours - theirs)
+        self.count += ours.size
+        self.difference += float(differences.sum(dtype=np.float64))
+        self.largest = float(np.max(differences, initial=self.largest))  # NaN stays NaN
+        self.total += float(ours.sum(dtype=np.float64))
+        self.squares += float(np.square(ours, dtype=np.float64).sum())
+
+    def spread(self) -> float:
+        """Returns the standard deviation of the first run's logits."""
+        return math.sqrt(max(self.squares / self.count - (self.total / self.count) ** 2, 0.0))
+
+
+def _gaps(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Returns `Task.decision_gaps` (D,) where a decision is the highest of many logits (D, C)."""
+    one, other = ours.argmax(axis=1), theirs.argmax(axis=1)
+    answers = np.arange(len(ours))
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, which is no tie
+        both = [np.abs(logits[answers, one] - logits[answers, other]) for logits in (ours, theirs)]
+    smallest: float = np.finfo(np.float64).tiny  # never 0, which says that they are the same
+    return np.where(one == other, 0.0, np.maximum(np.minimum(*both), smallest))
+
+
+def _metrics(ours: np.ndarray, theirs: np.ndarray, texts: Texts) -> tuple[dict[str, float], dict[str, float]] | None:
+    """Returns the figures of two runs from what is kept of their logits; None without labels."""
+    if not texts.has_labels:
+        return None
+    first, second = (dict(texts.task.figures(logits, texts.rows, texts.split)) for logits in (ours, theirs))
+    return first, second
 
 
 def _cosines(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
@@ -242,18 +342,19 @@ def check_fidelity(
         support = texts.task.support(texts.rows, texts.split)
         near = all(
             abs(value - theirs[name])
-            <= _allowed_gap(name, found.rows, support, gap, words.are_means) + ties / found.rows
+            <= _allowed_gap(name, value, found.rows, support, gap, words.are_means) + ties / found.rows
             for name, value in ours.items()
         )
         checks.append(Check(words.figures, near, f"{'; '.join(values)} ({where})"))
     return checks
 
 
-def _allowed_gap(metric: str, rows: int, support: int, gap: float, are_means: bool) -> float:
+def _allowed_gap(metric: str, value: float, rows: int, support: int, gap: float, are_means: bool) -> float:
     """How much a metric may differ between two runs. An accuracy: by `gap`, or by one decision. Others: by more,
     because a few decisions change them more. Errors of a score have its unit, and the logits check covers them.
 
     Args:
+        value: of the metric, in one run.
         rows: number of decisions.
         support: number of decisions that determine the other metrics.
         are_means: whether all metrics are means over decisions, as an accuracy is.
@@ -264,12 +365,13 @@ def _allowed_gap(metric: str, rows: int, support: int, gap: float, are_means: bo
         return math.inf
     if are_means or metric.endswith("accuracy"):
         return max(gap, 1 / rows) + 1e-9
-    return max(gap, 1 / support) * 4 + 1e-9
+    allowed = max(gap, 1 / support) * 4 + 1e-9
+    return allowed * value if metric == "perplexity" else allowed  # it is no fraction
 
 
-def _batches(rows: Any, lengths: list[int], collator: Collator) -> Iterator[dict[str, torch.Tensor]]:
+def _batches(rows: Any, lengths: list[int], collator: Collator, logits: int = 0) -> Iterator[dict[str, torch.Tensor]]:
     dataset = Rows(rows)
     for numbers in GlobalBatchSampler(lengths, _BATCH_ROWS, 1, seed=None):
-        at_once = rows_at_once(collator.length or max(lengths[number] for number in numbers))
+        at_once = rows_at_once(collator.length or max(lengths[number] for number in numbers), logits)
         for start in range(0, len(numbers), at_once):
             yield collator(dataset.__getitems__(numbers[start : start + at_once]))

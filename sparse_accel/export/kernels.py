@@ -22,6 +22,7 @@ from sparse_accel.export.fidelity import (
     Fidelity,
     check_fidelity,
     compare,
+    compare_runs,
     fixed_length,
     in_session,
     logits_of,
@@ -41,7 +42,6 @@ MAX_ACCURACY_GAP = 0.002
 # Of the mean difference of logits, as a fraction of their spread: about 0.001 was measured.
 MAX_LOGIT_DIFFERENCE = 0.02
 _LENGTHS = (0.05, 0.3, 0.6, 1.0)  # of rows that are padded to one length, as fractions of it
-_NAMES = ("onnxruntime", "kernels")
 _ROWS = 33  # of random activations: a number that no block of rows divides
 _ZERO_POINTS = (0, 131, 255)
 
@@ -109,7 +109,7 @@ def prove_kernels(path: Path, plain: np.ndarray, tokenizer: Any, texts: Texts, f
 
     Args:
         path: of model.onnx, which is proven.
-        plain: its logits in onnxruntime, float32 [answers, labels].
+        plain: its logits in onnxruntime, float32 [answers, labels]; empty where they are too many to keep.
         tokenizer: pads the batches.
         texts: those of `plain`.
         format: float, qdq or integer.
@@ -131,7 +131,7 @@ def prove_kernels(path: Path, plain: np.ndarray, tokenizer: Any, texts: Texts, f
     sums = check_sums(path, prepared, library, isa)
     longest = max(len(ids) for ids in texts.rows["input_ids"])
     try:
-        found = compare(_NAMES, plain, _logits(session, tokenizer, texts), texts)
+        found = _compare(path, plain, session, tokenizer, texts)
         padding = check_padding(path, session, fixed_length(session) or longest, found.spread)
     except Exception as error:  # onnxruntime's exceptions have no common base class
         return KernelProof(f"they cannot run this model ({first_line(error)})", explanation, prepared.left, [sums])
@@ -160,10 +160,10 @@ def write_kernel_model(
         raise UsageError(f"--kernels: {KERNEL_MODEL} was not written, and no deployment: {proof.reason}")
     onnx.save(rewrite(onnx.load(path), proof.left).model, target)
     try:
-        logits = _logits(plain_session(target, library=require_library()[0].path), tokenizer, texts)
+        session = plain_session(target, library=require_library()[0].path)
+        found = _compare(path, plain, session, tokenizer, texts)
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise ProofFailed(f"{KERNEL_MODEL} cannot be run: {first_line(error)}; no deployment was written") from error
-    found = compare(_NAMES, plain, logits, texts)
     checks = _check_answers(found, texts)
     if failed := [f"{check.name}: {check.detail}" for check in checks if check.passed is False]:
         raise ProofFailed(
@@ -172,8 +172,13 @@ def write_kernel_model(
         )
 
 
-def _logits(session: Any, tokenizer: Any, texts: Texts) -> np.ndarray:
-    return logits_of(in_session(session), tokenizer, texts, fixed_length(session))
+def _compare(path: Path, plain: np.ndarray, session: Any, tokenizer: Any, texts: Texts) -> Fidelity:
+    """Returns the differences of a session with kernels from onnxruntime's own of model.onnx, whose logits are `plain`;
+    if there were too many to keep, it runs again."""
+    second, length = in_session(session, "kernels"), fixed_length(session)
+    if plain.size:
+        return compare(("onnxruntime", second.name), plain, logits_of(second, tokenizer, texts, length), texts)
+    return compare_runs(in_session(plain_session(path)), second, tokenizer, texts, length)[0]
 
 
 def _check_answers(found: Fidelity, texts: Texts) -> list[Check]:

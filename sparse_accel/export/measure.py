@@ -1,14 +1,15 @@
 """Latency of a file in several runtimes: medians of interleaved runs, on one thread.
 
 Four models separate the gain from quantization and the gain from zeros: the float model, the quantized model, and
-each of them with its zeros filled in. onnxruntime is always measured, with this package's kernels beside it where they
-are proven; OpenVINO if it is installed; DeepSparse in its own environment (Python up to 3.11).
+each of them with its zeros filled in. Where structure was removed, the first two also run in full size. onnxruntime is
+always measured, with this package's kernels beside it where they are proven; OpenVINO if it is installed; DeepSparse in
+its own environment (Python up to 3.11).
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -25,13 +26,21 @@ from sparse_accel.runtime.timing import Inputs, Run, interleaved, openvino_run, 
 
 Latencies = dict[str, dict[str, dict[str, float]]]  # milliseconds by runtime, batch size and contestant
 
-BATCHES = (1, 32)
+# Rows at once; fewer where logits of a whole vocabulary would take half a GB for 32 rows, in each session.
+BATCHES, BATCHES_OF_MANY_LOGITS = (1, 32), (1, 8)
 KERNELS = "sparse kernels"
+# Of which structure was removed: what follows the name of the file with it.
+FULL_SIZE = "full size"
 _SECONDS = 6.0  # for each batch size
 
 
 def latencies(
-    files: Mapping[str, Path], tokens: int, deepsparse_python: str | None, *, kernels: bool
+    files: Mapping[str, Path],
+    tokens: int,
+    deepsparse_python: str | None,
+    *,
+    kernels: bool,
+    batches: Sequence[int] = BATCHES,
 ) -> tuple[Latencies, list[str]]:
     """Returns milliseconds by runtime, batch size and contestant, as {"onnxruntime": {"1": {"float": 31.5, ...}}}, and
     one line for each other runtime that failed, which does not affect the proof.
@@ -41,8 +50,9 @@ def latencies(
         tokens: number of tokens per row.
         deepsparse_python: the interpreter of an environment with DeepSparse; None skips DeepSparse.
         kernels: whether the quantized files also run with the kernels of this package.
+        batches: numbers of rows that run at once.
     """
-    inputs = {batch: random_inputs(next(iter(files.values())), batch, tokens) for batch in BATCHES}
+    inputs = {batch: random_inputs(next(iter(files.values())), batch, tokens) for batch in batches}
     runs: dict[str, Run] = {name: partial(plain_session(path, threads=1).run, None) for name, path in files.items()}
     if kernels:
         runs |= _runs_with_kernels(files)

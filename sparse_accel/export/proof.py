@@ -19,18 +19,18 @@ from sparse_accel.export.fidelity import (
     LOGITS,
     Fidelity,
     check_fidelity,
-    compare,
+    compare_runs,
     fixed_length,
     in_pytorch,
     in_session,
-    logits_of,
 )
 from sparse_accel.export.texts import Texts
 from sparse_accel.nn.layers import quantizers
 from sparse_accel.runtime.timing import plain_session
 from sparse_accel.tasks import TASKS
 
-_OF_OUTPUTS = {AGREEMENT, LOGITS, COSINE, *(task.proof_words.figures for task in TASKS.values())}
+_KINDS = [kind for task in TASKS.values() for kind in (task, *task.__subclasses__())]
+_OF_OUTPUTS = {AGREEMENT, LOGITS, COSINE, *(kind.proof_words.figures for kind in _KINDS)}
 
 
 class ProofFailed(UsageError):
@@ -48,7 +48,7 @@ class Proof:
         layers: how each weight matrix is stored, by name; see `check_weights`.
         kernels: number of nodes by type in the graph that onnxruntime runs.
         fidelity: differences of outputs; None if onnxruntime did not run the file.
-        logits: of the file in onnxruntime, on all texts; empty if it did not run.
+        logits: of the file in onnxruntime, on all texts; empty if it did not run, or they are too many to keep.
     """
 
     checks: list[Check]
@@ -73,7 +73,15 @@ class Proof:
         }
 
 
-def prove(path: Path, model: nn.Module, tokenizer: Any, texts: Texts, format: str, opset: int) -> Proof:
+def prove(
+    path: Path,
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Texts,
+    format: str,
+    opset: int,
+    trained: nn.Module | None = None,
+) -> Proof:
     """Checks a written model.onnx against the model. If the file cannot be read, the proof ends at that check.
 
     Args:
@@ -81,6 +89,7 @@ def prove(path: Path, model: nn.Module, tokenizer: Any, texts: Texts, format: st
         model: with its quantizers on.
         format: float, qdq or integer.
         opset: the requested opset.
+        trained: the model to compare outputs with, if structure was removed from it to get `model`.
     """
     first = check_file(path, opset)
     if not first.passed:
@@ -95,17 +104,18 @@ def prove(path: Path, model: nn.Module, tokenizer: Any, texts: Texts, format: st
             failed = Check("onnxruntime", False, f"cannot load the file: {reason}")
             return Proof([first, values, zeros, failed], layers)
         kernels, counted = check_kernels(optimized, path, model)
-    runners = (in_pytorch(model), in_session(session))
-    ours, theirs = (logits_of(runner, tokenizer, texts, fixed_length(session)) for runner in runners)
-    found = compare((runners[0].name, runners[1].name), ours, theirs, texts)
+    found, logits = compare_runs(
+        in_pytorch(trained or model), in_session(session), tokenizer, texts, fixed_length(session)
+    )
     checks = [first, values, zeros, kernels, *check_fidelity(found, texts, quantized=bool(quantizers(model)))]
-    return Proof(checks, layers, counted, found, theirs)
+    return Proof(checks, layers, counted, found, logits)
 
 
 def may_overflow(model: nn.Module, format: str) -> bool:
-    """Returns whether sums of two 8-bit products can overflow 16 bits on a CPU without VNNI: with signed weights and
-    8-bit activations."""
-    return format == "qdq" and any(quantizer.scheme.integers[1] > 127 for quantizer in quantizers(model).values())
+    """Returns whether sums of two 8-bit products can overflow 16 bits on a CPU without VNNI: with signed weights, and
+    activations above 127. onnxruntime adds 128 to signed ones there."""
+    activations = [each for name, each in quantizers(model).items() if not name.endswith(".weight_quantizer")]
+    return format == "qdq" and any(each.scheme.signed or each.scheme.integers[1] > 127 for each in activations)
 
 
 def reasons(failed: list[Check], *, overflows: bool) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparse_accel.export.measure import KERNELS
+from sparse_accel.export.measure import FULL_SIZE, KERNELS
+from sparse_accel.export.structure import in_words, is_smaller
 
 RUNTIME = "sparse_accel.runtime"
 # The known gains of runtimes, for those not measured in this run.
@@ -26,7 +27,8 @@ def gains_of_runtimes(latency: dict[str, Any], quantized: bool) -> dict[str, dic
 
 
 def gains(table: dict[str, dict[str, float]], quantized: bool) -> dict[str, dict[str, float]]:
-    """Returns, by batch size, the speed-up from integers and from zeros, as a factor.
+    """Returns, by batch size, the speed-up from integers, from zeros and, if some was removed, from structure, as a
+    factor.
 
     Args:
         table: milliseconds by batch size and contestant; see `measure.latencies`.
@@ -34,17 +36,21 @@ def gains(table: dict[str, dict[str, float]], quantized: bool) -> dict[str, dict
     """
     found: dict[str, dict[str, float]] = {}
     for batch, times in table.items():
-        exported = times["quantized" if quantized else "float"]
-        row = {"zeros": times["quantized, no zeros" if quantized else "float, no zeros"] / exported}
+        name = "quantized" if quantized else "float"
+        exported = times[name]
+        row = {"zeros": times[f"{name}, no zeros"] / exported}
         if quantized:
             row["integers"] = times["float"] / exported
+        if f"{name}, {FULL_SIZE}" in times:
+            row["structure"] = times[f"{name}, {FULL_SIZE}"] / exported
         found[batch] = {name: round(value, 2) for name, value in row.items()}
     return found
 
 
 def gains_of_kernels(table: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     """Returns, by batch size, how many times as fast the session with kernels is as that of the same file without, as
-    the float model, and as itself without zeros.
+    the float model, and as itself without zeros; if structure was removed, also as itself in full size, which the float
+    model then has too.
 
     Args:
         table: milliseconds in onnxruntime by batch size and contestant.
@@ -52,8 +58,10 @@ def gains_of_kernels(table: dict[str, dict[str, float]]) -> dict[str, dict[str, 
     found = {}
     for batch, times in table.items():
         # Where kernels cannot run a model without zeros, that model runs without them.
-        others = {"over_int8": times["quantized"], "over_float": times["float"]}
+        others = {"over_int8": times["quantized"], "over_float": times.get(f"float, {FULL_SIZE}", times["float"])}
         others["zeros"] = times.get(f"{KERNELS}, no zeros", times["quantized, no zeros"])
+        if f"quantized, {FULL_SIZE}" in times:
+            others["structure"] = times.get(f"{KERNELS}, {FULL_SIZE}", times[f"quantized, {FULL_SIZE}"])
         found[batch] = {name: round(value / times[KERNELS], 2) for name, value in others.items()}
     return found
 
@@ -72,8 +80,8 @@ def advice(report: dict[str, Any]) -> list[str]:
             continue
         parts = []
         for batch, row in measured.items():
-            integers = f"{row['integers']:g}x from integers, " if "integers" in row else ""
-            parts.append(f"batch {batch}: {integers}{row['zeros']:g}x from zeros")
+            gained = [f"{row[what]:g}x from {what}" for what in ("integers", "zeros", "structure") if what in row]
+            parts.append(f"batch {batch}: {', '.join(gained)}")
         lines.append(f"{runtime} (measured, one thread): {'; '.join(parts)}.")
     if report["may_overflow"] and report["cpu"]["vnni"] is False:
         lines.append(
@@ -91,11 +99,14 @@ def advice(report: dict[str, Any]) -> list[str]:
 
 def speed_of_kernels(measured: dict[str, dict[str, float]]) -> str:
     """Returns the gains of kernels as text."""
-    return "; ".join(
-        f"batch {batch}: {row['over_int8']:g}x as fast as onnxruntime alone, {row['over_float']:g}x as fast as float; "
-        f"{row['zeros']:g}x from zeros"
-        for batch, row in measured.items()
-    )
+    lines = []
+    for batch, row in measured.items():
+        size, structure = "", ""
+        if "structure" in row:
+            size, structure = f", {FULL_SIZE}", f", {row['structure']:g}x from structure"
+        speed = f"{row['over_int8']:g}x as fast as onnxruntime alone, {row['over_float']:g}x as fast as float{size}"
+        lines.append(f"batch {batch}: {speed}; {row['zeros']:g}x from zeros{structure}")
+    return "; ".join(lines)
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -115,7 +126,8 @@ def as_text(report: dict[str, Any]) -> str:
     ]
     lines += [f"| {check['name']} | {check['result']} | {check['detail']} |" for check in report["checks"]]
     lines += [line for note in report["notes"] for line in ("", f"Note: {note}.")]
-    lines += ["", *_kernels_as_text(report)]
+    lines += ["", *_structure_as_text(report["structure"])]
+    lines += _kernels_as_text(report)
     lines += ["", "## Size", "", "| file | bytes | fraction of dense float32 |", "|---|---|---|"]
     lines += [f"| {name} | {size['bytes']:,} | {size['ratio']:.3f} |" for name, size in sizes.items()]
     lines += ["", f"## Speed: milliseconds, one thread, {report['tokens']} tokens, medians of one interleaved run", ""]
@@ -131,6 +143,19 @@ def as_text(report: dict[str, Any]) -> str:
         for name, entry in report["layers"].items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def _structure_as_text(structure: dict[str, Any] | None) -> list[str]:
+    """The lines of the section on what was removed; none if nothing was."""
+    if structure is None or not is_smaller(structure):
+        return []
+    before, after = structure["before"], structure["after"]
+    lines = ["## Structure", "", "Heads and neurons that are zero in the trained model were removed. Left are:", ""]
+    lines += [f"- {line}" for line in in_words(structure)]
+    lines += ["", "| block | heads | of | neurons | of |", "|---|---|---|---|---|"]
+    columns = [each[key] for key in ("attention_heads", "ffn_neurons") for each in (after, before)]
+    lines += [f"| {number} | {' | '.join(map(str, row))} |" for number, row in enumerate(zip(*columns, strict=True))]
+    return [*lines, ""]
 
 
 def _kernels_as_text(report: dict[str, Any]) -> list[str]:
@@ -174,6 +199,8 @@ def closing_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns the rows of the table that the script prints at the end."""
     rows = [("task", f"{report['task']}: the model is a {report['head']}")]
     rows += [(check["name"], f"{check['result']}: {check['detail']}") for check in report["checks"]]
+    if is_smaller(report["structure"]):
+        rows.append(("left of the model", "\n".join(in_words(report["structure"]))))
     rows += [
         ("size", f"{name} {size['bytes'] / 1e6:.1f} MB, {size['ratio']:.3f} of dense float32")
         for name, size in report["files"].items()

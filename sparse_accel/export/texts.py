@@ -18,24 +18,24 @@ from sparse_accel.errors import UsageError
 from sparse_accel.models.loading import max_length
 from sparse_accel.run_folder.checkpoints import checkpoint_step
 from sparse_accel.run_folder.results import ARGUMENTS_FILE
-from sparse_accel.tasks import QuestionAnswering, Task
+from sparse_accel.tasks import MaskedLanguageModeling, QuestionAnswering, Task
 from sparse_accel.tasks.label_names import head_in
 
 if TYPE_CHECKING:
     from sparse_accel.cli.export import ExportArguments
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
-# The flags of a training run that select its validation data, that name a source of it, and that say how questions are
-# asked and answered, whatever they are.
+# The flags of a training run that select its validation data, that name a source of it, and that say how rows are made
+# of other data and answered: of questions, and of texts.
 _DATA_FLAGS = (
     *("task_name", "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file"),
     *("validation_ratio", "eval_on_test", "input_column_names", "text_column_name", "label_column_name"),
-    *("label_all_tokens", "max_score", "relevant_score", "seed", "cache_dir"),
+    *("label_all_tokens", "max_score", "relevant_score", "seed", "cache_dir", "streaming"),
 )
 _SOURCES = {"task_name", "dataset_name", "validation_file", "test_file", "train_file"}
 _ANSWER_FLAGS = (
     *("max_seq_length", "doc_stride", "version_2_with_negative", "null_score_diff_threshold", "n_best_size"),
-    "max_answer_length",
+    *("max_answer_length", "line_by_line", "mlm_probability", "whole_word_mask"),
 )
 
 
@@ -89,7 +89,8 @@ def find_texts(
     if arguments.version_2_with_negative:
         flags["version_2_with_negative"] = True
     if arguments.data is not None:
-        flags = {name: recorded[name] for name in _ANSWER_FLAGS if name in recorded} | flags
+        names = (*_ANSWER_FLAGS, "seed") if issubclass(kind, MaskedLanguageModeling) else _ANSWER_FLAGS  # of the masks
+        flags = {name: recorded[name] for name in names if name in recorded} | flags
         try:
             return _load(folder, kind, model, tokenizer, length, flags | _named(arguments, kind)), ""
         except UsageError as error:
@@ -106,16 +107,25 @@ def find_texts(
 
 def shipped(kind: type[Task], model: Any, tokenizer: Any, length: int, flags: Mapping[str, Any]) -> Texts:
     """Returns the sentences of this package, without labels; for question answering, each with the one before it as its
-    question.
+    question; for a language model, with masked tokens.
 
     Args:
-        flags: of the run that say whether a question may have no answer.
+        flags: of the run that say whether a question may have no answer, and which tokens are masked.
 
     Raises:
-        UsageError: such a question has no room in a row.
+        UsageError: such a question has no room in a row, or the model knows none of the words.
     """
     lines = [line for line in SENTENCES.read_text(encoding="utf-8").splitlines() if line.strip()]
     task = kind.of_sentences(head_in(model.config, "config.json"), lines)
+    if isinstance(task, MaskedLanguageModeling):
+        task.seed, task.probability = flags.get("seed", task.seed), flags.get("mlm_probability", task.probability)
+        task.whole_words, task.line_by_line = (bool(flags.get(name)) for name in ("whole_word_mask", "line_by_line"))
+        try:
+            return Texts("this package", _tokenized(task, tokenizer, length)["test"], task, "test")
+        except UsageError as error:
+            raise UsageError(
+                f"a language model cannot be proven on sentences of this package ({error}): name texts with --data FILE"
+            ) from error
     if not isinstance(task, QuestionAnswering):
         return Texts("this package", _tokenized(task, tokenizer, length)["test"], task, "test")
     task.doc_stride = min(task.doc_stride, length // 4)
@@ -133,6 +143,7 @@ def shipped(kind: type[Task], model: Any, tokenizer: Any, length: int, flags: Ma
 def _for_export(message: str) -> str:
     """Returns a message about the flags of a training script, as one about those of the export."""
     message = re.sub("(--train_file and )?--(validation_file|test_file)", "--data", message)
+    message = message.replace("--text_column_name", "--input_column_names")
     return message.replace(", reduce --doc_stride, or shorten", ", or shorten")
 
 

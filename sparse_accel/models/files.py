@@ -31,6 +31,7 @@ from sparse_accel.nn.blocks import without_skipped
 from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationScheme
 from sparse_accel.nn.layers import add_input_quantizer, make_sparse, masks, quantizers, takes_input_quantizer
 from sparse_accel.nn.pooling import PooledEncoder
+from sparse_accel.nn.structure_removal import remove_zero_units
 from sparse_accel.tasks import Task, TextClassification, task_class
 from sparse_accel.tasks.label_names import head_in, set_labels
 
@@ -100,22 +101,39 @@ def quiet_transformers() -> Iterator[None]:
         transformers.utils.logging.set_verbosity(verbosity)
 
 
-def load(folder: str | Path, **options: Any) -> nn.Module:
+def load(folder: str | Path, *, remove_structure: bool = False, **options: Any) -> nn.Module:
     """Returns the model of an output folder as it was trained, in eval mode, with quantizers on and the task's head.
 
     Args:
         folder: written by a training script, or the Hub id of such a folder. Another Hugging Face folder or id, or a
             `zoo:` stub, gives a plain model.
+        remove_structure: whether to remove the heads and neurons whose weights are all zero. The smaller model computes
+            the same; a folder that it is saved to loads only if config.json can describe it, see
+            `nn.structure_removal.remove_zero_units`.
         options: passed to `from_pretrained` of transformers' class with that head.
 
     Raises:
-        UsageError: there is no trained head in the folder, config.json and weights do not match, or
-            quantization.json does not match the model.
+        UsageError: there is no trained head in the folder, config.json and weights do not match,
+            quantization.json does not match the model, or structure of this architecture cannot be removed.
     """
     address = model_address("sparse_accel.load", str(folder), options.get("cache_dir"))
     source = {name: options[name] for name in ("revision", "cache_dir") if name in options}
     config = options.get("config") or AutoConfig.from_pretrained(address, **source)
-    return load_as(address, task_class(config) or TextClassification, **options)
+    model = load_as(address, task_class(config) or TextClassification, **options)
+    if remove_structure:
+        _remove_structure(model, str(folder))
+    return model
+
+
+def _remove_structure(model: nn.Module, name: str) -> None:
+    try:
+        removal = remove_zero_units(model)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}. Load it without remove_structure=True") from error
+    for reason in removal.kept:
+        warn(f"{name}: {reason}")
+    if not removal.units:
+        warn(f"{name}: remove_structure=True removed nothing: no head or neuron has only zeros")
 
 
 def load_as(folder: str, task: type[Task], **options: Any) -> nn.Module:

@@ -22,7 +22,7 @@ from sparse_accel.models.files import QUANTIZATION_FILE, load_as, read_model
 from sparse_accel.models.teacher import Teacher, label_order
 from sparse_accel.nn.layers import quantized_linears
 from sparse_accel.tasks import MaskedLanguageModeling, Task, task_class
-from sparse_accel.tasks.label_names import Head, describe_positions, head_in, set_labels
+from sparse_accel.tasks.label_names import Head, describe_positions, head_in
 from sparse_accel.tasks.sentence_embedding.folder import settings_in
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def load_model(arguments: TrainingArguments, task: Task | type[Task]) -> tuple[A
     if isinstance(task, Task):
         task.configure(config)
     else:
-        set_labels(config, own_head.names)
+        kind.configure_untrained(config, own_head.names, arguments)
     _check_pointers(flag, name, address)
     source: dict[str, Any] = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
     try:

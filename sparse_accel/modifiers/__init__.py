@@ -17,6 +17,7 @@ from sparse_accel.modifiers.pruning.constant import ConstantPruningModifier
 from sparse_accel.modifiers.pruning.magnitude import GlobalMagnitudePruningModifier, MagnitudePruningModifier
 from sparse_accel.modifiers.pruning.movement import MovementPruningModifier
 from sparse_accel.modifiers.pruning.obs import OBSPruningModifier
+from sparse_accel.modifiers.pruning.structured import StructuredPruningModifier
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.modifiers.set_param import GradualParamModifier, SetParamModifier
 from sparse_accel.modifiers.trainable_params import TrainableParamsModifier
@@ -41,6 +42,7 @@ REGISTRY: dict[str, type[Modifier]] = {
         GlobalMagnitudePruningModifier,
         MovementPruningModifier,
         OBSPruningModifier,
+        StructuredPruningModifier,
         QuantizationModifier,
         DistillationModifier,
         HiddenStateDistillationModifier,
@@ -53,18 +55,16 @@ REGISTRY["GMPruningModifier"] = MagnitudePruningModifier  # SparseML's second na
 # different from that of a misspelt name.
 _NO_RECIPE = "no recipe for an encoder uses it"
 _LANGUAGE_MODELS = "it is for large language models, where llm-compressor has it"
-_STRUCTURE = "planned, with the removal of rows from a model"
 KNOWN_LATER: dict[str, str] = {
     "ACDCPruningModifier": f"{_NO_RECIPE}; use MagnitudePruningModifier",
     "ASRegModifier": f"{_NO_RECIPE}, and SparseML 1.8 itself could not load it",
-    "LayerThinningModifier": _STRUCTURE,
+    "LayerThinningModifier": "use StructuredPruningModifier with parts: the export removes what it prunes",
     "LegacyQuantizationModifier": "use QuantizationModifier with submodules and the quantize_ keys",
     "MFACGlobalPruningModifier": f"{_NO_RECIPE}; use GlobalMagnitudePruningModifier",
     "MFACPruningModifier": f"{_NO_RECIPE}; use MagnitudePruningModifier",
     "PowerpropagationModifier": f"{_NO_RECIPE}; use MagnitudePruningModifier",
     "RigLPruningModifier": f"{_NO_RECIPE}; use MovementPruningModifier with straight_through, where weights come back",
     "SparsificationLoggingModifier": "leave it out: sparsity and the quantization phase are always logged",
-    "StructuredPruningModifier": f"{_STRUCTURE}; use mask_type [rows, columns] of MagnitudePruningModifier",
     "TopKASTPruningModifier": f"{_NO_RECIPE}; use MovementPruningModifier with straight_through",
     # from SparseML's later one-shot recipes
     "GPTQModifier": _LANGUAGE_MODELS,

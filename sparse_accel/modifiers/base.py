@@ -110,6 +110,9 @@ class Modifier:
     # The key of the optimizer's parameter groups that it sets: lr or weight_decay; empty: none.
     setting: ClassVar[str] = ""
 
+    # True: its hooks are called before those of the other modifiers, whatever the order of the recipe.
+    applied_first: ClassVar[bool] = False
+
     # True: allowed with --one_shot: `apply_at_once` applies it, or it affects only training and is ignored there.
     acts_at_once: ClassVar[bool] = False
 
@@ -143,9 +146,21 @@ class Modifier:
         return bool(self.teacher_outputs - {"logits"})
 
     @property
+    def calibration_batches(self) -> int | None:
+        """Number of batches of training rows that it runs through the model where it starts, with `State.forwards`;
+        None: it runs none."""
+        return None
+
+    @property
     def span(self) -> tuple[float, float]:
         """The epochs (start, end) between which it acts: start is 0 or more, end is infinite if it never stops."""
         return max(self.start_epoch, 0.0), math.inf if self.end_epoch == -1 else self.end_epoch
+
+    @property
+    def drops_layers_at_start(self) -> bool:
+        """True if it removes blocks in `prepare_structure`. Their names are those of the whole model, so at most one of
+        a recipe may."""
+        return False
 
     def check_compatible(self, others: Sequence[Modifier]) -> None:
         """Checks this modifier against `others`, all other modifiers of its recipe.
@@ -154,6 +169,8 @@ class Modifier:
             FieldError: it conflicts with one of them.
         """
         for other in others:
+            if self.drops_layers_at_start and other.drops_layers_at_start:
+                raise FieldError("layers", "two modifiers drop layers at the start: name all of them in one", other)
             if self.one_at_a_time and type(other) is type(self) and spans_overlap(self.span, other.span):
                 raise FieldError(
                     "start_epoch",

@@ -11,7 +11,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import FieldError, Modifier
 from sparse_accel.modifiers.parameter_names import check_patterns, match_parameter_names
 from sparse_accel.modifiers.pruning.base import short
-from sparse_accel.modifiers.pruning.gradual import check_update_frequency, scheduled_sparsity, update_due
+from sparse_accel.modifiers.pruning.schedule import check_update_frequency, scheduled_sparsity, update_due
 
 if TYPE_CHECKING:
     from torch import Tensor

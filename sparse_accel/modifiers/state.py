@@ -5,7 +5,7 @@ Teacher and task are protocols here, so that modifiers import no module above th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -91,6 +91,8 @@ class State:
         loss_scale: returns the factor of the gradients between backward and step, for tensors that are not in the
             optimizer; 1 except in fp16. Set before `bind`.
         gradient_samples: draws gradients of training rows, for modifiers with `samples_gradients`; set before `bind`.
+        forwards: runs so many batches of training rows through the model, with quantizers that observe, and yields
+            after each; for modifiers with `calibration_batches`. Set before `bind`.
         optimizer: the prepared optimizer; set before `bind`.
         progress: the clock; set before `bind`.
     """
@@ -106,5 +108,6 @@ class State:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     loss_scale: Callable[[], float] = lambda: 1.0
     gradient_samples: GradientSamples | None = None
+    forwards: Callable[[int], Iterator[None]] | None = None
     optimizer: torch.optim.Optimizer | None = None
     progress: Progress = field(default_factory=lambda: Progress(step=0, steps_per_epoch=1))

@@ -123,7 +123,8 @@ def _card_of_a_model(folder: Path, repository: str | None, deployment: Path | No
     lines = ["---", data.to_yaml(), "---", "", f"# {cell(name)}", ""]
     lines += [_what_it_is(facts) + _its_quantizers(facts), ""]
     lines += ["## Use", "", *code.of_a_model(facts, place, report)]
-    lines += ["## Results", "", *_figures(facts), *_sparsity_table(facts), *_sizes(folder, report), *_speeds(report)]
+    lines += ["## Results", "", *_figures(facts), *_sparsity_table(facts), *_structure(report)]
+    lines += [*_sizes(folder, report), *_speeds(report)]
     lines += ["## How it was made", "", *_making(facts)]
     return "\n".join(lines) + "\n"
 
@@ -227,8 +228,7 @@ def _speeds(report: dict[str, Any]) -> list[str]:
         names = [name for name in next(iter(table.values()), {}) if "no zeros" not in name]
         if len(names) < 2:
             continue
-        titles = {"quantized": "INT8", "sparse kernels": "INT8, kernels that skip zeros"}
-        lines += [_row([f"{cell(runtime)}: rows", *(titles.get(name, name) for name in names)])]
+        lines += [_row([f"{cell(runtime)}: rows", *map(_contestant, names)])]
         lines += [_row(["---"] * (len(names) + 1))]
         for batch, times in table.items():
             lines.append(_row([batch, *(f"{times[name]:.1f} ms" if name in times else "" for name in names)]))
@@ -237,6 +237,33 @@ def _speeds(report: dict[str, Any]) -> list[str]:
         return []
     cpu = part(report, "cpu").get("name", "a CPU")
     return [f"Latency of {report.get('tokens')} tokens, one thread of {_public(cpu)}:", "", *lines]
+
+
+def _contestant(name: str) -> str:
+    """How this card calls a model whose latency was measured."""
+    kind, comma, size = name.partition(", ")
+    titles = {"quantized": "INT8", "sparse kernels": "INT8, kernels that skip zeros"}
+    return f"{titles.get(kind, kind)}{comma}{size}"
+
+
+def _structure(report: dict[str, Any]) -> list[str]:
+    """What the export removed from the model; empty if it removed nothing."""
+    structure = part(report, "structure")
+    before, after = part(structure, "before"), part(structure, "after")
+    names = {"attention_heads": "attention heads", "ffn_neurons": "feed-forward neurons", "parameters": "parameters"}
+    names["multiply_adds"] = "multiply-adds of a token in the Linear layers of the encoder"
+    rows = [(name, _total(before.get(key)), _total(after.get(key))) for key, name in names.items()]
+    shown = [_row([name, f"{full:,}", f"{left:,}"]) for name, full, left in rows if full and left is not None]
+    if before == after or not shown:
+        return []
+    why = "Heads and neurons that are zero in the trained model are not in `model.onnx`:"
+    return [why, "", _row(["", "trained, full size", "model.onnx"]), _row(["---"] * 3), *shown, ""]
+
+
+def _total(value: Any) -> int | None:
+    """A number of the whole model, which may be given by block; None if it is no number."""
+    found = value if isinstance(value, list) else [value]
+    return sum(found) if all(isinstance(each, int) for each in found) else None
 
 
 def _making(facts: Facts) -> list[str]:
@@ -300,7 +327,7 @@ def _card_of_a_deployment(folder: Path, fetch: bool) -> str:
     checks = [each for each in report.get("checks", []) if isinstance(each, dict)]
     lines += ["## Proof", "", _row(["check", "result", ""]), _row(["---"] * 3)]
     lines += [_row([_public(each.get(key, "")) for key in ("name", "result", "detail")]) for each in checks]
-    lines += ["", "## Size and speed", "", *_sizes(folder, report), *_speeds(report)]
+    lines += ["", "## Size and speed", "", *_structure(report), *_sizes(folder, report), *_speeds(report)]
     if facts.figures and is_local:
         lines += ["## The trained model", "", *_figures(facts)]
     if is_local:

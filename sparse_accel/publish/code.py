@@ -9,6 +9,7 @@ from sparse_accel.publish.facts import EMBEDS, MASKS, QUESTIONS, RANKS, Facts, p
 from sparse_accel.publish.metadata import encoder_sparsity
 
 _SENTENCE = "a gripping film, from the first scene to the last"
+_MASKED = 'text = f"a {tokenizer.mask_token} film, from the first scene to the last"'
 _AS_TRAINED = "As it was trained, with quantizers on, with the package `sparse_accel`:"
 _QUESTION, _CONTEXT = "Where was the film made?", "The film was made in Paris, in the spring of 1962."
 _RANKED_TEXTS = (
@@ -41,9 +42,7 @@ class Place:
 def of_a_model(facts: Facts, place: Place, report: dict[str, Any]) -> list[str]:
     """Returns the lines of the section: the model, and its deployment if there is a report of it."""
     name = place.repository or place.folder
-    if facts.pipeline == MASKS:
-        return _of_masks(facts, name)
-    kinds = {QUESTIONS: _of_questions, RANKS: _of_a_reranker, EMBEDS: _of_embeddings}
+    kinds = {QUESTIONS: _of_questions, MASKS: _of_masks, RANKS: _of_a_reranker, EMBEDS: _of_embeddings}
     lines = kinds.get(facts.pipeline or "", _of_a_classifier)(facts, name)
     if report:
         return lines + of_a_deployment(facts, report, place.deployment, place.repository)
@@ -72,17 +71,6 @@ def _of_a_classifier(facts: Facts, name: str) -> list[str]:
     return lines
 
 
-def _of_masks(facts: Facts, name: str) -> list[str]:
-    """The code of a language model, which is not exported: it is a start to train for a task."""
-    lines = ["It is a start to train for a task, with `--model_name_or_path`. " + _in_transformers(facts)]
-    return lines + _block(
-        "from transformers import pipeline",
-        "",
-        f'fill = pipeline("{MASKS}", "{name}")',
-        'print(fill(f"a {fill.tokenizer.mask_token} film, from the first scene to the last"))',
-    )
-
-
 def of_a_deployment(facts: Facts, report: dict[str, Any], folder: str, repository: str | None = None) -> list[str]:
     """Returns the lines of the section.
 
@@ -103,6 +91,8 @@ def of_a_deployment(facts: Facts, report: dict[str, Any], folder: str, repositor
         return _embeddings_of_a_deployment(find, place, fixed, report.get("format") == "qdq")
     if of_questions:
         return _question_of_a_deployment(find, place, fixed, report.get("format") == "qdq")
+    if report.get("task") == "masked_language_modeling":
+        return _masks_of_a_deployment(find, place, fixed, report.get("format") == "qdq")
     lines = ["In onnxruntime:"]
     lines += (
         _scores_of_a_deployment(facts, find, place, fixed)
@@ -186,6 +176,59 @@ def _longest(facts: Facts) -> int:
     """The most tokens of a row in training, to which longer documents are cut."""
     found = part(facts.record, "identity").get("max_seq_length")
     return found if isinstance(found, int) else 512
+
+
+# --- language models ------------------------------------------------------------------------------------------------
+
+
+def _of_masks(facts: Facts, name: str) -> list[str]:
+    """The code of a language model, which is also a start to train for a task."""
+    lines = ["It is a start to train for a task, with `--model_name_or_path`. " + _in_transformers(facts)]
+    lines += _block(
+        "from transformers import pipeline",
+        "",
+        f'fill = pipeline("{MASKS}", "{name}")',
+        'print(fill(f"a {fill.tokenizer.mask_token} film, from the first scene to the last"))',
+    )
+    if facts.is_quantized:
+        lines += [_AS_TRAINED]
+        lines += _block(
+            *_loaded(name),
+            _MASKED,
+            "with torch.no_grad():",
+            '    logits = model(**tokenizer(text, return_tensors="pt")).logits[0]',
+            'place = tokenizer(text)["input_ids"].index(tokenizer.mask_token_id)',
+            "print(tokenizer.decode([int(logits[place].argmax())]))",
+        )
+    return lines
+
+
+def _masks_of_a_deployment(find: list[str], place: str, fixed: str, is_quantized: bool) -> list[str]:
+    kernels = ", with INT8 kernels that skip zeros where the CPU has them" if is_quantized else ""
+    lines = [f"With the package `sparse_accel`, in onnxruntime{kernels}, in the form of transformers' `{MASKS}`:"]
+    lines += _block(
+        *find,
+        "from transformers import AutoTokenizer",
+        "",
+        "import sparse_accel",
+        "",
+        f"folder = {place}",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        _MASKED,
+        "print(sparse_accel.fill_mask(folder, text))",
+    )
+    lines += ["In onnxruntime alone:"]
+    lines += _block(
+        "import onnxruntime",
+        *_session(find, place),
+        _MASKED,
+        f'encoded = tokenizer(text, return_tensors="np"{fixed})',
+        "inputs = {entry.name: encoded[entry.name] for entry in session.get_inputs()}",
+        'logits = session.run(["logits"], inputs)[0][0]',
+        'place = tokenizer(text)["input_ids"].index(tokenizer.mask_token_id)',
+        "print(tokenizer.decode([int(logits[place].argmax())]))",
+    )
+    return lines
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def describe_type(expected: Any) -> str:
     """Returns the type of a field as text, for messages and docs."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if origin in (Union, types.UnionType):
-        return " or ".join(describe_type(member) for member in arguments)
+        return " or ".join(dict.fromkeys(describe_type(member) for member in arguments))
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
     if origin in (list, tuple):

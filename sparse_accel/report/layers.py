@@ -13,6 +13,7 @@ from sparse_accel.report.charts import Line, Style, range_chart
 from sparse_accel.report.history import Event, can_be_drawn, events_of, last, last_epoch, names_of, series
 from sparse_accel.report.page import Block, Cell, Chart, Charts, Section, Table
 from sparse_accel.report.read import Run, number
+from sparse_accel.report.speed import structure_table
 from sparse_accel.report.training import drawn
 
 # A name with one number in it, the block's: (before, number, after).
@@ -36,6 +37,9 @@ def sparsity_section(run: Run) -> Section:
     ]
     if rows:
         blocks.append(Table(["", "zeros", "number of zeros", "number of weights"], rows))
+    headings = ("full size", "without zeros")
+    if sizes := structure_table(run.sparsity.get("structure"), headings, "Structure that an export removes"):
+        blocks.append(sizes)
     layers = run.sparsity.get("layers")
     if isinstance(layers, dict):
         fractions = {name: number(each.get("sparsity")) for name, each in layers.items() if isinstance(each, dict)}

@@ -17,7 +17,11 @@ _CONTESTANTS = {
     "float, no zeros": "float, without zeros",
     "quantized, no zeros": "INT8, without zeros",
     "sparse kernels, no zeros": "INT8 + sparse kernels, without zeros",
+    "float, full size": "float, full size",
+    "quantized, full size": "INT8, full size",
+    "sparse kernels, full size": "INT8 + sparse kernels, full size",
 }
+_FULL_SIZE = "Full size: the model as it was trained, with the heads and neurons that this export removed."
 _ZEROS = "Without zeros: the same graph with random weights, which shows what the zeros gain."
 _FASTEST_FIRST = ("sparse kernels", "quantized")
 
@@ -44,7 +48,7 @@ def speed_over_float(export: Export) -> tuple[float, str, str] | None:
     """Returns (factor, contestant, batch) of onnxruntime at the smallest batch; None where it was not measured."""
     table = _dict(_dict(export.report.get("latency")).get("onnxruntime"))
     for batch, times in table.items():
-        in_float = number(_dict(times).get("float"))
+        in_float = _in_float(_dict(times))
         for name in _FASTEST_FIRST:
             measured = number(_dict(times).get(name))
             if in_float and measured:
@@ -103,7 +107,10 @@ def _of_export(export: Export, several: bool) -> Iterator[Block]:
     cpu = _dict(report.get("cpu"))
     where = f"{cpu.get('name', 'a CPU')}{'' if cpu.get('vnni', True) else ', without VNNI'}"
     how = f"One thread, {units.plain(report.get('tokens'))} tokens, medians, on {where}."
-    note = f"{how} {_ZEROS} {_about_kernels(report)}"
+    left = structure_table(report.get("structure"), ("trained", "exported"), f"{name}Structure that was removed")
+    note = f"{how} {_ZEROS} {f'{_FULL_SIZE} ' if left else ''}{_about_kernels(report)}"
+    if left:
+        yield left
     for runtime, table in _dict(report.get("latency")).items():
         yield _latencies(f"{name}Milliseconds in {runtime}", _dict(table), note.strip())
     checks = [check for check in as_list(report.get("checks")) if isinstance(check, dict)]
@@ -117,6 +124,51 @@ def _of_export(export: Export, several: bool) -> Iterator[Block]:
             for each in checks
         ]
         yield Table(["check", "result", ""], rows, folded=f"{name}{_summary(checks)}")
+
+
+def structure_table(structure: Any, headings: tuple[str, str], title: str) -> Table | None:
+    """Returns the size of a model with its zero heads and neurons, and without; None if none is zero.
+
+    Args:
+        structure: of export_report.json or sparsity.json.
+        headings: of the two sizes.
+    """
+    before, after = (_dict(_dict(structure).get(key)) for key in ("before", "after"))
+    names = {
+        "attention_heads": "attention heads",
+        "ffn_neurons": "feed-forward neurons",
+        "parameters": "parameters",
+        "multiply_adds": "multiply-adds of a token",
+    }
+    rows: list[list[Cell | str]] = []
+    for key, words in names.items():
+        full, left = _total(before.get(key)), _total(after.get(key))
+        if full and left is not None:
+            by_block = ", ".join(map(units.plain, as_list(after.get(key))))
+            share = Cell(units.percent(left / full), bar=units.fraction(left / full))
+            rows.append(
+                [
+                    Cell(words, note=f"by block: {by_block}" if by_block else ""),
+                    units.plain(full),
+                    units.plain(left),
+                    share,
+                ]
+            )
+    if before == after or not rows:
+        return None
+    note = "Heads and neurons that are zero in the trained model. Multiply-adds: of the encoder's Linear layers."
+    return Table(["", *headings, "left"], rows, title, note)
+
+
+def _total(value: Any) -> float | None:
+    """A number of the whole model, which may be given by block."""
+    found = [number(each) for each in (value if isinstance(value, list) else [value])]
+    return None if None in found else sum(each for each in found if each is not None)
+
+
+def _in_float(times: Mapping[str, Any]) -> float | None:
+    """The milliseconds of the float model, in the size that it was trained in."""
+    return number(times.get("float, full size", times.get("float")))
 
 
 def _summary(checks: Sequence[Mapping[str, Any]]) -> str:
@@ -134,14 +186,15 @@ def _latencies(title: str, table: dict[str, Any], note: str) -> Table:
     measured = {str(batch): _dict(times) for batch, times in table.items()}
     names = list(dict.fromkeys(name for times in measured.values() for name in times))
     names.sort(key=lambda name: list(_CONTESTANTS).index(name) if name in _CONTESTANTS else len(_CONTESTANTS))
+    full_size = ", full size" if "float, full size" in names else ""
     rows: list[list[Cell | str]] = []
     for name in names:
         row: list[Cell | str] = [_CONTESTANTS.get(name, name)]
         for times in measured.values():
-            value, in_float = number(times.get(name)), number(times.get("float"))
+            value, in_float = number(times.get(name)), _in_float(times)
             longest = max((number(each) or 0.0 for each in times.values()), default=0.0) or 1.0
             factor = (
-                f"{units.times(in_float / value)} as fast as float"
+                f"{units.times(in_float / value)} as fast as float{full_size}"
                 if value and in_float and name in _FASTEST_FIRST
                 else ""
             )

@@ -17,7 +17,7 @@ from sparse_accel.distributed.collectives import by_main_process
 from sparse_accel.files import write_json, write_text
 from sparse_accel.hub import local_folder
 from sparse_accel.models.files import load, save_model
-from sparse_accel.models.sparsity import sparsity_report
+from sparse_accel.models.sparsity import sparsity_report, structure_figures
 from sparse_accel.nn.layers import quantized_linears
 from sparse_accel.run_folder.checkpoints import TRAINER_STATE, copy_model, publish, verify, write_errors
 from sparse_accel.run_folder.record import change_record, read_record
@@ -105,6 +105,7 @@ def write_final(
             "model_sparsity": report["model"]["sparsity"],
             "quantized_linears": on,
             "linears": linears,
+            **structure_figures(report),
         }
         write_json(partial / "sparsity.json", report)
         write_json(partial / "train_results.json", figures)

@@ -87,6 +87,8 @@ class Task(ABC):
     table_on_disk: ClassVar[bool] = False
     # Whether teacher and student are compared token by token.
     compares_tokens: ClassVar[bool] = False
+    # Whether the logits of all evaluated rows can be kept; otherwise only `kept` of them are, for all rows.
+    has_few_logits: ClassVar[bool] = True
     # How many logits are summed to the score of a decision, where `decision_gaps` compares scores.
     logits_of_a_score: ClassVar[int] = 1
     # Whether the logits of a unit are a vector of which the direction counts, as in an embedding.
@@ -150,6 +152,11 @@ class Task(ABC):
         set_labels(config, self.head.names)
 
     @classmethod
+    def configure_untrained(cls, config: Any, names: list[str], arguments: TrainingArguments) -> None:
+        """Writes the labels of a model that --one_shot changes into its configuration, and what only flags say."""
+        set_labels(config, names)
+
+    @classmethod
     def complete(cls, model: Any, address: str, **source: Any) -> Any:
         """Returns a model, as it was read, after changing it in place to one of the task; most need no change.
 
@@ -167,6 +174,11 @@ class Task(ABC):
     def extra_files(cls, model: Any, tokenizer: Any) -> dict[str, Any]:
         """Returns the content of JSON files that the task adds to the folder of a model, by their path in it."""
         return {}
+
+    @classmethod
+    def export_obstacle(cls, model: Any) -> str:
+        """Returns why an exported graph cannot have a model's outputs, as a sentence; empty if it can."""
+        return ""
 
     def check_teacher(self, name: str, student: Any, teacher: Any) -> None:
         """Checks that the outputs of a teacher can be compared with the student's, where labels do not tell.

@@ -9,6 +9,7 @@ memory/cpu_gb, memory/gpu_gb                             peak since the start, o
 quantization/phase                                       0 float, 1 QAT, 2 QAT with frozen ranges
 quantization/{min,max,scale,clipped}/NAME               of each quantizer, at the end of an epoch
 sparsity/encoder, sparsity/model, sparsity/layers/NAME   fractions of exact zeros
+structure/NAME, structure/NAME_full_size                 heads, neurons, parameters, multiply-adds, once units are zero
 eval/NAME                                                evaluation figures during training
 teacher/NAME                                             the teacher's, on the same rows
 final/NAME                                               evaluation figures of the model in the output folder
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from sparse_accel.distributed.collectives import largest
+from sparse_accel.models.sparsity import structure_figures
 
 _GB = 1e9
 
@@ -42,6 +44,7 @@ def sparsity_figures(report: dict[str, Any]) -> dict[str, float]:
         "sparsity/encoder": report["encoder_linear"]["sparsity"],
         "sparsity/model": report["model"]["sparsity"],
         **layers,
+        **{f"structure/{name}": value for name, value in structure_figures(report).items()},
     }
 
 

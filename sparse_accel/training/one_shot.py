@@ -101,7 +101,9 @@ def apply_at_once(
         identity |= {"seed": arguments.seed, "global_batch_size": sampler.global_batch_size, **task.training_settings()}
         about.append(("columns", task.describe_columns()))
         if any(modifier.needs_rows for modifier in run.modifiers):
-            about.append(("ranges", f"from up to {CALIBRATION_BATCHES} batches of the training rows"))
+            asked = next((each.calibration_batches for each in run.modifiers if each.calibration_batches), None)
+            count = f"{asked}" if asked else f"up to {CALIBRATION_BATCHES}"
+            about.append(("ranges", f"from {count} batches of the training rows"))
     settings = settings_of(arguments, accelerator, run, model, {})
     if ownership.acquire(accelerator, arguments, run, identity, settings) == "show":
         return False

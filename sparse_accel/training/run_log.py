@@ -11,7 +11,7 @@ from sparse_accel.cli.training import greater_is_better
 from sparse_accel.console import print_above_bar
 from sparse_accel.distributed.weights import plain_model, reshard
 from sparse_accel.models.sparsity import sparsity_report
-from sparse_accel.nn.layers import masks
+from sparse_accel.nn.layers import mask_versions
 from sparse_accel.nn.quantizer_values import watch_quantizers
 from sparse_accel.recipe.recipe import timeline_of
 from sparse_accel.run_folder.results import write_teacher_results
@@ -84,7 +84,7 @@ class RunLog:
 
     def _masks_changed(self) -> bool:
         """Returns whether any mask has changed since the last call; True at the first."""
-        before, self._masks = self._masks, [(mask, mask._version) for mask in masks(self.run.state.model).values()]
+        before, self._masks = self._masks, mask_versions(self.run.state.model)
         if before is None or len(before) != len(self._masks):
             return True
         pairs = zip(before, self._masks, strict=True)

@@ -113,8 +113,8 @@ def assert_near(one: Record, two: Record, case: Case) -> None:
             assert bool(((others - found[:2]).abs() <= 0.02 * (maximum - minimum)).all()), name
 
     assert one.weights.keys() == two.weights.keys()
-    farthest = max(float((one.weights[name] - weight).abs().max()) for name, weight in two.weights.items())
-    assert farthest < (1e-4 if is_float else 5e-3)
+    distances = torch.cat([(one.weights[name] - weight).abs().flatten() for name, weight in two.weights.items()])
+    assert (distances >= (1e-4 if is_float else 5e-3)).sum() <= case.ties * len(distances)
 
 
 def different(steps: list[dict[str, Tensor]], others: list[dict[str, Tensor]]) -> set[str]:

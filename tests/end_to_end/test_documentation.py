@@ -28,6 +28,12 @@ SHORT = {
     "pruned90_quant-none": {"num_epochs": 2, "qat_start_epoch": 1.0, "observer_epoch": 1.5},
     "base-none": {"num_epochs": 1},
     "obert_pruned90.yaml": {"num_epochs": 1, "pruning_end_epoch": 0.5, "num_grads": 4},
+    "structured_half.yaml": {
+        "num_epochs": 2,
+        "structure_end_epoch": 1.0,
+        "qat_start_epoch": 1.0,
+        "observer_epoch": 1.5,
+    },
     "embedding_pruned80_quant.yaml": {
         "num_epochs": 3,
         "pruning_end_epoch": 1.0,
@@ -43,7 +49,7 @@ RUN = {
     "adding_a_task": (0, 1),
     "distributed": (2, 0),
     "embeddings": (2, 2),
-    "export": (3, 4),
+    "export": (4, 5),
     "install": (1, 0),
     "language_modeling": (1, 0),
     "migration": (0, 1),
@@ -53,6 +59,7 @@ RUN = {
     "runs": (3, 0),
     "runtime": (1, 1),
     "streams": (1, 0),
+    "structure": (1, 1),
     "tasks": (7, 1),
     "tracking": (1, 0),
 }
@@ -62,9 +69,12 @@ EXAMPLES = {"scripts/sentence_order.py"}
 WRITTEN = {
     "predictions": ("test_predictions.csv",),
     "deployment": ("model.onnx", "export_report.md"),
+    "deployment_language": ("model.onnx", "export_report.md"),
     "sparse_quantized_bert": ("model.safetensors", "quantization.json", "all_results.json"),
     "run": ("model.safetensors", "quantization.json", "arguments.json"),
     "sparse_bert": ("model.safetensors", "eval_results.json"),
+    "half_bert": ("model.safetensors", "quantization.json", "sparsity.json"),
+    "half_bert_onnx": ("model.onnx", "export_report.md"),
     "sparse_minilm": ("model.safetensors", "quantization.json", "1_Pooling"),
     "sparse_minilm_onnx": ("model.onnx", "export_report.md"),
 }

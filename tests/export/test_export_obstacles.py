@@ -112,15 +112,9 @@ def form(**changes: Any) -> FakeQuantize:
     [
         ("classifier", "weight", form(), "only signed symmetric weights"),
         ("classifier", "weight", form(signed=True), "only signed symmetric weights"),
-        ("classifier", "input", form(signed=True), "only unsigned activations"),
-        ("classifier", "output", form(channel_axis=0), "only unsigned activations with one scale"),
+        ("classifier", "weight", form(signed=True, symmetric=True, channel_axis=1), "only signed symmetric weights"),
+        ("classifier", "output", form(channel_axis=0), "only activations with one scale"),
         ("classifier", "input", None, "a Linear with a quantized weight and a float input"),
-        (
-            "bert.embeddings.token_type_embeddings",
-            "weight",
-            form(signed=True, symmetric=True, channel_axis=0),
-            "an embedding with one scale per row",
-        ),
     ],
 )
 def test_the_export_gives_the_same_reasons(layer: str, which: str, quantizer: FakeQuantize | None, reason: str) -> None:

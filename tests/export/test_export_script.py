@@ -18,7 +18,7 @@ from export_fixtures import ARCHITECTURES, SCRIPT, copy_of, export, write_folder
 from places import ROOT
 from script_fixtures import sentences, write_csv
 from tiny import make_tokenizer
-from transformers import BertForMaskedLM
+from transformers import BertForMultipleChoice
 
 import sparse_accel
 from sparse_accel.errors import UsageError
@@ -280,11 +280,11 @@ def drop_one_quantizer(folder: Path) -> None:
     path.write_text(json.dumps(content))
 
 
-def make_language_model(folder: Path) -> None:
+def make_multiple_choice(folder: Path) -> None:
     config: Any = sparse_accel.load(folder).config
     for name in ("quantization.json", "train_results.json"):
         (folder / name).unlink()
-    BertForMaskedLM(config).save_pretrained(folder)
+    BertForMultipleChoice(config).save_pretrained(folder)
 
 
 def empty(folder: Path) -> None:
@@ -306,7 +306,7 @@ def drop_tokenizer(folder: Path) -> None:
         (drop_scales, "training quantized 14 Linears, but quantization.json with their scales is missing"),
         (drop_one_scale, "'bert.pooler.dense.input_quantizer' is incomplete"),
         (drop_one_quantizer, "training quantized 14 Linears, but quantization.json has scales for 13"),
-        (make_language_model, "BertForMaskedLM, which does not classify texts"),
+        (make_multiple_choice, "BertForMultipleChoice, which does not classify texts"),
         (drop_tokenizer, "has no tokenizer files"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
@@ -324,7 +324,7 @@ def test_a_damaged_model_is_one_clear_line(damage: Any, words_said: str, trained
 @pytest.mark.parametrize(
     ("flags", "words_said"),
     [
-        ({"task": "masked_language_modeling"}, "--task masked_language_modeling is not supported yet"),
+        ({"task": "mlm"}, "BertForSequenceClassification, which does not fill in masked tokens"),
         ({"task": "qa"}, "BertForSequenceClassification, which does not answer questions"),
         ({"task": "sorting"}, "--task: unknown value 'sorting'"),
         ({"sequence_length": 65}, "--sequence_length 65: this model accepts up to 64 tokens"),

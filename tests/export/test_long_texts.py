@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, SPARSITY, WITHOUT_TEACHER, make_tokenizer, write_classifier
+from architectures import ARCHITECTURES, SPARSITY, WITHOUT_TEACHER, make_tokenizer, write_model
 from datasets import Dataset
 from export_fixtures import export
 from model_tables import LONG, MODELS
@@ -46,7 +46,7 @@ def test_long_rows(name: str, tmp_path: Path) -> None:
     architecture, longest = ARCHITECTURES[name], max(LONG)
     (tmp_path / "recipe.yaml").write_text(WITHOUT_TEACHER)
     done = run(
-        model_name_or_path=write_classifier(tmp_path / "start", architecture, WORDS, longest, width=16),
+        model_name_or_path=write_model(tmp_path / "start", architecture, WORDS, longest, width=16),
         recipe=tmp_path / "recipe.yaml",
         distill_teacher="disable",
         train_file=write_csv(tmp_path / "train.csv", rows(1)),

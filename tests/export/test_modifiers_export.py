@@ -53,8 +53,8 @@ def pruned_share(path: Path, model: nn.Module, form: str) -> float:
     pruned = weights = 0
     for name, mask in masks(model).items():
         stored = tensors[f"{name}_quantized"] == OFFSET[form] if f"{name}_quantized" in tensors else tensors[name] == 0
-        is_linear = isinstance(model.get_submodule(name.removesuffix(".weight")), nn.Linear)  # stored transposed
-        stored = stored.T if is_linear else stored
+        is_linear = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)
+        stored = stored.T if is_linear and stored.ndim == 2 else stored  # stored transposed
         assert stored[~mask.numpy()].all(), name
         pruned, weights = pruned + int((~mask).sum()), weights + mask.numel()
     return pruned / weights if weights else 0.0

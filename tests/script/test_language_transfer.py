@@ -84,7 +84,13 @@ def test_an_encoder_for_other_tasks(start: Path) -> None:
             assert torch.equal(found[name], own[f"bert.{name}"]), name
 
 
-def test_a_language_model_is_not_exported(start: Path) -> None:
-    exported = run_program(EXPORT, words(model_path=start))
-    assert exported.code == 2 and "BertForMaskedLM" in exported.err, exported.all
-    assert len(exported.err.strip().splitlines()) == 1
+def test_a_language_model_is_exported_without_a_task(start: Path, tmp_path: Path) -> None:
+    """config.json says that its head is for masked tokens; with another task it is refused."""
+    refused = run_program(EXPORT, words(model_path=start, task="text_classification", output_dir=tmp_path / "no"))
+    assert refused.code == 2 and "BertForMaskedLM, which does not classify texts" in refused.err, refused.all
+    assert len(refused.err.strip().splitlines()) == 1
+    exported = run_program(EXPORT, words(model_path=start, output_dir=tmp_path / "out"))
+    assert exported.code == 0, exported.all
+    report = read_json(tmp_path / "out" / "export_report.json")
+    own = read_json(start / "eval_results.json")
+    assert report["fidelity"]["pytorch"]["perplexity"] == pytest.approx(own["eval_perplexity"], rel=1e-5)

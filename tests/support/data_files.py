@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.errors import UsageError
+from sparse_accel.tasks import TextClassification
 from sparse_accel.tasks.label_names import Head
-from sparse_accel.tasks.text_classification.data import TextClassificationData, load_text_classification
+from sparse_accel.tasks.text_classification.data import TextClassificationData
 
 # No lone surrogates, which UTF-8 lacks, and no NUL; signs that mean something to a reader more often than others.
 characters = st.sampled_from('""\',;\t\n\r \u2028') | st.characters(codec="utf-8", exclude_characters="\0")
@@ -41,7 +42,7 @@ def write(file: Path, rows: list[dict[str, Any]]) -> Path:
 def load(label_names: list[str] | None = None, head_type: str | None = None, **flags: Any) -> TextClassificationData:
     flags = {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
     arguments = TextClassificationArguments(model_name_or_path="model", output_dir="out", **flags)
-    return load_text_classification(arguments, Head(label_names, head_type) if label_names else None)
+    return TextClassification.load(arguments, Head(label_names, head_type) if label_names else None).data
 
 
 def refusal(label_names: list[str] | None = None, **flags: Any) -> str:

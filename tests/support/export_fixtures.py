@@ -110,8 +110,10 @@ def vary(model: nn.Module) -> None:
 
 
 def quantize(model: nn.Module, **settings: Any) -> nn.Module:
-    """Puts quantizers into a model, on and frozen, with ranges from real forwards."""
-    modifier = QuantizationModifier(**{"quantize_linear_activations": False, **settings})
+    """Puts quantizers into a model, on and frozen, with ranges from real forwards. Outputs of Linears stay in float
+    unless the settings say otherwise."""
+    outputs = {} if {"scheme", "tensorrt"} & settings.keys() else {"quantize_linear_activations": False}
+    modifier = QuantizationModifier(**{**outputs, **settings})
     run = RecipeRun()
     run.attach(model)
     modifier.attach(run.state)

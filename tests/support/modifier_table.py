@@ -24,12 +24,14 @@ class Case:
     """One recipe, and what is to be expected of it where that is not the ordinary.
 
     Attributes:
-        keys: of the modifier, in YAML.
+        keys: of the modifier, in YAML; others may follow, each after `_AND`.
         refused: a part of the message with which a layout refuses it, by how the layout's name begins.
         pruned: share of the weights with masks that these prune at the end, and that are zero in an exported file.
         float_steps: steps before the model computes in integers for the first time.
         quantized_linears: how many of the model's 14 Linears an exported file multiplies in integers; 0: it is float.
         blocks: how many of the model's 2 blocks it has at the end.
+        ties: share of the weights that may go their own way in two processes. With one scale per row, the largest
+            weight of each row is halfway between 127 and 128: by its last bit, it is clipped or has a gradient.
     """
 
     keys: str
@@ -38,11 +40,14 @@ class Case:
     float_steps: int = EPOCHS * STEPS
     quantized_linears: int = 0
     blocks: int = 2
+    ties: float = 0.0
 
 
 # The model's blocks have 16384 weights, half of which are zero; its pooler and classifier have 1088, and no zeros.
 _AS_IT_CAME = 0.5 * 16384 / (16384 + 1088)
 _NEEDS_GRADIENTS = {"deepspeed": "needs gradients, but DeepSpeed does not provide them"}
+# Begins the keys of another modifier, in the keys of a first one.
+_AND = "\n  - !"
 _PART_TIME = {"deepspeed": "DeepSpeed cannot freeze a parameter for part of the training"}
 
 # What begins, changes or ends does so inside an epoch, too.
@@ -132,8 +137,57 @@ TABLE: dict[str, list[Case]] = {
             refused=_NEEDS_GRADIENTS,
         ),
     ],
+    "StructuredPruningModifier": [
+        Case("{parts: [attention_heads, ffn_neurons], final_sparsity: 0.5, end_epoch: 2}", pruned=0.5),
+        Case(  # 2 of 8 heads and 96 of 128 neurons, with 1048 and 65 of 16704 weights and biases each
+            "{final_sparsity: {attention_heads: 0.25, ffn_neurons: 0.75}, uniform: false, score: taylor, "
+            "start_epoch: 0.3, end_epoch: 1.4, update_frequency: 0.5}",
+            pruned=(2 * 1048 + 96 * 65) / 16704,
+            refused=_NEEDS_GRADIENTS,
+        ),
+        Case(  # so few that each block ends with one head and one neuron
+            "{parts: [attention_heads, ffn_neurons], final_multiply_adds: 0.133, init_sparsity: 0.1, end_epoch: 1.4}",
+            pruned=(6 * 1048 + 126 * 65) / 16704,
+        ),
+        Case(  # half of a block, with its biases, and 80% of the weights that are left
+            "{parts: [ffn_neurons, attention_heads], layers: [0], final_sparsity: 0.5, end_epoch: 1}"
+            + _AND
+            + "MagnitudePruningModifier {params: ['re:.*(query|key|value).weight', 're:.*layer.*dense.weight'], "
+            "end_epoch: 1.4, final_sparsity: 0.8}"
+            + _AND
+            + "QuantizationModifier {start_epoch: 1, disable_quantization_observer_epoch: 1.4}"
+            + _AND
+            + "DistillationModifier {hardness: 0.5}",
+            pruned=(4096 + 4 * 410 + 2 * 819 + 80) / 8352,
+            blocks=1,
+            float_steps=3,
+            quantized_linears=8,
+        ),
+        Case(
+            "{params: ['re:.*(query|key|value).weight'], final_sparsity: 0.5, end_epoch: 1.4, param_groups: "
+            "[[bert.encoder.layer.0.attention.self.query.weight, bert.encoder.layer.0.attention.self.key.weight]]}",
+            pruned=0.5,
+        ),
+        Case(  # half of the rows, and 80% of what is left
+            "{params: ['re:.*intermediate.dense.weight'], final_sparsity: 0.5, end_epoch: 1}"
+            + _AND
+            + "MovementPruningModifier {params: ['re:.*intermediate.dense.weight'], end_epoch: 1.4, "
+            "final_sparsity: 0.8, straight_through: true}",
+            pruned=(1024 + 819) / 2048,
+            refused=_NEEDS_GRADIENTS,
+        ),
+        Case(
+            "{final_sparsity: {0.25: [bert.embeddings.word_embeddings.weight], 0.5: ['re:.*dense.weight']}, "
+            "mask_type: channel, end_epoch: 1, leave_enabled: false}",
+        ),
+    ],
     "QuantizationModifier": [
         Case("{start_epoch: 0.5, disable_quantization_observer_epoch: 1.4}", float_steps=2, quantized_linears=14),
+        Case(
+            "{start_epoch: 0.5, disable_quantization_observer_epoch: 1.4, quantize_linear_activations: 1}",
+            float_steps=2,
+            quantized_linears=14,
+        ),
         Case(
             "{start_epoch: 1, disable_quantization_observer_epoch: 1, quantize_linear_activations: 0}",
             float_steps=3,
@@ -145,6 +199,25 @@ TABLE: dict[str, list[Case]] = {
             "disable_quantization_observer_epoch: 1.4, quantize_linear_activations: 0}",
             float_steps=2,
             quantized_linears=14,
+        ),
+        Case(
+            "{scheme: tensorrt, ignore: [LayerNorm, Tanh, GELUActivation], start_epoch: 0.5, num_calibration_steps: 4}",
+            float_steps=2,
+            quantized_linears=14,
+        ),
+        Case(
+            "{scheme: {weights: {symmetric: true, strategy: channel}}, ignore: [LayerNorm, GELUActivation], "
+            "scheme_overrides: {bert.encoder.layer.1: {input_activations: {num_bits: 7}}}, start_epoch: 0.5, "
+            "disable_quantization_observer_epoch: 1.4}",
+            float_steps=2,
+            quantized_linears=14,
+            ties=1e-3,
+        ),
+        Case(
+            "{tensorrt: true, weight_qconfig_kwargs: {qscheme: per_channel_symmetric}, start_epoch: 1}",
+            float_steps=3,
+            quantized_linears=14,
+            ties=1e-3,
         ),
     ],
     "DistillationModifier": [Case("{hardness: 0.5, temperature: 2.0, start_epoch: 0.4, end_epoch: 1.6}"), Case("")],

@@ -55,9 +55,18 @@ class GraphBuilder:
 
     # --- layers -------------------------------------------------------------------------------------------------------
 
-    def quantize(self, x: str, scale: float = 0.02, zero_point: int = 120, bounds: tuple[float, ...] = ()) -> str:
-        """x quantized and dequantized, clipped before if there are bounds."""
-        numbers = [self.constant(np.float32(scale)), self.constant(np.uint8(zero_point))]
+    def quantize(
+        self,
+        x: str,
+        scale: float = 0.02,
+        zero_point: int = 120,
+        bounds: tuple[float, ...] = (),
+        *,
+        signed: bool = False,
+    ) -> str:
+        """x quantized to uint8 and dequantized, clipped before if there are bounds; signed: to int8, by 128 lower."""
+        zero = np.int8(zero_point - 128) if signed else np.uint8(zero_point)
+        numbers = [self.constant(np.float32(scale)), self.constant(zero)]
         if bounds:
             x = self.op("Clip", x, *(self.constant(bound) for bound in bounds))
         return self.op("DequantizeLinear", self.op("QuantizeLinear", x, *numbers), *numbers)

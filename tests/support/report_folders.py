@@ -151,6 +151,19 @@ def export_report(source: Path | str) -> dict[str, Any]:
     }
 
 
+# What an export removes, as export_report.json has it.
+STRUCTURE = {
+    "before": {
+        "layers": 2,
+        "attention_heads": [4, 4],
+        "ffn_neurons": [64, 64],
+        "parameters": 900,
+        "multiply_adds": 600,
+    },
+    "after": {"layers": 2, "attention_heads": [3, 1], "ffn_neurons": [42, 32], "parameters": 600, "multiply_adds": 300},
+}
+
+
 def write_run(folder: Path, *, recipe: str | None = RECIPE, without: tuple[str, ...] = (), **files: Any) -> Path:
     """Writes a run's output folder and returns it.
 

@@ -71,6 +71,16 @@ def test_recipes_that_quantize_find_every_layer(name: str, recipe: str) -> None:
     } == layers
 
 
+@each_architecture
+def test_heads_and_neurons_of_architectures_whose_blocks_are_known(name: str) -> None:
+    if name in ("bert", "roberta", "xlm-roberta", "distilbert", "electra"):
+        model = attached(name, RECIPES / "structured_half.yaml")
+        assert {at for at in masks(model) if at.endswith(".weight")} == encoder_linears(model)
+        return
+    with pytest.raises(UsageError, match=rf"structured_half.yaml:\d+: .*heads and neurons of a {name} model cannot"):
+        attached(name, RECIPES / "structured_half.yaml")
+
+
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "bert"])
 @pytest.mark.parametrize("recipe", ["mnli", "qqp", "squad", "sst2"])
 def test_recipes_for_bert_say_that_they_are(name: str, recipe: str) -> None:

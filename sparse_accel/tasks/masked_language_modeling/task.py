@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparse_accel.cli.masked_language_modeling import MaskedLanguageModelingArguments
 from sparse_accel.cli.training import TrainingArguments
@@ -17,6 +17,7 @@ from sparse_accel.data.tokenizing import tokenize
 from sparse_accel.errors import listed
 from sparse_accel.nn.losses import IGNORED, masked_token_distillation_loss, masked_token_loss
 from sparse_accel.tasks.base import Task
+from sparse_accel.tasks.details import ProofWords
 from sparse_accel.tasks.label_names import Head
 from sparse_accel.tasks.masked_language_modeling.data import TextData, load_masked_language_modeling
 from sparse_accel.tasks.masked_language_modeling.encoding import (
@@ -58,6 +59,8 @@ class MaskedLanguageModeling(Task):
     token_columns: ClassVar[Mapping[str, int]] = {WORDS: NO_WORD}
     keeps_table: ClassVar[bool] = False
     compares_tokens: ClassVar[bool] = True
+    has_few_logits: ClassVar[bool] = False
+    proof_words: ClassVar[ProofWords] = ProofWords("most likely tokens", "perplexity and accuracy", "masked tokens")
 
     def __init__(self, head: Head, data: TextData | None = None) -> None:
         super().__init__(head, data)
@@ -86,6 +89,16 @@ class MaskedLanguageModeling(Task):
 
     def configure(self, config: Any) -> None:
         """A language model has no labels."""
+
+    @classmethod
+    def export_obstacle(cls, model: Any) -> str:
+        layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
+        if any(layer.out_features == model.config.vocab_size for layer in layers):
+            return ""
+        return (
+            "it multiplies with the weight of its embeddings, without an output layer that has this weight, and this "
+            "cannot be exported yet (in DeBERTa: `legacy: false` in config.json)"
+        )
 
     def tokenize(self, tokenizer: Any, length: int, **options: Any) -> dict[str, Dataset]:
         self._mask_id, self._random_ids = mask_token_id(tokenizer), random_ids(tokenizer)
@@ -206,6 +219,9 @@ class MaskedLanguageModeling(Task):
 
     def figure_names(self) -> tuple[str, ...]:
         return METRICS
+
+    def has_figures(self, rows: Dataset, split: str) -> bool:
+        return True
 
     def figures(self, logits: np.ndarray, rows: Dataset, split: str) -> dict[str, float]:
         return masked_token_metrics(logits[:, 0], logits[:, 1] == logits[:, 2])

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from places import GOLDEN
+from report_folders import STRUCTURE
 from stand_in_hub import card_problems
 
 from sparse_accel.errors import UsageError
@@ -374,6 +375,22 @@ def test_the_deployment_next_to_a_model(tmp_path: Path) -> None:
     assert "| model.onnx | 0.0 MB | 0.05 |" in card_text(folder) and "| 2.0 ms | 1.0 ms |" in card_text(folder)
     (found / "export_report.json").write_text("{")
     assert deployment_of(folder) is None and "onnx" not in card_text(folder)
+
+
+def test_structure_that_the_deployment_lacks(tmp_path: Path) -> None:
+    folder, found = make(tmp_path / "run"), tmp_path / "deployment"
+    shutil.copytree(OLD_RUN / "deployment", found)
+    report = json.loads((found / "export_report.json").read_text())
+    report["source"]["folder"] = str(folder.resolve())
+    assert "full size" not in card_text(folder)
+    report |= {"structure": STRUCTURE, "latency": {"OpenVINO": {"1": {"float": 2.0, "quantized, full size": 3.0}}}}
+    (found / "export_report.json").write_text(json.dumps(report))
+    for text in (card_text(folder), card_text(found)):
+        assert "| attention heads | 8 | 4 |" in text and "| parameters | 900 | 600 |" in text
+        assert "| OpenVINO: rows | float | INT8, full size |" in text
+    report["structure"] = {"before": {"parameters": "many"}, "after": {"parameters": None}, "other": 1}
+    (found / "export_report.json").write_text(json.dumps(report))  # as another version may write it
+    assert "trained, full size" not in card_text(folder)
 
 
 @given(st.text(alphabet="abA0-_./", max_size=12))

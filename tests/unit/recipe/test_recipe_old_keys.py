@@ -52,7 +52,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
         "update_frequency": 0.5,
         "params": "__ALL_PRUNABLE__",
     },
-    "QuantizationModifier": {},
+    "QuantizationModifier": {"quantize_embeddings": True},  # the form without a scheme
     "DistillationModifier": {},
     "HiddenStateDistillationModifier": {},  # not of SparseML
     "PerLayerDistillationModifier": {},
@@ -62,6 +62,7 @@ for same in (
     "GlobalMagnitudePruningModifier",
     "MovementPruningModifier",
     "OBSPruningModifier",
+    "StructuredPruningModifier",
 ):
     REQUIRED[same] = REQUIRED["GMPruningModifier"]
 BOTH_EPOCHS = {"start_epoch": -1.0, "end_epoch": -1.0}
@@ -95,6 +96,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "grad_sampler_kwargs": None,
         "num_recomputations": 1,
     },
+    "StructuredPruningModifier": {**GRADUAL, "mask_type": "filter", "param_groups": None},
     "DistillationModifier": {
         **BOTH_EPOCHS,
         "distill_output_keys": None,
@@ -195,12 +197,6 @@ def test_what_is_logged_is_not_set_by_a_modifier(name: str) -> None:
         ("MagnitudePruningModifier", "score_type", None, "ranked by magnitude"),
         ("DistillationModifier", "teacher_input_keys", ["input_ids"], "all inputs of the student"),
         ("QuantizationModifier", "activation_qconfig_kwargs", {"averaging_constant": 0.1}, "uint8 affine"),
-        ("QuantizationModifier", "weight_qconfig_kwargs", {"observer": "x"}, "int8 symmetric"),
-        ("QuantizationModifier", "tensorrt", True, "TensorRT"),
-        ("QuantizationModifier", "scheme", "default", "instead of a scheme"),
-        ("QuantizationModifier", "scheme_overrides", {"Embedding": None}, "instead of a scheme"),
-        ("QuantizationModifier", "ignore", ["LayerNorm"], "instead of a scheme"),
-        ("QuantizationModifier", "strict", False, "instead of a scheme"),
         ("EpochRangeModifier", "update_frequency", 0.5, "does nothing between its start and its end"),
         ("TrainableParamsModifier", "update_frequency", 0.5, "does nothing between its start and its end"),
         ("SetWeightDecayModifier", "update_frequency", 0.5, "does nothing between its start and its end"),

@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from report_folders import LAYERS, export_report, files_of_a_run, full_log_entry, log_entry, write_export, write_run
+from report_folders import (
+    LAYERS,
+    STRUCTURE,
+    export_report,
+    files_of_a_run,
+    full_log_entry,
+    log_entry,
+    write_export,
+    write_run,
+)
 
 from sparse_accel.errors import UsageError
 from sparse_accel.report import write_comparison, write_report
@@ -129,6 +138,26 @@ def test_the_page_of_an_export_has_its_run(tmp_path: Path) -> None:
     assert "deployment" not in page.text  # another export of the same run
     alone = read(write_export(tmp_path / "alone", "someone/model"))
     assert "no run in that folder now" in alone.text and "INT8 + sparse kernels" in alone.text
+
+
+def test_an_export_without_some_structure(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    latency = export_report(folder)["latency"]
+    for times in latency["onnxruntime"].values():
+        times |= {"float, full size": 2 * times["float"], "quantized, full size": 2 * times["quantized"]}
+    write_export(tmp_path / "deployment", folder, structure=STRUCTURE, latency=latency)
+    text = read(folder).text
+    assert "Structure that was removed" in text and "by block: 3, 1" in text and "57.8%" in text
+    assert "INT8, full size" in text and "10× as fast as float, full size" in text  # 80 of 8 ms
+    assert "Structure that an export removes" not in text
+    sparsity = json.loads((folder / "sparsity.json").read_text())
+    (folder / "sparsity.json").write_text(json.dumps({**sparsity, "structure": STRUCTURE}))
+    text = read(folder).text
+    assert "Structure that an export removes" in text and "without zeros" in text
+    (folder / "sparsity.json").write_text(json.dumps(sparsity))
+    write_export(tmp_path / "deployment", folder, structure={"before": STRUCTURE["after"], "after": STRUCTURE["after"]})
+    text = read(folder).text
+    assert "Structure" not in text and "full size" not in text.lower()
 
 
 def test_an_export_that_is_older_than_the_model_is_marked(tmp_path: Path) -> None:
