@@ -19,7 +19,8 @@ truncates almost nothing; float32 unless --bf16 is given.
 
 With --frontier, models of 0 to 95% zeros in INT8: accuracy of the exported file, its size, milliseconds in onnxruntime
 and with the kernels. Their starts are pruned on IMDB by the recipe obert_pruned90, and transferred by
-sst2_pruned90_quant. --held_out judges by rows of train.csv that no run trains on: for choosing between recipes.
+sst2_pruned90_quant. Then models without a part of their structure, by structured_half from the dense model of the same
+task. --held_out judges by rows of train.csv that no run trains on: for choosing between recipes.
 """
 
 from __future__ import annotations
@@ -46,6 +47,35 @@ RECIPES = ROOT / "sparse_accel" / "zoo" / "recipes"
 TRANSFER = {
     12: {"num_epochs": 12, "qat_start_epoch": 7.0, "observer_epoch": 11.0},  # the tutorial's
     4: {"num_epochs": 4, "qat_start_epoch": 2.0, "observer_epoch": 3.0},  # the schedule that SparseML was measured with
+}
+# Models without a part of their structure: the variables of structured_half, and the modifiers that are added to it.
+HALF = {"heads_sparsity": 0.5, "neurons_sparsity": 0.5}
+STRUCTURES: dict[str, tuple[str, dict[str, float], str]] = {
+    "half": ("half of heads and neurons", HALF, ""),
+    "two_thirds": ("two thirds of heads and neurons", {"heads_sparsity": 0.667, "neurons_sparsity": 0.667}, ""),
+    "half_80": (
+        "half of heads and neurons, 80% zeros in the rest",
+        HALF,
+        """
+single_weights_modifiers:
+  - !MagnitudePruningModifier
+      start_epoch: eval(structure_end_epoch / 2)
+      end_epoch: eval(structure_end_epoch)
+      update_frequency: eval(structure_update_frequency)
+      init_sparsity: 0.05
+      final_sparsity: 0.8
+      params: ['re:.*\\.layer\\.\\d+\\.(?!.*[Nn]orm).*\\.weight']
+""",
+    ),
+    "half_layers": (
+        "half the layers",
+        {"heads_sparsity": 0.0, "neurons_sparsity": 0.0},
+        """
+layer_modifiers:
+  - !LayerPruningModifier
+      layers: {layers}
+""",
+    ),
 }
 SPARSEML_ACCURACY = 0.7795  # SparseML 1.8.0 in its setting on Rotten Tomatoes' validation split
 
@@ -95,6 +125,13 @@ def main() -> None:
         nargs="+",
         default=[0, 70, 80, 90, 95],
         help="of --frontier, in percent (default: 0 70 80 90 95)",
+    )
+    parser.add_argument(
+        "--structures",
+        nargs="*",
+        choices=STRUCTURES,
+        default=list(STRUCTURES),
+        help=f"of --frontier, none or some of: {', '.join(STRUCTURES)} (default: all)",
     )
     parser.add_argument("--held_out", type=int, help="judge by so many rows of train.csv, which are not trained on")
     arguments = parser.parse_args()
@@ -251,6 +288,15 @@ def frontier(model: Path, data: Path, out: Path, arguments: argparse.Namespace, 
         deployments[name] = out / f"{run.folder}-deployment"
         exported = export(out / run.folder, deployments[name], data / "validation.csv")
         rows[name] = {"accuracies": [exported.pop("accuracy"), *found[1:]], **exported}
+    for kind in arguments.structures:
+        words, variables, _ = STRUCTURES[kind]
+        recipe = structure_recipe(kind, model, out / "recipes")
+        run = Run(f"without {kind}", out / dense.folder, recipe, variables, out / dense.folder, seed, bf16)
+        found = [train(replace(run, seed=each), data, out, shared)["eval_accuracy"] for each in arguments.seeds]
+        name = f"without {words}, INT8"
+        deployments[name] = out / f"{run.folder}-deployment"
+        exported = export(out / run.folder, deployments[name], data / "validation.csv")
+        rows[name] = {"accuracies": [exported.pop("accuracy"), *found[1:]], **exported}
     milliseconds = measure_speeds(deployments, seconds=20.0 * len(deployments))
     with (data / "validation.csv").open(encoding="utf-8", newline="") as stream:
         held_out = sum(1 for _ in csv.DictReader(stream))
@@ -263,6 +309,21 @@ def frontier(model: Path, data: Path, out: Path, arguments: argparse.Namespace, 
 def sparsity_variables(percent: int) -> dict[str, float]:
     """Returns the variables of obert_pruned90 for another final sparsity; pruning begins at half of it."""
     return {"final_sparsity": percent / 100, "init_sparsity": round(percent / 200, 3)}
+
+
+def structure_recipe(kind: str, model: Path, folder: Path) -> str:
+    """Writes structured_half with the modifiers of a kind of STRUCTURES; returns the path without its ending."""
+    from transformers import AutoConfig
+
+    depth = AutoConfig.from_pretrained(model).num_hidden_layers
+    dropped = [f"bert.encoder.layer.{number}" for number in range(1, depth, 2)]
+    text = (RECIPES / "structured_half.yaml").read_text(encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"structured_{kind}"
+    target.with_suffix(".yaml").write_text(
+        text + STRUCTURES[kind][2].replace("{layers}", str(dropped)), encoding="utf-8"
+    )
+    return str(target)
 
 
 def export(trained: Path, deployment: Path, data: Path) -> dict[str, float]:

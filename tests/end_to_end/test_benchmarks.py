@@ -128,17 +128,32 @@ def test_frontier(tmp_path: Path) -> None:
         write_csv(tmp_path / f"{name}.csv", sentences(count, seed=count))
     flags = ("--data", tmp_path, "--model", model, "--imdb_rows", 260, "--transfer_epochs", 4, "--held_out", 20)
     output = tmp_path / "results"
-    printed = run("benchmark_accuracy.py", *flags, "--output_dir", output, "--frontier", "--sparsities", 0, 90)
+    printed = run(
+        "benchmark_accuracy.py",
+        *flags,
+        "--output_dir",
+        output,
+        "--frontier",
+        "--sparsities",
+        0,
+        90,
+        "--structures",
+        "half_80",
+    )
     found = json.loads((output / "frontier.json").read_text())
-    assert list(found["rows"]) == ["dense", "0% zeros, INT8", "90% zeros, INT8"]
+    structure = "without half of heads and neurons, 80% zeros in the rest, INT8"
+    assert list(found["rows"]) == ["dense", "0% zeros, INT8", "90% zeros, INT8", structure]
     assert {"float", "0% zeros, INT8", "90% zeros, INT8"} <= found["milliseconds"].keys()
     assert all(0 < found["rows"][name]["packed"] < 1.5 for name in list(found["rows"])[1:])
     table = (output / "frontier.md").read_text()
-    assert table in printed and table.count("\n| ") == 3
+    assert table in printed and table.count("\n| ") == 4
     assert f"| 1.00 | - | {found['milliseconds']['float']:.1f} | 1.0x | - | - |" in table
     assert (output / "held_out_20" / "validation.csv").read_text().count("\n") == 21
     results = json.loads((output / "90%_zeros_int8-seed42" / "all_results.json").read_text())
     assert results["encoder_sparsity"] > 0.89 and results["quantized_linears"] > 0
+    report = json.loads((output / "without_half_80-seed42-deployment" / "export_report.json").read_text())
+    before, after = (report["structure"][each]["multiply_adds"] for each in ("before", "after"))
+    assert after == before / 2
 
 
 # --- settings that change between two commands ------------------------------------------------------------------------
