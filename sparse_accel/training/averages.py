@@ -26,11 +26,14 @@ class GlobalBatch:
         micro_batches: one for each accumulation step.
         rows: number of rows in the global batch over all processes, without fillers.
         weight: their total weight in the loss: the number of rows, or of their labelled tokens.
+        seeded_apart: whether dropout is seeded for each micro-batch, as in streams, whose micro-batches are the same in
+            other processes; otherwise once for all of a process.
     """
 
     micro_batches: list[dict[str, Tensor]]
     rows: int
     weight: int
+    seeded_apart: bool = False
 
 
 @dataclass(frozen=True)

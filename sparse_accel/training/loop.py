@@ -18,9 +18,9 @@
         log, evaluate, save, where due
     run.finish()                                  7  final sparsity, ranges frozen
 
-The random numbers of a micro-batch (dropout) depend only on the run's seed, the step, and its number among the
-micro-batches of all processes. So a resumed run draws the same numbers as an uninterrupted one, two processes draw
-those of one process with two micro-batches, and no random state has to be saved.
+The random numbers of a step (dropout) depend only on the run's seed, the step and the process; in a stream, on the
+number of the micro-batch among those of all processes. So a resumed run draws the same numbers as an uninterrupted one,
+and no random state has to be saved.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class StepOptions:
     """Options of `train_step`.
 
     Attributes:
-        seed: of the run; together with step and micro-batch it seeds dropout.
+        seed: of the run; together with step and process, or micro-batch, it seeds dropout.
         max_grad_norm: clip gradients to this norm; 0 turns clipping off.
         skip_nan_steps: skip a step whose loss or gradients contain NaN or inf, and continue with the next; otherwise
             such a loss ends the run.
@@ -224,7 +224,9 @@ def train_step(
         norm: Tensor | None = None
         good = True
         for number, micro_batch in enumerate(batch.micro_batches):
-            seed_step(options.seed, run.progress.step, number * accelerator.num_processes + accelerator.process_index)
+            if number == 0 or batch.seeded_apart:
+                of_all = number * accelerator.num_processes + accelerator.process_index
+                seed_step(options.seed, run.progress.step, of_all)
             with accelerator.accumulate(model):
                 outputs = model(**inputs_of(micro_batch))
                 task_loss = run.task.loss(outputs, micro_batch, run.task.label_smoothing)
@@ -299,5 +301,6 @@ def calibration_forward(model: nn.Module, micro_batches: list[dict[str, Tensor]]
 
 
 def seed_step(seed: int, step: int, number: int) -> None:
-    """Seeds torch's generators for one micro-batch: `number` counts those of a step over all processes."""
+    """Seeds torch's generators for one micro-batch: `number` counts those of a step over all processes. Without
+    accumulation, it is the process."""
     torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + number) % 2**63)

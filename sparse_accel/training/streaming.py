@@ -114,7 +114,7 @@ def stream_batches(
                 for batch in read
             ]
             prepared = [task.prepare(batch, epoch=0) for batch in on_device]
-            yield GlobalBatch(prepared, sampler.global_batch_size, max(weight, 1))
+            yield GlobalBatch(prepared, sampler.global_batch_size, max(weight, 1), seeded_apart=True)
     finally:
         read_ahead.close()
 
