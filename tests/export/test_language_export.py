@@ -177,6 +177,7 @@ def test_the_kernels_are_proven_and_say_what_they_do_with_the_output_layer(
     assert np.abs(made.run(None, feed)[0] - plain).mean() < 0.02 * plain.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "format"),
     [({}, "integer"), ({"sequence_length": 40, "reduce_range": True}, "qdq")],
@@ -292,6 +293,7 @@ def test_a_model_of_another_program_is_proven_on_sentences_of_this_package(
     assert report["fidelity"]["pytorch"]["perplexity"] > 1 and report["format"] == "float"
 
 
+@pytest.mark.slow
 def test_a_column_of_texts(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "none")
     rows = [{"before": "x", "line": line} for line in texts(20, seed=5)]
@@ -507,6 +509,7 @@ def test_fill_mask_is_the_pipeline_of_transformers(asked: Any, language: TinyTex
     assert len(fill(asked)) == len(sparse_accel.fill_mask(in_float, asked))
 
 
+@pytest.mark.slow
 def test_fill_mask_of_a_fixed_length(language: TinyTexts, in_float: Path, tmp_path: Path) -> None:
     done = export(model_path=language.model, output_dir=tmp_path / "out", data=language.validation, sequence_length=24)
     assert done.code == 0, done.all
@@ -542,6 +545,7 @@ def test_fill_mask_refuses_what_it_cannot_fill(in_float: Path, tmp_path: Path) -
     assert sparse_accel.fill_mask(in_float, []) == []
 
 
+@pytest.mark.slow
 def test_code_of_the_cards_runs(
     trained: Path, deployment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,12 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 # Axes of scales are as old as opset 13, so one form is written in it.
 PROVEN = [(form, *each) for form in FORMS for each in (("qdq", 18), ("integer", 14))] + [("per channel", "qdq", 13)]
+# Those of the fast tests: a scale per row, and activations with a sign, in both formats.
+FAST = [("per channel", "qdq", 18), ("tensorrt", "qdq", 18), ("per channel, tensorrt", "integer", 14)]
+
+
+def parameters(values: Sequence[Any], fast: Sequence[Any]) -> list[Any]:
+    return [pytest.param(*each, marks=() if each in fast else pytest.mark.slow) for each in values]
 
 
 @functools.cache
@@ -69,7 +76,7 @@ def write(path: Path, form: str, format: str, opset: int = 18) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("form", "format", "opset"), PROVEN)
+@pytest.mark.parametrize(("form", "format", "opset"), parameters(PROVEN, FAST))
 def test_are_proven(form: str, format: str, opset: int, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     model = write(path, form, format, opset)
@@ -79,7 +86,7 @@ def test_are_proven(form: str, format: str, opset: int, tmp_path: Path) -> None:
     assert "8 of 8 quantized Linears" in proof.checks[3].detail
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", parameters([(form,) for form in FORMS], [("tensorrt",), ("per channel",)]))
 def test_kernels_compute_what_onnxruntime_computes(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "portable")
     path = tmp_path / "model.onnx"
