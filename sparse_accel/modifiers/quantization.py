@@ -16,7 +16,13 @@ from sparse_accel.modifiers.quantization_scheme import (
     parse_scheme,
     parse_weight_options,
 )
-from sparse_accel.modifiers.quantized_layers import WITH_WEIGHT, add_quantizers, layers_in_parts, layers_of_scheme
+from sparse_accel.modifiers.quantized_layers import (
+    WITH_WEIGHT,
+    add_quantizers,
+    check_classes_left_out,
+    layers_in_parts,
+    layers_of_scheme,
+)
 from sparse_accel.progress import ROUNDING
 
 if TYPE_CHECKING:
@@ -191,6 +197,10 @@ class QuantizationModifier(Modifier):
         for key in ("activation_bits", "weight_bits"):
             if not 2 <= getattr(self, key) <= 8:
                 raise FieldError(key, f"expected 2 to 8, got {getattr(self, key)}")
+        if self.reduce_range and self.activation_bits == 2:
+            raise FieldError("reduce_range", "of 2 bits per activation, none may be left unused")
+        if "" in (self.submodules or []):
+            raise FieldError("submodules", "has an empty name: name modules, or leave submodules out for all")
         for kind in self.custom_quantizable_module_types or []:
             if kind in WITH_WEIGHT:
                 message = f"{kind} layers are quantized without this key: remove {kind} from its list"
@@ -235,9 +245,11 @@ class QuantizationModifier(Modifier):
         model = state.model
         schemes = self._schemes_of_layers(state)
         if not schemes:
+            where = ", ".join(self.submodules or ["the model"])
+            left_out = "scheme, scheme_overrides and ignore" if self._has_scheme else "exclude_module_types"
             raise UsageError(
-                f"{self.name}: nothing to quantize in {', '.join(self.submodules or ['the model'])}: it has no Linear, "
-                "Embedding or convolution layer"
+                f"{self.name}: nothing to quantize in {where}: it has no Linear, Embedding or convolution layer, or "
+                f"{left_out} leave all of them in float"
             )
         self._quantizers = add_quantizers(model, schemes)
         if self.custom_quantizable_module_types and hasattr(model, "dummy_inputs"):
@@ -256,6 +268,7 @@ class QuantizationModifier(Modifier):
         outputs = [key for key in dict.fromkeys(_OUTPUTS.values()) if getattr(self, key)]
         if self.tensorrt and outputs:
             state.notices.append(f"{self.name}: tensorrt leaves outputs in float: {listed(outputs)} has no effect")
+        check_classes_left_out(state, self.name, self.exclude_module_types or [])
         custom = self.custom_quantizable_module_types or []
         inputs = LayerScheme(input=self._activation)
         return layers_in_parts(state, self.name, self.submodules or [], self._scheme_of_class, custom, inputs)

@@ -125,7 +125,7 @@ def parse_weight_options(key: str, options: Mapping[str, Any], bits: int) -> Ten
         if name not in ("qscheme", *_KWARGS):
             raise _unknown(key, "a weight's quantizer", name, ["qscheme", *_KWARGS])
         if name == "qscheme":
-            if value not in names:
+            if not isinstance(value, str) or value not in names:
                 message = "expected per_tensor_symmetric or per_channel_symmetric, because weights are int8 symmetric"
                 raise FieldError(key, f"qscheme: {message}; got {shown(value)}")
             strategy = names[value]

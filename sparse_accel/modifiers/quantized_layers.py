@@ -109,6 +109,30 @@ def layers_in_parts(
     return found
 
 
+def check_classes_left_out(state: State, name: str, kinds: Sequence[str]) -> None:
+    """Checks `exclude_module_types`. Classes that the model lacks may be listed: a recipe is for several models.
+
+    Args:
+        name: of the modifier, for messages.
+        kinds: class names of layers that stay in float.
+
+    Raises:
+        UsageError: a name is like that of a class that would be quantized then.
+    """
+    from torch import nn
+
+    from sparse_accel.nn.layers import plain_class_name
+
+    present = {plain_class_name(module) for module in state.model.modules()}
+    for kind in dict.fromkeys(kinds):
+        if kind in present or hasattr(nn, kind):
+            continue
+        key = f"{name}: exclude_module_types: this {_kind(state.model)} model has no layer of class '{kind}'."
+        if like := nearest(kind, sorted(present & {*WITH_WEIGHT})):
+            raise UsageError(f"{key}{like}")
+        state.notices.append(f"{key} This entry is ignored")
+
+
 def _check_submodules(state: State, name: str, submodules: Sequence[str], modules: Mapping[str, Any]) -> None:
     model = state.model
     for part in submodules:

@@ -220,8 +220,10 @@ def groups(names: Sequence[str], groups: Sequence[Sequence[str]]) -> list[list[s
     """Returns all names, those that have one mask together: `groups` first, then each other name alone.
 
     Raises:
-        ValueError: a group names something else, or a name twice.
+        ValueError: a group is empty, names something else, or a name twice.
     """
+    if not all(groups):
+        raise ValueError("param_groups: a group is empty: name weights in it, or remove it")
     grouped = [name for group in groups for name in group]
     for name in grouped:
         if name not in names:

@@ -194,6 +194,25 @@ def test_nothing_to_quantize_is_an_error() -> None:
         RecipeRun(load_recipe(quantization("submodules: [bert.pooler.activation]", 1))).attach(make_bert())
 
 
+def test_a_scheme_that_leaves_all_in_float_says_so() -> None:
+    with pytest.raises(UsageError, match="or scheme, scheme_overrides and ignore leave all of them in float"):
+        RecipeRun(load_recipe(quantization("ignore: [bert, classifier]", 1))).attach(make_bert())
+
+
+def test_of_two_bits_none_is_left_unused() -> None:
+    with pytest.raises(UsageError, match="reduce_range: of 2 bits per activation, none may be left unused"):
+        load_recipe(quantization("activation_bits: 2, reduce_range: true", 1))
+
+
+def test_a_class_to_leave_out_that_is_misspelt_is_an_error() -> None:
+    """Else its layers are quantized. Classes that only other models have are passed over."""
+    with pytest.raises(UsageError, match=r"no layer of class 'Embeding'. Did you mean 'Embedding'"):
+        RecipeRun(load_recipe(quantization("exclude_module_types: [Embeding]", 1))).attach(make_bert())
+    run = RecipeRun(load_recipe(quantization("exclude_module_types: [Conv1d, LayerNorm, QATMatMul]", 1)))
+    run.attach(make_bert())
+    assert [notice.split("class ")[1] for notice in run.state.notices] == ["'QATMatMul'. This entry is ignored"]
+
+
 class Convolutions(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -106,6 +106,8 @@ MISTAKES = {
     "strict: false, tensorrt: true": "strict: belongs to the form with a scheme, and tensorrt to the one without",
     "num_calibration_steps: 0": "num_calibration_steps: expected a number from 1 on, got 0",
     "weight_qconfig_kwargs: {observer: x}": "a weight's quantizer has no key 'observer'",
+    "weight_qconfig_kwargs: {qscheme: [a]}": "qscheme: expected per_tensor_symmetric",
+    "submodules: ['']": "has an empty name",
     "weight_qconfig_kwargs: {qscheme: per_tensor_affine}": "expected per_tensor_symmetric or per_channel_symmetric",
 }
 

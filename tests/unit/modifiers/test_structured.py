@@ -551,6 +551,7 @@ def test_an_architecture_without_units() -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
+        ("params: [re:.*query.weight], param_groups: [[]]", "param_groups: a group is empty"),
         ("params: [re:.*query.weight], param_groups: [[a.weight]]", "'a.weight' is not one of params"),
         (
             "params: [bert.encoder.layer.0.output.dense.weight, bert.pooler.dense.weight, classifier.weight], "
