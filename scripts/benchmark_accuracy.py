@@ -59,7 +59,7 @@ STRUCTURES: dict[str, tuple[str, dict[str, float], str]] = {
         """
 single_weights_modifiers:
   - !MagnitudePruningModifier
-      start_epoch: eval(structure_end_epoch / 2)
+      start_epoch: eval(structure_start_epoch)
       end_epoch: eval(structure_end_epoch)
       update_frequency: eval(structure_update_frequency)
       init_sparsity: 0.05
