@@ -38,7 +38,7 @@ from typing import Any
 from sparse_accel.cli.parser import expand_paths
 from sparse_accel.demo.closing_table import of_export
 from sparse_accel.demo.commands import ROOT, export_once, run_script
-from sparse_accel.demo.frontier import FLOAT, WITH_KERNELS, frontier_table
+from sparse_accel.demo.frontier import FLOAT, STRUCTURES, WITH_KERNELS, frontier_table, structure_recipe
 from sparse_accel.demo.samples import minilm_folder, write_movie_reviews
 from sparse_accel.errors import UsageError
 from sparse_accel.main import run_main
@@ -47,35 +47,6 @@ RECIPES = ROOT / "sparse_accel" / "zoo" / "recipes"
 TRANSFER = {
     12: {"num_epochs": 12, "qat_start_epoch": 7.0, "observer_epoch": 11.0},  # the tutorial's
     4: {"num_epochs": 4, "qat_start_epoch": 2.0, "observer_epoch": 3.0},  # the schedule that SparseML was measured with
-}
-# Models without a part of their structure: the variables of structured_half, and the modifiers that are added to it.
-HALF = {"heads_sparsity": 0.5, "neurons_sparsity": 0.5}
-STRUCTURES: dict[str, tuple[str, dict[str, float], str]] = {
-    "half": ("half of heads and neurons", HALF, ""),
-    "two_thirds": ("two thirds of heads and neurons", {"heads_sparsity": 0.667, "neurons_sparsity": 0.667}, ""),
-    "half_80": (
-        "half of heads and neurons, 80% zeros in the rest",
-        HALF,
-        """
-single_weights_modifiers:
-  - !MagnitudePruningModifier
-      start_epoch: eval(structure_start_epoch)
-      end_epoch: eval(structure_end_epoch)
-      update_frequency: eval(structure_update_frequency)
-      init_sparsity: 0.05
-      final_sparsity: 0.8
-      params: ['re:.*\\.layer\\.\\d+\\.(?!.*[Nn]orm).*\\.weight']
-""",
-    ),
-    "half_layers": (
-        "half the layers",
-        {"heads_sparsity": 0.0, "neurons_sparsity": 0.0},
-        """
-layer_modifiers:
-  - !LayerPruningModifier
-      layers: {layers}
-""",
-    ),
 }
 SPARSEML_ACCURACY = 0.7795  # SparseML 1.8.0 in its setting on Rotten Tomatoes' validation split
 
@@ -280,23 +251,23 @@ def frontier(model: Path, data: Path, out: Path, arguments: argparse.Namespace, 
         pruned = Run(name, out / upstream.folder, "obert_pruned90", variables, out / upstream.folder, 0, bf16, 48)
         train(pruned, imdb, out, shared)
         starts[percent] = strip_head(out / pruned.folder, out / f"start_{percent}")
-    deployments = {}
+    deployments: dict[str, Path] = {}
+
+    def measure(name: str, run: Run) -> None:
+        found = [train(replace(run, seed=each), data, out, shared)["eval_accuracy"] for each in arguments.seeds]
+        deployments[name] = out / f"{run.folder}-deployment"
+        exported = export(out / run.folder, deployments[name], data / "validation.csv")
+        rows[name] = {"accuracies": [exported.pop("accuracy"), *found[1:]], **exported}
+
     for percent, start in starts.items():
         name, variables = f"{percent}% zeros, INT8", TRANSFER[arguments.transfer_epochs]
-        run = Run(name, start, "sst2_pruned90_quant", variables, out / dense.folder, seed, bf16)
-        found = [train(replace(run, seed=each), data, out, shared)["eval_accuracy"] for each in arguments.seeds]
-        deployments[name] = out / f"{run.folder}-deployment"
-        exported = export(out / run.folder, deployments[name], data / "validation.csv")
-        rows[name] = {"accuracies": [exported.pop("accuracy"), *found[1:]], **exported}
+        measure(name, Run(name, start, "sst2_pruned90_quant", variables, out / dense.folder, seed, bf16))
     for kind in arguments.structures:
-        words, variables, _ = STRUCTURES[kind]
+        variant = STRUCTURES[kind]
         recipe = structure_recipe(kind, model, out / "recipes")
-        run = Run(f"without {kind}", out / dense.folder, recipe, variables, out / dense.folder, seed, bf16)
-        found = [train(replace(run, seed=each), data, out, shared)["eval_accuracy"] for each in arguments.seeds]
-        name = f"without {words}, INT8"
-        deployments[name] = out / f"{run.folder}-deployment"
-        exported = export(out / run.folder, deployments[name], data / "validation.csv")
-        rows[name] = {"accuracies": [exported.pop("accuracy"), *found[1:]], **exported}
+        variables, start = dict(variant.variables), out / dense.folder
+        run = Run(f"without {kind}", start, recipe, variables, out / dense.folder, seed, bf16)
+        measure(f"without {variant.words}, INT8", run)
     milliseconds = measure_speeds(deployments, seconds=20.0 * len(deployments))
     with (data / "validation.csv").open(encoding="utf-8", newline="") as stream:
         held_out = sum(1 for _ in csv.DictReader(stream))
@@ -309,21 +280,6 @@ def frontier(model: Path, data: Path, out: Path, arguments: argparse.Namespace, 
 def sparsity_variables(percent: int) -> dict[str, float]:
     """Returns the variables of obert_pruned90 for another final sparsity; pruning begins at half of it."""
     return {"final_sparsity": percent / 100, "init_sparsity": round(percent / 200, 3)}
-
-
-def structure_recipe(kind: str, model: Path, folder: Path) -> str:
-    """Writes structured_half with the modifiers of a kind of STRUCTURES; returns the path without its ending."""
-    from transformers import AutoConfig
-
-    depth = AutoConfig.from_pretrained(model).num_hidden_layers
-    dropped = [f"bert.encoder.layer.{number}" for number in range(1, depth, 2)]
-    text = (RECIPES / "structured_half.yaml").read_text(encoding="utf-8")
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"structured_{kind}"
-    target.with_suffix(".yaml").write_text(
-        text + STRUCTURES[kind][2].replace("{layers}", str(dropped)), encoding="utf-8"
-    )
-    return str(target)
 
 
 def export(trained: Path, deployment: Path, data: Path) -> dict[str, float]:

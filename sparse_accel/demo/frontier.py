@@ -1,15 +1,66 @@
-"""The table that answers how sparse a model should be: accuracy, size and speed by sparsity."""
+"""The table that answers how sparse a model should be: accuracy, size and speed by sparsity, and without structure."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sparse_accel.wilson_interval import wilson_interval
+from sparse_accel.zoo import RECIPES
 
 # The dense float model, and what is added to the name of a model that runs with kernels, in tables of milliseconds.
 FLOAT, WITH_KERNELS = "float", " + kernels"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a model loses a part of its structure.
+
+    Attributes:
+        words: what is gone, for tables.
+        variables: of the recipe structured_half.
+        modifiers: YAML that is added to it; `{layers}` stands for every second block.
+    """
+
+    words: str
+    variables: Mapping[str, float]
+    modifiers: str = ""
+
+
+def _shares(share: float) -> dict[str, float]:
+    return {"heads_sparsity": share, "neurons_sparsity": share}
+
+
+STRUCTURES = {
+    "half": Variant("half of heads and neurons", _shares(0.5)),
+    "two_thirds": Variant("two thirds of heads and neurons", _shares(0.667)),
+    "half_80": Variant(
+        "half of heads and neurons, 80% zeros in the rest",
+        _shares(0.5),
+        r"""
+single_weights_modifiers:
+  - !MagnitudePruningModifier
+      start_epoch: eval(structure_start_epoch)
+      end_epoch: eval(structure_end_epoch)
+      update_frequency: eval(structure_update_frequency)
+      init_sparsity: 0.05
+      final_sparsity: 0.8
+      params: ['re:.*\.layer\.\d+\.(?!.*[Nn]orm).*\.weight']
+""",
+    ),
+    "half_layers": Variant(
+        "half the layers",
+        _shares(0.0),
+        """
+layer_modifiers:
+  - !LayerPruningModifier
+      layers: {layers}
+""",
+    ),
+}
 
 
 def frontier_table(rows: Mapping[str, Mapping[str, Any]], milliseconds: Mapping[str, float], held_out: int) -> str:
@@ -39,3 +90,18 @@ def frontier_table(rows: Mapping[str, Mapping[str, Any]], milliseconds: Mapping[
         words = f"{mean:.1%}{spread} ({low:.1%} to {high:.1%})"
         lines.append("| " + " | ".join([name, words, *sizes, *speeds]) + " |")
     return "\n".join(lines)
+
+
+def structure_recipe(kind: str, model: Path, folder: Path) -> str:
+    """Writes structured_half with the modifiers of a kind of STRUCTURES; returns the path without its ending."""
+    from transformers import AutoConfig
+
+    depth = AutoConfig.from_pretrained(model).num_hidden_layers
+    dropped = [f"bert.encoder.layer.{number}" for number in range(1, depth, 2)]
+    text = (RECIPES / "structured_half.yaml").read_text(encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"structured_{kind}"
+    target.with_suffix(".yaml").write_text(
+        text + STRUCTURES[kind].modifiers.replace("{layers}", str(dropped)), encoding="utf-8"
+    )
+    return str(target)

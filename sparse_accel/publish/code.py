@@ -10,6 +10,7 @@ from sparse_accel.publish.metadata import encoder_sparsity
 
 _SENTENCE = "a gripping film, from the first scene to the last"
 _MASKED = 'text = f"a {tokenizer.mask_token} film, from the first scene to the last"'
+_KERNELS = ", with INT8 kernels that skip zeros where the CPU has them"
 _AS_TRAINED = "As it was trained, with quantizers on, with the package `sparse_accel`:"
 _QUESTION, _CONTEXT = "Where was the film made?", "The film was made in Paris, in the spring of 1962."
 _RANKED_TEXTS = (
@@ -204,7 +205,7 @@ def _of_masks(facts: Facts, name: str) -> list[str]:
 
 
 def _masks_of_a_deployment(find: list[str], place: str, fixed: str, is_quantized: bool) -> list[str]:
-    kernels = ", with INT8 kernels that skip zeros where the CPU has them" if is_quantized else ""
+    kernels = _KERNELS if is_quantized else ""
     lines = [f"With the package `sparse_accel`, in onnxruntime{kernels}, in the form of transformers' `{MASKS}`:"]
     lines += _block(
         *find,
@@ -258,7 +259,7 @@ def _of_embeddings(facts: Facts, name: str) -> list[str]:
 
 
 def _embeddings_of_a_deployment(find: list[str], place: str, fixed: str, is_quantized: bool) -> list[str]:
-    kernels = ", with INT8 kernels that skip zeros where the CPU has them" if is_quantized else ""
+    kernels = _KERNELS if is_quantized else ""
     lines = [f"With the package `sparse_accel`, in onnxruntime{kernels}; pooling is in the file:"]
     lines += _block(
         "import numpy as np",
@@ -315,7 +316,7 @@ def _question_in_torch(model: str, name: str) -> list[str]:
 
 def _question_of_a_deployment(find: list[str], place: str, fixed: str, is_quantized: bool) -> list[str]:
     """The lines of the section for a deployment: code that finds it, names it, and pads a row of it."""
-    kernels = ", with INT8 kernels that skip zeros where the CPU has them" if is_quantized else ""
+    kernels = _KERNELS if is_quantized else ""
     lines = [
         f"With the package `sparse_accel`, in onnxruntime{kernels}. A long context is read in several windows; the "
         "answer comes with its score and its place in the context:"
