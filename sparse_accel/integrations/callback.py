@@ -133,6 +133,11 @@ class RecipeCallback(TrainerCallback):
             found = teacher if isinstance(teacher, TextTeacher) else TextTeacher(teacher)
             found.check(whole)
             return found
+        if isinstance(teacher, TextTeacher):
+            raise UsageError(
+                "teacher is a TextTeacher, whose embeddings a SentenceTransformer follows: pass a model of this task, "
+                "or its folder or Hub id"
+            )
         if isinstance(teacher, Teacher):
             return teacher
         model: Any = load(teacher) if isinstance(teacher, str) else teacher

@@ -243,17 +243,20 @@ def layers_of_scheme(
     model = state.model
     layout = _traced(model)
     kinds = {each: plain_class_name(module) for each, module in model.named_modules() if each and _is_leaf(module)}
+    quantizable = {
+        each
+        for each, kind in kinds.items()
+        if kind in WITH_WEIGHT or _computes(each, model.get_submodule(each), layout)
+    }
     found: dict[str, LayerScheme] = {}
     for each, kind in kinds.items():
-        if _entry_for(model, ignore, each, kind) is not None:
+        if each not in quantizable or _entry_for(model, ignore, each, kind) is not None:
             continue
         entry = _entry_for(model, overrides, each, kind)
         of_layer = scheme if entry is None else overrides[entry]
         if kind == "Embedding":
             of_layer = replace(of_layer, input=None)  # token ids
         elif kind not in WITH_WEIGHT:
-            if not _computes(each, model.get_submodule(each), layout):
-                continue
             if of_layer.output is not None:
                 raise UsageError(
                     f"{name}: output_activations of {each} ({kind}): only outputs of {', '.join(WITH_WEIGHT)} can be "
@@ -263,8 +266,8 @@ def layers_of_scheme(
             of_layer = LayerScheme(input=of_layer.input)
         if of_layer != LayerScheme():
             found[each] = of_layer
-    for key, entries in (("ignore", ignore), ("scheme_overrides", overrides)):
-        _check_entries(state, f"{name}: {key}", list(entries), kinds, strict)
+    _check_entries(state, f"{name}: ignore", ignore, kinds, kinds, strict)
+    _check_entries(state, f"{name}: scheme_overrides", list(overrides), kinds, quantizable, strict)
     once = [each for each in _with_quantized_input(found, layout) if each in found and found[each].weight is None]
     if once:
         state.notices.append(
@@ -280,12 +283,15 @@ def _entry_for(model: nn.Module, entries: Collection[str], name: str, kind: str)
     return max(named, key=len) if named else kind if kind in entries else None
 
 
-def _check_entries(state: State, key: str, entries: Sequence[str], kinds: Mapping[str, str], strict: bool) -> None:
+def _check_entries(
+    state: State, key: str, entries: Sequence[str], kinds: Mapping[str, str], subject: Collection[str], strict: bool
+) -> None:
     """Raises UsageError for an entry that matches nothing, or no layer; notes what else an entry matches.
 
     Args:
         key: modifier and key, for messages.
         kinds: the classes of all layers, by name.
+        subject: the names of the layers on which an entry has an effect.
     """
     model = state.model
     classes = sorted(set(kinds.values()))
@@ -305,6 +311,8 @@ def _check_entries(state: State, key: str, entries: Sequence[str], kinds: Mappin
                 f"{nearest(entry, [*classes, *dict(model.named_modules())])} It has {', '.join(classes)}. With strict: "
                 "false, such an entry is ignored"
             )
+        elif matched and not any(each in subject for each in matched):
+            state.notices.append(f"{key}: {entry} has no effect: such layers are never quantized")
         beyond = [each for each in matched if each.startswith(prefix) and each[len(prefix) : len(prefix) + 1].isdigit()]
         if beyond and prefix[-1:].isdigit():
             state.notices.append(

@@ -1,9 +1,7 @@
 """Structure of an encoder that can be pruned and removed: the heads of its attention, the neurons of its feed-forward.
 
 A *unit* is one head or one neuron of one block. It owns rows of some Linear layers, with their biases, and columns of
-another: with all of them 0 it adds nothing to the block's output, so a model without it computes the same. For a head
-that is 0 in query, key and value, every score is 0 and its values are 0; for a neuron, every activation function of
-these architectures maps 0 to 0.
+another: with all of them 0 it adds nothing to the block's output, so a model without it computes the same.
 """
 
 from __future__ import annotations

@@ -18,10 +18,8 @@ from sparse_accel.nn.fake_quantize import FakeQuantize
 from sparse_accel.nn.layers import SparseLayer, is_encoder_linear
 from sparse_accel.nn.structure import HEADS, NEURONS, Units, encoder_units
 
-# What architectures call the number of heads in their attention, and the activation between the two layers of a
-# feed-forward.
+# What architectures call the number of heads in their attention.
 _HEAD_COUNTS = ("num_attention_heads", "n_heads")
-_ACTIVATIONS = ("intermediate_act_fn", "activation")
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,6 @@ def remove_zero_units(model: nn.Module) -> Removal:
     before = structure_of(model)
     chosen: dict[Units, tuple[int, ...]] = {}
     for units, numbers in zero.items():
-        if units.part == NEURONS and (reason := _activation_of_zero(model, units)):
-            kept.append(f"{len(numbers)} zero neurons of block {units.block} stay: {reason}")
-            continue
         if len(numbers) == units.count:
             noun = "head" if units.part == HEADS else "neuron"
             kept.append(
@@ -141,8 +136,8 @@ def remove_units(model: nn.Module, units: Mapping[Units, Sequence[int]]) -> None
             _keep(model.get_submodule(name), lines, axis=0)
         _keep(model.get_submodule(each.output), lines, axis=1)
         if each.part == HEADS:
-            attention: Any = _parent(model, each.inputs[0])
-            setattr(attention, _attribute(attention, _HEAD_COUNTS), len(stays))
+            attention: Any = model.get_submodule(each.inputs[0].rpartition(".")[0])
+            setattr(attention, next(name for name in _HEAD_COUNTS if hasattr(attention, name)), len(stays))
             if hasattr(attention, "all_head_size"):
                 attention.all_head_size = len(lines)
     _describe(model)
@@ -156,16 +151,6 @@ def _in_use(model: nn.Module, name: str, axis: int) -> Tensor:
         weight, bias = layer.masked_weight(), layer.bias_in_use()
     used: Tensor = (weight != 0).any(dim=1 - axis)
     return used | (bias != 0) if axis == 0 and bias is not None else used
-
-
-def _activation_of_zero(model: nn.Module, units: Units) -> str:
-    """Why neurons that are 0 before the activation are not 0 after it; empty if they are."""
-    feed_forward: Any = _parent(model, units.inputs[0])
-    activation: Any = getattr(feed_forward, _attribute(feed_forward, _ACTIVATIONS))
-    forward = activation.forward if isinstance(activation, nn.Module) else activation  # no hook: nothing is observed
-    value = float(forward(torch.zeros(1)))
-    name = getattr(activation, "__name__", type(activation).__name__)
-    return "" if value == 0 else f"the activation {name} makes {value:g} of 0"
 
 
 def _keep(layer: Any, lines: Tensor, axis: int) -> None:
@@ -203,12 +188,3 @@ def _describe(model: nn.Module) -> None:
     if set(structure.attention_heads) == {config.num_attention_heads} and len(set(structure.ffn_neurons)) == 1:
         name = "hidden_dim" if config.model_type == "distilbert" else "intermediate_size"
         setattr(config, name, structure.ffn_neurons[0])
-
-
-def _parent(model: nn.Module, name: str) -> nn.Module:
-    return model.get_submodule(name.rpartition(".")[0])
-
-
-def _attribute(owner: Any, names: Sequence[str]) -> str:
-    """The first of these names that an object has as an attribute."""
-    return next(name for name in names if hasattr(owner, name))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import trainers
 from datasets import Dataset
 from script_fixtures import make_model, sentences
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -224,6 +225,11 @@ def test_a_student_follows_a_teacher(start: Path, teacher: Path, tmp_path: Path,
         optimizer.step()
         optimizer.zero_grad()
     assert len(steps) == 3
+
+
+def test_a_trainer_of_another_model_has_no_texts_to_follow(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="teacher is a TextTeacher, whose embeddings a SentenceTransformer follows"):
+        trainers.make_trainer(tmp_path, following(), teacher=TextTeacher(str(teacher)))
 
 
 def test_evaluations_have_the_loss_of_the_library_alone(start: Path, teacher: Path, tmp_path: Path) -> None:

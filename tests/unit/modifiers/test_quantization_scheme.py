@@ -123,6 +123,12 @@ def test_a_name_that_others_begin_with_is_noticed() -> None:
     assert any("layer.10." in name for name in quantizers(model)) and not run.notices
 
 
+def test_a_scheme_of_layers_that_are_never_quantized_is_noticed() -> None:
+    run = attach(make_bert(), "scheme_overrides: {Dropout: default}, ignore: [Dropout, LayerNorm]")
+    [said] = [notice for notice in run.notices if "Dropout" in notice]
+    assert said == "QuantizationModifier: scheme_overrides: Dropout has no effect: such layers are never quantized"
+
+
 def test_an_encoder_without_a_head_takes_the_same_names() -> None:
     bert: Any = make_bert()
     model: nn.Module = bert.bert
