@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from process_group import process_group
 from torch import Tensor
 
 from sparse_accel.distributed.collectives import gather_rows, largest
@@ -17,13 +18,9 @@ PROCESSES, ENTRIES, WIDTH = 2, 7, 3
 
 
 def check(rank: int, folder: str) -> None:
-    store = dist.FileStore(str(Path(folder) / "store"), PROCESSES)  # type: ignore[attr-defined]
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
-    try:
+    with process_group(rank, Path(folder), PROCESSES):
         check_gradients(rank)
         check_tables(rank, Path(folder))
-    finally:
-        dist.destroy_process_group()
 
 
 def check_gradients(rank: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from process_group import process_group
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -72,15 +73,11 @@ class Training:
 
 
 def check(rank: int, folder: str) -> None:
-    store = dist.FileStore(str(Path(folder) / "store"), PROCESSES)  # type: ignore[attr-defined]
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
-    mesh = init_device_mesh("cpu", (PROCESSES,))
-    try:
+    with process_group(rank, Path(folder), PROCESSES):
+        mesh = init_device_mesh("cpu", (PROCESSES,))
         for straight_through in (False, True):
             check_movement(mesh, straight_through)
         check_parts(mesh)
-    finally:
-        dist.destroy_process_group()
 
 
 def check_movement(mesh: Any, straight_through: bool) -> None:
