@@ -1,53 +1,196 @@
-"""Faster CPU versions of three operations; the results are the same bit for bit."""
+"""Masks and fake quantization on a CPU, forward and backward, in one pass over the memory each.
+
+They are functions of this package's compiled library. Where it is missing, PyTorch's operations compute the same, bit
+for bit, in several passes.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparse_accel.native import INT32, INT64, POINTER, LibraryMissing, instruction_sets, library_path, load_functions
 
-class FakeQuantizeOnCpu(torch.autograd.Function):
-    """Computes torch.fake_quantize_per_tensor_affine with vectorized operations, with the same result bit for bit.
+_SIGNATURES = {
+    "fake_quantize": (
+        INT32,
+        # Instruction set; x, mask, gradient, y, n; scale, zero point, integers; extremes; threads: csrc/training.cpp.
+        [ctypes.c_char_p, *[POINTER] * 4, INT64, POINTER, POINTER, INT32, INT32, POINTER, POINTER, POINTER, INT32],
+    )
+}
 
-    On a CPU it takes a fifth of the time, because PyTorch's kernel processes single numbers there. A GPU has no such
-    difference, and would have to wait for `item()`.
+
+@dataclass(frozen=True)
+class Grid:
+    """What a tensor is rounded to, one scale for all of it.
+
+    Attributes:
+        scale, zero_point: float32 and int32, (1,).
+        lowest, highest: the integers.
     """
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest: int) -> Tensor:
-        zero = int(zero_point.item())
-        rounded = (x * (1.0 / scale)).round_()
-        ctx.save_for_backward(rounded)
-        ctx.outside = (lowest - zero - 1, highest - zero + 1)
-        return rounded.clamp(lowest - zero, highest - zero).mul_(scale)
+    scale: Tensor
+    zero_point: Tensor
+    lowest: int
+    highest: int
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (rounded,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(gradients[0], rounded, *ctx.outside), None, None, None, None
+
+class Kernel:
+    """The compiled function for this CPU.
+
+    Args:
+        function: `fake_quantize` of the library.
+        instruction_set: one that this CPU has.
+    """
+
+    def __init__(self, function: Any, instruction_set: str) -> None:
+        self._function, self._instruction_set = function, instruction_set.encode()
+        # PyTorch's own threads: others beside them would compete for the cores.
+        loaded = ctypes.CDLL(None)
+        self._parallel = ctypes.cast(loaded.GOMP_parallel, POINTER) if hasattr(loaded, "GOMP_parallel") else None
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        gradient: Tensor | None = None,
+        grid: Grid | None = None,
+        seen: tuple[Tensor, Tensor] | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Returns `x` masked and rounded, or the gradient of `x`.
+
+        Args:
+            x: float32, contiguous.
+            mask: bool, contiguous, of the shape of `x`; None: nothing is masked.
+            gradient: float32, contiguous, of the result; the gradient of `x` is returned instead.
+            grid: what to round to; None: it is only masked.
+            seen: float32, (1,) each: lowered and raised to the extremes of the masked `x`.
+            out: where to write the result, which may be `x`; None: a new tensor.
+        """
+        out = torch.empty_like(x) if out is None else out
+        failed = self._function(
+            self._instruction_set,
+            x.data_ptr(),
+            None if mask is None else mask.data_ptr(),
+            None if gradient is None else gradient.data_ptr(),
+            out.data_ptr(),
+            x.numel(),
+            *((None, None, 0, 0) if grid is None else _addresses(grid)),
+            *((None, None) if seen is None else (seen[0].data_ptr(), seen[1].data_ptr())),
+            self._parallel,
+            torch.get_num_threads(),
+        )
+        assert not failed
+        return out
+
+
+def _addresses(grid: Grid) -> tuple[int, int, int, int]:
+    return grid.scale.data_ptr(), grid.zero_point.data_ptr(), grid.lowest, grid.highest
+
+
+@functools.cache
+def kernel() -> Kernel | None:
+    """Returns the compiled function; None where the library is missing, or has nothing faster for this CPU."""
+    try:
+        functions = load_functions(library_path(), _SIGNATURES)
+    except LibraryMissing:
+        return None
+    best = instruction_sets(functions)[0]
+    return None if best == "portable" else Kernel(functions["fake_quantize"], best)
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
 
 
 def mask_bits(mask: Tensor) -> Tensor:
-    """Returns an int32 tensor of the mask's shape: all bits set where the mask is True, none where it is False."""
-    return mask.to(torch.int32).neg_()
+    """Returns a mask in the form that is fastest on this CPU: contiguous, bool; without the compiled function, int32
+    with all bits set where the mask is True, none where it is False."""
+    return mask.contiguous() if kernel() else mask.to(torch.int32).neg_()
 
 
 class MaskedOnCpu(torch.autograd.Function):
-    """Clears all bits of masked numbers, in the forward and in the backward."""
+    """Sets masked numbers to 0, in the forward and in the backward. `bits` is what `mask_bits` returns."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bits: Tensor) -> Tensor:
         ctx.save_for_backward(bits)
-        return (weight.view(torch.int32) & bits).view(torch.float32)
+        return _masked(weight.contiguous(), bits)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (bits,) = ctx.saved_tensors
-        return (gradients[0].contiguous().view(torch.int32) & bits).view(torch.float32), None
+        return _masked(gradients[0].contiguous(), bits), None
+
+
+def _masked(x: Tensor, bits: Tensor) -> Tensor:
+    fast = kernel() if bits.dtype == torch.bool else None
+    return fast(x, mask=bits) if fast else (x.view(torch.int32) & bits).view(torch.float32)
 
 
 def clear_on_cpu(tensor: Tensor, bits: Tensor) -> None:
     """Sets a float32 tensor to 0 in place where the mask of `bits` is False."""
-    tensor.view(torch.int32).bitwise_and_(bits)
+    if bits.dtype != torch.bool:
+        tensor.view(torch.int32).bitwise_and_(bits)
+    elif (fast := kernel()) and tensor.is_contiguous():
+        fast(tensor, mask=bits, out=tensor)
+    else:
+        tensor.masked_fill_(~bits, 0.0)
+
+
+# --- fake quantization ------------------------------------------------------------------------------------------------
+
+
+def fake_quantize_on_cpu(
+    x: Tensor, grid: Grid, bits: Tensor | None = None, seen: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Returns torch.fake_quantize_per_tensor_affine of the masked `x`, the same bits; PyTorch's kernel processes single
+    numbers, and takes five times as long. A GPU has no such difference.
+
+    Args:
+        x: float32.
+        grid: what to round to.
+        bits: see `mask_bits`, bool; only with `kernel()`.
+        seen: see `Kernel`; only with `kernel()`.
+    """
+    if fast := kernel():
+        return _FakeQuantizeCompiled.apply(x, grid, bits, seen, fast)
+    return _FakeQuantizeInPasses.apply(x, grid)
+
+
+class _FakeQuantizeCompiled(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, grid: Grid, bits: Tensor | None, seen: tuple[Tensor, Tensor] | None, fast: Kernel
+    ) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x, grid.scale, grid.zero_point, bits)
+        ctx.integers, ctx.fast = (grid.lowest, grid.highest), fast
+        return fast(x, mask=bits, grid=grid, seen=seen)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, zero_point, bits = ctx.saved_tensors
+        grid = Grid(scale, zero_point, *ctx.integers)
+        return ctx.fast(x, mask=bits, gradient=gradients[0].contiguous(), grid=grid), None, None, None, None
+
+
+class _FakeQuantizeInPasses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: Grid) -> Tensor:
+        zero = int(grid.zero_point.item())
+        rounded = (x * (1.0 / grid.scale)).round_()
+        ctx.save_for_backward(rounded)
+        ctx.outside = (grid.lowest - zero - 1, grid.highest - zero + 1)
+        return rounded.clamp(grid.lowest - zero, grid.highest - zero).mul_(grid.scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (rounded,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(gradients[0], rounded, *ctx.outside), None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.nn.cpu_kernels import FakeQuantizeOnCpu
+from sparse_accel.nn.cpu_kernels import Grid, fake_quantize_on_cpu, kernel
 
 # The smallest scale, because a tensor of zeros would get scale 0: the epsilon of float32.
 _SMALLEST_SCALE = torch.finfo(torch.float32).eps
@@ -106,7 +106,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Quantiza
         return _fake_quantize_in_a_graph(x.float(), scale, zero_point, scheme)
     if scheme.channel_axis is None:
         if x.device.type == "cpu":
-            return FakeQuantizeOnCpu.apply(x.float(), scale, zero_point, lowest, highest)
+            return fake_quantize_on_cpu(x.float(), Grid(scale, zero_point, lowest, highest))
         return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, lowest, highest)
     return torch.fake_quantize_per_channel_affine(x.float(), scale, zero_point, scheme.channel_axis, lowest, highest)
 
@@ -167,7 +167,15 @@ class FakeQuantize(nn.Module):
         self.register_buffer("seen_minimum", torch.full((channels,), torch.inf), persistent=False)
         self.register_buffer("seen_maximum", torch.full((channels,), -torch.inf), persistent=False)
 
-    def forward(self, x: Tensor, whole: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    def in_one_pass(self, x: Tensor) -> bool:
+        """Returns whether the next forward masks, observes and rounds `x` in one pass over the memory."""
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or self.scheme.channel_axis is not None:
+            return False
+        return self.enabled and self.ready and not self.calibrating and kernel() is not None
+
+    def forward(
+        self, x: Tensor, whole: Tensor | None = None, rows: Tensor | None = None, bits: Tensor | None = None
+    ) -> Tensor:
         """Returns `x` rounded to the grid, or unchanged while the quantizer is off.
 
         Args:
@@ -175,14 +183,22 @@ class FakeQuantize(nn.Module):
             whole: the tensor to observe if `x` is only a part of it: the weight of an embedding, of which a batch uses
                 some rows.
             rows: int64, of the shape of `x` without its last axis: which rows of `whole` these are.
+            bits: the mask of `x`, see `mask_bits`; only if it is computed `in_one_pass`.
 
         Raises:
             RuntimeError: it is on and has no range.
         """
         if not self.enabled:
             return x
-        if self.training and self.observing:
-            self.observe((x if whole is None else whole).detach())
+        observed = (x if whole is None else whole) if self.training and self.observing else None
+        if self.in_one_pass(x):
+            seen = (self.seen_minimum, self.seen_maximum) if observed is x else None
+            if observed is not None and seen is None:
+                self.observe(observed.detach())
+            grid = Grid(self.scale, self.zero_point, *self.scheme.integers)
+            return fake_quantize_on_cpu(x.float(), grid, bits, seen).to(x.dtype)
+        if observed is not None:
+            self.observe(observed.detach())
         if self.calibrating:
             return x
         if not self.ready:

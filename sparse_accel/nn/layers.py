@@ -69,24 +69,24 @@ class SparseLayer(nn.Module):
 
     def masked_weight(self) -> Tensor:
         """Returns the stored weight with exact zeros where a mask is False."""
-        if self.mask is None and self.row_mask is None and self.column_mask is None:
-            return self.weight
         bits = self._mask_bits()
         mask = self.mask_in_use() if bits is None else bits  # with bits, only they are read
-        assert mask is not None
-        return masked(self.weight, mask, bits, straight_through=self.straight_through)
+        return self.weight if mask is None else masked(self.weight, mask, bits, straight_through=self.straight_through)
 
     def _mask_bits(self) -> Tensor | None:
-        """Returns the masks in the form that is fastest on a CPU, updated if one has changed; None elsewhere."""
+        """Returns the masks in the form that is fastest on a CPU, updated if one has changed; None elsewhere, or if there
+        is none."""
+        masks = (self.mask, self.row_mask, self.column_mask)
+        if all(mask is None for mask in masks):
+            return None
         if self.weight.device.type != "cpu" or self.weight.dtype != torch.float32 or torch.compiler.is_compiling():
             return None
-        masks = (self.mask, self.row_mask, self.column_mask)
         versions = [mask if mask is None else mask._version for mask in masks]
         known_masks, known_versions, bits = self.__dict__.get("_known_bits", ((), [], None))
         if versions != known_versions or any(mask is not known for mask, known in zip(masks, known_masks, strict=True)):
             mask = self.mask_in_use()
             assert mask is not None
-            bits = mask_bits(mask)
+            bits = mask_bits(mask.expand(self.weight.shape))
             self.__dict__["_known_bits"] = (masks, versions, bits)
         return bits
 
@@ -107,8 +107,11 @@ class SparseLayer(nn.Module):
 
     def weight_in_use(self) -> Tensor:
         """Returns the weight that the forward uses: masked, then fake-quantized."""
-        weight = self.masked_weight()
-        return weight if self.weight_quantizer is None else self.weight_quantizer(weight)
+        quantizer = self.weight_quantizer
+        if quantizer is None:
+            return self.masked_weight()
+        bits = self._mask_bits() if quantizer.in_one_pass(self.weight) and not self.straight_through else None
+        return quantizer(self.masked_weight()) if bits is None else quantizer(self.weight, bits=bits)
 
     def quantize_input(self, x: Tensor) -> Tensor:
         """Returns `x`, fake-quantized if the layer has an input quantizer."""

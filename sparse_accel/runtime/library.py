@@ -1,8 +1,4 @@
-"""The library of kernels, libsparse_accel.so: where it is, which instruction sets it has here, packing of weights.
-
-It is built with the package, in the folder of this file; the variable SPARSE_ACCEL_LIBRARY is the path of another one.
-Nothing is loaded on import.
-"""
+"""The library of kernels, as inference uses it: which instruction sets it has here, packing of weights."""
 
 from __future__ import annotations
 
@@ -15,17 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from sparse_accel.native import INT32 as _I32
+from sparse_accel.native import INT64 as _I64
+from sparse_accel.native import POINTER as _P
+from sparse_accel.native import VARIABLE, LibraryMissing, Signature, instruction_sets, library_path, load_functions
 from sparse_accel.runtime.build import for_this_platform
 
-NAME = "libsparse_accel.so"
-VARIABLE = "SPARSE_ACCEL_LIBRARY"
-ABI = 1
-
-_P, _I64, _I32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-# Results and arguments of the functions that are called from here; csrc/ has them with comments.
-_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
-    "abi": (_I32, []),
-    "instruction_sets": (ctypes.c_char_p, []),
+_FUNCTIONS: dict[str, Signature] = {
     "default_instruction_set": (ctypes.c_char_p, []),
     "pack": (_P, [ctypes.c_char_p, _P, _I64, _I64, _P, _I64, _I32, ctypes.POINTER(ctypes.c_char_p)]),
     "packed_data": (_P, [_P]),
@@ -37,10 +29,6 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "packed_free": (None, [_P]),
     "sums": (_I32, [ctypes.c_char_p, _P, _I64, _P, _I64, _I64, _I64, _I32, _P]),
 }
-
-
-class LibraryMissing(Exception):
-    """The library cannot be used on this machine; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +60,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._functions = _load(path)
-        if (found := self._functions["abi"]()) != ABI:
-            raise LibraryMissing(f"{path} has version {found} of its interface, not {ABI}: build it again")
-        names = self._functions["instruction_sets"]() or b""
-        self.instruction_sets = tuple(name for name in names.decode().split(",") if name)
+        self.instruction_sets = instruction_sets(self._functions)
         self.default = (self._functions["default_instruction_set"]() or b"").decode()
 
     def pack(
@@ -140,11 +125,6 @@ class Library:
         return out
 
 
-def library_path() -> Path:
-    """Returns the path of the library, whether it exists or not."""
-    return Path(os.environ.get(VARIABLE) or Path(__file__).with_name(NAME))
-
-
 def load_library(path: Path | None = None) -> Library:
     """Returns the library; each file is loaded only once.
 
@@ -163,20 +143,9 @@ def _library(path: Path) -> Library:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        if os.environ.get(VARIABLE):
-            raise LibraryMissing(f"{VARIABLE} names {path}, which is not there")
-        if not for_this_platform():
-            raise LibraryMissing("the kernels are for Linux on x86-64 alone")
-        raise LibraryMissing(f"{path} is not there: `pip install` builds it where there is a C++ compiler")
-    try:
-        loaded = ctypes.CDLL(str(path))
-        functions = {name: getattr(loaded, f"sparse_accel_{name}") for name in _FUNCTIONS}
-    except (OSError, AttributeError) as error:  # no library, for another machine, or without these functions
-        raise LibraryMissing(f"{path} cannot be loaded ({error})") from error
-    for name, (result, arguments) in _FUNCTIONS.items():
-        functions[name].restype, functions[name].argtypes = result, arguments
-    return functions
+    if not path.is_file() and not os.environ.get(VARIABLE) and not for_this_platform():
+        raise LibraryMissing("the kernels are for Linux on x86-64 alone")
+    return load_functions(path, _FUNCTIONS)
 
 
 def _copied(address: int | None, length: int, dtype: Any) -> np.ndarray:

@@ -26,9 +26,9 @@ from sparse_accel.export.lower import lower
 from sparse_accel.export.proof import ProofFailed
 from sparse_accel.export.report import gains_of_kernels
 from sparse_accel.export.trace import trace
+from sparse_accel.native import VARIABLE as LIBRARY_VARIABLE
 from sparse_accel.runtime import explain, session
 from sparse_accel.runtime.attention import find_attentions
-from sparse_accel.runtime.library import VARIABLE as LIBRARY_VARIABLE
 from sparse_accel.runtime.library import Library, load_library
 from sparse_accel.runtime.loading import VARIABLE, session_with_kernels
 from sparse_accel.runtime.timing import plain_session

@@ -12,9 +12,9 @@ from compilers import GCC_WARNINGS, gcc
 from export_fixtures import copy_of, export
 from places import ROOT
 
+from sparse_accel.native import VARIABLE as LIBRARY_VARIABLE
+from sparse_accel.native import library_path
 from sparse_accel.runtime import session
-from sparse_accel.runtime.library import VARIABLE as LIBRARY_VARIABLE
-from sparse_accel.runtime.library import library_path
 from sparse_accel.runtime.loading import VARIABLE
 
 pytest_plugins = ["export_fixtures"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from places import ROOT
 
 FLOORS = (
-    "errors console files fingerprints progress wilson_interval",
+    "errors console files fingerprints native progress wilson_interval",
     "main cli distributed zoo demo",
     "nn hub",
     "modifiers data",

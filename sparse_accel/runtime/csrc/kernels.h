@@ -101,6 +101,23 @@ struct LookupTask {
   float* y;            // [ids][size]
 };
 
+// For training. y = x where the mask keeps it, else 0; rounded to the grid of `scale`, and clipped to the integers from
+// lowest to highest, which are those of the scheme less the zero point; gradients pass where x is not clipped.
+struct FakeQuantizeTask {
+  const float* x;
+  const uint8_t* mask;      // null, or a byte for each number: 0 removes it
+  const float* gradient;    // null: forwards; else y is the gradient of x, from this one of its result
+  float* y;                 // null: only the extremes are wanted
+  bool rounds;              // false: masked alone
+  float scale, inverse;
+  float lowest, highest;
+};
+
+// The smallest and the largest number of a part, masked; both no number where it has one.
+struct Extremes {
+  float smallest, largest;
+};
+
 struct Kernels {
   const char* name;
   Encoding sparse, dense;
@@ -114,6 +131,7 @@ struct Kernels {
   void (*attention)(const AttentionTask&, float* scratch);
   // False: an id is outside of the table.
   bool (*lookup)(const LookupTask&, int64_t first, int64_t count);
+  Extremes (*fake_quantize)(const FakeQuantizeTask&, int64_t first, int64_t count);
   // The sums of quantized activations [tokens][columns], for tests: out [tokens][rows].
   void (*sums)(const Matrix&, const uint8_t* x, int64_t tokens, int32_t* out, uint8_t* scratch);
 };

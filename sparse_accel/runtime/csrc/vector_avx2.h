@@ -39,6 +39,18 @@ struct Vector256 {
     return multiply(a, _mm256_castsi256_ps(exponent));
   }
   static F first_or(F a, int64_t n, F other) { return _mm256_blendv_ps(other, a, _mm256_castsi256_ps(first(n))); }
+  // a where it is no number, else 0.
+  static F only_nan(F a) { return _mm256_and_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q), a); }
+  // `value` where a is between two bounds, else 0; also where it is no number.
+  static F where_inside(F a, F below, F above, F value) {
+    const F inside = _mm256_and_ps(_mm256_cmp_ps(a, below, _CMP_GT_OQ), _mm256_cmp_ps(a, above, _CMP_LT_OQ));
+    return _mm256_and_ps(inside, value);
+  }
+  // a where the first n of these bytes are not 0, else 0.
+  static F where_kept(const uint8_t* kept, int64_t n, F a) {
+    const I bytes = load_bytes(kept, n, false);
+    return _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(bytes, _mm256_setzero_si256())), a);
+  }
   static float sum(F a) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));

@@ -34,6 +34,18 @@ struct Vector512 {
   static F rounded(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F times_power_of_two(F a, F n) { return _mm512_scalef_ps(a, n); }
   static F first_or(F a, int64_t n, F other) { return n >= 16 ? a : _mm512_mask_mov_ps(other, first(n), a); }
+  // a where it is no number, else 0.
+  static F only_nan(F a) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a); }
+  // `value` where a is between two bounds, else 0; also where it is no number.
+  static F where_inside(F a, F below, F above, F value) {
+    const __mmask16 over = _mm512_cmp_ps_mask(a, below, _CMP_GT_OQ);
+    return _mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(over, a, above, _CMP_LT_OQ), value);
+  }
+  // a where the first n of these bytes are not 0, else 0.
+  static F where_kept(const uint8_t* kept, int64_t n, F a) {
+    const __m128i bytes = n >= 16 ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(kept)) : _mm_maskz_loadu_epi8(first(n), kept);
+    return _mm512_maskz_mov_ps(_mm_test_epi8_mask(bytes, bytes), a);
+  }
   static float sum(F a) { return _mm512_reduce_add_ps(a); }
   static float largest(F a) { return _mm512_reduce_max_ps(a); }
   // 1 / a, to the last bit or two.

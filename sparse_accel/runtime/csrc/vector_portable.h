@@ -31,6 +31,9 @@ struct Vector1 {
   static F rounded(F a) { return nearbyintf(a); }
   static F times_power_of_two(F a, F n) { return ldexpf(a, n == n ? static_cast<int>(n) : 0); }
   static F first_or(F a, int64_t n, F other) { return n > 0 ? a : other; }
+  static F only_nan(F a) { return a == a ? 0.0f : a; }
+  static F where_inside(F a, F below, F above, F value) { return a > below && a < above ? value : 0.0f; }
+  static F where_kept(const uint8_t* kept, int64_t n, F a) { return n > 0 && *kept ? a : 0.0f; }
   static float sum(F a) { return a; }
   static float largest(F a) { return a; }
   static F inverse(F a) { return 1.0f / a; }

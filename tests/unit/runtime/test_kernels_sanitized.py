@@ -80,7 +80,13 @@ def test_the_operators_in_onnxruntime(tmp_path: Path) -> None:
         "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0",
         "SPARSE_ACCEL_LIBRARY": str(library),
     }
-    names = ("test_kernel_errors.py", "test_kernels_attention.py", "test_lookup.py", "test_kernels_in_threads.py")
+    names = (
+        "test_kernel_errors.py",
+        "test_kernels_attention.py",
+        "test_lookup.py",
+        "test_kernels_in_threads.py",
+        "test_fake_quantize_kernel.py",
+    )
     tests = [str(Path(__file__).with_name(name)) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow"]
     command += ["-k", "not memory_behind", *tests]  # AddressSanitizer keeps what was freed for a while

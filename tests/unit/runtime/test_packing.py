@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto
 from qdq_graphs import GraphBuilder
 
-from sparse_accel.runtime.library import VARIABLE, LibraryMissing, PackedWeight, library_path, load_library
+from sparse_accel.native import VARIABLE, LibraryMissing, library_path
+from sparse_accel.runtime.library import PackedWeight, load_library
 from sparse_accel.runtime.packing import PackedModel, TooDense, WrongSums, pack
 from sparse_accel.runtime.rewrite import Rewrite, rewrite
 

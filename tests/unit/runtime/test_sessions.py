@@ -13,8 +13,8 @@ import pytest
 from places import GOLDEN
 from qdq_graphs import GraphBuilder
 
+from sparse_accel.native import VARIABLE as LIBRARY_VARIABLE
 from sparse_accel.runtime import explain, session
-from sparse_accel.runtime.library import VARIABLE as LIBRARY_VARIABLE
 from sparse_accel.runtime.library import Library, load_library
 from sparse_accel.runtime.loading import VARIABLE, model_file
 from sparse_accel.runtime.rewrite import rewrite
@@ -127,7 +127,7 @@ def test_without_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capl
 
 
 def test_on_another_platform(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("sparse_accel.runtime.library.NAME", "not_built.so")
+    monkeypatch.setattr("sparse_accel.native.NAME", "not_built.so")
     session(DEPLOYMENT)
     assert "`pip install` builds it where there is a C++ compiler" in one_line(caplog)
     caplog.clear()
