@@ -116,17 +116,28 @@ def mask_bits(mask: Tensor) -> Tensor:
 
 
 class MaskedOnCpu(torch.autograd.Function):
-    """Sets masked numbers to 0, in the forward and in the backward. `bits` is what `mask_bits` returns."""
+    """Sets masked numbers to 0, in the forward and in the backward.
+
+    Args of `apply`:
+        bits: what `mask_bits` returns.
+        used_once: the result is used once, in an operation that makes a new gradient for it, as products and
+            convolutions do: the backward may change that in place, and writes nothing where nothing is cached yet.
+    """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bits: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, bits: Tensor, used_once: bool = False) -> Tensor:
         ctx.save_for_backward(bits)
+        ctx.used_once = used_once
         return _masked(weight.contiguous(), bits)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (bits,) = ctx.saved_tensors
-        return _masked(gradients[0].contiguous(), bits), None
+        gradient = gradients[0].contiguous()
+        if not ctx.used_once:
+            return _masked(gradient, bits), None, None
+        clear_on_cpu(gradient, bits)
+        return gradient, None, None
 
 
 def _masked(x: Tensor, bits: Tensor) -> Tensor:
@@ -156,7 +167,7 @@ def fake_quantize_on_cpu(
     Args:
         x: float32.
         grid: what to round to.
-        bits: see `mask_bits`, bool; only with `kernel()`.
+        bits: see `mask_bits`, bool; only with `kernel()`, and if the result is used once, as for `MaskedOnCpu`.
         seen: see `Kernel`; only with `kernel()`.
     """
     if fast := kernel():
@@ -177,8 +188,9 @@ class _FakeQuantizeCompiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero_point, bits = ctx.saved_tensors
-        grid = Grid(scale, zero_point, *ctx.integers)
-        return ctx.fast(x, mask=bits, gradient=gradients[0].contiguous(), grid=grid), None, None, None, None
+        grid, gradient = Grid(scale, zero_point, *ctx.integers), gradients[0].contiguous()
+        out = None if bits is None else gradient
+        return ctx.fast(x, mask=bits, gradient=gradient, grid=grid, out=out), None, None, None, None
 
 
 class _FakeQuantizeInPasses(torch.autograd.Function):

@@ -68,14 +68,16 @@ class SparseLayer(nn.Module):
         return self.mask if units is None else units if self.mask is None else self.mask & units
 
     def masked_weight(self) -> Tensor:
-        """Returns the stored weight with exact zeros where a mask is False."""
+        """Returns the stored weight with exact zeros where a mask is False, to be used once; see `MaskedOnCpu`."""
         bits = self._mask_bits()
         mask = self.mask_in_use() if bits is None else bits  # with bits, only they are read
-        return self.weight if mask is None else masked(self.weight, mask, bits, straight_through=self.straight_through)
+        if mask is None:
+            return self.weight
+        return masked(self.weight, mask, bits, straight_through=self.straight_through, used_once=True)
 
     def _mask_bits(self) -> Tensor | None:
-        """Returns the masks in the form that is fastest on a CPU, updated if one has changed; None elsewhere, or if there
-        is none."""
+        """Returns the masks in the form that is fastest on a CPU, updated if one has changed; None elsewhere, and for a
+        layer without masks."""
         masks = (self.mask, self.row_mask, self.column_mask)
         if all(mask is None for mask in masks):
             return None

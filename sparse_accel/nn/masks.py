@@ -152,7 +152,14 @@ def _counting(left: Tensor | None, score: Tensor, block: tuple[int, int] | None)
     return left if block is None else _block_scores(left.float(), block) > 0
 
 
-def masked(weight: Tensor, mask: Tensor, bits: Tensor | None = None, *, straight_through: bool = False) -> Tensor:
+def masked(
+    weight: Tensor,
+    mask: Tensor,
+    bits: Tensor | None = None,
+    *,
+    straight_through: bool = False,
+    used_once: bool = False,
+) -> Tensor:
     """Returns the effective weight: `weight` with exact zeros where `mask` is False, and no gradient there.
 
     It is not a product, because inf * 0 is NaN.
@@ -162,16 +169,17 @@ def masked(weight: Tensor, mask: Tensor, bits: Tensor | None = None, *, straight
         mask: bool, of the weight's shape or broadcastable to it; it is not read if there are `bits`.
         bits: `mask_bits(mask)`, which a CPU applies ten times faster than a bool mask; float32 weights only.
         straight_through: the backward ignores the mask: masked weights get the gradient of their zeros.
+        used_once: see `MaskedOnCpu`.
     """
     if straight_through:
         return _MaskedStraightThrough.apply(weight, mask, bits)
-    return _masked(weight, mask, bits)
+    return _masked(weight, mask, bits, used_once)
 
 
-def _masked(weight: Tensor, mask: Tensor, bits: Tensor | None) -> Tensor:
+def _masked(weight: Tensor, mask: Tensor, bits: Tensor | None, used_once: bool = False) -> Tensor:
     if bits is None:
         return torch.where(mask, weight, 0.0)
-    return MaskedOnCpu.apply(weight, bits)
+    return MaskedOnCpu.apply(weight, bits, used_once)
 
 
 class _MaskedStraightThrough(torch.autograd.Function):
