@@ -20,22 +20,23 @@ _SIGNATURES = {
     "fake_quantize": (
         INT32,
         # Instruction set; x, mask, gradient, y, n; scale, zero point, integers; extremes; threads: csrc/training.cpp.
-        [ctypes.c_char_p, *[POINTER] * 4, INT64, POINTER, POINTER, INT32, INT32, POINTER, POINTER, POINTER, INT32],
+        [ctypes.c_char_p, *[POINTER] * 4, INT64, ctypes.c_float, *[INT32] * 3, POINTER, POINTER, POINTER, INT32],
     )
 }
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a tensor is rounded to, one scale for all of it.
+    """What a tensor is rounded to, one scale for all of it: numbers, which a later step does not change.
 
     Attributes:
-        scale, zero_point: float32 and int32, (1,).
+        scale: a float32.
+        zero_point: one of the integers.
         lowest, highest: the integers.
     """
 
-    scale: Tensor
-    zero_point: Tensor
+    scale: float
+    zero_point: int
     lowest: int
     highest: int
 
@@ -82,17 +83,13 @@ class Kernel:
             None if gradient is None else gradient.data_ptr(),
             out.data_ptr(),
             x.numel(),
-            *((None, None, 0, 0) if grid is None else _addresses(grid)),
+            *((0.0, 0, 0, 0) if grid is None else (grid.scale, grid.zero_point, grid.lowest, grid.highest)),
             *((None, None) if seen is None else (seen[0].data_ptr(), seen[1].data_ptr())),
             self._parallel,
             torch.get_num_threads(),
         )
         assert not failed
         return out
-
-
-def _addresses(grid: Grid) -> tuple[int, int, int, int]:
-    return grid.scale.data_ptr(), grid.zero_point.data_ptr(), grid.lowest, grid.highest
 
 
 @functools.cache
@@ -181,26 +178,26 @@ class _FakeQuantizeCompiled(torch.autograd.Function):
         ctx: Any, x: Tensor, grid: Grid, bits: Tensor | None, seen: tuple[Tensor, Tensor] | None, fast: Kernel
     ) -> Tensor:
         x = x.contiguous()
-        ctx.save_for_backward(x, grid.scale, grid.zero_point, bits)
-        ctx.integers, ctx.fast = (grid.lowest, grid.highest), fast
+        ctx.save_for_backward(x, bits)
+        ctx.grid, ctx.fast = grid, fast
         return fast(x, mask=bits, grid=grid, seen=seen)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, zero_point, bits = ctx.saved_tensors
-        grid, gradient = Grid(scale, zero_point, *ctx.integers), gradients[0].contiguous()
+        x, bits = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
         out = None if bits is None else gradient
-        return ctx.fast(x, mask=bits, gradient=gradient, grid=grid, out=out), None, None, None, None
+        return ctx.fast(x, mask=bits, gradient=gradient, grid=ctx.grid, out=out), None, None, None, None
 
 
 class _FakeQuantizeInPasses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, grid: Grid) -> Tensor:
-        zero = int(grid.zero_point.item())
-        rounded = (x * (1.0 / grid.scale)).round_()
+        scale, zero = torch.full((1,), grid.scale), grid.zero_point  # a quotient of float32 numbers
+        rounded = (x * (1.0 / scale)).round_()
         ctx.save_for_backward(rounded)
         ctx.outside = (grid.lowest - zero - 1, grid.highest - zero + 1)
-        return rounded.clamp(grid.lowest - zero, grid.highest - zero).mul_(grid.scale)
+        return rounded.clamp(grid.lowest - zero, grid.highest - zero).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

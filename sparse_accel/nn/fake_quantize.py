@@ -106,9 +106,13 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Quantiza
         return _fake_quantize_in_a_graph(x.float(), scale, zero_point, scheme)
     if scheme.channel_axis is None:
         if x.device.type == "cpu":
-            return fake_quantize_on_cpu(x.float(), Grid(scale, zero_point, lowest, highest))
+            return fake_quantize_on_cpu(x.float(), _grid(scale, zero_point, scheme))
         return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, lowest, highest)
     return torch.fake_quantize_per_channel_affine(x.float(), scale, zero_point, scheme.channel_axis, lowest, highest)
+
+
+def _grid(scale: Tensor, zero_point: Tensor, scheme: QuantizationScheme) -> Grid:
+    return Grid(scale.item(), int(zero_point.item()), *scheme.integers)
 
 
 def _fake_quantize_in_a_graph(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: QuantizationScheme) -> Tensor:
@@ -195,7 +199,7 @@ class FakeQuantize(nn.Module):
             seen = (self.seen_minimum, self.seen_maximum) if observed is x else None
             if observed is not None and seen is None:
                 self.observe(observed.detach())
-            grid = Grid(self.scale, self.zero_point, *self.scheme.integers)
+            grid = _grid(self.scale, self.zero_point, self.scheme)
             return fake_quantize_on_cpu(x.float(), grid, bits, seen).to(x.dtype)
         if observed is not None:
             self.observe(observed.detach())

@@ -100,7 +100,7 @@ def operations(step: Callable[[], object]) -> Counter[str]:
 
 @pytest.mark.parametrize(
     ("recipe", "once", "per_linear"),
-    [(RATE, 20, 2), (DISTILLED, 61, 2), (OBSERVED, 139, 4), (FROZEN, 77, 4)],
+    [(RATE, 20, 2), (DISTILLED, 61, 2), (OBSERVED, 151, 7), (FROZEN, 89, 7)],
     ids=["pruned", "distilled", "observed", "frozen"],
 )
 def test_operations_that_a_recipe_adds_to_a_plain_loop(recipe: str, once: int, per_linear: int) -> None:

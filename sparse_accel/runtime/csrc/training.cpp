@@ -47,23 +47,18 @@ void work(void* data) {
 
 }  // namespace
 
-// y [n] = x where mask is not 0, else 0; with a scale, rounded to its grid and clipped to the integers from lowest to highest.
-// With a gradient [n], y is the gradient of x instead. mask and gradient may be null; y, if only the extremes are wanted; y
-// may be x or gradient. seen_smallest and seen_largest, or null, are lowered and raised to the extremes of the masked x.
-// Returns 0, or 1 if this CPU has no such instruction set.
+// y [n] = x where mask is not 0, else 0; with a scale, not 0, rounded to its grid and clipped to the integers from lowest to
+// highest. With a gradient [n], y is the gradient of x instead. mask and gradient may be null; y, if only the extremes are
+// wanted; y may be x or gradient. seen_smallest and seen_largest, or null, are lowered and raised to the extremes of the
+// masked x. Returns 0, or 1 if this CPU has no such instruction set.
 SPARSE_ACCEL_EXPORT int32_t sparse_accel_fake_quantize(const char* isa, const float* x, const uint8_t* mask, const float* gradient,
-                                                       float* y, int64_t n, const float* scale, const int32_t* zero_point,
-                                                       int32_t lowest, int32_t highest, float* seen_smallest,
-                                                       float* seen_largest, Parallel parallel, int32_t threads) {
+                                                       float* y, int64_t n, float scale, int32_t zero_point, int32_t lowest,
+                                                       int32_t highest, float* seen_smallest, float* seen_largest,
+                                                       Parallel parallel, int32_t threads) {
   const Kernels* kernels = kernels_named(isa);
   if (!kernels) return 1;
-  FakeQuantizeTask task{x, mask, gradient, y, scale != nullptr, 1.0f, 1.0f, 0.0f, 0.0f};
-  if (scale) {
-    task.scale = *scale;
-    task.inverse = 1.0f / *scale;
-    task.lowest = static_cast<float>(lowest - *zero_point);
-    task.highest = static_cast<float>(highest - *zero_point);
-  }
+  const FakeQuantizeTask task{x, mask, gradient, y, scale != 0.0f, scale, 1.0f / scale,
+                              static_cast<float>(lowest - zero_point), static_cast<float>(highest - zero_point)};
   Shared shared{*kernels, task, n};
   const int64_t parts = (n + PART - 1) / PART;
   const unsigned used = static_cast<unsigned>(std::min<int64_t>(threads, parts));

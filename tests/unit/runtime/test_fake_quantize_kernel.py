@@ -10,8 +10,8 @@ import pytest
 
 from sparse_accel.native import instruction_sets, library_path, load_functions
 
-P, I32, I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
-SIGNATURE = (I32, [ctypes.c_char_p, P, P, P, P, I64, P, P, I32, I32, P, P, P, I32])
+P, I32, I64, F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+SIGNATURE = (I32, [ctypes.c_char_p, P, P, P, P, I64, F32, I32, I32, I32, P, P, P, I32])
 FUNCTIONS = load_functions(library_path(), {"fake_quantize": SIGNATURE})
 SETS = instruction_sets(FUNCTIONS)
 PART = 32768  # numbers that one thread takes at a time
@@ -32,7 +32,6 @@ def call(
     grid: Any = None,
     seen: Any = None,
 ) -> None:
-    scale, zero_point, lowest, highest = grid or (None, None, 0, 0)
     arguments = (
         isa.encode(),
         address(x),
@@ -40,10 +39,7 @@ def call(
         address(gradient),
         address(out),
         len(x),
-        address(scale),
-        address(zero_point),
-        lowest,
-        highest,
+        *(grid or (0.0, 0, 0, 0)),
         *(map(address, seen) if seen else (None, None)),
         None,
         1,
@@ -62,12 +58,12 @@ def made(length: int, seed: int) -> tuple[np.random.Generator, np.ndarray, np.nd
 @pytest.mark.parametrize("isa", SETS)
 def test_the_same_bits_as_numpy(isa: str, integers: tuple[int, int, int]) -> None:
     lowest, highest, zero = integers
-    scale, zero_point = np.array([0.0173], np.float32), np.array([zero], np.int32)
+    scale = np.float32(0.0173)
     for length in LENGTHS:
         random, x, mask = made(length, length)
         gradient, y, back = random.standard_normal(length).astype(np.float32), np.empty_like(x), np.empty_like(x)
         seen = np.array([np.inf], np.float32), np.array([-np.inf], np.float32)
-        grid = (scale, zero_point, lowest, highest)
+        grid = (float(scale), zero, lowest, highest)
         call(isa, x, y, mask=mask, grid=grid, seen=seen)
         call(isa, x, back, mask=mask, gradient=gradient, grid=grid)
         masked = np.where(mask, x, np.float32(0))
@@ -96,7 +92,7 @@ def test_what_is_no_number(isa: str, where: int) -> None:
     """It stays, makes the extremes no number for the rest of the step, and gets no gradient. Infinity is clipped."""
     x = np.linspace(-9, 9, 3 * PART, dtype=np.float32)
     x[1], x[2] = np.inf, -np.inf
-    grid = (np.array([0.05], np.float32), np.array([0], np.int32), -128, 127)
+    grid = (0.05, 0, -128, 127)
     y, back, seen = (
         np.empty_like(x),
         np.empty_like(x),
@@ -116,5 +112,5 @@ def test_what_is_no_number(isa: str, where: int) -> None:
 
 def test_an_instruction_set_that_is_not_there() -> None:
     x = np.ones(4, np.float32)
-    arguments = (b"no such", address(x), None, None, address(x), 4, None, None, 0, 0, None, None, None, 1)
+    arguments = (b"no such", address(x), None, None, address(x), 4, 0.0, 0, 0, 0, None, None, None, 1)
     assert FUNCTIONS["fake_quantize"](*arguments) == 1 and x.tolist() == [1, 1, 1, 1]
