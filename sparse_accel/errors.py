@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -59,6 +60,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def with_article(noun: str) -> str:
+    """Returns a noun, such as the name of an architecture or a class, with its article: `a bert`, `an AlbertModel`."""
+    return f"{'an' if _SPOKEN_WITH_A_VOWEL.match(noun) else 'a'} {noun}"
+
+
 def shown(value: object, most: int = 60) -> str:
     """Returns the repr of a value for a message, cut after `most` characters."""
     text = repr(value)
@@ -79,5 +85,7 @@ def in_order(steps: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"  {number}. {place:<{width}}  {outcome}" for number, (place, outcome) in enumerate(steps, 1))
 
 
+# Letters that are read one by one count too: an xlm-roberta, an mpnet, an MT5.
+_SPOKEN_WITH_A_VOWEL = re.compile("[aeiox]|m[pt]", re.IGNORECASE)
 # Nobody reads a longer message, and it hides what was printed before.
 _LONGEST_MESSAGE, _BEGINNING, _END = 2000, 1400, 400

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sparse_accel.errors import with_article
 from sparse_accel.export.measure import FULL_SIZE, KERNELS
 from sparse_accel.export.structure import in_words, is_smaller
 
@@ -115,9 +116,9 @@ def as_text(report: dict[str, Any]) -> str:
     lines = [
         "# Export report",
         "",
-        f"`model.onnx` was made from `{source['folder']}` (weights {source['weights']}): a {source['model_type']} for "
-        f"{report['task'].replace('_', ' ')}, format `{report['format']}`, opset {report['opset']}, IR version "
-        f"{report['ir_version']}.",
+        f"`model.onnx` was made from `{source['folder']}` (weights {source['weights']}): "
+        f"{with_article(source['model_type'])} for {report['task'].replace('_', ' ')}, "
+        f"format `{report['format']}`, opset {report['opset']}, IR version {report['ir_version']}.",
         "",
         "## Proof",
         "",
@@ -197,7 +198,7 @@ def _kernels_in_short(found: dict[str, Any]) -> str:
 
 def closing_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns the rows of the table that the script prints at the end."""
-    rows = [("task", f"{report['task']}: the model is a {report['head']}")]
+    rows = [("task", f"{report['task']}: the model is {with_article(report['head'])}")]
     rows += [(check["name"], f"{check['result']}: {check['detail']}") for check in report["checks"]]
     if is_smaller(report["structure"]):
         rows.append(("left of the model", "\n".join(in_words(report["structure"]))))

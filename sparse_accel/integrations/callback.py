@@ -24,7 +24,7 @@ from transformers.trainer_utils import has_length
 
 from sparse_accel.console import warn
 from sparse_accel.distributed.collectives import reduce_sum, world_size
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, with_article
 from sparse_accel.integrations.embedding_models import encoder_of
 from sparse_accel.integrations.limits import (
     check_alone,
@@ -244,8 +244,8 @@ class RecipeCallback(TrainerCallback):
         """
         if any(m.needs_teacher for m in self.run.modifiers) and not isinstance(outputs, Mapping):
             raise UsageError(
-                f"the model returned a {type(outputs).__name__}, but distillation needs outputs by name: let the model "
-                "return a ModelOutput (return_dict), and compute_loss return it"
+                f"the model returned {with_article(type(outputs).__name__)}, but distillation needs outputs by name: "
+                "let the model return a ModelOutput (return_dict), and compute_loss return it"
             )
         parts = {name: value * share for name, value in self.run.losses(loss, batch, outputs).items()}
         total = parts.pop("loss")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer, TrainingArguments
 
 from sparse_accel.distributed.environment import is_requested
-from sparse_accel.errors import UsageError, listed
+from sparse_accel.errors import UsageError, listed, with_article
 from sparse_accel.modifiers import Modifier
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ def check_embeddings(modifiers: Sequence[Modifier], model: Any) -> None:
         if others := modifier.teacher_outputs - {"logits", "sentence_embedding"}:
             raise UsageError(
                 f"{modifier.place + ': ' if modifier.place else ''}{modifier.name} compares {listed(sorted(others))}, "
-                f"but a loss of a {type(model).__name__} runs the transformer several times: leave it out, or use "
-                "scripts/sentence_embedding.py. A DistillationModifier compares embeddings"
+                f"but a loss of {with_article(type(model).__name__)} runs the transformer several times: leave it "
+                "out, or use scripts/sentence_embedding.py. A DistillationModifier compares embeddings"
             )
 
 

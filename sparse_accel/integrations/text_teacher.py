@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.data.tokenizing import tokenizer_digest
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, with_article
 from sparse_accel.integrations.embedding_models import load_sentence_transformer
 from sparse_accel.models.teacher import Teacher
 from sparse_accel.tasks import SentenceEmbedding
@@ -35,8 +35,8 @@ class TextTeacher(Teacher):
         found = load_sentence_transformer(model) if isinstance(model, str) else model
         if not isinstance(found, nn.Sequential):
             raise UsageError(
-                f"teacher is a {type(found).__name__}, which has no embeddings of texts: pass a SentenceTransformer, "
-                "or its folder or Hub id"
+                f"teacher is {with_article(type(found).__name__)}, which has no embeddings of texts: pass a "
+                "SentenceTransformer, or its folder or Hub id"
             )
         task = SentenceEmbedding(Head([]))
         task.embedding_loss = loss

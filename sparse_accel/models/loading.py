@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from sparse_accel.console import warn
-from sparse_accel.errors import UsageError, first_line
+from sparse_accel.errors import UsageError, first_line, with_article
 from sparse_accel.files import lfs_pointer_error
 from sparse_accel.hub import last_hub_warning, model_address, not_found_error
 from sparse_accel.models.files import QUANTIZATION_FILE, load_as, read_model
@@ -145,8 +145,8 @@ def load_for_export(name: str, task: type[Task]) -> tuple[nn.Module, Any, int]:
         raise _unreadable(flag, name, address, error) from error
     if _has_head(config, task) is False:
         raise UsageError(
-            f"{flag} {name} is a {config.architectures[0]}, which does not {task.purpose}: --task {task.name} needs "
-            f"{f'a model {task.architecture}' if task.architecture else 'an encoder without a head'}"
+            f"{flag} {name} is {with_article(config.architectures[0])}, which does not {task.purpose}: --task "
+            f"{task.name} needs {f'a model {task.architecture}' if task.architecture else 'an encoder without a head'}"
         )
     model = _load_named(flag, name, task)
     tokenizer = _tokenizer(flag, name, task)

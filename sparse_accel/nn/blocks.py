@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.distributed.launch import block_lists
+from sparse_accel.errors import with_article
 
 
 class SkippableBlock(nn.Module):
@@ -106,7 +107,7 @@ def make_skippable(model: nn.Module) -> nn.ModuleList:
         others = output[1:] if isinstance(output, tuple) else ()
         hidden = output[0] if isinstance(output, tuple) else output
         if not isinstance(hidden, Tensor) or any(value is not None for value in others):
-            raise ValueError(f"a {type(block).__name__} returns more than hidden states")
+            raise ValueError(f"{with_article(type(block).__name__)} returns more than hidden states")
         block.__class__ = _skippable_class(cast(Any, type(block)))
         skippable = cast(SkippableBlock, block)
         skippable.skipped, skippable.others = False, len(others) if isinstance(output, tuple) else None

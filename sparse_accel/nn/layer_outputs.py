@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.distributed.launch import block_lists
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, with_article
 from sparse_accel.nn.blocks import SkippableBlock
 
 # What the axes of an output after the rows are: (tokens, ..., width), (heads, tokens, tokens), (channels, height,
@@ -189,7 +189,8 @@ class Layout:
         call = self.calls_of(output.module)[output.call]
         value = call.input if output.part < 0 else part_of(call.output, output.part)
         if not isinstance(value, Tensor):
-            raise ValueError(f"{output} returns a {type(value).__name__}, not a tensor: name a layer inside of it")
+            kind = with_article(type(value).__name__)
+            raise ValueError(f"{output} returns {kind}, not a tensor: name a layer inside of it")
         if not value.is_floating_point() or value.ndim < 2 or value.shape[0] != self.rows:
             raise ValueError(f"{output} does not return a vector for each row or token: it cannot be compared")
         return tuple(value.shape)

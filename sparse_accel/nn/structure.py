@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from sparse_accel.errors import with_article
 from sparse_accel.nn.blocks import encoder_blocks
 
 HEADS, NEURONS = "attention_heads", "ffn_neurons"
@@ -82,7 +83,8 @@ def encoder_units(model: nn.Module) -> list[Units]:
     """
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in _LAYOUTS:
-        raise ValueError(f"heads and neurons of a {kind} model cannot be removed, only those of {', '.join(_LAYOUTS)}")
+        known = ", ".join(_LAYOUTS)
+        raise ValueError(f"heads and neurons of {with_article(kind)} model cannot be removed, only those of {known}")
     layout = _LAYOUTS[kind]
     name, blocks = encoder_blocks(model)
     units = []

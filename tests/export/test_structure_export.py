@@ -257,7 +257,7 @@ def test_what_is_kept_has_a_reason() -> None:
     assert (
         remove_structure(make_albert(), keep=True)
         .notes[0]
-        .startswith("--keep_structure changes nothing: heads and neurons of a albert model cannot be removed")
+        .startswith("--keep_structure changes nothing: heads and neurons of an albert model cannot be removed")
     )
 
 

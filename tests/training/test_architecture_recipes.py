@@ -13,7 +13,7 @@ from places import ROOT
 from script_fixtures import WORDS
 from torch import nn
 
-from sparse_accel.errors import UsageError
+from sparse_accel.errors import UsageError, with_article
 from sparse_accel.models.loading import max_length
 from sparse_accel.nn.layer_outputs import hidden_state_outputs, trace_calls
 from sparse_accel.nn.layers import is_encoder_linear, masks, prunable_names, quantizers
@@ -77,7 +77,8 @@ def test_heads_and_neurons_of_architectures_whose_blocks_are_known(name: str) ->
         model = attached(name, RECIPES / "structured_half.yaml")
         assert {at for at in masks(model) if at.endswith(".weight")} == encoder_linears(model)
         return
-    with pytest.raises(UsageError, match=rf"structured_half.yaml:\d+: .*heads and neurons of a {name} model cannot"):
+    said = rf"structured_half.yaml:\d+: .*heads and neurons of {with_article(name)} model cannot"
+    with pytest.raises(UsageError, match=said):
         attached(name, RECIPES / "structured_half.yaml")
 
 

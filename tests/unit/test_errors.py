@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparse_accel.console import rank
-from sparse_accel.errors import Stopped, UsageError, counted, nearest
+from sparse_accel.errors import Stopped, UsageError, counted, nearest, with_article
 from sparse_accel.main import run_main
 
 
@@ -76,6 +76,29 @@ def test_what_is_left_over_of_another_launch_silences_nobody(
 def test_numbers_with_their_noun() -> None:
     found = [counted(number, "shard") for number in (0, 1, 2, 16_000)]
     assert found == ["0 shards", "1 shard", "2 shards", "16,000 shards"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "a bert",
+        "an albert",
+        "an electra",
+        "a distilbert",
+        "an xlm-roberta",
+        "an mpnet",
+        "a modernbert",
+        "an MT5Model",
+        "a deberta-v2",
+        "an ElectraLayer",
+        "a tuple",
+        "an int",
+        "a NoneType",
+        "a unet",
+    ],
+)
+def test_articles(said: str) -> None:
+    assert with_article(said.partition(" ")[2]) == said
 
 
 def test_the_nearest_names() -> None:

@@ -80,7 +80,7 @@ def test_units_that_stay_have_a_reason(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_another_architecture_is_an_error(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "model", make_albert())
-    with pytest.raises(UsageError, match="of a albert model cannot be removed, only those of bert") as error:
+    with pytest.raises(UsageError, match="of an albert model cannot be removed, only those of bert") as error:
         sparse_accel.load(folder, remove_structure=True)
     assert str(error.value).endswith("Load it without remove_structure=True")
     sparse_accel.load(folder)

@@ -179,7 +179,7 @@ def test_neurons_that_the_activation_does_not_keep_at_zero() -> None:
 
 def test_other_architectures_are_refused_by_name() -> None:
     for function in (zero_units, remove_zero_units, structure_of):
-        with pytest.raises(ValueError, match="of a albert model cannot be removed, only those of bert, roberta"):
+        with pytest.raises(ValueError, match="of an albert model cannot be removed, only those of bert, roberta"):
             function(make_albert())
 
 
