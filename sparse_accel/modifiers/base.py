@@ -30,12 +30,13 @@ class FieldError(ValueError):
         key: the recipe key.
         message: what is wrong with it.
         other: the modifier that it conflicts with; None if there is none.
+        entry: the keys that lead to the wrong entry of the value, if that is a mapping, from the outside.
     """
 
-    def __init__(self, key: str, message: str, other: Modifier | None = None) -> None:
+    def __init__(self, key: str, message: str, other: Modifier | None = None, entry: Sequence[object] = ()) -> None:
         super().__init__(f"{key}: {message}")
         self.key, self.message = key, message
-        self.other = other
+        self.other, self.entry = other, tuple(entry)
 
 
 def no_teacher(modifier: Modifier) -> UsageError:

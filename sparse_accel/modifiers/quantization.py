@@ -190,7 +190,7 @@ class QuantizationModifier(Modifier):
             if "" in entries:
                 raise FieldError(key, "an empty name matches all layers: name a class, or the beginning of names")
         self._overrides = {
-            each: parse_scheme("scheme_overrides", written, f"{each}: ") for each, written in overrides.items()
+            each: parse_scheme("scheme_overrides", written, (each,)) for each, written in overrides.items()
         }
 
     def _check_without_scheme(self) -> None:

@@ -8,7 +8,7 @@ This is the language of SparseML's recipes (`QuantizationScheme`, `QuantizationA
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,44 +67,46 @@ _PARTS = {"input_activations": "input", "weights": "weight", "output_activations
 _TARGETS = ("deepsparse", "tensorrt", None)
 _TENSOR_KEYS = ("num_bits", "symmetric", "strategy", "kwargs")
 _KWARGS = ("averaging_constant", "reduce_range")
+# The keys that lead to an entry of a key's value, from the outside.
+Entry = tuple[str, ...]
 
 
-def parse_scheme(key: str, written: Any, where: str = "") -> LayerScheme:
+def parse_scheme(key: str, written: Any, entry: Entry = ()) -> LayerScheme:
     """Returns the scheme that a recipe gives. A part that its mapping leaves out is that of the preset `default`; null
     turns it off.
 
     Args:
         key: of the modifier, for errors: scheme or scheme_overrides.
         written: a preset's name, or a mapping.
-        where: what the scheme is for, as the beginning of an error: `Embedding: `; empty: all layers.
+        entry: which entry of the key's value it is, for errors: the layers of scheme_overrides; empty: the value.
 
     Raises:
-        FieldError: there is no such preset, key or value, or it is one that is not supported.
+        FieldError: there is no such preset, key or value, or it is one that is not supported; it names the entry.
     """
     known = ", ".join(PRESETS)
     if isinstance(written, str):
         if written not in PRESETS:
-            raise FieldError(
-                key, f"{where}there is no preset '{written}'.{nearest(written, PRESETS)} There are {known}"
-            )
+            message = f"there is no preset '{written}'.{nearest(written, PRESETS)} There are {known}"
+            raise _error(key, entry, message)
         return PRESETS[written]
     if not isinstance(written, Mapping):
-        raise FieldError(
-            key,
-            f"{where}expected a preset ({known}) or a mapping with {', '.join(_PARTS)}, got {shown(written)}. To leave "
-            "layers in float, list them under ignore",
+        message = (
+            f"expected a preset ({known}) or a mapping with {', '.join(_PARTS)}, got {shown(written)}. To leave layers "
+            "in float, list them under ignore"
         )
+        raise _error(key, entry, message)
     parts = {part: getattr(PRESETS["default"], part) for part in _PARTS.values()}
     for name, value in written.items():
         if name == "target_hardware":  # SparseML writes it into the recipe of a finished run
             if value not in (*_TARGETS, "null"):
-                raise FieldError(key, f"{where}target_hardware: expected deepsparse, tensorrt or null, got {value!r}")
+                message = f"expected deepsparse, tensorrt or null, got {shown(value)}"
+                raise _error(key, (*entry, name), message)
         elif name not in _PARTS:
-            raise _unknown(key, f"{where}a scheme", name, [*_PARTS, "target_hardware"])
+            raise _unknown(key, entry, name, [*_PARTS, "target_hardware"], "a scheme")
         elif value is None or value == "null":
             parts[_PARTS[name]] = None
         else:
-            parts[_PARTS[name]] = _tensor(key, f"{where}{name}: ", value, is_weight=name == "weights")
+            parts[_PARTS[name]] = _tensor(key, (*entry, name), value, is_weight=name == "weights")
     return LayerScheme(**parts)
 
 
@@ -114,81 +116,89 @@ def parse_weight_options(key: str, options: Mapping[str, Any], bits: int) -> Ten
     Args:
         key: of the modifier, for errors.
         options: qscheme (per_tensor_symmetric, per_channel_symmetric), averaging_constant, reduce_range.
-        bits: width.
+        bits: width, 2 to 8.
 
     Raises:
-        FieldError: an option is not one of these, or has another value.
+        FieldError: an option is not one of these, or has another value; it names the option.
     """
     names = {f"{prefix}per_{each}_symmetric": each for each in ("tensor", "channel") for prefix in ("", "torch.")}
     strategy = "tensor"
     for name, value in options.items():
         if name not in ("qscheme", *_KWARGS):
-            raise _unknown(key, "a weight's quantizer", name, ["qscheme", *_KWARGS])
+            raise _unknown(key, (), name, ["qscheme", *_KWARGS], "a weight's quantizer")
         if name == "qscheme":
             if not isinstance(value, str) or value not in names:
                 message = "expected per_tensor_symmetric or per_channel_symmetric, because weights are int8 symmetric"
-                raise FieldError(key, f"qscheme: {message}; got {shown(value)}")
+                raise _error(key, (name,), f"{message}; got {shown(value)}")
             strategy = names[value]
-    kwargs = {name: value for name, value in options.items() if name in _KWARGS}
-    written = {"num_bits": bits, "symmetric": True, "strategy": strategy, "kwargs": kwargs}
-    return _tensor(key, "", written, is_weight=True)
+    return TensorScheme(bits, True, True, strategy == "channel", *_options(key, (), options, bits))
 
 
-def _tensor(key: str, where: str, written: Any, *, is_weight: bool) -> TensorScheme:
+def _tensor(key: str, entry: Entry, written: Any, *, is_weight: bool) -> TensorScheme:
     if not isinstance(written, Mapping):
-        raise FieldError(
-            key, f"{where}expected a mapping with {', '.join(_TENSOR_KEYS)}, or null; got {shown(written)}"
-        )
+        message = f"expected a mapping with {', '.join(_TENSOR_KEYS)}, or null; got {shown(written)}"
+        raise _error(key, entry, message)
     for name in written:
         if name not in _TENSOR_KEYS:
-            raise _unknown(key, where.rstrip(": "), name, _TENSOR_KEYS)
-    bits = _number(key, f"{where}num_bits", written.get("num_bits", 8))
+            raise _unknown(key, entry, name, _TENSOR_KEYS)
+    bits = _number(key, (*entry, "num_bits"), written.get("num_bits", 8))
     if bits not in range(2, 9):
-        raise FieldError(key, f"{where}num_bits: expected 2 to 8, got {shown(written['num_bits'])}")
+        raise _error(key, (*entry, "num_bits"), f"expected 2 to 8, got {shown(written['num_bits'])}")
     strategy = written.get("strategy", "tensor")
     if strategy not in ("tensor", "channel"):
         hint = nearest(str(strategy), ("tensor", "channel"))
-        raise FieldError(key, f"{where}strategy: expected tensor or channel, got {shown(strategy)}.{hint}")
-    symmetric = _flag(key, f"{where}symmetric", written.get("symmetric", False))
+        raise _error(key, (*entry, "strategy"), f"expected tensor or channel, got {shown(strategy)}.{hint}")
+    symmetric = _flag(key, (*entry, "symmetric"), written.get("symmetric", False))
     if is_weight and not symmetric:
-        raise FieldError(
-            key,
-            f"{where}symmetric: false, the default of a mapping, is not supported for weights: a pruned weight must be "
-            "the integer 0. Write symmetric: true",
+        message = (
+            "false, the default of a mapping, is not supported for weights: a pruned weight must be the integer 0. "
+            "Write symmetric: true"
         )
+        raise _error(key, (*entry, "symmetric"), message)
     if strategy == "channel" and not is_weight:
-        raise FieldError(
-            key,
-            f"{where}strategy: channel is for weights: activations would have one scale for each row of a batch. Use "
-            "tensor",
-        )
+        message = "channel is for weights: activations would have one scale for each row of a batch. Use tensor"
+        raise _error(key, (*entry, "strategy"), message)
     options = written.get("kwargs") or {}
     if not isinstance(options, Mapping):
-        raise FieldError(key, f"{where}kwargs: expected a mapping with {', '.join(_KWARGS)}, got {shown(options)}")
+        message = f"expected a mapping with {', '.join(_KWARGS)}, got {shown(options)}"
+        raise _error(key, (*entry, "kwargs"), message)
     for name in options:
         if name not in _KWARGS:
-            raise _unknown(key, f"{where}kwargs", name, _KWARGS)
-    constant = _number(key, f"{where}averaging_constant", options.get("averaging_constant", 0.01))
-    if not 0 < constant <= 1:
-        raise FieldError(key, f"{where}averaging_constant: expected a number above 0, at most 1; got {constant:g}")
-    reduce_range = _flag(key, f"{where}reduce_range", options.get("reduce_range", False))
-    if reduce_range and bits == 2:
-        raise FieldError(key, f"{where}reduce_range: of 2 bits, none may be left unused")
+            raise _unknown(key, (*entry, "kwargs"), name, _KWARGS)
+    reduce_range, constant = _options(key, (*entry, "kwargs"), options, int(bits))
     return TensorScheme(int(bits), True, symmetric, strategy == "channel", reduce_range, constant)
 
 
-def _flag(key: str, where: str, value: Any) -> bool:
+def _options(key: str, entry: Entry, options: Mapping[str, Any], bits: int) -> tuple[bool, float]:
+    """Returns reduce_range and averaging_constant."""
+    constant = _number(key, (*entry, "averaging_constant"), options.get("averaging_constant", 0.01))
+    if not 0 < constant <= 1:
+        message = f"expected a number above 0, at most 1; got {constant:g}"
+        raise _error(key, (*entry, "averaging_constant"), message)
+    reduce_range = _flag(key, (*entry, "reduce_range"), options.get("reduce_range", False))
+    if reduce_range and bits == 2:
+        raise _error(key, (*entry, "reduce_range"), "of 2 bits, none may be left unused")
+    return reduce_range, constant
+
+
+def _flag(key: str, entry: Entry, value: Any) -> bool:
     if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
         return bool(value)
-    raise FieldError(key, f"{where}: expected true or false, got {shown(value)}")
+    raise _error(key, entry, f"expected true or false, got {shown(value)}")
 
 
-def _number(key: str, where: str, value: Any) -> float:
+def _number(key: str, entry: Entry, value: Any) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    raise FieldError(key, f"{where}: expected a number, got {shown(value)}")
+    raise _error(key, entry, f"expected a number, got {shown(value)}")
 
 
-def _unknown(key: str, what: str, name: Any, known: list[str] | tuple[str, ...]) -> FieldError:
-    hint = nearest(str(name), known)
-    return FieldError(key, f"{what} has no key '{name}'.{hint} Its keys: {', '.join(known)}")
+def _unknown(key: str, entry: Entry, name: Any, known: Sequence[str], what: str = "") -> FieldError:
+    """The error for a key that a mapping does not have; `what` it is, if not the last name of `entry` says it."""
+    within = entry if what else entry[:-1]
+    message = f"{what or entry[-1]} has no key '{name}'.{nearest(str(name), known)} Its keys: {', '.join(known)}"
+    return FieldError(key, ": ".join([*within, message]), entry=(*entry, name))
+
+
+def _error(key: str, entry: Entry, message: str) -> FieldError:
+    return FieldError(key, ": ".join([*entry, message]), entry=entry)

@@ -188,6 +188,7 @@ class _Builder:
                     raise self.error(message, line, key)
             except TypeMismatch as error:
                 origin = f" The value comes from {written}" if value != written and isinstance(written, str) else ""
+                line = tagged.keys.line_of_entry(key, error.entry)
                 raise self.error(f"{kind.__name__}: {key}: {error}{origin}", line, key) from None
             except ExpressionError as error:
                 raise self.error(f"{kind.__name__}: {key}: {error}", line, key) from None
@@ -215,7 +216,7 @@ class _Builder:
     def field_error(self, name: str, keys: document.Mapping, error: FieldError) -> RecipeError:
         other = self.written.get(id(error.other))
         other_place = f" (the other: {error.other.name}, line {other.line})" if error.other and other else ""
-        return self.error(f"{name}: {error}{other_place}", keys.line_of(error.key), error.key)
+        return self.error(f"{name}: {error}{other_place}", keys.line_of_entry(error.key, error.entry), error.key)
 
     # --- the entire recipe --------------------------------------------------------------------------------------------
 

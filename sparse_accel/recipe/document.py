@@ -7,7 +7,7 @@ Reading never creates arbitrary objects: PyYAML only builds its node tree, which
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,22 @@ class Mapping(dict[Any, Any]):
     def line_of(self, key: object) -> int:
         """Returns the line of a key; for a key that does not exist, the line of the mapping."""
         return self.lines.get(key, self.line)
+
+    def line_of_entry(self, key: object, entry: Sequence[object]) -> int:
+        """Returns the line of an entry of a key's value: of the last key, or index of a list, that is in the text.
+
+        Args:
+            entry: keys and indices that lead to it, from the outside.
+        """
+        line, value = self.line_of(key), self.get(key)
+        for each in entry:
+            if isinstance(value, Mapping) and each in value:
+                line, value = value.line_of(each), value[each]
+            elif isinstance(value, list) and isinstance(each, int) and each < len(value):
+                value = value[each]
+            else:
+                break
+        return line
 
 
 class Tagged:

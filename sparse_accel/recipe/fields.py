@@ -11,12 +11,20 @@ from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any, Literal, Union
 
-from sparse_accel.errors import nearest
+from sparse_accel.errors import nearest, shown
 from sparse_accel.modifiers.base import Modifier
 
 
 class TypeMismatch(ValueError):
-    """A value that does not fit the type of its field; the message has the expected type."""
+    """A value that does not fit the type of its field; the message has the entry of a list or mapping, and the type.
+
+    Attributes:
+        entry: the keys and indices that lead to the entry, from the outside; empty: the value itself.
+    """
+
+    def __init__(self, message: str, entry: tuple[object, ...] = ()) -> None:
+        super().__init__(message)
+        self.entry = entry
 
 
 def recipe_fields(modifier: type[Modifier]) -> dict[str, dataclasses.Field[Any]]:
@@ -81,27 +89,40 @@ def convert(value: Any, expected: Any) -> Any:
         if not isinstance(value, list | tuple):
             raise _mismatch(value, expected)
         member = arguments[0] if arguments else Any
-        return (origin or list)(convert(entry, member) for entry in value)
+        return (origin or list)(_convert_entry(each, member, at, f"entry {at + 1}") for at, each in enumerate(value))
     if origin is dict or expected is dict:
         if not isinstance(value, dict):
             raise _mismatch(value, expected)
         key_type, value_type = arguments or (Any, Any)
-        return {convert(key, key_type): convert(entry, value_type) for key, entry in value.items()}
+        return {
+            _convert_entry(key, key_type, key, "a key"): _convert_entry(each, value_type, key, str(key))
+            for key, each in value.items()
+        }
     return _convert_scalar(value, expected)
 
 
+def _convert_entry(value: Any, expected: Any, at: object, name: str) -> Any:
+    try:
+        return convert(value, expected)
+    except TypeMismatch as error:
+        raise TypeMismatch(f"{name}: {error}", (at, *error.entry)) from None
+
+
 def _convert_union(value: Any, members: tuple[Any, ...], expected: Any) -> Any:
-    converted = []
+    converted, inside = [], []
     for member in members:
         try:
             candidate = convert(value, member)
-        except TypeMismatch:
+        except TypeMismatch as error:
+            inside += [error] if error.entry else []
             continue
         if type(candidate) is type(value):
             return candidate
         converted.append(candidate)
     if converted:
         return converted[0]
+    if len(inside) == 1:  # one of the types is the value's, but for that entry
+        raise inside[0]
     raise _mismatch(value, expected)
 
 
@@ -121,8 +142,8 @@ def _convert_scalar(value: Any, expected: Any) -> Any:
 
 
 def _mismatch(value: Any, expected: Any, hint: str = "") -> TypeMismatch:
-    shown = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return TypeMismatch(f"expected {describe_type(expected)}, got {shown}.{hint}")
+    got = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else shown(value)
+    return TypeMismatch(f"expected {describe_type(expected)}, got {got}.{hint}")
 
 
 def field_values(modifier: Modifier) -> dict[str, Any]:

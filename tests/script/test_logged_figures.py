@@ -271,3 +271,31 @@ def test_configuration(trained: Run) -> None:
         "started": environment["started"],
     }
     assert trained.config["recipe"]["training_modifiers"]
+
+
+@pytest.mark.slow
+def test_structure_is_logged_whenever_it_changes(tiny: Tiny, tmp_path: Path) -> None:
+    """Heads, neurons and parameters that are left, in W&B's file and the run's own log, against the saved weights."""
+    recipe = tmp_path / "recipe.yaml"
+    keys = "final_sparsity: {attention_heads: 0.5, ffn_neurons: 0.75}, start_epoch: 0, end_epoch: 1"
+    recipe.write_text(
+        "modifiers:\n  - !EpochRangeModifier {end_epoch: 2}\n"
+        f"  - !StructuredPruningModifier {{{keys}, update_frequency: 0.5, inter_func: linear}}\n"
+    )
+    few = {"max_train_samples": 128, "recipe": recipe, "recipe_args": None, "logging_steps": 1, "do_eval": None}
+    few |= {"validation_file": None, "eval_strategy": "no", "save_strategy": "no", "learning_rate": 1e-3}
+    model = make_model(tmp_path / "dense", sparse=False)
+    done = run(**tiny.flags(model_name_or_path=model, **few), output_dir=tmp_path / "out", report_to="wandb")
+    assert done.code == 0, done.all
+    _, found, _ = wandb_run(tmp_path / "out" / "tracking")
+    # 2 blocks of 4 heads and 64 neurons; 4 steps an epoch, so half of the way after two of them.
+    assert found["structure/attention_heads"] == {3: 6, 5: 4, 8: 4}
+    assert found["structure/ffn_neurons"] == {3: 80, 5: 32, 8: 32}
+    assert set(found["structure/attention_heads_full_size"].values()) == {8}
+    assert set(found["structure/ffn_neurons_full_size"].values()) == {128}
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    # A head owns 8 rows of 32 weights and a bias three times and 8 columns of 32; a neuron a row, a bias, a column.
+    removed = 4 * (3 * 8 * 33 + 8 * 32) + 96 * (33 + 32)
+    assert found["structure/parameters"][8] == sum(each.numel() for each in saved.values()) - removed
+    own = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert {e["step"]: e["structure/ffn_neurons"] for e in own if "structure/ffn_neurons" in e} == {3: 80, 5: 32, 8: 32}

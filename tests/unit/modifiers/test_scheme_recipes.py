@@ -123,6 +123,61 @@ def test_mistakes_in_a_recipe_name_key_and_line(keys: str) -> None:
     assert (caught.value.key, caught.value.line) == (key, 4)
 
 
+# Recipes with a mistake inside a mapping: its line, counted from that of the key, and what is said.
+NESTED = {
+    "scheme:\n  weights:\n    symmetric: true\n    num_bits: 9": (
+        3,
+        "scheme: weights: num_bits: expected 2 to 8, got 9",
+    ),
+    "scheme:\n  weights:\n    symmetric: true\n    bits: 8": (3, "scheme: weights has no key 'bits'"),
+    "scheme:\n  wieghts: null": (1, "scheme: a scheme has no key 'wieghts'"),
+    "scheme:\n  weights:\n    symmetric: true\n    kwargs:\n      averaging_constant: 0": (
+        4,
+        "scheme: weights: kwargs: averaging_constant: expected a number above 0, at most 1; got 0",
+    ),
+    "scheme:\n  weights:\n    symmetric: true\n    kwargs:\n      averaging: 0": (
+        4,
+        "scheme: weights: kwargs has no key",
+    ),
+    "scheme:\n  weights: {num_bits: 8}": (1, "scheme: weights: symmetric: false, the default of a mapping, is not"),
+    "scheme_overrides:\n  Linear: default\n  Embedding: tensort": (
+        2,
+        "scheme_overrides: Embedding: there is no preset 'tensort'",
+    ),
+    "scheme_overrides:\n  Linear: default\n  Embedding:\n    weights:\n      num_bits: 12\n      symmetric: true": (
+        4,
+        "scheme_overrides: Embedding: weights: num_bits: expected 2 to 8, got 12",
+    ),
+    "scheme_overrides:\n  Linear: default\n  5: default": (2, "scheme_overrides: a key: expected a string, got 5"),
+    "weight_qconfig_kwargs:\n  reduce_range: true\n  averaging_constant: 2": (
+        2,
+        "weight_qconfig_kwargs: averaging_constant: expected a number above 0",
+    ),
+    "ignore:\n  - LayerNorm\n  - 5": (0, "ignore: entry 2: expected a string, got 5"),
+}
+
+
+@pytest.mark.parametrize("keys", NESTED)
+def test_mistakes_inside_a_mapping_name_the_entry_and_its_line(keys: str) -> None:
+    lines, said = NESTED[keys]
+    text = "modifiers:\n  - !QuantizationModifier\n      start_epoch: 0\n      " + keys.replace("\n", "\n      ")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(text + "\n")
+    assert f"<text>:{4 + lines}: QuantizationModifier: {said}" in str(caught.value)
+    assert (caught.value.key, caught.value.line) == (keys.split(":")[0], 4 + lines)
+
+
+def test_an_entry_that_comes_from_another_place_has_the_line_of_that_place() -> None:
+    """Of a variable, the line of the key; of an alias, the line of what it stands for."""
+    begin = "modifiers:\n  - !QuantizationModifier\n      "
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(f"s: {{weights: {{num_bits: 9}}}}\n{begin}scheme: eval(s)\n")
+    assert caught.value.line == 4 and "weights: num_bits: expected 2 to 8" in str(caught.value)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(f"s: &s\n  weights:\n    num_bits: 9\n{begin}scheme: *s\n")
+    assert caught.value.line == 3 and "weights: num_bits: expected 2 to 8" in str(caught.value)
+
+
 def yaml_lines(keys: str) -> list[str]:
     """`a: {b: c}, d: e` as lines: one for each key outside of brackets."""
     parts = keys.replace(", reduce_range: true", "\n reduce_range: true") if keys.startswith("ignore") else keys

@@ -280,7 +280,13 @@ def test_values_become_the_fields_types(value: Any, expected: Any, result: Any) 
         ([1], list[str], "a string"),
         (None, float, "got nothing"),
         ([], dict[str, int], "a mapping"),
-        ([1], str | list[str], "a string or a list"),
+        ([1], str | list[str], "entry 1: expected a string, got 1"),
+        (["a", ["b", 3]], list[str | list[str]], "entry 2: entry 2: expected a string, got 3"),
+        (1, str | list[str], "a string or a list"),
+        ({"a": 1, "b": "x"}, dict[str, int] | None, "b: expected an integer, got 'x'"),
+        ({1: 2}, dict[str, int], "a key: expected a string, got 1"),
+        ({"a": "x"}, dict[str, int] | dict[int, str], "expected a mapping, got {'a': 'x'}"),
+        ({"a": "x" * 99}, dict[str, int] | list[str], "a: expected an integer, got 'xxx"),
     ],
 )
 def test_a_value_of_another_type_is_refused_in_words(value: Any, expected: Any, part: str) -> None:
