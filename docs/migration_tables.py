@@ -61,7 +61,7 @@ DIFFERENT = {
     "resume_from_checkpoint": "the recipe's clock continues, there it restarted; an unfinished run resumes without "
     "the flag too",
     "lr_scheduler_type": "only linear, cosine, constant and constant_with_warmup",
-    "fp16": "float32 and a warning where there is no GPU; refused under FSDP2",
+    "fp16": "without a GPU bf16 on CPUs that multiply it, else float32, with a warning; refused under FSDP2",
     "torch_compile": "refused under FSDP2 and DeepSpeed",
     "report_to": "wandb, tensorboard, both, or none, which is the default; there every tracker that is installed",
     "push_to_hub": "once, at the end of the run; there also each checkpoint",

@@ -14,6 +14,11 @@ import statistics
 import time
 from itertools import islice
 
+# Before torch is imported: it sets how threads wait.
+from sparse_accel.main import run_main
+
+# isort: split
+
 from transformers import AutoTokenizer
 
 from sparse_accel.cli.parser import expand_paths
@@ -22,7 +27,6 @@ from sparse_accel.data.streams.layout import Layout
 from sparse_accel.data.streams.loading import Stream, StreamLoader
 from sparse_accel.data.streams.shards import TextFiles
 from sparse_accel.demo.samples import minilm_folder
-from sparse_accel.main import run_main
 from sparse_accel.tasks.masked_language_modeling.encoding import WORDS
 from sparse_accel.tasks.masked_language_modeling.masking import NO_WORD
 from sparse_accel.tasks.masked_language_modeling.streaming import row_maker

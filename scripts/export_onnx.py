@@ -25,6 +25,7 @@ def main() -> None:
         raise UsageError(f"export needs {', '.join(missing)}: pip install 'sparse_accel[onnx]'")
 
     from sparse_accel.console import table
+    from sparse_accel.distributed.threads import set_threads
     from sparse_accel.export.deployment import export
     from sparse_accel.export.report import closing_rows
     from sparse_accel.publish import card_at_end
@@ -32,6 +33,7 @@ def main() -> None:
     from sparse_accel.report import refresh_report, report_at_end
 
     require_run(arguments)
+    set_threads()
     report = export(arguments)
     card_at_end(Path(report["target"]))
     card_at_end(Path(report["source"]["folder"]), again=True)  # it has the speed of its deployment

@@ -22,8 +22,9 @@ from typing import Any
 
 from sparse_accel.cli.parser import expand_paths
 from sparse_accel.demo.closing_table import closing_table, of_export
-from sparse_accel.demo.commands import ROOT, bfloat16_is_fast, export_once, run_script, typed
+from sparse_accel.demo.commands import ROOT, export_once, run_script, typed
 from sparse_accel.demo.samples import minilm_folder, write_movie_reviews
+from sparse_accel.distributed.processor import bfloat16_is_fast
 from sparse_accel.main import run_main
 
 RECIPES = ROOT / "sparse_accel" / "zoo" / "recipes"

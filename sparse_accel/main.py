@@ -1,4 +1,7 @@
-"""Runs a script's main function: handles signals and errors, and sets the exit code."""
+"""Runs a script's main function: handles signals and errors, and sets the exit code.
+
+Programs import it before torch: it sets how the threads of torch wait.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from sparse_accel.console import rank
+from sparse_accel.distributed.threads import wait_asleep
 from sparse_accel.errors import Stopped, UsageError, shortened
+
+# Not in `run_main`: until that is called, a program may have imported torch.
+wait_asleep()
 
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 

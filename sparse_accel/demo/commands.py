@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sparse_accel.distributed.threads import share
 from sparse_accel.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -39,7 +40,7 @@ def run_script(script: str, flags: Mapping[str, object]) -> None:
         flush=True,
     )
     arguments = [text for part in parts for text in part]
-    settings = {"OMP_NUM_THREADS": str(min(_cores(), _MOST_THREADS)), "HF_HUB_OFFLINE": "1", **_KEEP_MEMORY}
+    settings = {"OMP_NUM_THREADS": str(min(share().cpus, _MOST_THREADS)), "HF_HUB_OFFLINE": "1", **_KEEP_MEMORY}
     # Ctrl-C reaches the script too, and it needs time to save: wait for it instead of killing it.
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
@@ -87,14 +88,3 @@ def typed(value: object) -> str:
     if isinstance(value, Path) and value.is_absolute() and value.is_relative_to(ROOT):
         value = value.relative_to(ROOT)
     return str(value)
-
-
-def _cores() -> int:
-    """Number of cores that this process may use, or of all cores if the system does not tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def bfloat16_is_fast() -> bool:
-    """Returns whether the CPU has bfloat16 products, twice as fast as float32; on other CPUs, bfloat16 is slower."""
-    cpu = Path("/proc/cpuinfo")
-    return cpu.exists() and bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpu.read_text().split()))

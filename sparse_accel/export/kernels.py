@@ -31,7 +31,8 @@ from sparse_accel.export.fidelity import (
 )
 from sparse_accel.export.proof import ProofFailed
 from sparse_accel.export.texts import Texts
-from sparse_accel.runtime.library import Library, LibraryMissing, PackedWeight, load_library
+from sparse_accel.native import LibraryMissing
+from sparse_accel.runtime.library import Library, PackedWeight, load_library
 from sparse_accel.runtime.loading import Explanation, Prepared, instruction_set, prepare, session_with_kernels
 from sparse_accel.runtime.rewrite import rewrite
 from sparse_accel.runtime.timing import plain_session, random_inputs

@@ -18,6 +18,7 @@ import torch
 
 from sparse_accel import __version__
 from sparse_accel.distributed.launch import describe, precision_name
+from sparse_accel.distributed.threads import share, threads_in_use
 from sparse_accel.files import write_json
 
 if TYPE_CHECKING:
@@ -41,13 +42,14 @@ def environment_of(accelerator: Accelerator) -> dict[str, Any]:
         "packages": packages,
         "hardware": {
             "cpu": _processor(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": share().cpus,
             "memory_gb": _memory(),
             "gpus": gpus,
         },
         "layout": describe(accelerator),
         "processes": accelerator.num_processes,
         "precision": precision_name(accelerator),
+        "threads": str(threads_in_use()),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": _command(),
     }

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 
+from sparse_accel.distributed.threads import share
 from sparse_accel.errors import UsageError, first_line
 from sparse_accel.main import run_main
 
@@ -79,8 +79,8 @@ def _timed(arguments: argparse.Namespace) -> str:
     lines = [f"{arguments.folder}: {shape}, {threads} thread{'s' * (threads != 1)}, medians of one interleaved run"]
     if found.explanation.instruction_set:
         lines.append(f"kernels: {found.explanation.instruction_set}")
-    if threads > (os.cpu_count() or threads):
-        lines.append(f"warning: {threads} threads on {os.cpu_count()} cores wait for each other")
+    if threads > (cpus := share().cpus):
+        lines.append(f"warning: {threads} threads on {cpus} CPU{'s' * (cpus != 1)} wait for each other")
     return "\n".join([*lines, str(found)])
 
 

@@ -20,8 +20,10 @@ from weakref import WeakKeyDictionary
 import onnx
 import onnxruntime
 
+from sparse_accel.distributed.threads import share
 from sparse_accel.errors import first_line
-from sparse_accel.runtime.library import Library, LibraryMissing, load_library
+from sparse_accel.native import LibraryMissing
+from sparse_accel.runtime.library import Library, load_library
 from sparse_accel.runtime.packing import PackedModel, TooDense, WrongSums, pack
 from sparse_accel.runtime.patterns import Kept
 from sparse_accel.runtime.rewrite import AS_ASKED, DOMAIN, Rewritten, rewrite
@@ -105,7 +107,8 @@ def session(
 
     Args:
         folder_or_file: a deployment folder, or an ONNX file.
-        threads: of onnxruntime's pool; None: as many as it chooses, or as `options` say.
+        threads: of onnxruntime's pool; None: as many as it chooses, or as the quota of the container allows, or as
+            `options` say.
         options: for this session alone: the operators are registered with it.
 
     Raises:
@@ -172,6 +175,8 @@ def model_file(folder_or_file: str | Path) -> Path:
 def _options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
+    if (found := share()).by_quota:  # onnxruntime knows the cores of the machine alone
+        options.intra_op_num_threads = found.cpus
     return options
 
 

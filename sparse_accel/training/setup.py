@@ -13,14 +13,17 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
-from sparse_accel.console import set_log_level, warn
+from sparse_accel.console import set_log_level
 from sparse_accel.data.loader_workers import report_lost_workers
 from sparse_accel.distributed.environment import compilation
 from sparse_accel.distributed.heartbeat import report_lost_processes
 from sparse_accel.distributed.launch import check_launch, describe, gives_gradients, launch_options
+from sparse_accel.distributed.threads import local_processes, set_threads, warn_of_processes
 from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import check_gradients
 from sparse_accel.run_folder.ownership import release_folders
+from sparse_accel.training.memory import keep_freed_memory
+from sparse_accel.training.precision import check_precision, chosen_precision
 from sparse_accel.training.tracking import check_trackers, logging_folder, trackers_ended
 
 if TYPE_CHECKING:
@@ -35,15 +38,9 @@ def make_accelerator(arguments: TrainingArguments, recipe: Recipe | None = None)
         UsageError: flags, launcher, environment and recipe contradict each other.
     """
     set_log_level(arguments.log_level)
-    precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None
-    asked = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
-    if asked == "fp16" and not torch.cuda.is_available():
-        what = "--fp16" if precision else "fp16 (ACCELERATE_MIXED_PRECISION)"
-        warn(f"{what} needs a GPU, but there is none: training in float32")
-        precision = "no"
     transformers.utils.logging.disable_progress_bar()  # this project shows its own progress bar
     accelerator = Accelerator(
-        mixed_precision=precision,
+        mixed_precision=chosen_precision(arguments),
         # The sampler gives every step all its micro-batches, also the last step of an epoch.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=arguments.gradient_accumulation_steps, sync_with_dataloader=False
@@ -53,8 +50,10 @@ def make_accelerator(arguments: TrainingArguments, recipe: Recipe | None = None)
         kwargs_handlers=launch_options(find_unused_parameters=arguments.ddp_find_unused_parameters),
         dynamo_plugin=_compilation() if arguments.torch_compile else None,
     )
+    _share_machine(arguments)
     check_trackers(accelerator, arguments.report_to)
     check_launch(accelerator)
+    check_precision(accelerator)
     check_gradients(recipe.modifiers if recipe else [], gives_gradients(accelerator))
     if (compiled := compilation(accelerator)) and accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
         raise UsageError(
@@ -64,6 +63,14 @@ def make_accelerator(arguments: TrainingArguments, recipe: Recipe | None = None)
     if arguments.nan_loss == "skip" and accelerator.distributed_type == "DEEPSPEED":
         raise UsageError("--nan_loss skip: DeepSpeed steps before the loss can be checked. Leave the flag out")
     return accelerator
+
+
+def _share_machine(arguments: TrainingArguments) -> None:
+    """Takes as many threads as this process may use, and warns of flags that ask for more processes than that."""
+    set_threads()
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    warn_of_processes({"--dataloader_num_workers": arguments.dataloader_num_workers * local_processes(os.environ)})
 
 
 def _compilation() -> TorchDynamoPlugin:

@@ -10,11 +10,13 @@ from torch import nn
 from sparse_accel.console import table
 from sparse_accel.distributed.environment import compilation
 from sparse_accel.distributed.launch import describe, precision_name
+from sparse_accel.distributed.threads import threads_in_use
 from sparse_accel.distributed.weights import plain_model
 from sparse_accel.errors import listed, shortened
 from sparse_accel.nn.layers import masks, prunable_names, quantizers
 from sparse_accel.recipe.recipe import timeline_of
 from sparse_accel.recipe_run import RecipeRun
+from sparse_accel.training.precision import bfloat16_hint
 from sparse_accel.training.schedule import Schedule
 from sparse_accel.training.streaming import StreamSampler
 
@@ -39,6 +41,7 @@ def describe_run(
     """
     padded = f"padded to {rows.limit}" if arguments.pad_to_max_length else "padded to the longest row of the batch"
     resumed = f", resuming from step {run.progress.step}" if run.progress.step else ""
+    hints = bfloat16_hint(arguments, resumed=run.progress.step > 0)
     counts = {split: (len(found), len(rows.splits[split])) for split, found in run.task.data.splits.items()}
     splits = ", ".join(f"{count} {split}" for split, (count, _) in counts.items())
     if isinstance(sampler, StreamSampler):
@@ -51,7 +54,7 @@ def describe_run(
         ("lengths", f"up to {rows.limit} tokens; {padded}{run.task.describe_parts(counts)}"),
         ("global batch", f"{sampler.global_batch_size} rows: micro-batches of {sampler.micro_batch_size}"),
         ("steps", f"{schedule.total_steps}, {sampler.steps} per epoch{resumed}"),
-        *(("note", notice) for notice in run.training_notices),
+        *(("note", notice) for notice in [*run.training_notices, *hints]),
     ]
 
 
@@ -100,16 +103,17 @@ def structure(model: nn.Module, trains: bool = True) -> list[tuple[str, str]]:
 
 
 def start_table(accelerator: Accelerator, run: RecipeRun, rows: list[tuple[str, Any]], trains: bool = True) -> str:
-    """Returns the start-up table: layout and precision, the script's own `rows`, the recipe, the structure, notices.
+    """Returns the start-up table: layout, precision, threads, the script's own `rows`, recipe, structure, notices.
 
     It also shows settings from the environment, such as torch.compile.
 
     Args:
         trains: False if the recipe is applied at once, without training.
     """
-    layout = [
+    layout: list[tuple[str, Any]] = [
         ("device", f"{accelerator.device} ({describe(accelerator)})"),
         ("precision", precision_name(accelerator)),
+        ("threads", threads_in_use()),
     ]
     if compiled := compilation(accelerator):
         layout.append(("compiled", compiled))

@@ -22,6 +22,7 @@ from tiny import make_bert
 
 from sparse_accel import entry_points
 from sparse_accel.cli.text_classification import TextClassificationArguments
+from sparse_accel.distributed import processor
 from sparse_accel.distributed.environment import check_environment, compilation
 from sparse_accel.errors import UsageError
 from sparse_accel.recipe_run import RecipeRun
@@ -81,12 +82,17 @@ def test_values_that_are_not_known(variable: str, monkeypatch: pytest.MonkeyPatc
         check_environment()
 
 
-def test_a_precision_that_is_left_over(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("flags", "precision"), [((), "float32"), (("avx2", "avx512_bf16"), "bf16")])
+def test_a_precision_that_is_left_over(
+    flags: tuple[str, ...], precision: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "cpu_flags", lambda: frozenset(flags))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    flags: dict[str, Any] = {"model_name_or_path": tiny.model, "train_file": tiny.train, "do_train": True}
-    done = run(**flags, max_steps=1, output_dir=tmp_path / "out")
+    flags_of_run: dict[str, Any] = {"model_name_or_path": tiny.model, "train_file": tiny.train, "do_train": True}
+    done = run(**flags_of_run, max_steps=1, output_dir=tmp_path / "out")
     assert done.code == 0, done.all
-    assert "fp16 (ACCELERATE_MIXED_PRECISION) needs a GPU" in done.err and "float32" in done.out
+    assert f"fp16 (ACCELERATE_MIXED_PRECISION) needs a GPU, but there is none: training in {precision}" in done.err
+    assert re.search(rf"precision +{precision}\b", done.out)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +212,7 @@ def compiled(backend: str) -> Any:
         state=SimpleNamespace(dynamo_plugin=plugin, deepspeed_plugin=SimpleNamespace(zero_stage=2)),
         distributed_type=DistributedType.DEEPSPEED,
         num_processes=2,
+        mixed_precision="no",
         log_with=[],
     )
 
