@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 # Two workers with one thread each: the tensors in tests are too small for more threads.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: help quickstart kernels test test-fast test-slow test-all test-gpu check wheel dist docs clean
+.PHONY: help quickstart kernels test test-fast test-slow test-all test-gpu bench-gpu check wheel dist docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ test-all: test test-slow ## test and test-slow
 
 test-gpu: $(VENV)/.dev ## every layout and precision on one GPU, within 10 minutes
 	$(BIN)/python tests/support/gpu_smoke.py
+
+bench-gpu: $(VENV)/.dev ## the recipe's speed and memory on one GPU, BERT-base, within 4 minutes
+	$(BIN)/python scripts/benchmark_gpu.py
 
 check: $(VENV)/.dev ## lint, format and types
 	$(BIN)/ruff check .

