@@ -73,6 +73,12 @@ def say(accelerator: Accelerator, text: str) -> None:
         print(text)
 
 
+def note(text: str) -> None:
+    """Prints a line on process 0 only, as `say` does, where there is no accelerator."""
+    if rank() == 0 and _shows_progress:
+        print(text)
+
+
 def progress_bar(
     accelerator: Accelerator | None,
     total: int,

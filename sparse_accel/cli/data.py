@@ -49,7 +49,7 @@ class Data:
         "quantization and dropout)",
     )
     preprocessing_num_workers: int | None = flag(
-        None, "number of processes for tokenization", at_least=1, default_text="1"
+        None, "number of processes for tokenization", at_least=1, default_text="one for each CPU, if they pay"
     )
     overwrite_cache: bool = flag(False, "tokenize again, even if an earlier result is cached")
 

@@ -233,7 +233,7 @@ class Publishing:
 class Machine:
     """Precision and speed."""
 
-    fp16: bool = flag(False, "float16 mixed precision with loss scaling; without a GPU bf16 if the CPU has it, else float32")
+    fp16: bool = flag(False, "float16 mixed precision with loss scaling; without a GPU, bf16 if the CPU has it")
     bf16: bool = flag(False, "bfloat16 mixed precision")
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, slower")
     torch_compile: bool = flag(False, "compile the model with torch.compile")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sparse_accel.data.arrow_columns import largest_in, lengths_of
 from sparse_accel.data.loader_workers import begin_worker
 
 # Rows are shuffled, cut into pools of this many global batches, and sorted by length inside each pool. This gives
@@ -45,8 +46,8 @@ def teacher_inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
 def longest_text(dataset: Any) -> int:
     """Returns the number of tokens of the longest text of tokenized rows."""
     if TEXT_LENGTHS in dataset.column_names:
-        return max(max(lengths) for lengths in dataset[TEXT_LENGTHS])
-    return max(len(ids) for ids in dataset["input_ids"])
+        return largest_in(dataset, TEXT_LENGTHS)
+    return int(lengths_of(dataset).max())
 
 
 class Rows(Dataset[dict[str, Any]]):
@@ -89,7 +90,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | np.ndarray,
         micro_batch_size: int,
         splits: int,
         seed: int | None,
@@ -119,8 +120,9 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     def weights_of_steps(self) -> list[int]:
         """Returns the total row weight of each global batch of this epoch, at least 1; (steps,)."""
-        weights, size = self.weights[self.order()], self.global_batch_size
-        return [max(int(weights[start : start + size].sum()), 1) for start in range(0, len(weights), size)]
+        starts = np.arange(0, len(self.lengths), self.global_batch_size)
+        found: list[int] = np.maximum(np.add.reduceat(self.weights[self.order()], starts), 1).tolist()
+        return found
 
     def __len__(self) -> int:
         """Returns the number of micro-batches in a complete epoch, whatever `first_step` is."""
@@ -134,13 +136,12 @@ class GlobalBatchSampler(Sampler[list[int]]):
         order = generator.permutation(len(self.lengths))
         whole = len(order) // self.global_batch_size * self.global_batch_size
         pool = self.global_batch_size * _BATCHES_PER_POOL
-        batches: list[np.ndarray] = []
         for start in range(0, whole, pool):
             rows = order[start : min(start + pool, whole)]
-            rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
-            batches += np.split(rows, len(rows) // self.global_batch_size)
-        shuffled = [batches[position] for position in generator.permutation(len(batches))]
-        return np.concatenate([*shuffled, order[whole:]])
+            rows[:] = rows[np.argsort(-self.lengths[rows], kind="stable")]
+        batches = order[:whole].reshape(-1, self.global_batch_size)
+        batches[:] = batches[generator.permutation(len(batches))]
+        return order
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self.order()

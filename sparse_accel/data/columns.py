@@ -6,6 +6,9 @@ import re
 import shlex
 from collections.abc import Sequence
 
+import numpy as np
+
+from sparse_accel.data.distinct import distinct_of
 from sparse_accel.data.tables import Table
 from sparse_accel.errors import UsageError, listed, nearest
 
@@ -73,9 +76,8 @@ def _by_rule(table: Table, label_column: str | None) -> tuple[str, ...]:
         if len(usual) == 2 and all(name in found for name in usual):
             return usual  # these names are clear enough, whatever the columns contain
     if label_column in table.column_names:
-        repeating = [name for name in found if _repeats(table, name, str(label_column))]
         usual_alone = len(found) == 1 and (found[0],) in USUAL_TEXT_COLUMNS
-        found = found if usual_alone else [name for name in found if name not in repeating]
+        found = [name for name in found if usual_alone or not _repeats(table, name, str(label_column))]
     for usual in USUAL_TEXT_COLUMNS:
         if len(usual) == 1 and usual[0] in found:
             halves = [name for name in found if _stem(name) == usual[0]]
@@ -121,9 +123,14 @@ def _is_pair(one: str, other: str) -> bool:
 
 def _repeats(table: Table, column: str, label_column: str) -> bool:
     """Whether a column repeats the labels in another spelling: exactly one value per label, each in several rows."""
-    values, labels = table.values(column), [str(label) for label in table.values(label_column)]
-    pairs = set(zip(values, labels, strict=True))
-    return len(pairs) == len(set(values)) == len(set(labels)) and len(pairs) <= len(values) // 2
+    labels = table.distinct(label_column)
+    texts = distinct_of([str(label) for label in labels.values]).numbers[labels.numbers]
+    count = len(np.unique(texts))
+    if count > len(table) // 2 or table.has_more_than(count, column):
+        return False
+    values = table.distinct(column)
+    pairs = np.unique(values.numbers.astype(np.int64) * count + texts)
+    return len(pairs) == len(values.values) == count
 
 
 def find_label_column(table: Table, named: str | None, usual: Sequence[str] = USUAL_LABEL_COLUMNS) -> str | None:

@@ -17,6 +17,7 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
 )
 
@@ -120,13 +121,26 @@ class GradientBatches:
     def _order(self, sampler: Any, seed: int) -> Any:
         """Returns the rows in a new order, or a copy of a sampler that chooses rows in its own way."""
         if type(sampler) in (RandomSampler, SequentialSampler):
-            return np.random.default_rng(seed).permutation(len(sampler.data_source)).tolist()
+            return _InOrder(np.random.default_rng(seed).permutation(len(sampler.data_source)))
         own = copy.deepcopy(sampler, {id(self.loader.dataset): self.loader.dataset})  # all but the rows
         if getattr(own, "generator", None) is not None:
             own.generator = torch.Generator().manual_seed(seed)
         if hasattr(own, "set_epoch"):
             own.set_epoch(seed)
         return own
+
+
+class _InOrder(Sampler[int]):
+    """Row numbers in an order, as an array: those of millions of rows would take gigabytes as objects."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[int]:
+        return map(int, self.rows)
 
 
 def _checked(batch: Any) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +24,17 @@ Reader = Callable[[str], Table]
 SPLIT_WORDS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
-def load_tables(arguments: Data, read: Reader = read_table) -> dict[str, Table]:
+def load_tables(arguments: Data, read: Reader | None = None) -> dict[str, Table]:
     """Returns all splits of a dataset, or the files of the flags, by our names: train, validation, test.
 
     Args:
         arguments: flags that name the data; their `suffixes` are the supported types of files.
-        read: reads one file.
+        read: reads one file; None: `read_table`.
 
     Raises:
         UsageError: the data cannot be found, reached or read; the message says what was tried and what to do.
     """
+    read = read or partial(read_table, cache_dir=arguments.cache_dir)
     if arguments.dataset_name:
         return _load_dataset(arguments, read)
     files = {"train": arguments.train_file, "validation": arguments.validation_file, "test": arguments.test_file}

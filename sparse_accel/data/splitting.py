@@ -8,47 +8,45 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 
-def hold_out(labels: Sequence[Hashable], ratio: float, seed: int) -> tuple[list[int], list[int]]:
+def hold_out(classes: np.ndarray, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the rows split into kept and held-out ones, with each class in proportion.
 
     round(ratio * rows) rows are held out: of each class its exact number rounded down or up, but never all rows of a
-    class; a class of one row is kept. For a plain random split, give every row the same label.
+    class; a class of one row is kept. For a plain random split, give every row the same class.
 
     Args:
-        labels: class of each row, (rows,).
+        classes: number of each row's class, (rows,), integers.
         ratio: fraction of the rows to hold out, between 0 and 1.
         seed: seed of the draw.
 
     Returns:
-        Row numbers kept and row numbers held out, both ascending.
+        Row numbers kept and row numbers held out, both ascending, int64.
     """
     random = np.random.default_rng(seed)
-    rows_of: dict[Hashable, list[int]] = {}
-    for row, label in enumerate(labels):
-        rows_of.setdefault(label, []).append(row)
-    fractions = {label: ratio * len(rows) for label, rows in rows_of.items()}
-    room = {label: len(rows) - 1 for label, rows in rows_of.items()}
-    counts = {label: min(int(fraction), room[label]) for label, fraction in fractions.items()}
+    _, first, numbers = np.unique(classes, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # the classes as they first occur
+    by_class = np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
+    sizes = [len(by_class[number]) for number in order]
+    fractions = [ratio * size for size in sizes]
+    counts = [min(int(fraction), size - 1) for fraction, size in zip(fractions, sizes, strict=True)]
     # Largest remainder method: the rows missing after rounding down are taken from the classes that lost most by it.
-    by_remainder = sorted(fractions, key=lambda label: counts[label] - fractions[label])
-    for label in by_remainder[: max(0, round(ratio * len(labels)) - sum(counts.values()))]:
-        counts[label] += counts[label] < room[label]
-    held = sorted(
-        row for label, rows in rows_of.items() for row in random.permutation(rows)[: counts[label]].astype(int).tolist()
-    )
-    held_set = set(held)
-    return [row for row in range(len(labels)) if row not in held_set], held
+    by_remainder = sorted(range(len(sizes)), key=lambda number: counts[number] - fractions[number])
+    for number in by_remainder[: max(0, round(ratio * len(classes)) - sum(counts))]:
+        counts[number] += counts[number] < sizes[number] - 1
+    held = np.zeros(len(classes), dtype=bool)
+    for number, count in zip(order, counts, strict=True):
+        held[random.permutation(by_class[number])[:count]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def draw(rows: int, count: int | None, seed: int) -> list[int] | None:
+def draw(rows: int, count: int | None, seed: int) -> np.ndarray | None:
     """Returns `count` of `rows` row numbers, drawn at random, ascending; None for all of them.
 
     Random, because the first rows of a file that is sorted by label have only one class.
     """
     if count is None or count >= rows:
         return None
-    chosen: list[int] = np.sort(np.random.default_rng(seed).permutation(rows)[:count]).tolist()
-    return chosen
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:count])
 
 
 def hold_out_groups(groups: Sequence[Hashable], ratio: float, seed: int) -> tuple[list[int], list[int]]:
@@ -59,7 +57,7 @@ def hold_out_groups(groups: Sequence[Hashable], ratio: float, seed: int) -> tupl
         ratio, seed: as for `hold_out`, which the result is like.
     """
     names = list(dict.fromkeys(groups))
-    held = {names[number] for number in hold_out([0] * len(names), ratio, seed)[1]}
+    held = {names[number] for number in hold_out(np.zeros(len(names), dtype=np.int64), ratio, seed)[1]}
     rows = range(len(groups))
     return [row for row in rows if groups[row] not in held], [row for row in rows if groups[row] in held]
 

@@ -10,25 +10,36 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow.compute
 import pyarrow.parquet
-from datasets import ClassLabel, Dataset, LargeList, List
+from datasets import ClassLabel, Dataset, LargeList, List, concatenate_datasets
 from pyarrow import types
 
+from sparse_accel.data.arrow_types import (
+    can_be_label,
+    first_unreadable,
+    is_list,
+    is_text,
+    plain,
+    row_names,
+    stored_type,
+)
 from sparse_accel.data.delimited import read_delimited
+from sparse_accel.data.distinct import Distinct, distinct_in, distinct_of
 from sparse_accel.data.json_rows import read_json
+from sparse_accel.data.mapped_columns import is_large, mapped_column
 from sparse_accel.data.reading import Rows, check_signature, read_text
 from sparse_accel.errors import UsageError, first_line, shown
 
-# Names that pandas gives to an index without a name, when it writes Parquet and when it reads CSV.
-_ROW_NAMES = re.compile(r"__index_level_\d+__|Unnamed: \d+(\.\d+)*")
+# Enough to see that a column is no label, without all of it.
+_FIRST_ROWS = 10_000
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -80,9 +91,17 @@ class Table(ABC):
     def values(self, column: str) -> list[Any]:
         """Returns the values of a column, row by row."""
 
+    def distinct(self, column: str) -> Distinct:
+        """Returns the values of a column as its different values; errors as for `values`."""
+        return distinct_of(self.values(column))
+
     @abstractmethod
     def is_text(self, column: str) -> bool:
         """Whether the column can be input text."""
+
+    def has_more_than(self, count: int, column: str) -> bool:
+        """Whether the first rows of a column have more than `count` different values."""
+        return len(distinct_of(self.values(column)[:_FIRST_ROWS]).values) > count
 
     @abstractmethod
     def unusable_text(self, columns: tuple[str, ...]) -> tuple[int, str, str] | None:
@@ -110,7 +129,7 @@ class FileTable(Table):
 
     def __init__(self, name: str, rows: Rows, typed: bool) -> None:
         self.name, self.column_names, self.typed = name, list(rows.columns), typed
-        self.index_columns = rows.index_columns | _row_names(self.column_names)
+        self.index_columns = rows.index_columns | row_names(self.column_names)
         self._columns, self._lines = rows.columns, rows.lines
 
     def __len__(self) -> int:
@@ -167,16 +186,31 @@ class ArrowTable(Table):
         Raises:
             UsageError: the type of the column cannot be a label, or a value cannot be read.
         """
-        if not _can_be_label(self._type(column)):
+        if not can_be_label(self._type(column)):
             raise self._wrong_type(column, "cannot be a label")
+        return self._plain_values(column, self._column(column))
+
+    def distinct(self, column: str) -> Distinct:
+        """Returns the same as its different values; only for them, and for lists, are there objects of Python."""
+        kind = self._type(column)
+        if isinstance(kind, pyarrow.BaseExtensionType) or not can_be_label(kind) or types.is_nested(kind):
+            return super().distinct(column)
+        values, rows, numbers = distinct_in(self._column(column))
+        return Distinct(self._plain_values(column, values), rows, numbers)
+
+    def has_more_than(self, count: int, column: str) -> bool:
+        """Whether the first rows of a column have more than `count` different values."""
+        return len(self._column(column).slice(0, _FIRST_ROWS).unique()) > count
+
+    def _plain_values(self, column: str, values: pyarrow.Array | pyarrow.ChunkedArray) -> list[Any]:
         try:
-            return [_plain(value) for value in self._column(column).to_pylist()]
+            return [plain(value) for value in values.to_pylist()]
         except (ValueError, OverflowError) as error:  # dates that Python cannot hold
             raise UsageError(f"{self.name}, column '{column}' cannot be read: {first_line(error)}") from None
 
     def is_text(self, column: str) -> bool:
         """Whether the column is declared as text."""
-        return _is_text(self._type(column))
+        return is_text(self._type(column))
 
     def unusable_text(self, columns: tuple[str, ...]) -> tuple[int, str, str] | None:
         """Returns the first null. Empty texts are valid, because published datasets contain some (GLUE's QQP).
@@ -193,7 +227,7 @@ class ArrowTable(Table):
             try:
                 values.validate(full=True)
             except pyarrow.ArrowInvalid:
-                return _first_unreadable(values), column, "has text that is not UTF-8"
+                return first_unreadable(values), column, "has text that is not UTF-8"
         return None
 
     def _wrong_type(self, column: str, wrong: str) -> UsageError:
@@ -206,7 +240,7 @@ class DatasetTable(ArrowTable):
 
     def __init__(self, name: str, dataset: Dataset, hub: tuple[str, str | None, str] | None = None) -> None:
         self.name, self.column_names, self.hub = name, dataset.column_names, hub
-        self.index_columns = _row_names(self.column_names)
+        self.index_columns = row_names(self.column_names)
         self._dataset = dataset
 
     def __len__(self) -> int:
@@ -233,12 +267,17 @@ class DatasetTable(ArrowTable):
 class ParquetTable(ArrowTable):
     """A Parquet file. A column is read when it is needed; the others may have any type.
 
+    Args:
+        file: its path.
+        cache_dir: folder for the texts of a large file, which are mapped into memory; None: the Hugging Face cache.
+
     Raises:
         UsageError: the file has no columns, or two with the same name.
     """
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, cache_dir: str | None = None) -> None:
         self.name = file
+        self._cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "sparse_accel"
         self._file = pyarrow.parquet.ParquetFile(file)
         self._schema = self._file.schema_arrow
         self.column_names = self._schema.names
@@ -249,8 +288,9 @@ class ParquetTable(ArrowTable):
         # A range index is not a column: pandas stores it as an object instead of a name.
         stored = self._metadata(b"pandas").get("index_columns")
         index = [name for name in stored if name in self.column_names] if isinstance(stored, list) else []
-        self.index_columns = _row_names(self.column_names) | frozenset(index)
+        self.index_columns = row_names(self.column_names) | frozenset(index)
         self._columns: dict[str, pyarrow.ChunkedArray] = {}
+        self._mapped: dict[str, Dataset] = {}
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -268,6 +308,8 @@ class ParquetTable(ArrowTable):
         return self._schema.field(column).type
 
     def _column(self, column: str) -> pyarrow.ChunkedArray:
+        if self.is_text(column) and is_large(self._file):
+            return self._map(column).data.column(column)
         if column not in self._columns:
             with _faults_of(self.name):
                 # `columns=` also matches the beginning of other paths ("a" matches "a.b"), so select by name.
@@ -276,17 +318,28 @@ class ParquetTable(ArrowTable):
 
     def texts(self, columns: tuple[str, ...]) -> Dataset:
         """Returns a dataset of these text columns."""
-        found = {column: self._column(column) for column in columns}
-        plain = (types.is_string, types.is_large_string)
-        for column, values in found.items():
-            if not any(is_kind(values.type) for is_kind in plain):
-                found[column] = values.cast(pyarrow.large_string())
-        return Dataset(pyarrow.table(found))
+        if is_large(self._file) and all(map(self.is_text, columns)):
+            return concatenate_datasets([self._map(column) for column in columns], axis=1)
+        return Dataset(
+            pyarrow.table({column: self._column(column).cast(self._text_type(column)) for column in columns})
+        )
+
+    def _map(self, column: str) -> Dataset:
+        if column not in self._mapped:
+            with _faults_of(self.name):
+                self._mapped[column] = mapped_column(
+                    self._file, self.name, column, self._text_type(column), self._cache
+                )
+        return self._mapped[column]
+
+    def _text_type(self, column: str) -> pyarrow.DataType:
+        kind = self._type(column)
+        return kind if types.is_string(kind) or types.is_large_string(kind) else pyarrow.large_string()
 
     def class_names(self, column: str) -> list[str] | None:
         """Returns the ClassLabel names that `datasets` stored for a column of integers or lists of them; else None."""
-        type_ = _stored_type(self._type(column))
-        if not types.is_integer(_stored_type(type_.value_type) if _is_list(type_) else type_):
+        type_ = stored_type(self._type(column))
+        if not types.is_integer(stored_type(type_.value_type) if is_list(type_) else type_):
             return None
         feature: Any = self._metadata(b"huggingface")
         for key in ("info", "features", column):
@@ -297,66 +350,18 @@ class ParquetTable(ArrowTable):
         return [str(name) for name in names] if names else None
 
 
-# --- columns of Arrow -------------------------------------------------------------------------------------------------
-
-
-def _row_names(columns: Iterable[str]) -> frozenset[str]:
-    """Returns the columns whose names mark them as row names or row numbers of another tool."""
-    return frozenset(name for name in columns if _ROW_NAMES.fullmatch(name))
-
-
-def _stored_type(type_: pyarrow.DataType) -> pyarrow.DataType:
-    """Returns the type of the values: the entries of a dictionary type, the storage of an extension type."""
-    if isinstance(type_, pyarrow.BaseExtensionType):
-        return _stored_type(type_.storage_type)
-    return _stored_type(type_.value_type) if types.is_dictionary(type_) else type_
-
-
-def _is_text(type_: pyarrow.DataType) -> bool:
-    stored = _stored_type(type_)
-    return any(is_kind(stored) for is_kind in (types.is_string, types.is_large_string, types.is_string_view))
-
-
-def _is_list(type_: pyarrow.DataType) -> bool:
-    kinds = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
-    return any(is_kind(type_) for is_kind in kinds)
-
-
-def _can_be_label(type_: pyarrow.DataType) -> bool:
-    """Whether values of this type can be labels; maps, unions and intervals cannot."""
-    stored = _stored_type(type_)
-    if _is_list(stored):
-        return _can_be_label(stored.value_type)
-    return not any(is_kind(stored) for is_kind in (types.is_map, types.is_union, types.is_interval))
-
-
-def _first_unreadable(column: pyarrow.ChunkedArray) -> int:
-    """Returns the first row whose text is not UTF-8; some programs write other bytes."""
-    for row, value in enumerate(column):
-        try:
-            value.as_py()
-        except UnicodeDecodeError:
-            return row
-    return 0
-
-
-def _plain(value: Any) -> Any:
-    """Returns a value with each Decimal as an int or float, also inside lists."""
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    if isinstance(value, Decimal):
-        return float(value) if int(value.as_tuple().exponent) < 0 else int(value)
-    return value
-
-
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def read_table(file: str) -> Table:
+def read_table(file: str, cache_dir: str | None = None) -> Table:
     """Returns the table of a .csv, .tsv, .json, .jsonl or .parquet file.
 
     CSV and TSV files have a header line. `delimited.read_delimited` describes the rules for quotes in TSV, and
     `json_rows.read_json` the supported formats of JSON.
+
+    Args:
+        file: its path.
+        cache_dir: see `ParquetTable`.
 
     Raises:
         UsageError: the file cannot be read, does not match its suffix, or a row does not fit the header.
@@ -369,7 +374,7 @@ def read_table(file: str) -> Table:
             return FileTable(file, read_delimited(file, read_text(file), separator), typed=False)
         if suffix in (".json", ".jsonl"):
             return FileTable(file, read_json(file, read_text(file)), typed=True)
-        return ParquetTable(file)
+        return ParquetTable(file, cache_dir)
 
 
 @contextmanager

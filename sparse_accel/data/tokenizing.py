@@ -5,12 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import numpy as np
+import pyarrow
 from datasets import Dataset
+from pyarrow import compute, types
+
+from sparse_accel.console import note
+from sparse_accel.data.arrow_columns import pieces
+from sparse_accel.distributed.threads import share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,8 +27,10 @@ if TYPE_CHECKING:
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # With fewer rows, starting a process costs more time than it saves.
 ROWS_PER_PROCESS = 10_000
-# Part of every fingerprint; increase it when the same inputs give other tokens than before.
-_VERSION = "2"
+# The same for processes that nobody asked for: those of other programs are not known.
+_ROWS_PER_OWN_PROCESS = 50_000
+# Part of every fingerprint; increase it when the same inputs give other tokens than before, or another digest.
+_VERSION = "3"
 
 
 def tokenize(
@@ -41,7 +51,8 @@ def tokenize(
         encode: a module-level function, called as encode(columns of some rows, tokenizer, **settings); returns columns.
         settings: everything else that the result depends on; values that JSON can hold.
         cache_dir: folder for the result; None: the Hugging Face cache.
-        num_workers: number of processes; None: one.
+        num_workers: number of processes; None: as many as pay, at most one for each CPU. Several threads of one
+            process would only share the work inside the tokenizer, which is a third of the time.
         overwrite_cache: whether to tokenize again even if the result is in the cache.
     """
     name = f"{encode.__module__}.{encode.__qualname__}"
@@ -50,8 +61,11 @@ def tokenize(
     cache.mkdir(parents=True, exist_ok=True)
     result = {}
     for split, dataset in splits.items():
-        processes = max(1, min(num_workers or 1, len(dataset) // ROWS_PER_PROCESS))
+        least = ROWS_PER_PROCESS if num_workers else _ROWS_PER_OWN_PROCESS
+        processes = max(1, min(num_workers or share().cpus, len(dataset) // least))
         fingerprint = hashlib.sha256(f"{digest_of_rows(dataset)} {identity}".encode()).hexdigest()[:32]
+        found = not overwrite_cache and any(cache.glob(f"{fingerprint}*.arrow"))
+        start = time.perf_counter()
         result[split] = dataset.map(
             _encode,
             batched=True,
@@ -63,6 +77,10 @@ def tokenize(
             fn_kwargs={"encode": encode, "tokenizer": tokenizer, "settings": settings},
             desc=f"tokenizing {split}",
         )
+        if not found and len(dataset) >= ROWS_PER_PROCESS:
+            seconds = time.perf_counter() - start
+            speed = f"{len(dataset) / seconds:,.0f} rows/s, {processes} process{'es' * (processes > 1)}"
+            note(f"tokenized {len(dataset):,} {split} rows in {seconds:,.0f} s: {speed}")
     return result
 
 
@@ -75,12 +93,41 @@ def _encode(
 
 
 def digest_of_rows(dataset: Dataset) -> str:
-    """Returns a SHA-256 of the rows, with sorted columns: the same data gives the same digest on any machine."""
+    """Returns a SHA-256 of the rows, with sorted columns: the same data gives the same digest on any machine.
+
+    It does not depend on how the rows are divided into files and chunks, or on the width of their types.
+    """
     result = hashlib.sha256()
-    columns = sorted(dataset.column_names)
-    for batch in dataset.with_format(None).select_columns(columns).iter(batch_size=1000):
-        result.update(repr([(column, batch[column]) for column in columns]).encode())
+    for column in sorted(dataset.column_names):
+        result.update(json.dumps(column).encode())
+        for piece in pieces(dataset, column):
+            _add_to(result, piece)
     return result.hexdigest()
+
+
+def _add_to(digest: Any, values: pyarrow.Array) -> None:
+    """Adds the values of a column to a digest: how many, which are null, and what the others are."""
+    digest.update(f"{len(values)} {values.null_count} ".encode())
+    if values.null_count:
+        digest.update(np.packbits(values.is_null().to_numpy(zero_copy_only=False)))
+        values = values.drop_null()
+    kind = values.type
+    if types.is_string(kind) or types.is_large_string(kind):
+        values = values.cast(pyarrow.large_string())
+        _, offsets, content = values.buffers()
+        ends = np.frombuffer(offsets, dtype=np.int64)[values.offset : values.offset + len(values) + 1]
+        digest.update(b"text")
+        digest.update(np.diff(ends))
+        digest.update(b"" if content is None else content[int(ends[0]) : int(ends[-1])])
+    elif types.is_integer(kind) or types.is_floating(kind):
+        digest.update(b"whole" if types.is_integer(kind) else b"decimal")
+        digest.update(values.to_numpy().astype(np.int64 if types.is_integer(kind) else np.float64))
+    elif types.is_list(kind) or types.is_large_list(kind):
+        digest.update(b"list")
+        digest.update(compute.list_value_length(values).to_numpy(zero_copy_only=False).astype(np.int64))
+        _add_to(digest, values.flatten())
+    else:
+        digest.update(repr(values.to_pylist()).encode())
 
 
 def model_inputs(encoded: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

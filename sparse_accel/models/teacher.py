@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sparse_accel.cli.parser import expanded
 from sparse_accel.console import progress_bar
+from sparse_accel.data.arrow_columns import lengths_of
 from sparse_accel.data.batches import Collator, GlobalBatchSampler, inputs_of, make_loader, teacher_inputs_of
 from sparse_accel.distributed.collectives import by_main_process, reduce_sum
 from sparse_accel.errors import UsageError, listed
@@ -36,6 +37,10 @@ from sparse_accel.tasks.units import starts_of, unit_numbers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+# A table of more entries stays on disk. On a GPU, to look it up there costs a copy in each step.
+_MOST_ENTRIES_IN_MEMORY = {False: 1_000_000, True: 50_000_000}
 
 
 def default_cache() -> Path:
@@ -68,7 +73,7 @@ class Teacher:
 
     Attributes:
         table: logits (U, C) float32 in the student's label order, of all U rows, or of all their U labelled tokens; in
-            memory, or on disk for a task that says so.
+            memory, or on disk if there are millions, or for a task that says so.
     """
 
     def __init__(self, model: nn.Module, order: list[int] | None = None, task: Task | None = None) -> None:
@@ -188,7 +193,7 @@ class Teacher:
         counts = self.task.labelled_counts(dataset)
         self._starts = starts_of(counts).to(accelerator.device)
         entries = int(counts.sum())
-        if self.task.table_on_disk:
+        if self.task.table_on_disk or entries > _MOST_ENTRIES_IN_MEMORY[accelerator.device.type == "cuda"]:
             batches = self._batches(accelerator, dataset, tokenizer, batch_size)
             self.table, found = map_table(accelerator, path.with_suffix(".npy"), entries, batches)
             return found
@@ -226,8 +231,7 @@ class Teacher:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the numbers of entries of the table, (N,) int64, and their logits, (N, C) float32: those of this
         process."""
-        lengths = [len(ids) for ids in dataset["input_ids"]]
-        sampler = GlobalBatchSampler(lengths, batch_size, accelerator.num_processes, seed=None)
+        sampler = GlobalBatchSampler(lengths_of(dataset), batch_size, accelerator.num_processes, seed=None)
         collator = Collator(tokenizer, token_columns=self.task.token_columns)
         loader = accelerator.prepare_data_loader(make_loader(dataset, sampler, collator))
         with progress_bar(accelerator, len(dataset), "teacher", "rows") as bar:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+_ENTRIES_AT_ONCE = 100_000
+
+
 class MappedTable:
     """Rows of float32 in a file, looked up like those of a tensor.
 
@@ -42,6 +45,12 @@ class MappedTable:
     def __getitem__(self, numbers: Tensor) -> Tensor:
         """Returns the entries of these numbers, (..., C), on their device; only those are read."""
         return torch.from_numpy(self._values[numbers.cpu().numpy()]).to(numbers.device)
+
+    def columns_of_largest(self) -> Tensor:
+        """Returns the column of the largest number of each entry, (entries,) int64."""
+        starts = range(0, len(self._values), _ENTRIES_AT_ONCE)
+        parts = [self._values[start : start + _ENTRIES_AT_ONCE].argmax(axis=1) for start in starts]
+        return torch.from_numpy(np.concatenate(parts))
 
 
 def read_table(path: Path, entries: int) -> MappedTable | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sparse_accel.data.splitting import draw, draw_groups, hold_out, hold_out_groups
 from sparse_accel.errors import UsageError
 
@@ -62,7 +64,7 @@ def draw_rows(
     arguments: TrainingArguments,
     splits: dict[str, Dataset],
     sources: dict[str, str],
-    strata: Sequence[Hashable] | None,
+    strata: np.ndarray | None,
     groups: Callable[[Dataset], Sequence[Hashable]] | None = None,
 ) -> tuple[dict[str, Dataset], dict[str, str]]:
     """Returns the splits after --validation_ratio and the --max_*_samples limits, and their sources.
@@ -74,7 +76,7 @@ def draw_rows(
         arguments: flags with ratio, limits and seed.
         splits: rows by the name of their split.
         sources: where the rows of each split come from, for messages.
-        strata: class of each training row, kept in proportion by a hold-out; None: there are no classes.
+        strata: number of each training row's class, as `hold_out` takes it, kept in proportion; None: no classes.
         groups: gives the group of each row, which is held out or evaluated as a whole; None: there are no groups.
 
     Raises:
@@ -83,11 +85,14 @@ def draw_rows(
     splits, sources = dict(splits), dict(sources)
     if arguments.validation_ratio is not None:
         train = splits["train"]
+        kept: list[int] | np.ndarray
+        held: list[int] | np.ndarray
         if groups:
             kept, held = hold_out_groups(groups(train), arguments.validation_ratio, arguments.seed)
         else:
-            kept, held = hold_out(strata or [0] * len(train), arguments.validation_ratio, arguments.seed)
-        if not held or not kept:
+            classes = np.zeros(len(train), dtype=np.int64) if strata is None else strata
+            kept, held = hold_out(classes, arguments.validation_ratio, arguments.seed)
+        if not len(held) or not len(kept):
             raise UsageError(
                 f"--validation_ratio {arguments.validation_ratio} of {len(train)} rows ({sources['train']}) leaves "
                 f"{len(kept)} for training and {len(held)} for evaluation."
@@ -107,6 +112,7 @@ def draw_rows(
         if purpose == "test":
             splits[split] = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
             continue
+        rows: list[int] | np.ndarray | None
         if groups and purpose == "validation":
             rows = draw_groups(groups(dataset), limit, arguments.seed)
         else:

@@ -154,10 +154,12 @@ def fill_teacher_table(
 def _correct_on(arguments: TrainingArguments, teacher: Teacher, dataset: Any) -> str:
     """`; correct on 91.2% of them`. Warns if a constant answer would be correct more often, as with swapped labels."""
     classes = teacher.task.class_labels(dataset)
-    if classes is None or not isinstance(teacher.table, torch.Tensor):
+    table = teacher.table
+    if classes is None or table is None:
         return ""
-    labels = torch.from_numpy(classes).to(teacher.table.device)
-    right = float((teacher.table.argmax(1) == labels).float().mean())
+    decided = table.argmax(1) if isinstance(table, torch.Tensor) else table.columns_of_largest()
+    labels = torch.from_numpy(classes).to(decided.device)
+    right = float((decided == labels).float().mean())
     most = float(labels.bincount().max()) / len(labels)
     what = "rows" if teacher.task.unit == "sentences" else teacher.task.unit
     if right < most:

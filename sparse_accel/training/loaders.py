@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from sparse_accel.data.arrow_columns import largest_in, lengths_of
 from sparse_accel.data.batches import Collator, GlobalBatchSampler, Rows, make_loader
 from sparse_accel.data.loader_workers import begin_worker
 from sparse_accel.errors import UsageError
@@ -60,7 +61,7 @@ def tokenize_rows(
     with accelerator.main_process_first():
         found = task.tokenize(tokenizer, limit, **options)
     known = cast(Any, model).get_input_embeddings().num_embeddings
-    used = {split: max((max(ids, default=0) for ids in each["input_ids"]), default=0) for split, each in found.items()}
+    used = {split: largest_in(each, "input_ids") for split, each in found.items()}
     if task.data.stream is not None:  # its rows are not known yet
         used["train"] = max(tokenizer.get_vocab().values())
     for split, largest in used.items():
@@ -84,7 +85,7 @@ def training_loader(
     if task.data.stream is not None:
         return stream_loader(arguments, accelerator, task, rows.limit, rows.collator)
     dataset, splits = rows.splits["train"], accelerator.num_processes * accelerator.gradient_accumulation_steps
-    lengths = [len(ids) for ids in dataset["input_ids"]]
+    lengths = lengths_of(dataset)
     weights = task.row_weights(dataset) if task.is_labelled(dataset) else None  # --one_shot needs no labels
     sampler = GlobalBatchSampler(lengths, arguments.per_device_train_batch_size, splits, arguments.seed, weights)
     workers, pin = arguments.dataloader_num_workers, accelerator.device.type == "cuda"
@@ -111,7 +112,7 @@ def evaluation_loader(
     arguments: TrainingArguments, accelerator: Accelerator, dataset: Dataset, collator: Collator
 ) -> DataLoader[Any]:
     """Returns a prepared loader that gives each row once, in batches of rows with similar lengths."""
-    lengths = [len(ids) for ids in dataset["input_ids"]]
-    sampler = GlobalBatchSampler(lengths, arguments.per_device_eval_batch_size, accelerator.num_processes, seed=None)
+    size = arguments.per_device_eval_batch_size
+    sampler = GlobalBatchSampler(lengths_of(dataset), size, accelerator.num_processes, seed=None)
     loader = make_loader(dataset, sampler, collator, workers=arguments.dataloader_num_workers)
     return accelerator.prepare_data_loader(loader)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparse_accel.console import warn
+from sparse_accel.data.arrow_columns import class_numbers
 from sparse_accel.data.columns import USUAL_LABEL_COLUMNS, check_column, find_label_column, find_text_columns
 from sparse_accel.data.sources import load_tables
 from sparse_accel.data.tables import Table
@@ -149,12 +150,13 @@ def load_text_classification(
         is_evaluated = split.startswith(evaluated) and split in labelled
         kind.check_rows(table, splits[split], text_columns, evaluated=is_evaluated)
     for split, labels in labelled.items():
-        splits[split] = splits[split].add_column(LABEL, reader.read(labels), feature=reader.feature)
+        column: Any = labels.by_row(reader.read(labels), reader.feature)
+        splits[split] = splits[split].add_column(LABEL, column, feature=reader.feature)
     if reader.by_position:
         warn(f"labels are matched by position, not by name: {reader.by_position}")
     strata = None
     if "train" in labelled and reader.problem_type == SINGLE_LABEL:
-        strata = splits["train"][LABEL][:]
+        strata = class_numbers(splits["train"], LABEL)
     sources = {split: table.name for split, table in tables.items()}
     splits, sources = draw_rows(arguments, splits, sources, strata, kind.groups(text_columns))
     return TextClassificationData(

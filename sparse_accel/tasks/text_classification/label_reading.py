@@ -109,7 +109,7 @@ class LabelReader:
         return List(Value("string")) if self.problem_type == MULTI_LABEL else Value("string")
 
     def read(self, labels: LabelColumn) -> list[Any]:
-        """Returns the labels, row by row, with the type `feature`; all names are in `names`.
+        """Returns each of the different labels, with the type `feature`; all names are in `names`.
 
         Raises:
             UsageError: a label is missing, of the wrong kind or unknown.
@@ -176,7 +176,7 @@ class LabelReader:
         return False
 
     def _check_names(self, teaching: LabelColumn, asked: bool) -> None:
-        place, rows = f"{teaching.table.name}, column '{teaching.column}'", len(teaching.values)
+        place, rows = f"{teaching.table.name}, column '{teaching.column}'", teaching.rows
         if len(self.names) < 2:
             raise UsageError(f"{place}: all labels are {', '.join(self.names) or 'empty'}; training needs two or more.")
         if len(self.names) > max(_MANY_LABELS, rows // 2) and not asked:
@@ -193,5 +193,5 @@ class LabelReader:
 
 
 def _flat(labels: list[Any]) -> list[str]:
-    """Returns all names, whether a row has one or a list of them."""
+    """Returns all names, whether a label is one or a list of them."""
     return [name for label in labels for name in (label if isinstance(label, list) else [label])]

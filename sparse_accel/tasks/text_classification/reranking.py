@@ -34,25 +34,27 @@ def highest_score(labels: LabelColumn) -> int:
     Raises:
         UsageError: a score is missing, not a number, below 0, or neither from 0 to 1 nor a whole grade.
     """
-    numbers = [_number(labels, row) for row in range(len(labels.values))]
+    numbers = [_number(labels, label) for label in range(len(labels.values))]
     highest = max(numbers, default=0.0)
     if highest <= 1:
         return 1
-    row = next((row for row, number in enumerate(numbers) if number > 1 and not number.is_integer()), None)
-    fraction = next((row for row, number in enumerate(numbers) if not number.is_integer()), None)
-    if row is None and fraction is not None:
-        row = next(row for row, number in enumerate(numbers) if number > 1)
-    if row is not None:
-        other = f" {numbers[fraction]:g} in row {fraction + 1} is no grade." if fraction not in (None, row) else ""
+    label = next((label for label, number in enumerate(numbers) if number > 1 and not number.is_integer()), None)
+    fraction = next((label for label, number in enumerate(numbers) if not number.is_integer()), None)
+    if label is None and fraction is not None:
+        label = next(label for label, number in enumerate(numbers) if number > 1)
+    if label is not None:
+        other = ""
+        if fraction is not None and fraction != label:
+            other = f" {numbers[fraction]:g} in row {labels.row(fraction) + 1} is no grade."
         raise UsageError(
-            f"{labels.place(row)}: the score is {numbers[row]:g}, but {_SCALES}.{other} Divide all scores by the "
+            f"{labels.place(label)}: the score is {numbers[label]:g}, but {_SCALES}.{other} Divide all scores by the "
             "highest possible one."
         )
     return int(highest)
 
 
 def read_scores(labels: LabelColumn, highest: int, known_from: str) -> list[float]:
-    """Returns the scores, row by row, divided by the highest possible one: 0 to 1.
+    """Returns each of the different scores, divided by the highest possible one: 0 to 1.
 
     Args:
         labels: of the source.
@@ -62,22 +64,22 @@ def read_scores(labels: LabelColumn, highest: int, known_from: str) -> list[floa
     Raises:
         UsageError: a score is missing, not a number, or not on this scale.
     """
-    numbers = [_number(labels, row) for row in range(len(labels.values))]
-    for row, number in enumerate(numbers):
+    numbers = [_number(labels, label) for label in range(len(labels.values))]
+    for label, number in enumerate(numbers):
         if number > highest or (highest > 1 and not number.is_integer()):
             scale = f"whole grades from 0 to {highest}" if highest > 1 else "from 0 to 1"
             remedy = "Use the same scale" if highest > 1 else "Divide the scores by the highest possible one"
             raise UsageError(
-                f"{labels.place(row)}: the score is {number:g}, but the scores of {known_from} are {scale}. {remedy}, "
-                "or correct this row."
+                f"{labels.place(label)}: the score is {number:g}, but the scores of {known_from} are {scale}. "
+                f"{remedy}, or correct this row."
             )
     return [number / highest for number in numbers]
 
 
-def _number(labels: LabelColumn, row: int) -> float:
-    number = labels.number(row, "a reranker")
+def _number(labels: LabelColumn, label: int) -> float:
+    number = labels.number(label, "a reranker")
     if number < 0:
-        raise UsageError(f"{labels.place(row)}: the score is {number:g}, but {_SCALES}. Correct this row.")
+        raise UsageError(f"{labels.place(label)}: the score is {number:g}, but {_SCALES}. Correct this row.")
     return number
 
 

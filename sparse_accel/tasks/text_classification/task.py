@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.cli.training import TrainingArguments
+from sparse_accel.data.arrow_columns import numbers_in
 from sparse_accel.data.columns import find_label_column
 from sparse_accel.data.tables import read_table
 from sparse_accel.errors import UsageError, listed
@@ -150,7 +151,7 @@ class TextClassification(RowRules, Task):
         return self.units(batch)
 
     def class_labels(self, rows: Dataset) -> np.ndarray | None:
-        return np.asarray(rows["labels"]) if self.problem_type == SINGLE_LABEL else None
+        return numbers_in(rows, "labels") if self.problem_type == SINGLE_LABEL else None
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from sparse_accel.data import tokenizing
+from sparse_accel.distributed.threads import Share
 from sparse_accel.tasks.text_classification.data import TextClassificationData
 from sparse_accel.tasks.text_classification.encoding import tokenize_texts
 
@@ -90,12 +92,38 @@ def test_several_processes_keep_the_order(tmp_path: Path, monkeypatch: pytest.Mo
     assert train["input_ids"][:] == [[2, len(WORDS) + row, 3] for row in range(150)]
 
 
+@pytest.mark.parametrize(("asked", "cpus", "expected"), [(None, 8, 3), (None, 2, 2), (2, 8, 2), (8, 1, 7), (1, 8, 1)])
+def test_processes_that_pay(
+    asked: int | None, cpus: int, expected: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With no number given, as many as there are CPUs, but each has enough rows to pay; and the speed is shown once."""
+    monkeypatch.setattr(tokenizing, "share", lambda: Share(cpus, "a test"))
+    monkeypatch.setattr(tokenizing, "ROWS_PER_PROCESS", 20)
+    monkeypatch.setattr(tokenizing, "_ROWS_PER_OWN_PROCESS", 50)
+    rows = Dataset.from_dict({"text": ["a"] * 150})
+    started = []
+
+    def tokenized(self: Dataset, *_: Any, num_proc: int | None, **__: Any) -> Dataset:
+        started.append(num_proc or 1)
+        return self
+
+    monkeypatch.setattr(Dataset, "map", tokenized)
+    tokenizing.tokenize({"train": rows}, make_tokenizer(), tokenizing.model_inputs, {}, num_workers=asked)
+    assert started == [expected]
+    words = f"{expected} process{'es' * (expected > 1)}"
+    assert re.fullmatch(rf"tokenized 150 train rows in \d+ s: [\d,]+ rows/s, {words}\n", capsys.readouterr().out)
+
+
 # --- made once --------------------------------------------------------------------------------------------------------
 
 
-def test_tokenized_once(data: TextClassificationData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenized_once(
+    data: TextClassificationData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     tokenizer = make_tokenizer()
+    monkeypatch.setattr(tokenizing, "ROWS_PER_PROCESS", 2)
     first = tokenize_texts(data, tokenizer, max_seq_length=6)["train"]
+    assert "tokenized 3 train rows" in capsys.readouterr().out
 
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("tokenized again")
@@ -105,7 +133,7 @@ def test_tokenized_once(data: TextClassificationData, monkeypatch: pytest.Monkey
     monkeypatch.setattr(tokenizing, "_encode", fail)
     for same in (tokenizer, make_tokenizer()):
         again: Dataset = tokenize_texts(data, same, max_seq_length=6)["train"]
-        assert again[:] == first[:]
+        assert again[:] == first[:] and capsys.readouterr().out == ""
     with pytest.raises(AssertionError, match="tokenized again"):
         tokenize_texts(data, tokenizer, max_seq_length=6, overwrite_cache=True)
     with pytest.raises(AssertionError, match="tokenized again"):

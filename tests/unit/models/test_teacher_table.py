@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from tiny import make_bert, make_rows, make_tokenizer
 from torch import Tensor
 
 from sparse_accel.errors import UsageError
-from sparse_accel.models.teacher_table import map_table, read_table
+from sparse_accel.models import teacher as teachers
+from sparse_accel.models import teacher_table
+from sparse_accel.models.teacher import Teacher
+from sparse_accel.models.teacher_table import MappedTable, map_table, read_table
 
 WIDTH = 64
 
@@ -33,6 +37,24 @@ def test_entries_are_found_by_number(tmp_path: Path) -> None:
     again, found = map_table(Accelerator(), tmp_path / "new" / "table.npy", 2500, nothing)
     assert found and torch.equal(again[numbers], table[numbers])
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["table.npy"]
+
+
+def test_the_column_of_the_largest_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_table, "_ENTRIES_AT_ONCE", 7)
+    values = torch.rand(50, 3)
+    table, _ = map_table(Accelerator(), tmp_path / "table.npy", 50, [(torch.arange(50), values)])
+    assert torch.equal(table.columns_of_largest(), values.argmax(1))
+
+
+def test_logits_of_millions_of_rows_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables, rows = [], make_rows(9)
+    for most in (9, 8):
+        monkeypatch.setattr(teachers, "_MOST_ENTRIES_IN_MEMORY", {False: most, True: most})
+        teacher = Teacher(make_bert())
+        assert not teacher.make_table(Accelerator(cpu=True), rows, make_tokenizer(), batch_size=4, cache=tmp_path)
+        assert isinstance(teacher.table, MappedTable) == (most == 8)
+        tables.append(teacher.outputs({"row_id": torch.tensor([3, 8, -1])}, ["logits"])["logits"][:2])
+    assert torch.equal(*tables)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut off", "not an array", "other rows", "other type"])
