@@ -211,13 +211,16 @@ def started(name: str, contestant: Contestant, log: Path) -> Iterator[Program]:
     from_it, reports = os.pipe()
     python, launcher, kind, *rest = contestant.command
     settings = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "NM_DISABLE_ANALYTICS": "1"}
+    environment = {**os.environ, **settings}
+    environment.pop("GOMP_SPINCOUNT", None)  # this program has set it for itself: each has its own way to wait
     with open(log, "wb") as stream:
         process = subprocess.Popen(
             [python, launcher, kind, str(orders), str(reports), *rest],
             stdout=stream,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=os.environ | settings,
+            cwd=log.parent,  # SparseML writes a folder of logs where it is started
+            env=environment,
             pass_fds=(orders, reports),
             start_new_session=True,
         )

@@ -83,7 +83,7 @@ def hook_trainer(turns: Turns) -> None:
         before(self, *arguments, **options)
         self.add_callback(InTurns())
 
-    transformers.Trainer.__init__ = with_turns
+    transformers.Trainer.__init__ = with_turns  # type: ignore[method-assign]
 
 
 def hook_sparse_accel(turns: Turns) -> None:
@@ -114,7 +114,7 @@ def hook_sparse_accel(turns: Turns) -> None:
         turns.say(teacher_seconds=time.perf_counter() - began)
         return found
 
-    TrainingSteps.__iter__, TrainingSteps.add = in_turns, add_and_end  # type: ignore[method-assign, assignment]
+    TrainingSteps.__iter__, TrainingSteps.add = in_turns, add_and_end  # type: ignore[method-assign]
     distillation.fill_teacher_table = timed_fill
 
 

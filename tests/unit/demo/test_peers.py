@@ -25,6 +25,7 @@ def log(text):
     with open(shared, "a") as file:
         file.write(f"{name} {text}\\n")
 log(f"started {os.getpid()}")
+assert "GOMP_SPINCOUNT" not in os.environ and os.environ["NM_DISABLE_ANALYTICS"] == "1"
 if kind == "table":
     print(json.dumps({"teacher_seconds": 3.0}), file=reports)
 for epoch in range(9):
@@ -52,16 +53,17 @@ def stand_in(tmp_path: Path) -> Any:
     return make
 
 
-def epoch(number: int, *, rows: int = 10, seconds: float = 1.0, **more: int) -> Epoch:
-    return Epoch(
-        **{"epoch": number, "rows": rows, "seconds": seconds, "threads": 2, "rounding": 0, "observing": 0} | more
-    )
+def epoch(number: int, *, rows: int = 10, seconds: float = 1.0, threads: int = 2, **quantizers: int) -> Epoch:
+    return Epoch(number, rows, seconds, threads, **{"rounding": 0, "observing": 0, **quantizers})
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------
 
 
-def test_one_program_works_at_a_time_in_an_order_that_rotates(tmp_path: Path, stand_in: Any) -> None:
+def test_one_program_works_at_a_time_in_an_order_that_rotates(
+    tmp_path: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1")  # as this package sets it, for itself
     programs = {"one": stand_in("one"), "two": stand_in("two", kind="table"), "three": stand_in("three")}
     seen: list[str] = []
     found, teacher = peers.take_turns(programs, 3, tmp_path, lambda name, done: seen.append(f"{name} {done.epoch}"))
