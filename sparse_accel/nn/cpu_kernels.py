@@ -125,19 +125,20 @@ class MaskedOnCpu(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, bits: Tensor, used_once: bool = False) -> Tensor:
         ctx.save_for_backward(bits)
         ctx.used_once = used_once
-        return _masked(weight.contiguous(), bits)
+        return masked_on_cpu(weight.contiguous(), bits)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (bits,) = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         if not ctx.used_once:
-            return _masked(gradient, bits), None, None
+            return masked_on_cpu(gradient, bits), None, None
         clear_on_cpu(gradient, bits)
         return gradient, None, None
 
 
-def _masked(x: Tensor, bits: Tensor) -> Tensor:
+def masked_on_cpu(x: Tensor, bits: Tensor) -> Tensor:
+    """Returns a new tensor with 0 where the mask of `bits` is False; float32, without a gradient."""
     fast = kernel() if bits.dtype == torch.bool else None
     return fast(x, mask=bits) if fast else (x.view(torch.int32) & bits).view(torch.float32)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.nn.cpu_kernels import Grid, fake_quantize_on_cpu, kernel
+from sparse_accel.nn.cpu_kernels import Grid, fake_quantize_on_cpu, kernel, masked_on_cpu
 
 # The smallest scale, because a tensor of zeros would get scale 0: the epsilon of float32.
 _SMALLEST_SCALE = torch.finfo(torch.float32).eps
@@ -175,7 +175,7 @@ class FakeQuantize(nn.Module):
         """Returns whether the next forward masks, observes and rounds `x` in one pass over the memory."""
         if torch.compiler.is_compiling() or x.device.type != "cpu" or self.scheme.channel_axis is not None:
             return False
-        return self.enabled and self.ready and not self.calibrating and kernel() is not None
+        return self.enabled and not self.calibrating and kernel() is not None
 
     def forward(
         self, x: Tensor, whole: Tensor | None = None, rows: Tensor | None = None, bits: Tensor | None = None
@@ -196,22 +196,28 @@ class FakeQuantize(nn.Module):
             return x
         observed = (x if whole is None else whole) if self.training and self.observing else None
         if self.in_one_pass(x):
-            seen = (self.seen_minimum, self.seen_maximum) if observed is x else None
+            # The very first forward observes before it rounds. It is the same operation, because activations may be
+            # recomputed in the backward, when there is a range.
+            seen = (self.seen_minimum, self.seen_maximum) if observed is x and self.ready else None
             if observed is not None and seen is None:
-                self.observe(observed.detach())
+                self.observe(observed.detach() if bits is None else masked_on_cpu(observed.detach(), bits))
+            self._check_ready()
             grid = _grid(self.scale, self.zero_point, self.scheme)
             return fake_quantize_on_cpu(x.float(), grid, bits, seen).to(x.dtype)
         if observed is not None:
             self.observe(observed.detach())
         if self.calibrating:
             return x
-        if not self.ready:
-            raise RuntimeError("a quantizer is on but has no range: run a batch in training mode first")
+        self._check_ready()
         if rows is None or self.scheme.channel_axis is None:
             return fake_quantize(x, self.scale, self.zero_point, self.scheme).to(x.dtype)
         each = rows.flatten()
         flat = fake_quantize(x.reshape(-1, x.shape[-1]), self.scale[each], self.zero_point[each], self.scheme)
         return flat.reshape(x.shape).to(x.dtype)
+
+    def _check_ready(self) -> None:
+        if not self.ready:
+            raise RuntimeError("a quantizer is on but has no range: run a batch in training mode first")
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

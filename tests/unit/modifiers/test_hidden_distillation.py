@@ -415,7 +415,7 @@ def test_projections_train_alike_with_the_scaled_loss_of_fp16() -> None:
         ("{hidden_states: false}", "hidden_states: there is nothing to compare"),
         ("{layers: []}", "layers: must not be empty"),
         ("{layers: [1, 1]}", "layers: names a block twice"),
-        ("{layers: [0.5]}", "layers: expected a list .* got"),
+        ("{layers: [0.5]}", "layers: entry 1: expected an integer, got 0.5"),
         ("{hidden_states: false, embeddings: true, layers: [0]}", "layers: has no effect on embeddings"),
         ("{hidden_states: false, attentions: true, project_features: true}", "project_features: has no effect"),
         ("{tokens: last}", "tokens: expected one of all, first, got 'last'"),

@@ -277,7 +277,7 @@ def test_a_note_says_what_stays() -> None:
     ("keys", "key", "part"),
     [
         ("layers: 2", "layers", "expected a list"),
-        ("layers: [2]", "layers", "got [2]"),
+        ("layers: [2]", "layers", "entry 1: expected a string, got 2"),
         ("layers: []", "layers", "must not be empty"),
         ("layers: ''", "layers", "must not be empty"),
         ("layers: __ALL__", "layers", "__ALL__ would drop every layer"),
