@@ -66,6 +66,7 @@ from sparse_accel.files import write_json
 from sparse_accel.models.teacher import Teacher
 from sparse_accel.run_folder.checkpoints import save_checkpoint
 from sparse_accel.run_folder.trainer_state import History
+from sparse_accel.training.memory import keep_freed_memory
 from sparse_accel.zoo import RECIPES
 
 MOVEMENT, HIDDEN_STATES = RECIPES / "movement_pruned90.yaml", RECIPES / "sparse_quant_distilled.yaml"
@@ -100,6 +101,8 @@ def main() -> None:
         measure_beside_peers(arguments)
         return
 
+    if not torch.cuda.is_available():
+        keep_freed_memory()  # as a training script does
     accelerator = Accelerator(kwargs_handlers=launch_options())
     check_launch(accelerator)
     tokenizer, dense, sparse, rows = load(arguments.model, arguments.train_file)
