@@ -37,9 +37,9 @@ def distinct_of(values: list[Any]) -> Distinct:
 
 
 def distinct_in(column: pyarrow.ChunkedArray) -> tuple[pyarrow.Array, np.ndarray, np.ndarray]:
-    """Returns the same of a column of Arrow that is no list: its values as an array, then rows and numbers.
+    """Returns values, rows and numbers, as `Distinct` has them, of a column whose type is not a list.
 
-    Numbers that differ in a bit are different, as 0.0 and -0.0 are.
+    Numbers of different bits are different values: 0.0 and -0.0.
     """
     kind = column.type
     if types.is_dictionary(kind):

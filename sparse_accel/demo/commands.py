@@ -18,9 +18,6 @@ from sparse_accel.errors import UsageError
 ROOT = Path(__file__).resolve().parent.parent.parent
 # More threads do not help with batches of a few dozen sentences.
 _MOST_THREADS = 8
-# Each training step allocates gradients and activations again. If glibc keeps that memory instead of returning it to
-# the system each time, a MiniLM step on a CPU is 10% faster. Other systems ignore these variables.
-_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**28)}
 
 
 def run_script(script: str, flags: Mapping[str, object]) -> None:
@@ -40,7 +37,7 @@ def run_script(script: str, flags: Mapping[str, object]) -> None:
         flush=True,
     )
     arguments = [text for part in parts for text in part]
-    settings = {"OMP_NUM_THREADS": str(min(share().cpus, _MOST_THREADS)), "HF_HUB_OFFLINE": "1", **_KEEP_MEMORY}
+    settings = {"OMP_NUM_THREADS": str(min(share().cpus, _MOST_THREADS)), "HF_HUB_OFFLINE": "1"}
     # Ctrl-C reaches the script too, and it needs time to save: wait for it instead of killing it.
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:

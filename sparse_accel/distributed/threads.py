@@ -165,7 +165,7 @@ def _groups(root: Path) -> Iterator[Path]:
         elif (number, controllers) == ("0", ""):
             paths["cgroup2"] = path
     for line in _lines(root / "proc/self/mountinfo"):
-        # 31 23 0:26 /root/of/mount /mount/point options ... - type source options: see man 5 proc_pid_mountinfo
+        # 31 23 0:26 /group /sys/fs/cgroup options ... - type source options: see man 5 proc_pid_mountinfo
         before, _, after = line.partition(" - ")
         mount, kind = before.split(), after.split()
         if len(mount) < 5 or len(kind) < 3 or kind[0] not in paths:

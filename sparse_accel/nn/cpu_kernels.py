@@ -74,8 +74,17 @@ class Kernel:
             grid: what to round to; None: it is only masked.
             seen: float32, (1,) each: lowered and raised to the extremes of the masked `x`.
             out: where to write the result, which may be `x`; None: a new tensor.
+
+        Raises:
+            ValueError: a tensor is not as said: the function reads memory by address.
         """
         out = torch.empty_like(x) if out is None else out
+        floats = [x, out] if gradient is None else [x, out, gradient]
+        others = [] if mask is None else [mask]
+        if any(each.dtype != torch.float32 for each in floats) or any(each.dtype != torch.bool for each in others):
+            raise ValueError("tensors must be float32, masks bool")
+        if any(each.shape != x.shape or not each.is_contiguous() for each in [*floats, *others]):
+            raise ValueError("tensors must be contiguous and of one shape")
         failed = self._function(
             self._instruction_set,
             x.data_ptr(),
@@ -88,7 +97,8 @@ class Kernel:
             self._parallel,
             torch.get_num_threads(),
         )
-        assert not failed
+        if failed:
+            raise ValueError(f"this CPU has no {self._instruction_set.decode()}")
         return out
 
 

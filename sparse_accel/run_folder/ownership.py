@@ -65,7 +65,7 @@ def acquire(
         if not folder.is_file():
             _locks.append(lock_folder(folder))
             restore_complete(folder)
-        restarted = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+        restarted = restarted_by_scheduler()
         record = read_record(folder)
         finished = record is not None and record["finished"] and record["identity"] == identity
         action = acquire_folder(
@@ -101,6 +101,11 @@ LOCK_FILE = ".lock"
 
 
 # --- the output folder ------------------------------------------------------------------------------------------------
+
+
+def restarted_by_scheduler() -> bool:
+    """Returns whether SLURM has started this job again: the same command, which has to go on."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
 
 
 def lock_folder(folder: Path, patience: float = 10.0) -> Any:

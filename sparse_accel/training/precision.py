@@ -14,6 +14,7 @@ from sparse_accel.distributed.collectives import largest
 from sparse_accel.distributed.environment import is_requested
 from sparse_accel.distributed.processor import bfloat16_is_fast
 from sparse_accel.errors import UsageError
+from sparse_accel.run_folder.ownership import restarted_by_scheduler
 from sparse_accel.run_folder.record import read_record
 
 if TYPE_CHECKING:
@@ -81,8 +82,7 @@ def _has_gpu() -> bool:
 def _precision_before(arguments: TrainingArguments) -> tuple[str, Path]:
     """Returns the precision of the run that this command continues or shows, and its folder; "" if there is none."""
     output = Path(str(arguments.output_dir))
-    restarted = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
-    if arguments.overwrite_output_dir and not restarted:
+    if arguments.overwrite_output_dir and not restarted_by_scheduler():
         return "", output
     named = arguments.resume_from_checkpoint
     for folder in [Path(named).parent, output] if isinstance(named, str) else [output]:

@@ -118,3 +118,16 @@ def test_a_missing_library_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
         kernel.cache_clear()
     assert kernel() is not None
+
+
+@needs_kernel
+def test_memory_that_is_not_the_tensors_is_not_read() -> None:
+    fast, x = kernel(), torch.ones(4, 6)
+    assert fast is not None
+    for wrong in (torch.ones(4, 5, dtype=torch.bool), torch.ones(6, 4, dtype=torch.bool).t(), torch.ones(4, 6)):
+        with pytest.raises(ValueError, match="must be"):
+            fast(x, mask=wrong)
+    with pytest.raises(ValueError, match="one shape"):
+        fast(x, gradient=torch.ones(2), grid=Grid(0.1, 0, -128, 127))
+    with pytest.raises(ValueError, match="float32"):
+        fast(x.double())

@@ -77,7 +77,7 @@ def test_the_same_bits_as_numpy(isa: str, integers: tuple[int, int, int]) -> Non
 
 @pytest.mark.parametrize("isa", SETS)
 def test_masks_alone(isa: str) -> None:
-    """Also of what is no number, and in place."""
+    """Of infinity and NaN too, and with the result in place of the input."""
     for length in LENGTHS:
         _, x, mask = made(length, length)
         x[::3], x[1::7] = np.inf, np.nan

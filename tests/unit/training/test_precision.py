@@ -103,7 +103,7 @@ def test_evaluation_alone_is_in_float32(cpu: Any, tmp_path: Path, capsys: pytest
 def test_a_run_keeps_the_precision_that_it_began_in(
     before: str | None, found: str | None, fast: bool, cpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On whichever CPU it continues. fp16 itself needs a GPU, so what began on one goes on as this CPU can."""
+    """Whatever CPU it continues on. A run in fp16 began on a GPU: it continues in the precision of this CPU."""
     cpu(fast)
     here = "bf16" if fast else "no"
     folder = begun(tmp_path / "out", **({"trained_with": {"precision": before}} if before else {}))
