@@ -22,7 +22,7 @@ struct Shared {
   const FakeQuantizeTask& task;
   int64_t n;
   std::atomic<int64_t> next{0};
-  std::mutex one_at_a_time;
+  std::mutex one_at_a_time{};
   Extremes extremes{__builtin_inff(), -__builtin_inff()};
 };
 
