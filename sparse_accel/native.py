@@ -14,7 +14,7 @@ from typing import Any
 
 NAME = "libsparse_accel.so"
 VARIABLE = "SPARSE_ACCEL_LIBRARY"
-ABI = 2  # increased when a function changes
+ABI = 3  # increased when a function changes
 POINTER, INT32, INT64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 # The result and the arguments of a function; csrc/ has it with comments.
 Signature = tuple[Any, list[Any]]

@@ -43,10 +43,10 @@ STRUCTURES = {
         r"""
 single_weights_modifiers:
   - !MagnitudePruningModifier
-      start_epoch: eval(structure_start_epoch)
-      end_epoch: eval(structure_end_epoch)
+      start_epoch: eval(structure_end_epoch)
+      end_epoch: eval(qat_start_epoch - 0.5)
       update_frequency: eval(structure_update_frequency)
-      init_sparsity: 0.05
+      init_sparsity: 0.2
       final_sparsity: 0.8
       params: ['re:.*\.layer\.\d+\.(?!.*[Nn]orm).*\.weight']
 """,

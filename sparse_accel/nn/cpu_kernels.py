@@ -19,10 +19,13 @@ from sparse_accel.native import INT32, INT64, POINTER, LibraryMissing, instructi
 _SIGNATURES = {
     "fake_quantize": (
         INT32,
-        # Instruction set; x, mask, gradient, y, n; scale, zero point, integers; extremes; threads: csrc/training.cpp.
-        [ctypes.c_char_p, *[POINTER] * 4, INT64, ctypes.c_float, *[INT32] * 3, POINTER, POINTER, POINTER, INT32],
+        # Instruction set; x, mask, gradient, y, which are bfloat16, n; scale, zero point, integers; extremes; threads:
+        # csrc/training.cpp.
+        [ctypes.c_char_p, *[POINTER] * 4, INT32, INT64, ctypes.c_float, *[INT32] * 3, *[POINTER] * 3, INT32],
     )
 }
+
+FLOATS = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -64,25 +67,27 @@ class Kernel:
         grid: Grid | None = None,
         seen: tuple[Tensor, Tensor] | None = None,
         out: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Returns `x` masked and rounded, or the gradient of `x`.
+        """Returns `x` masked and rounded, or the gradient of `x`. Everything is computed in float32.
 
         Args:
-            x: float32, contiguous.
+            x: float32 or bfloat16, contiguous.
             mask: bool, contiguous, of the shape of `x`; None: nothing is masked.
-            gradient: float32, contiguous, of the result; the gradient of `x` is returned instead.
+            gradient: float32 or bfloat16, contiguous, of the result; the gradient of `x` is returned instead.
             grid: what to round to; None: it is only masked.
             seen: float32, (1,) each: lowered and raised to the extremes of the masked `x`.
-            out: where to write the result, which may be `x`; None: a new tensor.
+            out: where to write the result, which may be `x` or `gradient`; None: a new tensor.
+            dtype: of a new tensor: float32 or bfloat16; None: that of `x`.
 
         Raises:
             ValueError: a tensor is not as said: the function reads memory by address.
         """
-        out = torch.empty_like(x) if out is None else out
-        floats = [x, out] if gradient is None else [x, out, gradient]
+        out = torch.empty_like(x, dtype=dtype) if out is None else out
+        floats = [x, out] if gradient is None else [x, gradient, out]
         others = [] if mask is None else [mask]
-        if any(each.dtype != torch.float32 for each in floats) or any(each.dtype != torch.bool for each in others):
-            raise ValueError("tensors must be float32, masks bool")
+        if any(each.dtype not in FLOATS for each in floats) or any(each.dtype != torch.bool for each in others):
+            raise ValueError("tensors must be float32 or bfloat16, masks bool")
         if any(each.shape != x.shape or not each.is_contiguous() for each in [*floats, *others]):
             raise ValueError("tensors must be contiguous and of one shape")
         failed = self._function(
@@ -91,6 +96,11 @@ class Kernel:
             None if mask is None else mask.data_ptr(),
             None if gradient is None else gradient.data_ptr(),
             out.data_ptr(),
+            sum(
+                bit
+                for bit, each in ((1, x), (2, gradient), (4, out))
+                if each is not None and each.dtype == torch.bfloat16
+            ),
             x.numel(),
             *((0.0, 0, 0, 0) if grid is None else (grid.scale, grid.zero_point, grid.lowest, grid.highest)),
             *((None, None) if seen is None else (seen[0].data_ptr(), seen[1].data_ptr())),
@@ -129,28 +139,47 @@ class MaskedOnCpu(torch.autograd.Function):
         bits: what `mask_bits` returns.
         used_once: the result is used once, in an operation that makes a new gradient for it, as products and
             convolutions do: the backward may change that in place, and writes nothing where nothing is cached yet.
+        dtype: of the result, float32 or bfloat16; the gradient of the weight is float32.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bits: Tensor, used_once: bool = False) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, bits: Tensor, used_once: bool = False, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         ctx.save_for_backward(bits)
         ctx.used_once = used_once
-        return masked_on_cpu(weight.contiguous(), bits)
+        return masked_on_cpu(weight.contiguous(), bits, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (bits,) = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        if not ctx.used_once:
-            return masked_on_cpu(gradient, bits), None, None
+        if not ctx.used_once or gradient.dtype != torch.float32:
+            return masked_on_cpu(gradient, bits), None, None, None
         clear_on_cpu(gradient, bits)
-        return gradient, None, None
+        return gradient, None, None, None
 
 
-def masked_on_cpu(x: Tensor, bits: Tensor) -> Tensor:
-    """Returns a new tensor with 0 where the mask of `bits` is False; float32, without a gradient."""
+def masked_on_cpu(x: Tensor, bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Returns a new tensor with 0 where the mask of `bits` is False, without a gradient.
+
+    Args:
+        x: float32 or bfloat16, contiguous.
+        bits: see `mask_bits`.
+        dtype: of the result.
+    """
     fast = kernel() if bits.dtype == torch.bool else None
-    return fast(x, mask=bits) if fast else (x.view(torch.int32) & bits).view(torch.float32)
+    if fast:
+        return fast(x, mask=bits, dtype=dtype)
+    return (x.float().view(torch.int32) & bits).view(torch.float32).to(dtype)
+
+
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """Returns the dtype in which a Linear or a convolution uses its weight: bfloat16 under an autocast of the CPU to
+    it, which converts float32 weights. What makes the weight can write that at once, the same bits."""
+    if weight.dtype != torch.float32 or weight.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return weight.dtype
+    return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else weight.dtype
 
 
 def clear_on_cpu(tensor: Tensor, bits: Tensor) -> None:
@@ -167,38 +196,52 @@ def clear_on_cpu(tensor: Tensor, bits: Tensor) -> None:
 
 
 def fake_quantize_on_cpu(
-    x: Tensor, grid: Grid, bits: Tensor | None = None, seen: tuple[Tensor, Tensor] | None = None
+    x: Tensor,
+    grid: Grid,
+    bits: Tensor | None = None,
+    seen: tuple[Tensor, Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Returns torch.fake_quantize_per_tensor_affine of the masked `x`, the same bits; PyTorch's kernel processes single
-    numbers, and takes five times as long. A GPU has no such difference.
+    """Returns torch.fake_quantize_per_tensor_affine of the masked `x` in float32, the same bits; PyTorch's kernel
+    processes single numbers, and takes five times as long. A GPU has no such difference.
 
     Args:
-        x: float32.
+        x: any float.
         grid: what to round to.
         bits: see `mask_bits`, bool; only with `kernel()`, and if the result is used once, as for `MaskedOnCpu`.
         seen: see `Kernel`; only with `kernel()`.
+        dtype: of the result.
     """
-    if fast := kernel():
-        return _FakeQuantizeCompiled.apply(x, grid, bits, seen, fast)
-    return _FakeQuantizeInPasses.apply(x, grid)
+    fast = kernel()
+    if not fast:
+        return _FakeQuantizeInPasses.apply(x.float(), grid).to(dtype)
+    if x.dtype in FLOATS and dtype in FLOATS:
+        return _FakeQuantizeCompiled.apply(x, grid, bits, seen, dtype, fast)
+    return _FakeQuantizeCompiled.apply(x.float(), grid, bits, seen, torch.float32, fast).to(dtype)
 
 
 class _FakeQuantizeCompiled(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, grid: Grid, bits: Tensor | None, seen: tuple[Tensor, Tensor] | None, fast: Kernel
+        ctx: Any,
+        x: Tensor,
+        grid: Grid,
+        bits: Tensor | None,
+        seen: tuple[Tensor, Tensor] | None,
+        dtype: torch.dtype,
+        fast: Kernel,
     ) -> Tensor:
         x = x.contiguous()
         ctx.save_for_backward(x, bits)
         ctx.grid, ctx.fast = grid, fast
-        return fast(x, mask=bits, grid=grid, seen=seen)
+        return fast(x, mask=bits, grid=grid, seen=seen, dtype=dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, bits = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        out = None if bits is None else gradient
-        return ctx.fast(x, mask=bits, gradient=gradient, grid=ctx.grid, out=out), None, None, None, None
+        out = gradient if bits is not None and gradient.dtype == x.dtype else None
+        return ctx.fast(x, mask=bits, gradient=gradient, grid=ctx.grid, out=out), *[None] * 5
 
 
 class _FakeQuantizeInPasses(torch.autograd.Function):

@@ -106,7 +106,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Quantiza
         return _fake_quantize_in_a_graph(x.float(), scale, zero_point, scheme)
     if scheme.channel_axis is None:
         if x.device.type == "cpu":
-            return fake_quantize_on_cpu(x.float(), _grid(scale, zero_point, scheme))
+            return fake_quantize_on_cpu(x, _grid(scale, zero_point, scheme))
         return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, lowest, highest)
     return torch.fake_quantize_per_channel_affine(x.float(), scale, zero_point, scheme.channel_axis, lowest, highest)
 
@@ -178,7 +178,12 @@ class FakeQuantize(nn.Module):
         return self.enabled and not self.calibrating and kernel() is not None
 
     def forward(
-        self, x: Tensor, whole: Tensor | None = None, rows: Tensor | None = None, bits: Tensor | None = None
+        self,
+        x: Tensor,
+        whole: Tensor | None = None,
+        rows: Tensor | None = None,
+        bits: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Returns `x` rounded to the grid, or unchanged while the quantizer is off.
 
@@ -188,6 +193,7 @@ class FakeQuantize(nn.Module):
                 some rows.
             rows: int64, of the shape of `x` without its last axis: which rows of `whole` these are.
             bits: the mask of `x`, see `mask_bits`; only if it is computed `in_one_pass`.
+            dtype: of the result instead of that of `x`; only if it is computed `in_one_pass`.
 
         Raises:
             RuntimeError: it is on and has no range.
@@ -203,7 +209,7 @@ class FakeQuantize(nn.Module):
                 self.observe(observed.detach() if bits is None else masked_on_cpu(observed.detach(), bits))
             self._check_ready()
             grid = _grid(self.scale, self.zero_point, self.scheme)
-            return fake_quantize_on_cpu(x.float(), grid, bits, seen).to(x.dtype)
+            return fake_quantize_on_cpu(x, grid, bits, seen, dtype or x.dtype)
         if observed is not None:
             self.observe(observed.detach())
         if self.calibrating:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_accel.errors import UsageError
-from sparse_accel.nn.cpu_kernels import mask_bits
+from sparse_accel.nn.cpu_kernels import mask_bits, product_dtype
 from sparse_accel.nn.fake_quantize import FakeQuantize
 from sparse_accel.nn.masks import clear, masked
 
@@ -67,13 +67,17 @@ class SparseLayer(nn.Module):
         units = self.units_in_use()
         return self.mask if units is None else units if self.mask is None else self.mask & units
 
-    def masked_weight(self) -> Tensor:
-        """Returns the stored weight with exact zeros where a mask is False, to be used once; see `MaskedOnCpu`."""
+    def masked_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Returns the stored weight with exact zeros where a mask is False, to be used once.
+
+        Args:
+            dtype: see `MaskedOnCpu`; where another way is taken, the result has that of the weight.
+        """
         bits = self._mask_bits()
         mask = self.mask_in_use() if bits is None else bits  # with bits, only they are read
         if mask is None:
             return self.weight
-        return masked(self.weight, mask, bits, straight_through=self.straight_through, used_once=True)
+        return masked(self.weight, mask, bits, straight_through=self.straight_through, used_once=True, dtype=dtype)
 
     def _mask_bits(self) -> Tensor | None:
         """Returns the masks in the form that is fastest on a CPU, updated if one has changed; None elsewhere, and for a
@@ -108,12 +112,15 @@ class SparseLayer(nn.Module):
         return bias if bias is None or self.bias_mask is None else masked(bias, self.bias_mask)
 
     def weight_in_use(self) -> Tensor:
-        """Returns the weight that the forward uses: masked, then fake-quantized."""
-        quantizer = self.weight_quantizer
-        if quantizer is None:
-            return self.masked_weight()
-        bits = self._mask_bits() if quantizer.in_one_pass(self.weight) and not self.straight_through else None
-        return quantizer(self.masked_weight()) if bits is None else quantizer(self.weight, bits=bits)
+        """Returns the weight that the forward uses: masked, then fake-quantized; in the dtype that the product needs
+        where that saves a pass."""
+        quantizer, dtype = self.weight_quantizer, product_dtype(self.weight)
+        if quantizer is None or not quantizer.enabled:
+            return self.masked_weight(dtype)
+        if not quantizer.in_one_pass(self.weight):
+            return quantizer(self.masked_weight())
+        bits = None if self.straight_through else self._mask_bits()
+        return quantizer(self.masked_weight() if bits is None else self.weight, bits=bits, dtype=dtype)
 
     def quantize_input(self, x: Tensor) -> Tensor:
         """Returns `x`, fake-quantized if the layer has an input quantizer."""

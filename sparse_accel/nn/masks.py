@@ -159,6 +159,7 @@ def masked(
     *,
     straight_through: bool = False,
     used_once: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Returns the effective weight: `weight` with exact zeros where `mask` is False, and no gradient there.
 
@@ -169,23 +170,17 @@ def masked(
         mask: bool, of the weight's shape or broadcastable to it; it is not read if there are `bits`.
         bits: `mask_bits(mask)`, which a CPU applies ten times faster than a bool mask; float32 weights only.
         straight_through: the backward ignores the mask: masked weights get the gradient of their zeros.
-        used_once: see `MaskedOnCpu`.
+        used_once, dtype: see `MaskedOnCpu`; only with `bits`, and with a gradient that ends at the mask.
     """
     if straight_through:
         return _MaskedStraightThrough.apply(weight, mask, bits)
-    return _masked(weight, mask, bits, used_once)
-
-
-def _masked(weight: Tensor, mask: Tensor, bits: Tensor | None, used_once: bool = False) -> Tensor:
-    if bits is None:
-        return torch.where(mask, weight, 0.0)
-    return MaskedOnCpu.apply(weight, bits, used_once)
+    return torch.where(mask, weight, 0.0) if bits is None else MaskedOnCpu.apply(weight, bits, used_once, dtype)
 
 
 class _MaskedStraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, mask: Tensor, bits: Tensor | None) -> Tensor:
-        return _masked(weight, mask, bits)
+        return masked(weight, mask, bits)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

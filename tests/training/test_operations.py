@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tiny import make_bert
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -59,8 +60,8 @@ def batch() -> dict[str, torch.Tensor]:
     }
 
 
-def plain_step(blocks: int) -> Callable[[], object]:
-    accelerator, model = Accelerator(), make_bert(sparsity=0.5, num_hidden_layers=blocks)
+def plain_step(blocks: int, precision: str) -> Callable[[], object]:
+    accelerator, model = Accelerator(mixed_precision=precision), make_bert(sparsity=0.5, num_hidden_layers=blocks)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     inputs = {name: value for name, value in batch().items() if name != "row_id"}
@@ -74,8 +75,8 @@ def plain_step(blocks: int) -> Callable[[], object]:
     return step
 
 
-def recipe_step(recipe: str, blocks: int) -> Callable[[], object]:
-    accelerator, model = Accelerator(), make_bert(sparsity=0.5, num_hidden_layers=blocks)
+def recipe_step(recipe: str, blocks: int, precision: str) -> Callable[[], object]:
+    accelerator, model = Accelerator(mixed_precision=precision), make_bert(sparsity=0.5, num_hidden_layers=blocks)
     teacher: Any = "disable"
     if "Distillation" in recipe:
         teacher = Teacher(copy.deepcopy(model))
@@ -99,16 +100,24 @@ def operations(step: Callable[[], object]) -> Counter[str]:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "once", "per_linear"),
-    [(RATE, 20, 2), (DISTILLED, 61, 2), (OBSERVED, 151, 7), (FROZEN, 89, 7)],
-    ids=["pruned", "distilled", "observed", "frozen"],
+    ("recipe", "once", "per_linear", "precision"),
+    [
+        (RATE, 20, 2, "no"),
+        (DISTILLED, 61, 2, "no"),
+        (OBSERVED, 151, 7, "no"),
+        (FROZEN, 89, 7, "no"),
+        (RATE, 20, 0, "bf16"),
+        (OBSERVED, 151, 6, "bf16"),
+    ],
+    ids=["pruned", "distilled", "observed", "frozen", "pruned, bf16", "observed, bf16"],
 )
-def test_operations_that_a_recipe_adds_to_a_plain_loop(recipe: str, once: int, per_linear: int) -> None:
+def test_operations_that_a_recipe_adds_to_a_plain_loop(recipe: str, once: int, per_linear: int, precision: str) -> None:
     if cpu_kernels.kernel() is None:
         pytest.skip("without the compiled library, there are more operations")
+    AcceleratorState._reset_state(reset_partial_state=True)  # tests before this one had another precision
     added = {}
     for blocks in (1, 3):
-        counts = [operations(step) for step in (recipe_step(recipe, blocks), plain_step(blocks))]
+        counts = [operations(step) for step in (recipe_step(recipe, blocks, precision), plain_step(blocks, precision))]
         added[blocks] = sum(counts[0].values()) - sum(counts[1].values())
     of_linear = (added[3] - added[1]) / (2 * 6)
     assert of_linear <= per_linear

@@ -101,13 +101,20 @@ struct LookupTask {
   float* y;            // [ids][size]
 };
 
+// float or bfloat16.
+template <class T>
+struct Numbers {
+  T* data;
+  bool half;
+};
+
 // For training. y = x where the mask keeps it, else 0; rounded to the grid of `scale`, and clipped to the integers from
 // lowest to highest, which are those of the scheme less the zero point; gradients pass where x is not clipped.
 struct FakeQuantizeTask {
-  const float* x;
-  const uint8_t* mask;      // null, or a byte for each number: 0 removes it
-  const float* gradient;    // null: forwards; else y is the gradient of x, from this one of its result
-  float* y;                 // null: only the extremes are wanted
+  Numbers<const void> x;
+  const uint8_t* mask;            // null, or a byte for each number: 0 removes it
+  Numbers<const void> gradient;   // null: forwards; else y is the gradient of x, from this one of its result
+  Numbers<void> y;                // null: only the extremes are wanted
   bool rounds;              // false: masked alone
   float scale, inverse;
   float lowest, highest;

@@ -49,7 +49,7 @@ OrtStatus* domain_of(Ort ort, OrtCustomOpDomain** domain) {
 
 }  // namespace
 
-SPARSE_ACCEL_EXPORT int32_t sparse_accel_abi() { return 2; }
+SPARSE_ACCEL_EXPORT int32_t sparse_accel_abi() { return 3; }
 
 SPARSE_ACCEL_EXPORT const char* sparse_accel_instruction_sets() {
   static const std::string names = [] {

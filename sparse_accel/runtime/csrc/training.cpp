@@ -49,15 +49,17 @@ void work(void* data) {
 
 // y [n] = x where mask is not 0, else 0; with a scale, not 0, rounded to its grid and clipped to the integers from lowest to
 // highest. With a gradient [n], y is the gradient of x instead. mask and gradient may be null; y, if only the extremes are
-// wanted; y may be x or gradient. seen_smallest and seen_largest, or null, are lowered and raised to the extremes of the
+// wanted; y may be x or gradient of its own format. x, gradient and y are float, or bfloat16 where `halves` has the bit 1,
+// 2 and 4; all is computed in float. seen_smallest and seen_largest, or null, are lowered and raised to the extremes of the
 // masked x. Returns 0, or 1 if this CPU has no such instruction set.
-SPARSE_ACCEL_EXPORT int32_t sparse_accel_fake_quantize(const char* isa, const float* x, const uint8_t* mask, const float* gradient,
-                                                       float* y, int64_t n, float scale, int32_t zero_point, int32_t lowest,
-                                                       int32_t highest, float* seen_smallest, float* seen_largest,
+SPARSE_ACCEL_EXPORT int32_t sparse_accel_fake_quantize(const char* isa, const void* x, const uint8_t* mask, const void* gradient,
+                                                       void* y, int32_t halves, int64_t n, float scale, int32_t zero_point,
+                                                       int32_t lowest, int32_t highest, float* seen_smallest, float* seen_largest,
                                                        Parallel parallel, int32_t threads) {
   const Kernels* kernels = kernels_named(isa);
   if (!kernels) return 1;
-  const FakeQuantizeTask task{x, mask, gradient, y, scale != 0.0f, scale, 1.0f / scale,
+  const FakeQuantizeTask task{{x, (halves & 1) != 0}, mask, {gradient, (halves & 2) != 0}, {y, (halves & 4) != 0},
+                              scale != 0.0f, scale, 1.0f / scale,
                               static_cast<float>(lowest - zero_point), static_cast<float>(highest - zero_point)};
   Shared shared{*kernels, task, n};
   const int64_t parts = (n + PART - 1) / PART;

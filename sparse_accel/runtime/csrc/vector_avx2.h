@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "bfloat16.h"
+
 namespace sparse_accel {
 namespace {
 
@@ -23,6 +25,27 @@ struct Vector256 {
   static F load_first(const float* p, int64_t n) { return n >= 8 ? load(p) : _mm256_maskload_ps(p, first(n)); }
   static void store(float* p, F a) { _mm256_storeu_ps(p, a); }
   static void store_first(float* p, F a, int64_t n) { n >= 8 ? store(p, a) : _mm256_maskstore_ps(p, first(n), a); }
+  // bfloat16: the upper half of a float, rounded to the nearest even.
+  static F load_first(const Bfloat16* p, int64_t n) {
+    __m128i halves = _mm_setzero_si128();
+    if (n >= 8)
+      halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    else
+      __builtin_memcpy(&halves, p, static_cast<size_t>(n) * sizeof *p);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+  }
+  static void store_first(Bfloat16* p, F a, int64_t n) {
+    const I bits = _mm256_castps_si256(a);
+    const I even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const I rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff))), 16);
+    const I nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    const I whole = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+    const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    if (n >= 8)
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p), halves);
+    else
+      __builtin_memcpy(p, &halves, static_cast<size_t>(n) * sizeof *p);
+  }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F subtract(F a, F b) { return _mm256_sub_ps(a, b); }
   static F multiply(F a, F b) { return _mm256_mul_ps(a, b); }

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "bfloat16.h"
+
 namespace sparse_accel {
 namespace {
 
@@ -22,6 +24,18 @@ struct Vector512 {
   static F load_first(const float* p, int64_t n) { return n >= 16 ? load(p) : _mm512_maskz_loadu_ps(first(n), p); }
   static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
   static void store_first(float* p, F a, int64_t n) { n >= 16 ? store(p, a) : _mm512_mask_storeu_ps(p, first(n), a); }
+  // bfloat16: the upper half of a float, rounded to the nearest even.
+  static F load_first(const Bfloat16* p, int64_t n) {
+    const __m256i halves = n >= 16 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)) : _mm256_maskz_loadu_epi16(first(n), p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+  }
+  static void store_first(Bfloat16* p, F a, int64_t n) {
+    const I bits = _mm512_castps_si512(a);
+    const I even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const I rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff))), 16);
+    const I halves = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
+    _mm512_mask_cvtepi32_storeu_epi16(p, first(n), halves);
+  }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F subtract(F a, F b) { return _mm512_sub_ps(a, b); }
   static F multiply(F a, F b) { return _mm512_mul_ps(a, b); }

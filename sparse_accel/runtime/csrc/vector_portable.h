@@ -3,6 +3,9 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+
+#include "bfloat16.h"
 
 namespace sparse_accel {
 namespace {
@@ -19,6 +22,19 @@ struct Vector1 {
   static void store(float* p, F a) { *p = a; }
   static void store_first(float* p, F a, int64_t n) {
     if (n > 0) *p = a;
+  }
+  // bfloat16: the upper half of a float, rounded to the nearest even.
+  static F load_first(const Bfloat16* p, int64_t n) {
+    const uint32_t bits = n > 0 ? uint32_t{p->bits} << 16 : 0;
+    float a;
+    memcpy(&a, &bits, sizeof a);
+    return a;
+  }
+  static void store_first(Bfloat16* p, F a, int64_t n) {
+    if (n <= 0) return;
+    uint32_t bits;
+    memcpy(&bits, &a, sizeof bits);
+    p->bits = static_cast<uint16_t>(a == a ? (bits + (bits >> 16 & 1) + 0x7fff) >> 16 : 0x7fc0);
   }
   static F add(F a, F b) { return a + b; }
   static F subtract(F a, F b) { return a - b; }

@@ -80,13 +80,19 @@ def layer(masks: str) -> Any:
     return made
 
 
-def trained(masks: str) -> list[Tensor]:
+def trained(masks: str, precision: torch.dtype) -> list[Tensor]:
     """Weights, gradients and ranges of a few steps: the first forward sets ranges, the others only collect."""
     made = layer(masks)
+    if "alone" in masks:
+        made.weight_quantizer.enabled = made.input_quantizer.enabled = False
     found: list[Tensor] = []
     for step in range(3):
         x = torch.randn(5, 48, generator=torch.Generator().manual_seed(step), requires_grad=True)
-        made(x).square().sum().backward()
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            y = made(torch.tanh(torch.nn.functional.linear(x, torch.eye(48))))  # in bfloat16: of an earlier layer
+        assert y.dtype == precision
+        y.float().square().sum().backward()
+        assert made.weight.grad.dtype == torch.float32
         assert x.grad is not None
         found += [x.grad, made.weight.grad.clone()]
         with torch.no_grad():
@@ -98,12 +104,15 @@ def trained(masks: str) -> list[Tensor]:
 
 
 @needs_kernel
-@pytest.mark.parametrize("masks", ["none", "mask", "rows", "mask and rows", "mask straight through"])
-def test_a_layer_trains_alike_without_the_library(masks: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = trained(masks)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masks", ["none", "mask", "rows", "mask and rows", "mask straight through", "mask alone"])
+def test_a_layer_trains_alike_without_the_library(
+    masks: str, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = trained(masks, precision)
     monkeypatch.setattr(cpu_kernels, "kernel", lambda: None)
     monkeypatch.setattr("sparse_accel.nn.fake_quantize.kernel", lambda: None)
-    for number, (ours, theirs) in enumerate(zip(compiled, trained(masks), strict=True)):
+    for number, (ours, theirs) in enumerate(zip(compiled, trained(masks, precision), strict=True)):
         assert torch.equal(ours, theirs), number
 
 

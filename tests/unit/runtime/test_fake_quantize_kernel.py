@@ -11,7 +11,7 @@ import pytest
 from sparse_accel.native import instruction_sets, library_path, load_functions
 
 P, I32, I64, F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
-SIGNATURE = (I32, [ctypes.c_char_p, P, P, P, P, I64, F32, I32, I32, I32, P, P, P, I32])
+SIGNATURE = (I32, [ctypes.c_char_p, P, P, P, P, I32, I64, F32, I32, I32, I32, P, P, P, I32])
 FUNCTIONS = load_functions(library_path(), {"fake_quantize": SIGNATURE})
 SETS = instruction_sets(FUNCTIONS)
 PART = 32768  # numbers that one thread takes at a time
@@ -38,6 +38,7 @@ def call(
         address(mask),
         address(gradient),
         address(out),
+        sum(bit for bit, each in ((1, x), (2, gradient), (4, out)) if each is not None and each.dtype == np.uint16),
         len(x),
         *(grid or (0.0, 0, 0, 0)),
         *(map(address, seen) if seen else (None, None)),
@@ -110,7 +111,41 @@ def test_what_is_no_number(isa: str, where: int) -> None:
     assert np.isnan(seen[0][0]) and np.isnan(seen[1][0])
 
 
+def halved(x: np.ndarray) -> np.ndarray:
+    """float32 to the bits of bfloat16, rounded to the nearest even."""
+    bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), 0x7FC0, rounded).astype(np.uint16)
+
+
+def doubled(halves: np.ndarray) -> np.ndarray:
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+@pytest.mark.parametrize("rounds", [True, False])
+@pytest.mark.parametrize("half_input", [True, False])
+@pytest.mark.parametrize("isa", SETS)
+def test_bfloat16_in_place_of_float(isa: str, half_input: bool, rounds: bool) -> None:
+    """Activations are bfloat16 on both sides; weights are float, and what the product uses and its gradient are not."""
+    grid = (0.0173, 113, 0, 255) if rounds else (0.0, 0, 0, 0)
+    for length in LENGTHS:
+        random, x, mask = made(length, length)
+        x[::11], x[3::13], x[5::17], x[6::19] = np.nan, np.inf, 1e-41, np.float32(3.4e38)
+        gradient = halved(random.standard_normal(length))
+        given = halved(x) if half_input else x
+        wide = doubled(given) if half_input else given
+        expected, back, found = np.empty_like(x), np.empty_like(x), np.empty(length + 1, np.uint16)
+        call(isa, wide, expected, mask=mask, grid=grid)
+        call(isa, wide, back, mask=mask, gradient=doubled(gradient), grid=grid)
+        found[:] = 0xABCD
+        call(isa, given, found[:-1], mask=mask, grid=grid)
+        assert np.array_equal(found[:-1], halved(expected)) and found[-1] == 0xABCD
+        found_back = np.empty_like(given)
+        call(isa, given, found_back, mask=mask, gradient=gradient, grid=grid)
+        assert np.array_equal(found_back, halved(back) if half_input else back)
+
+
 def test_an_instruction_set_that_is_not_there() -> None:
     x = np.ones(4, np.float32)
-    arguments = (b"no such", address(x), None, None, address(x), 4, 0.0, 0, 0, 0, None, None, None, 1)
+    arguments = (b"no such", address(x), None, None, address(x), 0, 4, 0.0, 0, 0, 0, None, None, None, 1)
     assert FUNCTIONS["fake_quantize"](*arguments) == 1 and x.tolist() == [1, 1, 1, 1]
