@@ -26,6 +26,8 @@ import hypothesis  # noqa: E402
 import torch  # noqa: E402
 from durations import pytest_runtest_logreport, pytest_terminal_summary  # noqa: E402, F401
 
+from sparse_accel.nn.dropout import use_compiled_dropout  # noqa: E402
+
 # The same examples in every run, so that a failure is of the change that meets it; no deadline on a shared machine.
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("suite")
@@ -33,3 +35,8 @@ torch.set_num_threads(1)
 # A suite started in the background inherits an ignored Ctrl-C; its tests, and the scripts that they start, do not.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_teardown() -> None:
+    """A script that a test runs in this process takes the library's random numbers for dropout; the next test not."""
+    use_compiled_dropout(False)

@@ -20,6 +20,7 @@ from sparse_accel.data.batches import GlobalBatchSampler, inputs_of
 from sparse_accel.distributed.collectives import largest
 from sparse_accel.distributed.launch import before_prepare, launch_options
 from sparse_accel.models.teacher import Teacher
+from sparse_accel.nn.dropout import use_compiled_dropout
 from sparse_accel.nn.layers import is_encoder_linear
 from sparse_accel.nn.masks import magnitude_mask
 from sparse_accel.recipe import load_recipe
@@ -61,6 +62,7 @@ def hand_written_step(
     model.train()
 
     def step(batch: Batch) -> None:
+        use_compiled_dropout(False)  # as any other program
         loss = model(**inputs_of(batch), labels=batch["labels"]).loss
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
@@ -77,12 +79,15 @@ class RecipeStep:
         run: of the recipe, bound.
     """
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: Any, run: RecipeRun) -> None:
-        self.run = run
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, optimizer: Any, run: RecipeRun, *, compiled: bool
+    ) -> None:
+        self.run, self._compiled = run, compiled
         self._accelerator, self._model, self._optimizer = accelerator, model, optimizer
         self._averages, self._options = Averages(), StepOptions(seed=0, max_grad_norm=MAX_GRAD_NORM)
 
     def __call__(self, batch: Batch) -> None:
+        use_compiled_dropout(self._accelerator.device.type == "cpu" and not self._compiled)  # as training/setup.py
         rows = len(batch["labels"]) * self._accelerator.num_processes
         whole = GlobalBatch([batch], rows, rows)
         measured = train_step(self._accelerator, self._model, self._optimizer, self.run, whole, self._options)
@@ -120,7 +125,7 @@ def recipe_step(
     model = _compiled(model, compiled_by)
     run.bind(accelerator, model, optimizer, steps_per_epoch=_STEPS_PER_EPOCH)
     model.train()
-    return RecipeStep(accelerator, model, optimizer, run)
+    return RecipeStep(accelerator, model, optimizer, run, compiled=compiled_by is not None)
 
 
 def one_more(accelerator: Accelerator) -> Accelerator:

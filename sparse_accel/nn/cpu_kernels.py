@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,12 @@ _SIGNATURES = {
         # Instruction set; x, mask, gradient, y, which are bfloat16, n; scale, zero point, integers; extremes; threads:
         # csrc/training.cpp.
         [ctypes.c_char_p, *[POINTER] * 4, INT32, INT64, ctypes.c_float, *[INT32] * 3, *[POINTER] * 3, INT32],
-    )
+    ),
+    "dropout": (
+        INT32,
+        # Instruction set; x, y, which are bfloat16, n; key, numbers of 65,536 that are dropped, scale; threads.
+        [ctypes.c_char_p, *[POINTER] * 2, INT32, INT64, ctypes.c_uint64, INT32, ctypes.c_float, POINTER, INT32],
+    ),
 }
 
 FLOATS = (torch.float32, torch.bfloat16)
@@ -45,15 +51,15 @@ class Grid:
 
 
 class Kernel:
-    """The compiled function for this CPU.
+    """The compiled functions for this CPU.
 
     Args:
-        function: `fake_quantize` of the library.
+        functions: of the library, by name.
         instruction_set: one that this CPU has.
     """
 
-    def __init__(self, function: Any, instruction_set: str) -> None:
-        self._function, self._instruction_set = function, instruction_set.encode()
+    def __init__(self, functions: Mapping[str, Any], instruction_set: str) -> None:
+        self._functions, self._instruction_set = functions, instruction_set.encode()
         # PyTorch's own threads: others beside them would compete for the cores.
         loaded = ctypes.CDLL(None)
         self._parallel = ctypes.cast(loaded.GOMP_parallel, POINTER) if hasattr(loaded, "GOMP_parallel") else None
@@ -90,17 +96,13 @@ class Kernel:
             raise ValueError("tensors must be float32 or bfloat16, masks bool")
         if any(each.shape != x.shape or not each.is_contiguous() for each in [*floats, *others]):
             raise ValueError("tensors must be contiguous and of one shape")
-        failed = self._function(
+        failed = self._functions["fake_quantize"](
             self._instruction_set,
             x.data_ptr(),
             None if mask is None else mask.data_ptr(),
             None if gradient is None else gradient.data_ptr(),
             out.data_ptr(),
-            sum(
-                bit
-                for bit, each in ((1, x), (2, gradient), (4, out))
-                if each is not None and each.dtype == torch.bfloat16
-            ),
+            _halves(x, gradient, out),
             x.numel(),
             *((0.0, 0, 0, 0) if grid is None else (grid.scale, grid.zero_point, grid.lowest, grid.highest)),
             *((None, None) if seen is None else (seen[0].data_ptr(), seen[1].data_ptr())),
@@ -111,16 +113,52 @@ class Kernel:
             raise ValueError(f"this CPU has no {self._instruction_set.decode()}")
         return out
 
+    def dropout(self, x: Tensor, p: float, key: int) -> Tensor:
+        """Returns a new tensor with `x` divided by what remains, or 0 with the probability `p`, rounded to 1/65,536.
+
+        Args:
+            x: float32 or bfloat16, contiguous.
+            p: more than 0, less than 1.
+            key: less than 2**64; it and a number's position determine whether the number stays.
+
+        Raises:
+            ValueError: `x` or `p` is not as said.
+        """
+        dropped = round(p * 2**16)
+        if x.dtype not in FLOATS or not x.is_contiguous() or not 0 <= dropped < 2**16:
+            raise ValueError("the tensor must be float32 or bfloat16 and contiguous, p from 0 to less than 1")
+        out = torch.empty_like(x)
+        failed = self._functions["dropout"](
+            self._instruction_set,
+            x.data_ptr(),
+            out.data_ptr(),
+            _halves(x, None, out),
+            x.numel(),
+            key,
+            dropped,
+            2**16 / (2**16 - dropped),
+            self._parallel,
+            torch.get_num_threads(),
+        )
+        if failed:
+            raise ValueError(f"this CPU has no {self._instruction_set.decode()}")
+        return out
+
+
+def _halves(*tensors: Tensor | None) -> int:
+    """Returns which of these are bfloat16, as a number with their bits."""
+    return sum(1 << bit for bit, tensor in enumerate(tensors) if tensor is not None and tensor.dtype == torch.bfloat16)
+
 
 @functools.cache
 def kernel() -> Kernel | None:
-    """Returns the compiled function; None where the library is missing, or has nothing faster for this CPU."""
+    """Returns the compiled functions; None where the library is missing, or has nothing faster for this CPU."""
     try:
         functions = load_functions(library_path(), _SIGNATURES)
     except LibraryMissing:
         return None
     best = instruction_sets(functions)[0]
-    return None if best == "portable" else Kernel(functions["fake_quantize"], best)
+    return None if best == "portable" else Kernel(functions, best)
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
@@ -174,12 +212,12 @@ def masked_on_cpu(x: Tensor, bits: Tensor, dtype: torch.dtype = torch.float32) -
     return (x.float().view(torch.int32) & bits).view(torch.float32).to(dtype)
 
 
-def product_dtype(weight: Tensor) -> torch.dtype:
-    """Returns the dtype in which a Linear or a convolution uses its weight: bfloat16 under an autocast of the CPU to
-    it, which converts float32 weights. What makes the weight can write that at once, the same bits."""
-    if weight.dtype != torch.float32 or weight.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-        return weight.dtype
-    return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else weight.dtype
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Returns the dtype in which a Linear or a convolution uses its weight or its input: bfloat16 under an autocast of
+    the CPU to it, which converts float32. What makes the tensor can write that at once, the same bits."""
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return x.dtype
+    return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else x.dtype
 
 
 def clear_on_cpu(tensor: Tensor, bits: Tensor) -> None:

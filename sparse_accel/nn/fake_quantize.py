@@ -193,7 +193,7 @@ class FakeQuantize(nn.Module):
                 some rows.
             rows: int64, of the shape of `x` without its last axis: which rows of `whole` these are.
             bits: the mask of `x`, see `mask_bits`; only if it is computed `in_one_pass`.
-            dtype: of the result instead of that of `x`; only if it is computed `in_one_pass`.
+            dtype: of the result instead of that of `x`, if it is computed `in_one_pass`.
 
         Raises:
             RuntimeError: it is on and has no range.

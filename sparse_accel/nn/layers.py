@@ -123,8 +123,8 @@ class SparseLayer(nn.Module):
         return quantizer(self.masked_weight() if bits is None else self.weight, bits=bits, dtype=dtype)
 
     def quantize_input(self, x: Tensor) -> Tensor:
-        """Returns `x`, fake-quantized if the layer has an input quantizer."""
-        return x if self.input_quantizer is None else self.input_quantizer(x)
+        """Returns `x`, fake-quantized if the layer has an input quantizer; in the dtype of `weight_in_use`."""
+        return x if self.input_quantizer is None else self.input_quantizer(x, dtype=product_dtype(x))
 
     def quantize_output(self, x: Tensor) -> Tensor:
         """Returns `x`, fake-quantized if the layer has an output quantizer."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -99,6 +99,13 @@ def operations(step: Callable[[], object]) -> Counter[str]:
     return counted.operations
 
 
+@pytest.fixture(autouse=True)
+def _own_precision() -> Iterator[None]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.parametrize(
     ("recipe", "once", "per_linear", "precision"),
     [
@@ -114,7 +121,6 @@ def operations(step: Callable[[], object]) -> Counter[str]:
 def test_operations_that_a_recipe_adds_to_a_plain_loop(recipe: str, once: int, per_linear: int, precision: str) -> None:
     if cpu_kernels.kernel() is None:
         pytest.skip("without the compiled library, there are more operations")
-    AcceleratorState._reset_state(reset_partial_state=True)  # tests before this one had another precision
     added = {}
     for blocks in (1, 3):
         counts = [operations(step) for step in (recipe_step(recipe, blocks, precision), plain_step(blocks, precision))]

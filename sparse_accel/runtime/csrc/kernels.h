@@ -120,6 +120,15 @@ struct FakeQuantizeTask {
   float lowest, highest;
 };
 
+// For training. y = x * scale, or 0 where a random number of 16 bits is less than `dropped`.
+struct DropoutTask {
+  Numbers<const void> x;
+  Numbers<void> y;
+  uint64_t key;
+  int32_t dropped;
+  float scale;
+};
+
 // The smallest and the largest number of a part, masked; both no number where it has one.
 struct Extremes {
   float smallest, largest;
@@ -139,6 +148,7 @@ struct Kernels {
   // False: an id is outside of the table.
   bool (*lookup)(const LookupTask&, int64_t first, int64_t count);
   Extremes (*fake_quantize)(const FakeQuantizeTask&, int64_t first, int64_t count);
+  void (*dropout)(const DropoutTask&, int64_t first, int64_t count);  // `first` is a multiple of 64
   // The sums of quantized activations [tokens][columns], for tests: out [tokens][rows].
   void (*sums)(const Matrix&, const uint8_t* x, int64_t tokens, int32_t* out, uint8_t* scratch);
 };

@@ -2,6 +2,7 @@
 #include "attention.h"
 #include "gelu_table.h"
 #include "lanes16.h"
+#include "dropout.h"
 #include "fake_quantize.h"
 #include "lookup.h"
 #include "tile.h"
@@ -10,6 +11,6 @@ namespace sparse_accel {
 
 const Kernels avx512_vbmi_kernels = {
     "avx512_vbmi", LANES16, DENSE16, true, 0.6, linear<Vector512, Integers>, feed_forward<Vector512, Integers>,
-    attention<Vector512, 8>, lookup<Vector512>, fake_quantize<Vector512>, sums<Vector512, Integers>};
+    attention<Vector512, 8>, lookup<Vector512>, fake_quantize<Vector512>, dropout<Vector512>, sums<Vector512, Integers>};
 
 }  // namespace sparse_accel

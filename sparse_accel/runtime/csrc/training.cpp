@@ -1,4 +1,4 @@
-// What training calls: masks and fake quantization, on the threads of the caller's OpenMP.
+// What training calls: masks, fake quantization and dropout, on the threads of the caller's OpenMP.
 #include <algorithm>
 #include <atomic>
 #include <mutex>
@@ -16,33 +16,35 @@ using Parallel = void (*)(void (*work)(void*), void* data, unsigned threads, uns
 
 // Numbers for one thread at a time, as in PyTorch: less is not worth waking one.
 constexpr int64_t PART = 32768;
+static_assert(PART % 64 == 0, "as dropout needs it");
 
-struct Shared {
-  const Kernels& kernels;
-  const FakeQuantizeTask& task;
-  int64_t n;
-  std::atomic<int64_t> next{0};
-  std::mutex one_at_a_time{};
-  Extremes extremes{__builtin_inff(), -__builtin_inff()};
-};
+// Calls work(first, count) on parts of n numbers.
+template <class Work>
+void in_parts(int64_t n, Parallel parallel, int32_t threads, const Work& work) {
+  struct Parts {
+    const Work& work;
+    int64_t n;
+    std::atomic<int64_t> next{0};
+  } parts{work, n};
+  const auto until_none_is_left = [](void* data) {
+    Parts& of = *static_cast<Parts*>(data);
+    for (;;) {
+      const int64_t first = of.next.fetch_add(PART, std::memory_order_relaxed);
+      if (first >= of.n) return;
+      of.work(first, std::min(PART, of.n - first));
+    }
+  };
+  const unsigned used = static_cast<unsigned>(std::min<int64_t>(threads, (n + PART - 1) / PART));
+  if (parallel && used > 1)
+    parallel(until_none_is_left, &parts, used, 0);
+  else
+    until_none_is_left(&parts);
+}
 
 void merge(Extremes& into, const Extremes& part) {
   // What is no number stays, whichever part has it.
   if (!(part.smallest >= into.smallest) && into.smallest == into.smallest) into.smallest = part.smallest;
   if (!(part.largest <= into.largest) && into.largest == into.largest) into.largest = part.largest;
-}
-
-// Works on parts until none is left.
-void work(void* data) {
-  Shared& shared = *static_cast<Shared*>(data);
-  Extremes found{__builtin_inff(), -__builtin_inff()};
-  for (;;) {
-    const int64_t first = shared.next.fetch_add(PART, std::memory_order_relaxed);
-    if (first >= shared.n) break;
-    merge(found, shared.kernels.fake_quantize(shared.task, first, std::min(PART, shared.n - first)));
-  }
-  const std::lock_guard<std::mutex> lock(shared.one_at_a_time);
-  merge(shared.extremes, found);
 }
 
 }  // namespace
@@ -61,18 +63,29 @@ SPARSE_ACCEL_EXPORT int32_t sparse_accel_fake_quantize(const char* isa, const vo
   const FakeQuantizeTask task{{x, (halves & 1) != 0}, mask, {gradient, (halves & 2) != 0}, {y, (halves & 4) != 0},
                               scale != 0.0f, scale, 1.0f / scale,
                               static_cast<float>(lowest - zero_point), static_cast<float>(highest - zero_point)};
-  Shared shared{*kernels, task, n};
-  const int64_t parts = (n + PART - 1) / PART;
-  const unsigned used = static_cast<unsigned>(std::min<int64_t>(threads, parts));
-  if (parallel && used > 1)
-    parallel(work, &shared, used, 0);
-  else
-    work(&shared);
+  Extremes seen{__builtin_inff(), -__builtin_inff()};
+  std::mutex one_at_a_time;
+  in_parts(n, parallel, threads, [&](int64_t first, int64_t count) {
+    const Extremes part = kernels->fake_quantize(task, first, count);
+    const std::lock_guard<std::mutex> lock(one_at_a_time);
+    merge(seen, part);
+  });
   if (seen_smallest) {
-    Extremes seen{*seen_smallest, *seen_largest};
-    merge(seen, shared.extremes);
-    *seen_smallest = seen.smallest;
-    *seen_largest = seen.largest;
+    Extremes before{*seen_smallest, *seen_largest};
+    merge(before, seen);
+    *seen_smallest = before.smallest;
+    *seen_largest = before.largest;
   }
+  return 0;
+}
+
+// y [n] = x * scale, or 0 for `dropped` of 65,536; which ones follows from the key and the position. y may be x of its own
+// format: both are float, or bfloat16 where `halves` has the bit 1 and 4. Returns as sparse_accel_fake_quantize.
+SPARSE_ACCEL_EXPORT int32_t sparse_accel_dropout(const char* isa, const void* x, void* y, int32_t halves, int64_t n, uint64_t key,
+                                                 int32_t dropped, float scale, Parallel parallel, int32_t threads) {
+  const Kernels* kernels = kernels_named(isa);
+  if (!kernels) return 1;
+  const DropoutTask task{{x, (halves & 1) != 0}, {y, (halves & 4) != 0}, key, dropped, scale};
+  in_parts(n, parallel, threads, [&](int64_t first, int64_t count) { kernels->dropout(task, first, count); });
   return 0;
 }

@@ -86,6 +86,28 @@ struct Vector256 {
   }
   static F inverse(F a) { return divide(set(1.0f), a); }
 
+  // Longs, of which products take the lower halves.
+  using L = __m256i;
+  static constexpr int LONGS = 4;
+  static L no_longs() { return _mm256_setzero_si256(); }
+  static L longs_from(uint64_t a) {
+    return _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(a)), _mm256_setr_epi64x(0, 1, 2, 3));
+  }
+  static L upper(L a) { return _mm256_srli_epi64(a, 32); }
+  static L product_of_lower(L a, uint32_t b) { return _mm256_mul_epu32(a, _mm256_set1_epi64x(b)); }
+  static L differing(L a, L b, uint32_t c) {  // a ^ b ^ c
+    return _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_set1_epi64x(c));
+  }
+  static void store_lower(uint16_t* p, L even, L odd) {
+    const L words = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), words);
+  }
+  // a where the numbers are at least `bound`, else 0.
+  static F where_at_least(const uint16_t* p, int32_t bound, F a) {
+    const I numbers = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(bound), numbers)), a);
+  }
+
   static I set_int(int32_t a) { return _mm256_set1_epi32(a); }
   static I load_int(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const I*>(p)); }
   static void store_int(int32_t* p, I a) { _mm256_storeu_si256(reinterpret_cast<I*>(p), a); }

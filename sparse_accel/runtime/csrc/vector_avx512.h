@@ -68,6 +68,25 @@ struct Vector512 {
     return multiply(guess, minus_product(set(2.0f), a, guess));
   }
 
+  // Longs, of which products take the lower halves.
+  using L = __m512i;
+  static constexpr int LONGS = 8;
+  static L no_longs() { return _mm512_setzero_si512(); }
+  static L longs_from(uint64_t a) {
+    return _mm512_add_epi64(_mm512_set1_epi64(static_cast<int64_t>(a)), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static L upper(L a) { return _mm512_srli_epi64(a, 32); }
+  static L product_of_lower(L a, uint32_t b) { return _mm512_mul_epu32(a, _mm512_set1_epi64(b)); }
+  static L differing(L a, L b, uint32_t c) { return _mm512_ternarylogic_epi64(a, b, _mm512_set1_epi64(c), 0x96); }  // a ^ b ^ c
+  static void store_lower(uint16_t* p, L even, L odd) {
+    _mm512_storeu_si512(p, _mm512_mask_mov_epi32(even, 0xaaaa, _mm512_slli_epi64(odd, 32)));
+  }
+  // a where the numbers are at least `bound`, else 0.
+  static F where_at_least(const uint16_t* p, int32_t bound, F a) {
+    const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_maskz_mov_ps(_mm256_cmpge_epu16_mask(numbers, _mm256_set1_epi16(static_cast<int16_t>(bound))), a);
+  }
+
   static I set_int(int32_t a) { return _mm512_set1_epi32(a); }
   static I load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
   static void store_int(int32_t* p, I a) { _mm512_storeu_si512(p, a); }

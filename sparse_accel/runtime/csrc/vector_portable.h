@@ -54,6 +54,21 @@ struct Vector1 {
   static float largest(F a) { return a; }
   static F inverse(F a) { return 1.0f / a; }
 
+  // Longs, of which products take the lower halves.
+  using L = uint64_t;
+  static constexpr int LONGS = 1;
+  static L no_longs() { return 0; }
+  static L longs_from(uint64_t a) { return a; }
+  static L upper(L a) { return a >> 32; }
+  static L product_of_lower(L a, uint32_t b) { return (a & 0xffffffffu) * b; }
+  static L differing(L a, L b, uint32_t c) { return a ^ b ^ c; }
+  static void store_lower(uint16_t* p, L even, L odd) {
+    const uint64_t words = (even & 0xffffffffu) | odd << 32;
+    memcpy(p, &words, sizeof words);
+  }
+  // a where the number is at least `bound`, else 0.
+  static F where_at_least(const uint16_t* p, int32_t bound, F a) { return *p >= bound ? a : 0.0f; }
+
   static I set_int(int32_t a) { return a; }
   static I load_int(const int32_t* p) { return *p; }
   static void store_int(int32_t* p, I a) { *p = a; }

@@ -1,0 +1,69 @@
+"""Dropout on a CPU, with random numbers of the compiled library.
+
+PyTorch makes the numbers one after the other, and stores them for the backward: 10 to 20% of a training step of an
+encoder. Here they follow from a key and the position alone (Philox, Salmon et al. 2011), so that they are made in
+vectors, by all threads, and again in the backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_accel.nn.cpu_kernels import FLOATS, Kernel, kernel
+
+_registered: list[torch.library.Library] = []  # what is registered lasts as long as this object
+_in_use = False
+
+
+def dropout(x: Tensor, p: float, train: bool) -> Tensor:
+    """Returns what torch.nn.functional.dropout does, with other random numbers while `use_compiled_dropout` is on.
+
+    The key is a number of PyTorch's generator of the CPU: a seed, or a restored state of that generator, gives the same
+    result, for any number of threads.
+
+    Args:
+        x: any shape, on a CPU. What is not float32 or bfloat16, or not a plain tensor, gets PyTorch's own numbers.
+        p: probability of a zero, 0 to 1, rounded to 1/65,536; the numbers that stay are divided by what remains.
+        train: False: `x` is returned.
+    """
+    if not train or p == 0.0 or x.numel() == 0:
+        return x
+    fast = kernel() if _in_use else None
+    if fast is None or not 0 < round(p * 2**16) < 2**16 or not _is_plain(x):
+        return x * torch.empty_like(x).bernoulli_(1.0 - p).div_(1.0 - p) if p < 1.0 else x * torch.zeros_like(x)
+    key = int(torch.empty((), dtype=torch.int64).random_().item())
+    return _Dropout.apply(x, p, key, fast)
+
+
+def _is_plain(x: Tensor) -> bool:
+    if x.dtype not in FLOATS or type(x) not in (Tensor, torch.nn.Parameter):
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)  # torch.func.grad and others
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float, key: int, fast: Kernel) -> Tensor:
+        ctx.arguments = p, key, fast
+        return fast.dropout(x.contiguous(), p, key)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _Dropout.apply(gradients[0], *ctx.arguments), None, None, None
+
+
+def use_compiled_dropout(on: bool = True) -> None:
+    """Makes PyTorch call `dropout` for tensors on a CPU, in modules and inside of attention.
+
+    Args:
+        on: False: from now on, the numbers are PyTorch's own again.
+    """
+    global _in_use
+    _in_use = on and kernel() is not None
+    if _in_use and not _registered:
+        library = torch.library.Library("aten", "IMPL")
+        library.impl("dropout", dropout, "AutogradCPU")
+        _registered.append(library)
