@@ -16,6 +16,8 @@ from sparse_accel.nn.cpu_kernels import FLOATS, Kernel, kernel
 
 _registered: list[torch.library.Library] = []  # what is registered lasts as long as this object
 _in_use = False
+# Whose random numbers.
+COMPILED, PYTORCH = "philox", "pytorch"
 
 
 def dropout(x: Tensor, p: float, train: bool) -> Tensor:
@@ -67,3 +69,8 @@ def use_compiled_dropout(on: bool = True) -> None:
         library = torch.library.Library("aten", "IMPL")
         library.impl("dropout", dropout, "AutogradCPU")
         _registered.append(library)
+
+
+def dropout_numbers() -> str:
+    """Returns whose random numbers dropout on a CPU takes now: COMPILED or PYTORCH."""
+    return COMPILED if _in_use else PYTORCH

@@ -21,10 +21,9 @@ from sparse_accel.distributed.launch import check_launch, describe, gives_gradie
 from sparse_accel.distributed.threads import local_processes, set_threads, warn_of_processes
 from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import check_gradients
-from sparse_accel.nn.dropout import use_compiled_dropout
 from sparse_accel.run_folder.ownership import release_folders
 from sparse_accel.training.memory import keep_freed_memory
-from sparse_accel.training.precision import check_precision, chosen_precision
+from sparse_accel.training.precision import check_precision, choose_dropout, chosen_precision
 from sparse_accel.training.tracking import check_trackers, logging_folder, trackers_ended
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def make_accelerator(arguments: TrainingArguments, recipe: Recipe | None = None)
             f"torch.compile with {compiled} under {describe(accelerator)} is not supported: these wrappers break the "
             "graph at each layer. Leave it out, or launch with accelerate_configs/ddp.yaml"
         )
-    use_compiled_dropout(accelerator.device.type == "cpu" and not compiled)  # a compiled graph makes its own numbers
+    choose_dropout(arguments, accelerator)
     if arguments.nan_loss == "skip" and accelerator.distributed_type == "DEEPSPEED":
         raise UsageError("--nan_loss skip: DeepSpeed steps before the loss can be checked. Leave the flag out")
     return accelerator
