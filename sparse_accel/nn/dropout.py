@@ -24,41 +24,60 @@ def dropout(x: Tensor, p: float, train: bool) -> Tensor:
     """Returns what torch.nn.functional.dropout does, with other random numbers while `use_compiled_dropout` is on.
 
     The key is a number of PyTorch's generator of the CPU: a seed, or a restored state of that generator, gives the same
-    result, for any number of threads.
+    result, for any number of threads. What is dropped is 0 also where it was no number.
 
     Args:
-        x: any shape, on a CPU. What is not float32 or bfloat16, or not a plain tensor, gets PyTorch's own numbers.
+        x: any shape, on a CPU. What is not contiguous, or not a plain tensor of float32 or bfloat16, gets PyTorch's
+            numbers, as does everything under a mode that records operations.
         p: probability of a zero, 0 to 1, rounded to 1/65,536; the numbers that stay are divided by what remains.
         train: False: `x` is returned.
     """
     if not train or p == 0.0 or x.numel() == 0:
         return x
     fast = kernel() if _in_use else None
-    if fast is None or not 0 < round(p * 2**16) < 2**16 or not _is_plain(x):
+    if fast is None or not 0 < round(p * 2**16) < 2**16 or not _is_plain(x) or torch._C._len_torch_dispatch_stack():
         return x * torch.empty_like(x).bernoulli_(1.0 - p).div_(1.0 - p) if p < 1.0 else x * torch.zeros_like(x)
-    key = int(torch.empty((), dtype=torch.int64).random_().item())
+    key = int(torch.empty((), dtype=torch.int64, device="cpu").random_().item())
     return _Dropout.apply(x, p, key, fast)
 
 
 def _is_plain(x: Tensor) -> bool:
-    if x.dtype not in FLOATS or type(x) not in (Tensor, torch.nn.Parameter):
+    """Returns whether the memory of `x` is what it contains, one number after the other."""
+    if x.dtype not in FLOATS or type(x) not in (Tensor, torch.nn.Parameter) or x.layout != torch.strided:
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(x)  # torch.func.grad and others
+    transformed = torch._C._functorch  # torch.func.grad and others; gradients of a batch
+    if transformed.is_functorch_wrapped_tensor(x) or transformed.is_legacy_batchedtensor(x):
+        return False
+    return x.is_contiguous() and not x.is_neg() and not x._is_zerotensor()
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float, key: int, fast: Kernel) -> Tensor:
-        ctx.arguments = p, key, fast
-        return fast.dropout(x.contiguous(), p, key)
+        ctx.arguments, ctx.like = (p, key, fast), (x.shape, x.dtype)
+        return fast.dropout(x, p, key)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return _Dropout.apply(gradients[0], *ctx.arguments), None, None, None
+        gradient = gradients[0] if gradients[0].is_contiguous() else gradients[0].contiguous()
+        if _is_plain(gradient):
+            return _Dropout.apply(gradient, *ctx.arguments), None, None, None
+        return gradient * _Dropout._factors(ctx), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return tangents[0] * _Dropout._factors(ctx)
+
+    @staticmethod
+    def _factors(ctx: Any) -> Tensor:
+        p, key, fast = ctx.arguments
+        shape, dtype = ctx.like
+        return fast.dropout(torch.ones(shape, dtype=dtype), p, key)
 
 
 def use_compiled_dropout(on: bool = True) -> None:
-    """Makes PyTorch call `dropout` for tensors on a CPU, in modules and inside of attention.
+    """Makes PyTorch call `dropout` for tensors on a CPU, in modules and inside of attention; not for those that work in
+    place, nor in inference mode.
 
     Args:
         on: False: from now on, the numbers are PyTorch's own again.

@@ -37,6 +37,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.files import digest_of, free_name, put_in_place, to_disk, write_json
 from sparse_accel.models.files import save_model
 from sparse_accel.nn.blocks import with_skipped
+from sparse_accel.nn.dropout import PYTORCH, dropout_numbers, use_compiled_dropout
 from sparse_accel.run_folder.stream_state import STREAM_STATE, state_of_all
 
 if TYPE_CHECKING:
@@ -239,6 +240,7 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, run: RecipeRun, hist
             raise UsageError(f"checkpoint {folder} {_OF_ANOTHER_RUN} ({error})") from error
         load_training_state(accelerator, run.model, run.optimizer, training)
         history.load(record)
+        _go_on_with_dropout(folder, accelerator, record.get("dropout", PYTORCH))  # older versions had no other
     except UsageError:
         raise
     except Exception as error:
@@ -246,6 +248,18 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, run: RecipeRun, hist
             f"checkpoint {folder} cannot be read ({type(error).__name__}: {error}). Delete that folder to resume from "
             "an older checkpoint, or name one with --resume_from_checkpoint"
         ) from error
+
+
+def _go_on_with_dropout(checkpoint: Path, accelerator: Accelerator, recorded: str) -> None:
+    """Keeps PyTorch's random numbers if a run had them, so that it ends as if it had not been interrupted."""
+    if recorded == PYTORCH:
+        use_compiled_dropout(False)
+    elif dropout_numbers() == PYTORCH and accelerator.device.type == "cpu" and accelerator.is_main_process:
+        warn(
+            f"{checkpoint} was trained with the compiled library's random numbers for dropout, which are not available "
+            "here (no library for this CPU, or torch.compile): the run goes on with PyTorch's, and ends a little "
+            "differently than without the interruption"
+        )
 
 
 _OF_ANOTHER_RUN = "belongs to a run with another recipe or model: this run cannot resume from it"

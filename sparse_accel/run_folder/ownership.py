@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from sparse_accel.distributed.collectives import by_main_process, largest
 from sparse_accel.errors import UsageError
 from sparse_accel.files import free_name, link_tree
-from sparse_accel.nn.dropout import dropout_numbers
 from sparse_accel.run_folder.checkpoints import (
     restore_complete,
 )
@@ -228,8 +227,7 @@ def acquire_folder(
             "or pass --overwrite_output_dir to move it aside"
         )
     real.mkdir(parents=True, exist_ok=True)
-    others = {"trained_with": settings, "dropout": dropout_numbers()} if settings else {}
-    write_record(real, identity, finished=False, **others)
+    write_record(real, identity, finished=False, **({"trained_with": settings} if settings else {}))
     if carried is not None:
         link_tree(aside / carried, real / carried)
     return action

@@ -46,8 +46,7 @@ def change_record(folder: Path, **entries: Any) -> None:
     """Sets entries in the run.json of a folder, if there is one:
 
     finished: whether its result is complete. resumed_from: the checkpoint given to start from. trained_with: its
-    settings. dropout: whose random numbers, see `dropout_numbers`. measured: for each file of figures or predictions, a
-    digest of what they were measured on.
+    settings. measured: for each file of figures or predictions, a digest of what they were measured on.
     """
     record = read_record(folder)
     if record is not None and record != {**record, **entries}:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_accel.files import write_text
+from sparse_accel.nn.dropout import dropout_numbers
 from sparse_accel.progress import Progress
 
 
@@ -54,6 +55,7 @@ class History:
             "best_global_step": self.best_step,
             "best_metric": self.best_metric,
             "metric_for_best_model": self.metric,
+            "dropout": dropout_numbers(),
             "log_history": self.log,
         }
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 from pathlib import Path
 
 # Options of mallopt, as in glibc's malloc.h, and of madvise, as in Linux's mman.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _MADV_HUGEPAGE = 14
 _HUGE_PAGE = 2**21  # bytes
-_MOST = 2**33  # bytes of huge pages: more than training an encoder takes
+_MOST = 2**32  # bytes of huge pages: what training an encoder of usual size takes
 
 
 def keep_freed_memory() -> None:
@@ -35,14 +36,21 @@ def keep_freed_memory() -> None:
 
 
 def _advise_huge_pages(library: ctypes.CDLL) -> None:
-    """Extends the heap by addresses, not by memory, and asks for huge pages where it will be used. This is advice."""
+    """Extends the heap by addresses, not by memory, and asks for huge pages where it will be used. This is advice.
+
+    In that part of the heap, calloc clears what it returns, instead of relying on new pages: large arrays of zeros take
+    their memory at once.
+    """
     with contextlib.suppress(OSError):
         if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":  # there, addresses count as memory
             return
+    limits = (resource.getrlimit(each)[0] for each in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    if "malloc" in os.environ.get("LD_PRELOAD", "") or any(limit != resource.RLIM_INFINITY for limit in limits):
+        return  # another allocator, or addresses are limited
     library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     library.free.argtypes = [ctypes.c_void_p]
     library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    size = min(_MOST, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+    size = min(_MOST, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
     if (address := library.malloc(size)) is None:  # a limit of addresses
         return
     first = -(-address // _HUGE_PAGE) * _HUGE_PAGE

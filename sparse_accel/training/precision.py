@@ -1,21 +1,19 @@
-"""The precision and the random numbers of training: what flags, launcher, machine and an earlier start of the same run
-make of them."""
+"""The precision of training: what flags, launcher, machine and an earlier start of the same run make of it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 
 from sparse_accel.console import warn
 from sparse_accel.distributed.collectives import largest
-from sparse_accel.distributed.environment import compilation, is_requested
+from sparse_accel.distributed.environment import is_requested
 from sparse_accel.distributed.processor import bfloat16_is_fast
 from sparse_accel.errors import UsageError
-from sparse_accel.nn.dropout import PYTORCH, use_compiled_dropout
 from sparse_accel.run_folder.ownership import restarted_by_scheduler
 from sparse_accel.run_folder.record import read_record
 
@@ -41,8 +39,7 @@ def chosen_precision(arguments: TrainingArguments) -> str | None:
         return "no"  # evaluation is in float32, whatever is asked for
     what = "--fp16" if precision else f"fp16 ({_VARIABLE})"
     here = "bf16" if bfloat16_is_fast() else "float32"
-    record, folder = _record_before(arguments)
-    before = _precision_of(record) if record is not None else ""
+    before, folder = _precision_before(arguments)
     found = before if before in _ON_CPUS else here
     reason = f", as the run in {folder}" if found != here else ", which this CPU multiplies" if found == "bf16" else ""
     warn(f"{what} needs a GPU, but there is none: training in {found}{reason}")
@@ -82,30 +79,15 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available() and not is_requested("CPU")
 
 
-def choose_dropout(arguments: TrainingArguments, accelerator: Accelerator) -> None:
-    """Takes the compiled library's random numbers for dropout on a CPU. A graph of torch.compile makes its own, and a
-    run that began with PyTorch's numbers keeps them, so that it ends as if it had not been interrupted."""
-    on_cpu = accelerator.device.type == "cpu" and not compilation(accelerator)
-    record, _ = _record_before(arguments)
-    before = (
-        None if record is None or record["finished"] else record.get("dropout", PYTORCH)
-    )  # older ones have no entry
-    use_compiled_dropout(on_cpu and before != PYTORCH)
-
-
-def _record_before(arguments: TrainingArguments) -> tuple[dict[str, Any] | None, Path]:
-    """Returns the record of the run that this command continues or shows, and its folder; None if there is none."""
+def _precision_before(arguments: TrainingArguments) -> tuple[str, Path]:
+    """Returns the precision of the run that this command continues or shows, and its folder; "" if there is none."""
     output = Path(str(arguments.output_dir))
     if arguments.overwrite_output_dir and not restarted_by_scheduler():
-        return None, output
+        return "", output
     named = arguments.resume_from_checkpoint
     for folder in [Path(named).parent, output] if isinstance(named, str) else [output]:
         if (record := read_record(folder)) is not None:
-            return record, folder
-    return None, output
-
-
-def _precision_of(record: dict[str, Any]) -> str:
-    # Versions that recorded no precision trained in float32 where fp16 was asked for without a GPU.
-    settings = record.get("trained_with")
-    return str(settings.get("precision", "float32") if isinstance(settings, dict) else "float32")
+            settings = record.get("trained_with")
+            # Versions that recorded no precision trained in float32 where fp16 was asked for without a GPU.
+            return str(settings.get("precision", "float32") if isinstance(settings, dict) else "float32"), folder
+    return "", output

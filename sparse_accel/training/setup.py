@@ -21,9 +21,10 @@ from sparse_accel.distributed.launch import check_launch, describe, gives_gradie
 from sparse_accel.distributed.threads import local_processes, set_threads, warn_of_processes
 from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import check_gradients
+from sparse_accel.nn.dropout import PYTORCH, use_compiled_dropout
 from sparse_accel.run_folder.ownership import release_folders
 from sparse_accel.training.memory import keep_freed_memory
-from sparse_accel.training.precision import check_precision, choose_dropout, chosen_precision
+from sparse_accel.training.precision import check_precision, chosen_precision
 from sparse_accel.training.tracking import check_trackers, logging_folder, trackers_ended
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def make_accelerator(arguments: TrainingArguments, recipe: Recipe | None = None)
             f"torch.compile with {compiled} under {describe(accelerator)} is not supported: these wrappers break the "
             "graph at each layer. Leave it out, or launch with accelerate_configs/ddp.yaml"
         )
-    choose_dropout(arguments, accelerator)
+    own = os.environ.get("SPARSE_ACCEL_DROPOUT") == PYTORCH or compiled  # a compiled graph makes its own numbers
+    use_compiled_dropout(accelerator.device.type == "cpu" and not own)
     if arguments.nan_loss == "skip" and accelerator.distributed_type == "DEEPSPEED":
         raise UsageError("--nan_loss skip: DeepSpeed steps before the loss can be checked. Leave the flag out")
     return accelerator
@@ -100,11 +102,15 @@ def recompute_activations(model: Any) -> None:
 
 @contextmanager
 def ending_run(accelerator: Accelerator) -> Iterator[None]:
-    """At the end of the block, also after an error: ends the trackers' runs and releases the output folders.
+    """At the end of the block, also after an error: ends the trackers' runs, releases the output folders, and leaves
+    random numbers of dropout to PyTorch.
 
     Raises:
         ProcessLost: another process of this run ended; the message names it.
         WorkerLost: a loader worker of this process ended.
     """
-    with trackers_ended(accelerator), release_folders(), report_lost_processes(), report_lost_workers():
-        yield
+    try:
+        with trackers_ended(accelerator), release_folders(), report_lost_processes(), report_lost_workers():
+            yield
+    finally:
+        use_compiled_dropout(False)

@@ -94,6 +94,7 @@ def start(
     `script_fixtures.start` does for this checkout."""
     caches = {"HF_HOME": str(cwd / "caches"), "SPARSE_ACCEL_CACHE": str(cwd / "caches"), "HF_HUB_OFFLINE": "1"}
     quiet = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": "1"}
+    quiet["SPARSE_ACCEL_DROPOUT"] = "pytorch"  # as in versions that had no random numbers of their own
     variables = os.environ | {"PYTHONPATH": str(checkout)} | caches | quiet | dict(env)
     show = [sys.executable, "-c", "import sparse_accel; print(sparse_accel.__file__)"]
     package = Path(subprocess.check_output(show, cwd=cwd, env=variables, text=True).strip()).parent

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from tiny import make_bert
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from sparse_accel.nn import dropout as module
@@ -63,7 +64,7 @@ def test_it_has_a_second_derivative() -> None:
     assert x.grad is not None and set(x.grad.unique().tolist()) == {0.0, 8.0}  # 2 * 2 * 2
 
 
-def test_a_seed_gives_the_same_on_any_threads_and_layout() -> None:
+def test_a_seed_gives_the_same_on_any_threads() -> None:
     x = torch.randn(300, 700)
     before = torch.get_num_threads()
     try:
@@ -73,7 +74,6 @@ def test_a_seed_gives_the_same_on_any_threads_and_layout() -> None:
             found.append(seeded(x, 0.1))
     finally:
         torch.set_num_threads(before)
-    found.append(seeded(x.t().contiguous().t(), 0.1))
     assert all(torch.equal(found[0], each) for each in found)
     assert not torch.equal(found[0], seeded(x, 0.1, seed=1))
     torch.manual_seed(0)
@@ -117,11 +117,34 @@ def test_other_tensors_get_the_numbers_of_pytorch() -> None:
     assert torch.equal(*changed(torch.randn(40, 40, dtype=torch.float64)))
     assert torch.equal(*changed(torch.randn(400, 400), 1e-6))
     assert not torch.equal(*changed(torch.randn(40, 40)))
+    assert torch.equal(*changed(torch.randn(40, 30).t()))
+    assert seeded(torch.randn(40, 30).t(), 0.5).stride() == (1, 30)
+    assert torch.equal(*changed(torch._neg_view(torch.ones(40, 40))))
+    assert torch.equal(*changed(torch._efficientzerotensor((8,))))
     torch.manual_seed(0)
     found = torch.func.grad(lambda x: F.dropout(x, 0.5).sum())(torch.ones(64, 64))
     assert set(found.unique().tolist()) == {0.0, 2.0}
     mapped = torch.func.vmap(lambda x: F.dropout(x, 0.5), randomness="different")(torch.ones(64, 64))
     assert set(mapped.unique().tolist()) == {0.0, 2.0}
+
+
+def test_derivatives_of_every_kind() -> None:
+    x = torch.randn(6, 7, requires_grad=True)
+    found = seeded(x, 0.5)
+    factors = torch.where(found == 0, 0.0, 2.0)
+    (each,) = torch.autograd.grad(found, x, torch.ones(3, 6, 7), is_grads_batched=True, retain_graph=True)
+    assert torch.equal(each, factors.expand(3, 6, 7))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x.detach(), torch.full((6, 7), 3.0))
+        tangent = torch.autograd.forward_ad.unpack_dual(seeded(dual, 0.5)).tangent
+    assert tangent is not None and torch.equal(tangent, 3 * factors)
+    found.backward(torch.ones(7, 6).t())
+    assert x.grad is not None and torch.equal(x.grad, factors)
+
+
+def test_a_trace_contains_pytorch_s_operations() -> None:
+    graph = make_fx(lambda x: F.dropout(x, 0.5))(torch.randn(3, 4))
+    assert "bernoulli" in graph.code
 
 
 def test_every_dropout_of_an_encoder_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,4 @@
-"""The precision of training on CPUs: what is asked for, what the CPU multiplies, and what the run began in; and the
-random numbers of dropout."""
+"""The precision of training on CPUs: what is asked for, what the CPU multiplies, and what the run began in."""
 
 from __future__ import annotations
 
@@ -11,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 from script_fixtures import Tiny, assert_same_model, run
@@ -21,11 +18,9 @@ from token_fixtures import unfinished
 from sparse_accel.cli.text_classification import TextClassificationArguments
 from sparse_accel.distributed import processor
 from sparse_accel.errors import UsageError
-from sparse_accel.nn.cpu_kernels import kernel
-from sparse_accel.nn.dropout import dropout_numbers
 from sparse_accel.run_folder.record import read_record
 from sparse_accel.training import precision
-from sparse_accel.training.precision import bfloat16_hint, check_precision, choose_dropout, chosen_precision
+from sparse_accel.training.precision import bfloat16_hint, check_precision, chosen_precision
 
 pytest_plugins = ["script_fixtures"]
 
@@ -91,37 +86,6 @@ def test_other_precisions_are_what_was_asked_for(
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # the GPU is not to be used
     assert chosen_precision(arguments(tmp_path)) == ("bf16" if fast else "no")
-
-
-@pytest.mark.skipif(kernel() is None, reason="the library is not built")
-@pytest.mark.parametrize(
-    ("entries", "flags", "found"),
-    [
-        (None, {}, "philox"),
-        ({"dropout": "philox"}, {}, "philox"),
-        ({"dropout": "pytorch"}, {}, "pytorch"),
-        ({}, {}, "pytorch"),
-        ({"finished": True}, {}, "philox"),
-        ({"dropout": "pytorch"}, {"overwrite_output_dir": True}, "philox"),
-    ],
-    ids=["new", "resumed", "resumed after one without", "older version", "another run", "overwritten"],
-)
-def test_a_run_keeps_the_random_numbers_that_it_began_with(
-    entries: dict[str, Any] | None, flags: dict[str, Any], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    folder = tmp_path / "out" if entries is None else begun(tmp_path / "out", **entries)
-    choose_dropout(arguments(folder, **flags), Accelerator())
-    assert dropout_numbers() == found
-    # From a checkpoint of another folder, too; and a compiled graph makes its own.
-    if entries is not None and not flags:
-        choose_dropout(
-            arguments(tmp_path / "other", resume_from_checkpoint=str(folder / "checkpoint-1")), Accelerator()
-        )
-        assert dropout_numbers() == found
-    monkeypatch.setattr(precision, "compilation", lambda accelerator: "inductor")
-    choose_dropout(arguments(folder, **flags), Accelerator())
-    assert dropout_numbers() == "pytorch"
 
 
 def test_evaluation_alone_is_in_float32(cpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,8 +155,6 @@ def test_a_run_never_mixes_precisions(flags: dict[str, Any], cpu: Any, tmp_path:
     assert fresh.code == 0 and re.search(r"precision +bf16", fresh.out), fresh.all
     assert (read_record(output) or {})["trained_with"]["precision"] == "bf16"
     assert json.loads((output / "environment.json").read_text())["precision"] == "bf16"
-    if kernel():
-        assert (read_record(output) or {})["dropout"] == "philox"
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
