@@ -103,7 +103,7 @@ struct LookupTask {
 
 // float or bfloat16.
 template <class T>
-struct Numbers {
+struct Floats {
   T* data;
   bool half;
 };
@@ -111,10 +111,10 @@ struct Numbers {
 // For training. y = x where the mask keeps it, else 0; rounded to the grid of `scale`, and clipped to the integers from
 // lowest to highest, which are those of the scheme less the zero point; gradients pass where x is not clipped.
 struct FakeQuantizeTask {
-  Numbers<const void> x;
+  Floats<const void> x;
   const uint8_t* mask;            // null, or a byte for each number: 0 removes it
-  Numbers<const void> gradient;   // null: forwards; else y is the gradient of x, from this one of its result
-  Numbers<void> y;                // null: only the extremes are wanted
+  Floats<const void> gradient;   // null: forwards; else y is the gradient of x, from this one of its result
+  Floats<void> y;                // null: only the extremes are wanted
   bool rounds;              // false: masked alone
   float scale, inverse;
   float lowest, highest;
@@ -122,8 +122,8 @@ struct FakeQuantizeTask {
 
 // For training. y = x * scale, or 0 where a random number of 16 bits is less than `dropped`.
 struct DropoutTask {
-  Numbers<const void> x;
-  Numbers<void> y;
+  Floats<const void> x;
+  Floats<void> y;
   uint64_t key;
   int32_t dropped;
   float scale;
