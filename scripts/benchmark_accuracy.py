@@ -29,16 +29,14 @@ import argparse
 import csv
 import json
 import statistics
-import tempfile
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sparse_accel.cli.parser import expand_paths
 from sparse_accel.demo.closing_table import of_export
 from sparse_accel.demo.commands import ROOT, export_once, run_script
-from sparse_accel.demo.frontier import FLOAT, STRUCTURES, WITH_KERNELS, frontier_table, structure_recipe
+from sparse_accel.demo.frontier import STRUCTURES, frontier_table, measure_speeds, sparsity_variables, structure_recipe
 from sparse_accel.demo.samples import minilm_folder, write_movie_reviews
 from sparse_accel.errors import UsageError
 from sparse_accel.main import run_main
@@ -277,43 +275,10 @@ def frontier(model: Path, data: Path, out: Path, arguments: argparse.Namespace, 
     return table
 
 
-def sparsity_variables(percent: int) -> dict[str, float]:
-    """Returns the variables of obert_pruned90 for another final sparsity; pruning begins at half of it."""
-    return {"final_sparsity": percent / 100, "init_sparsity": round(percent / 200, 3)}
-
-
 def export(trained: Path, deployment: Path, data: Path) -> dict[str, float]:
     """Exports a trained model, unless that is done; returns accuracy and sizes of the INT8 file."""
     found = of_export(export_once(trained, deployment, data))
     return {"accuracy": found["onnx_accuracy"], "size": found["onnx_size"], "packed": found["onnx_archive_size"]}
-
-
-def measure_speeds(deployments: dict[str, Path], *, seconds: float) -> dict[str, float]:
-    """Returns the milliseconds of a row of 128 tokens on one thread, all in one interleaved run, as `frontier_table`
-    takes them. The float model is the first of the deployments in float.
-
-    Args:
-        deployments: folders of INT8 models, by name.
-        seconds: of the whole comparison, about.
-    """
-    import onnx
-
-    from sparse_accel.runtime.float_graph import in_float
-    from sparse_accel.runtime.loading import explain, session
-    from sparse_accel.runtime.timing import interleaved, plain_session, random_inputs
-
-    files = {name: folder / "model.onnx" for name, folder in deployments.items()}
-    first = next(iter(files.values()))
-    with tempfile.TemporaryDirectory() as folder:
-        dense = Path(folder) / "float.onnx"
-        onnx.save(in_float(onnx.load(first)), dense)
-        runs: dict[str, Any] = {FLOAT: partial(plain_session(dense, threads=1).run, None)}
-    for name, file in files.items():
-        runs[name] = partial(plain_session(file, threads=1).run, None)
-        fast = session(file, threads=1)
-        if explain(fast).instruction_set:
-            runs[name + WITH_KERNELS] = partial(fast.run, None)
-    return interleaved(runs, random_inputs(first, batch=1, tokens=128), seconds=seconds)
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

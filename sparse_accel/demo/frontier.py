@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +107,36 @@ def structure_recipe(kind: str, model: Path, folder: Path) -> str:
         text + STRUCTURES[kind].modifiers.replace("{layers}", str(dropped)), encoding="utf-8"
     )
     return str(target)
+
+
+def sparsity_variables(percent: int) -> dict[str, float]:
+    """Returns the variables of obert_pruned90 for another final sparsity; pruning begins at half of it."""
+    return {"final_sparsity": percent / 100, "init_sparsity": round(percent / 200, 3)}
+
+
+def measure_speeds(deployments: dict[str, Path], *, seconds: float) -> dict[str, float]:
+    """Returns the milliseconds of a row of 128 tokens on one thread, all in one interleaved run, as `frontier_table`
+    takes them. The float model is the first of the deployments in float.
+
+    Args:
+        deployments: folders of INT8 models, by name.
+        seconds: of the whole comparison, about.
+    """
+    import onnx
+
+    from sparse_accel.runtime.float_graph import in_float
+    from sparse_accel.runtime.loading import explain, session
+    from sparse_accel.runtime.timing import interleaved, plain_session, random_inputs
+
+    files = {name: folder / "model.onnx" for name, folder in deployments.items()}
+    first = next(iter(files.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        dense = Path(folder) / "float.onnx"
+        onnx.save(in_float(onnx.load(first)), dense)
+        runs: dict[str, Any] = {FLOAT: partial(plain_session(dense, threads=1).run, None)}
+    for name, file in files.items():
+        runs[name] = partial(plain_session(file, threads=1).run, None)
+        fast = session(file, threads=1)
+        if explain(fast).instruction_set:
+            runs[name + WITH_KERNELS] = partial(fast.run, None)
+    return interleaved(runs, random_inputs(first, batch=1, tokens=128), seconds=seconds)

@@ -102,7 +102,7 @@ class Kernel:
             None if mask is None else mask.data_ptr(),
             None if gradient is None else gradient.data_ptr(),
             out.data_ptr(),
-            _halves(x, gradient, out),
+            _bfloat16_bits(x, gradient, out),
             x.numel(),
             *((0.0, 0, 0, 0) if grid is None else (grid.scale, grid.zero_point, grid.lowest, grid.highest)),
             *((None, None) if seen is None else (seen[0].data_ptr(), seen[1].data_ptr())),
@@ -132,7 +132,7 @@ class Kernel:
             self._instruction_set,
             x.data_ptr(),
             out.data_ptr(),
-            _halves(x, None, out),
+            _bfloat16_bits(x, None, out),
             x.numel(),
             key,
             dropped,
@@ -145,7 +145,7 @@ class Kernel:
         return out
 
 
-def _halves(*tensors: Tensor | None) -> int:
+def _bfloat16_bits(*tensors: Tensor | None) -> int:
     """Returns which of these are bfloat16, as a number with their bits."""
     return sum(1 << bit for bit, tensor in enumerate(tensors) if tensor is not None and tensor.dtype == torch.bfloat16)
 

@@ -18,6 +18,7 @@ _registered: list[torch.library.Library] = []  # what is registered lasts as lon
 _in_use = False
 # Whose random numbers.
 COMPILED, PYTORCH = "philox", "pytorch"
+DROPOUT_VARIABLE = "SPARSE_ACCEL_DROPOUT"  # of the environment: one of them, for training scripts
 
 
 def dropout(x: Tensor, p: float, train: bool) -> Tensor:

@@ -240,7 +240,7 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, run: RecipeRun, hist
             raise UsageError(f"checkpoint {folder} {_OF_ANOTHER_RUN} ({error})") from error
         load_training_state(accelerator, run.model, run.optimizer, training)
         history.load(record)
-        _go_on_with_dropout(folder, accelerator, record.get("dropout", PYTORCH))  # older versions had no other
+        _resume_dropout(folder, accelerator, record.get("dropout", PYTORCH))  # older versions had no other
     except UsageError:
         raise
     except Exception as error:
@@ -250,15 +250,15 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, run: RecipeRun, hist
         ) from error
 
 
-def _go_on_with_dropout(checkpoint: Path, accelerator: Accelerator, recorded: str) -> None:
-    """Keeps PyTorch's random numbers if a run had them, so that it ends as if it had not been interrupted."""
+def _resume_dropout(checkpoint: Path, accelerator: Accelerator, recorded: str) -> None:
+    """Keeps PyTorch's random numbers if a run had them, so that its result is that of an uninterrupted run."""
     if recorded == PYTORCH:
         use_compiled_dropout(False)
     elif dropout_numbers() == PYTORCH and accelerator.device.type == "cpu" and accelerator.is_main_process:
         warn(
             f"{checkpoint} was trained with the compiled library's random numbers for dropout, which are not available "
-            "here (no library for this CPU, or torch.compile): the run goes on with PyTorch's, and ends a little "
-            "differently than without the interruption"
+            "here (the library is missing, torch.compile is on, or SPARSE_ACCEL_DROPOUT is set): the run resumes with "
+            "PyTorch's, and its result will differ from that of an uninterrupted run"
         )
 
 

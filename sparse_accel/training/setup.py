@@ -21,7 +21,7 @@ from sparse_accel.distributed.launch import check_launch, describe, gives_gradie
 from sparse_accel.distributed.threads import local_processes, set_threads, warn_of_processes
 from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import check_gradients
-from sparse_accel.nn.dropout import PYTORCH, use_compiled_dropout
+from sparse_accel.nn.dropout import COMPILED, DROPOUT_VARIABLE, PYTORCH, use_compiled_dropout
 from sparse_accel.run_folder.ownership import release_folders
 from sparse_accel.training.memory import keep_freed_memory
 from sparse_accel.training.precision import check_precision, chosen_precision
@@ -61,8 +61,11 @@ def make_accelerator(arguments: TrainingArguments, recipe: Recipe | None = None)
             f"torch.compile with {compiled} under {describe(accelerator)} is not supported: these wrappers break the "
             "graph at each layer. Leave it out, or launch with accelerate_configs/ddp.yaml"
         )
-    own = os.environ.get("SPARSE_ACCEL_DROPOUT") == PYTORCH or compiled  # a compiled graph makes its own numbers
-    use_compiled_dropout(accelerator.device.type == "cpu" and not own)
+    asked = os.environ.get(DROPOUT_VARIABLE) or COMPILED
+    if asked not in (COMPILED, PYTORCH):
+        raise UsageError(f"{DROPOUT_VARIABLE}={asked}: set it to {PYTORCH} or {COMPILED}, or leave it out")
+    # A compiled graph makes its own numbers.
+    use_compiled_dropout(asked == COMPILED and accelerator.device.type == "cpu" and not compiled)
     if arguments.nan_loss == "skip" and accelerator.distributed_type == "DEEPSPEED":
         raise UsageError("--nan_loss skip: DeepSpeed steps before the loss can be checked. Leave the flag out")
     return accelerator

@@ -122,6 +122,13 @@ def test_bfloat16(steady: dict[str, Any], reference: Path, tmp_path: Path) -> No
     assert results["eval_loss"] != pytest.approx(in_training, rel=1e-5)  # that one was in bfloat16
 
 
+def test_a_misspelt_choice_of_random_numbers(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSE_ACCEL_DROPOUT", "torch")
+    refused = run(**tiny.flags(output_dir=tmp_path / "out"))
+    assert refused.code == 2 and "SPARSE_ACCEL_DROPOUT=torch: set it to pytorch or philox" in refused.err, refused.all
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_compiled(tiny: Tiny, tmp_path: Path) -> None:
     """Three steps, each of another graph: pruned, quantized for the first time, quantized with ranges."""

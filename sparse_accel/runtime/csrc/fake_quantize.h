@@ -16,13 +16,13 @@ template <class V>
 
 template <class V>
 [[gnu::always_inline]] inline typename V::F loaded(const Floats<const void>& from, int64_t i, int64_t n) {
-  return from.half ? V::load_first(static_cast<const Bfloat16*>(from.data) + i, n)
+  return from.bfloat16 ? V::load_first(static_cast<const Bfloat16*>(from.data) + i, n)
                    : V::load_first(static_cast<const float*>(from.data) + i, n);
 }
 
 template <class V>
 [[gnu::always_inline]] inline void stored(const Floats<void>& to, int64_t i, int64_t n, typename V::F value) {
-  to.half ? V::store_first(static_cast<Bfloat16*>(to.data) + i, value, n)
+  to.bfloat16 ? V::store_first(static_cast<Bfloat16*>(to.data) + i, value, n)
           : V::store_first(static_cast<float*>(to.data) + i, value, n);
 }
 

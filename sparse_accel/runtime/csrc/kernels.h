@@ -105,16 +105,16 @@ struct LookupTask {
 template <class T>
 struct Floats {
   T* data;
-  bool half;
+  bool bfloat16;
 };
 
 // For training. y = x where the mask keeps it, else 0; rounded to the grid of `scale`, and clipped to the integers from
 // lowest to highest, which are those of the scheme less the zero point; gradients pass where x is not clipped.
 struct FakeQuantizeTask {
   Floats<const void> x;
-  const uint8_t* mask;            // null, or a byte for each number: 0 removes it
-  Floats<const void> gradient;   // null: forwards; else y is the gradient of x, from this one of its result
-  Floats<void> y;                // null: only the extremes are wanted
+  const uint8_t* mask;          // null, or a byte for each number: 0 removes it
+  Floats<const void> gradient;  // null: forwards; else y is the gradient of x, from this one of its result
+  Floats<void> y;               // null: only the extremes are wanted
   bool rounds;              // false: masked alone
   float scale, inverse;
   float lowest, highest;

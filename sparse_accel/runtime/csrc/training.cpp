@@ -51,16 +51,16 @@ void merge(Extremes& into, const Extremes& part) {
 
 // y [n] = x where mask is not 0, else 0; with a scale, not 0, rounded to its grid and clipped to the integers from lowest to
 // highest. With a gradient [n], y is the gradient of x instead. mask and gradient may be null; y, if only the extremes are
-// wanted; y may be x or gradient of its own format. x, gradient and y are float, or bfloat16 where `halves` has the bit 1,
+// wanted; y may be x or gradient of its own format. x, gradient and y are float, or bfloat16 where `bfloat16` has the bit 1,
 // 2 and 4; all is computed in float. seen_smallest and seen_largest, or null, are lowered and raised to the extremes of the
 // masked x. Returns 0, or 1 if this CPU has no such instruction set.
 SPARSE_ACCEL_EXPORT int32_t sparse_accel_fake_quantize(const char* isa, const void* x, const uint8_t* mask, const void* gradient,
-                                                       void* y, int32_t halves, int64_t n, float scale, int32_t zero_point,
+                                                       void* y, int32_t bfloat16, int64_t n, float scale, int32_t zero_point,
                                                        int32_t lowest, int32_t highest, float* seen_smallest, float* seen_largest,
                                                        Parallel parallel, int32_t threads) {
   const Kernels* kernels = kernels_named(isa);
   if (!kernels) return 1;
-  const FakeQuantizeTask task{{x, (halves & 1) != 0}, mask, {gradient, (halves & 2) != 0}, {y, (halves & 4) != 0},
+  const FakeQuantizeTask task{{x, (bfloat16 & 1) != 0}, mask, {gradient, (bfloat16 & 2) != 0}, {y, (bfloat16 & 4) != 0},
                               scale != 0.0f, scale, 1.0f / scale,
                               static_cast<float>(lowest - zero_point), static_cast<float>(highest - zero_point)};
   Extremes seen{__builtin_inff(), -__builtin_inff()};
@@ -80,12 +80,12 @@ SPARSE_ACCEL_EXPORT int32_t sparse_accel_fake_quantize(const char* isa, const vo
 }
 
 // y [n] = x * scale, or 0 for `dropped` of 65,536; which ones follows from the key and the position. y may be x of its own
-// format: both are float, or bfloat16 where `halves` has the bit 1 and 4. Returns as sparse_accel_fake_quantize.
-SPARSE_ACCEL_EXPORT int32_t sparse_accel_dropout(const char* isa, const void* x, void* y, int32_t halves, int64_t n, uint64_t key,
+// format: both are float, or bfloat16 where `bfloat16` has the bit 1 and 4. Returns as sparse_accel_fake_quantize.
+SPARSE_ACCEL_EXPORT int32_t sparse_accel_dropout(const char* isa, const void* x, void* y, int32_t bfloat16, int64_t n, uint64_t key,
                                                  int32_t dropped, float scale, Parallel parallel, int32_t threads) {
   const Kernels* kernels = kernels_named(isa);
   if (!kernels) return 1;
-  const DropoutTask task{{x, (halves & 1) != 0}, {y, (halves & 4) != 0}, key, dropped, scale};
+  const DropoutTask task{{x, (bfloat16 & 1) != 0}, {y, (bfloat16 & 4) != 0}, key, dropped, scale};
   in_parts(n, parallel, threads, [&](int64_t first, int64_t count) { kernels->dropout(task, first, count); });
   return 0;
 }

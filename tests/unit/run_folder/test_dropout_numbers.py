@@ -1,4 +1,4 @@
-"""Whose random numbers dropout takes when a run goes on."""
+"""Which random numbers dropout uses when a run resumes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from sparse_accel.nn import dropout
 from sparse_accel.nn.cpu_kernels import kernel
 from sparse_accel.nn.dropout import COMPILED, PYTORCH, dropout_numbers, use_compiled_dropout
 from sparse_accel.progress import Progress
-from sparse_accel.run_folder.checkpoints import _go_on_with_dropout
+from sparse_accel.run_folder.checkpoints import _resume_dropout
 from sparse_accel.run_folder.trainer_state import History
 
 pytestmark = pytest.mark.skipif(kernel() is None, reason="the library is not built")
 
 
-def going_on(recorded: str, device: str = "cpu") -> str:
+def resumed(recorded: str, device: str = "cpu") -> str:
     accelerator: Any = SimpleNamespace(device=torch.device(device), is_main_process=True)
-    _go_on_with_dropout(Path("out/checkpoint-2"), accelerator, recorded)
+    _resume_dropout(Path("out/checkpoint-2"), accelerator, recorded)
     return dropout_numbers()
 
 
@@ -31,18 +31,18 @@ def test_a_run_that_began_with_the_numbers_of_pytorch_keeps_them(
     use: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     use()
-    assert going_on(PYTORCH) == PYTORCH and capsys.readouterr().err == ""
+    assert resumed(PYTORCH) == PYTORCH and capsys.readouterr().err == ""
 
 
 def test_a_run_that_cannot_keep_the_compiled_numbers_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     use_compiled_dropout()
-    assert going_on(COMPILED) == COMPILED and capsys.readouterr().err == ""
+    assert resumed(COMPILED) == COMPILED and capsys.readouterr().err == ""
     monkeypatch.setattr(dropout, "kernel", lambda: None)
     use_compiled_dropout()
-    assert going_on(COMPILED, device="meta") == PYTORCH and capsys.readouterr().err == ""  # no CPU
-    assert going_on(COMPILED) == PYTORCH
+    assert resumed(COMPILED, device="meta") == PYTORCH and capsys.readouterr().err == ""  # no CPU
+    assert resumed(COMPILED) == PYTORCH
     said = capsys.readouterr().err
     assert said.startswith("warning: out/checkpoint-2 was trained with") and said.count("\n") == 1
 
