@@ -82,7 +82,7 @@ def train(arguments: TextClassificationArguments, recipe: Recipe | None, acceler
     from sparse_accel.training.optimizer import make_optimizer
     from sparse_accel.training.run_log import RunLog
     from sparse_accel.training.schedule import lr_schedule, steps_of_run
-    from sparse_accel.training.setup import recompute_activations
+    from sparse_accel.training.setup import configure_blocks
     from sparse_accel.training.start_table import describe_run, start_table
 
     # --- task, model, recipe ------------------------------------------------------------------------------------------
@@ -110,8 +110,7 @@ def train(arguments: TextClassificationArguments, recipe: Recipe | None, acceler
 
     # --- optimizer, prepare, resume -----------------------------------------------------------------------------------
 
-    if arguments.gradient_checkpointing:
-        recompute_activations(model)
+    configure_blocks(arguments, model)  # --gradient_checkpointing, --torch_compile
     optimizer = make_optimizer(model, arguments, accelerator)
     before_prepare(accelerator, model, arguments.per_device_train_batch_size, arguments.max_grad_norm)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)

@@ -26,6 +26,7 @@ from sparse_accel.nn.masks import magnitude_mask
 from sparse_accel.recipe import load_recipe
 from sparse_accel.recipe_run import RecipeRun
 from sparse_accel.training.averages import Averages, GlobalBatch
+from sparse_accel.training.compilation import compile_blocks
 from sparse_accel.training.loop import StepOptions, train_step
 from sparse_accel.training.optimizer import parameter_groups
 from sparse_accel.zoo import RECIPES
@@ -55,10 +56,11 @@ def hand_written_step(
     """
     accelerator = one_more(accelerator)
     model = copy.deepcopy(start)
+    if compiled_by is not None:
+        compile_blocks(model, compiled_by)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=accelerator.scaler is None)
     before_prepare(accelerator, model, batch_size, MAX_GRAD_NORM)
     model, optimizer = accelerator.prepare(model, optimizer)
-    model = _compiled(model, compiled_by)
     model.train()
 
     def step(batch: Batch) -> None:
@@ -118,11 +120,12 @@ def recipe_step(
     run = RecipeRun(load_recipe(recipe, variables), teacher=teacher or "disable")
     model = copy.deepcopy(start)
     run.attach(model)
+    if compiled_by is not None:
+        compile_blocks(model, compiled_by)
     # A fused optimizer hides skipped steps from Accelerate: see training/optimizer.py.
     optimizer: Any = torch.optim.AdamW(parameter_groups(model, 0.0), lr=1e-5, fused=accelerator.scaler is None)
     before_prepare(accelerator, model, batch_size, MAX_GRAD_NORM)
     model, optimizer = accelerator.prepare(model, optimizer)
-    model = _compiled(model, compiled_by)
     run.bind(accelerator, model, optimizer, steps_per_epoch=_STEPS_PER_EPOCH)
     model.train()
     return RecipeStep(accelerator, model, optimizer, run, compiled=compiled_by is not None)
@@ -136,14 +139,6 @@ def one_more(accelerator: Accelerator) -> Accelerator:
     """
     alone = accelerator.num_processes == 1 and accelerator.scaler is None
     return accelerator if alone else Accelerator(kwargs_handlers=launch_options())
-
-
-def _compiled(model: Any, backend: str | None) -> Any:
-    """Returns a prepared model as --torch_compile would have it: for batches of any shape."""
-    if backend is None:
-        return model
-    torch._dynamo.config.recompile_limit = 64  # as training/setup.py sets it
-    return torch.compile(model, backend=backend, dynamic=True)
 
 
 @torch.no_grad()

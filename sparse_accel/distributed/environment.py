@@ -111,12 +111,9 @@ def _check_backend(name: str) -> None:
 
 
 def compilation(accelerator: Accelerator) -> str:
-    """Returns the backend of torch.compile and what set it, as text; empty if nothing is compiled."""
+    """Returns the backend of torch.compile that the launcher asks for, as text; empty if there is none."""
     backend = accelerator.state.dynamo_plugin.backend.value.lower()
-    if backend == "no":
-        return ""
-    by_environment = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "").lower() == backend
-    return f"{backend} ({'ACCELERATE_DYNAMO_BACKEND' if by_environment else '--torch_compile'})"
+    return "" if backend == "no" else f"ACCELERATE_DYNAMO_BACKEND={backend}"
 
 
 def _refusal(reason: str, found: dict[str, str]) -> UsageError:

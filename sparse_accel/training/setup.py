@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
+from accelerate.utils import GradientAccumulationPlugin
 
 from sparse_accel.console import set_log_level
 from sparse_accel.data.loader_workers import report_lost_workers
@@ -23,6 +23,7 @@ from sparse_accel.errors import UsageError
 from sparse_accel.modifiers.base import check_gradients
 from sparse_accel.nn.dropout import COMPILED, DROPOUT_VARIABLE, PYTORCH, use_compiled_dropout
 from sparse_accel.run_folder.ownership import release_folders
+from sparse_accel.training.compilation import compile_blocks
 from sparse_accel.training.memory import keep_freed_memory
 from sparse_accel.training.precision import check_precision, chosen_precision
 from sparse_accel.training.tracking import check_trackers, logging_folder, trackers_ended
@@ -49,16 +50,16 @@ def make_accelerator(arguments: TrainingArguments, recipe: Recipe | None = None)
         log_with=list(arguments.report_to) or None,
         project_dir=logging_folder(Path(str(arguments.output_dir))),
         kwargs_handlers=launch_options(find_unused_parameters=arguments.ddp_find_unused_parameters),
-        dynamo_plugin=_compilation() if arguments.torch_compile else None,
     )
     _share_machine(arguments)
     check_trackers(accelerator, arguments.report_to)
     check_launch(accelerator)
     check_precision(accelerator)
     check_gradients(recipe.modifiers if recipe else [], gives_gradients(accelerator))
-    if (compiled := compilation(accelerator)) and accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
+    compiled = "--torch_compile" if arguments.torch_compile else compilation(accelerator)
+    if compiled and accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
         raise UsageError(
-            f"torch.compile with {compiled} under {describe(accelerator)} is not supported: these wrappers break the "
+            f"torch.compile ({compiled}) under {describe(accelerator)} is not supported: these wrappers break the "
             "graph at each layer. Leave it out, or launch with accelerate_configs/ddp.yaml"
         )
     asked = os.environ.get(DROPOUT_VARIABLE) or COMPILED
@@ -79,12 +80,16 @@ def _share_machine(arguments: TrainingArguments) -> None:
     warn_of_processes({"--dataloader_num_workers": arguments.dataloader_num_workers * local_processes(os.environ)})
 
 
-def _compilation() -> TorchDynamoPlugin:
-    """Options of torch.compile for batches of any shape: they differ in length, and the last one in rows."""
-    # Training and evaluation each need a graph before quantization, in its first step, with moving and with frozen
-    # ranges; above the limit (by default 8), PyTorch would continue without compiling.
-    torch._dynamo.config.recompile_limit = 64
-    return TorchDynamoPlugin(backend="inductor", dynamic=True)
+def configure_blocks(arguments: TrainingArguments, model: Any) -> None:
+    """Turns on --gradient_checkpointing and --torch_compile for the blocks of a model, before it is wrapped.
+
+    Raises:
+        UsageError: as `recompute_activations`.
+    """
+    if arguments.gradient_checkpointing:
+        recompute_activations(model)
+    if arguments.torch_compile:
+        compile_blocks(model)
 
 
 def recompute_activations(model: Any) -> None:

@@ -16,6 +16,7 @@ from sparse_accel.errors import listed, shortened
 from sparse_accel.nn.layers import masks, prunable_names, quantizers
 from sparse_accel.recipe.recipe import timeline_of
 from sparse_accel.recipe_run import RecipeRun
+from sparse_accel.training.compilation import is_compiled
 from sparse_accel.training.precision import bfloat16_hint
 from sparse_accel.training.schedule import Schedule
 from sparse_accel.training.streaming import StreamSampler
@@ -117,6 +118,8 @@ def start_table(accelerator: Accelerator, run: RecipeRun, rows: list[tuple[str, 
     ]
     if compiled := compilation(accelerator):
         layout.append(("compiled", compiled))
+    elif is_compiled(plain_model(accelerator, run.model)):
+        layout.append(("compiled", "each block (--torch_compile)"))
     notices = [("note", shortened(notice)) for notice in run.notices]
     recipe = [("recipe", timeline(run) if trains else applied_at_once(run))]
     return table("run", layout + rows + recipe + structure(plain_model(accelerator, run.model), trains) + notices)

@@ -263,7 +263,7 @@ def test_gradient_checkpointing_and_frozen_weights(folder: Path, flags: dict[str
 
 def test_compiled_under_ddp(folder: Path, flags: dict[str, Any], tmp_path: Path) -> None:
     """Three steps, each of another graph: pruned, quantized for the first time, quantized with ranges."""
-    none: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_hidden_layers": 1}
+    none: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_hidden_layers": 2}
     settings: dict[str, Any] = {**flags, **recipe_flags(folder, "tutorial"), "do_eval": None, "eval_strategy": "no"}
     settings |= {"recipe_args": {**SHORT, "num_epochs": 1, "qat_start_epoch": 0.3, "observer_epoch": 0.9}}
     settings |= {"model_name_or_path": make_model(tmp_path / "narrow", sparse=True, **none), "max_train_samples": 75}

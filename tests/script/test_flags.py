@@ -132,7 +132,7 @@ def test_a_misspelt_choice_of_random_numbers(tiny: Tiny, tmp_path: Path, monkeyp
 @pytest.mark.slow
 def test_compiled(tiny: Tiny, tmp_path: Path) -> None:
     """Three steps, each of another graph: pruned, quantized for the first time, quantized with ranges."""
-    none: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_hidden_layers": 1}
+    none: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_hidden_layers": 3}
     model = make_model(tmp_path / "model", sparse=True, **none)
     recipe_args = {"num_epochs": 1, "qat_start_epoch": 0.3, "observer_epoch": 0.9, "init_lr": 1e-2}
     flags = tiny.flags(model_name_or_path=model, recipe_args=recipe_args, max_train_samples=75, logging_steps=1)
@@ -140,6 +140,7 @@ def test_compiled(tiny: Tiny, tmp_path: Path) -> None:
     for name, compiled in (("compiled", True), ("eager", None)):
         done = run(**flags, torch_compile=compiled, output_dir=tmp_path / name)
         assert done.code == 0, done.all
+        assert ("compiled each block (--torch_compile)" in flat(done.out)) == bool(compiled)
     assert_alike(tmp_path / "compiled", tmp_path / "eager", 1e-3)
 
 

@@ -172,7 +172,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 def environment(**variables: str) -> dict[str, str]:
     """Environment of a script's own process; conftest.py has seen to threads, caches and network."""
-    return os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # packages may be there too
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | variables
 
 
 def run(*arguments: str, cwd: Path | None = None, **flags: Any) -> Outcome:

@@ -70,12 +70,12 @@ def test_hours_by_hand() -> None:
     )  # 6 weights: 36 operations, and 12 of attention
     job = replace(SST2, rows=1, tokens=1, batch=1, epochs=3, recipe=2.0)
     cluster = Cluster(48.0, 0.5, 0.0, gpus_per_machine=2, link_bytes=400.0, network_bytes=100.0)
-    assert training_hours(job, 1, cluster, encoder) * 3600 == pytest.approx(3 * 2 * 2 + 2 / 3)
+    assert training_hours(job, 1, cluster, encoder) * 3600 == pytest.approx(3 * 2 * 2 + 4 / 4)
     assert all_reduce_seconds(encoder, 1, cluster) == 0
     assert all_reduce_seconds(encoder, 2, cluster) == 1.0
     assert all_reduce_seconds(encoder, 4, cluster) == 6.0
     slow = replace(cluster, step_seconds=10.0)
-    assert training_hours(job, 4, slow, encoder) * 3600 == pytest.approx(3 * (2 * 10 + 6) + 10 / 3)
+    assert training_hours(job, 4, slow, encoder) * 3600 == pytest.approx(3 * (10 + 6) + 10 / 4)
 
 
 @settings(max_examples=30)
