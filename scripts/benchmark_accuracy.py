@@ -243,8 +243,9 @@ def frontier(model: Path, data: Path, out: Path, arguments: argparse.Namespace, 
     dense = Run("dense", model, "sst2_dense", {"init_lr": 3e-5}, seed=seed, bf16=bf16)
     train(upstream, imdb, out, shared)
     rows: dict[str, dict[str, Any]] = {"dense": {"accuracies": [train(dense, data, out, shared)["eval_accuracy"]]}}
-    starts = {percent: model for percent in arguments.sparsities}
-    for percent in filter(None, arguments.sparsities):
+    of_structures = {STRUCTURES[kind].start for kind in arguments.structures} - {0, *arguments.sparsities}
+    starts = {percent: model for percent in (*arguments.sparsities, *of_structures)}
+    for percent in filter(None, starts):
         name, variables = f"{percent}% zeros, IMDB", sparsity_variables(percent)
         pruned = Run(name, out / upstream.folder, "obert_pruned90", variables, out / upstream.folder, 0, bf16, 48)
         train(pruned, imdb, out, shared)
@@ -257,13 +258,13 @@ def frontier(model: Path, data: Path, out: Path, arguments: argparse.Namespace, 
         exported = export(out / run.folder, deployments[name], data / "validation.csv")
         rows[name] = {"accuracies": [exported.pop("accuracy"), *found[1:]], **exported}
 
-    for percent, start in starts.items():
+    for percent in arguments.sparsities:
         name, variables = f"{percent}% zeros, INT8", TRANSFER[arguments.transfer_epochs]
-        measure(name, Run(name, start, "sst2_pruned90_quant", variables, out / dense.folder, seed, bf16))
+        measure(name, Run(name, starts[percent], "sst2_pruned90_quant", variables, out / dense.folder, seed, bf16))
     for kind in arguments.structures:
         variant = STRUCTURES[kind]
         recipe = structure_recipe(kind, model, out / "recipes")
-        variables, start = dict(variant.variables), out / dense.folder
+        variables, start = dict(variant.variables), starts[variant.start] if variant.start else out / dense.folder
         run = Run(f"without {kind}", start, recipe, variables, out / dense.folder, seed, bf16)
         measure(f"without {variant.words}, INT8", run)
     milliseconds = measure_speeds(deployments, seconds=20.0 * len(deployments))
