@@ -5,13 +5,17 @@ VENV ?= .venv
 # On Linux, PyPI's torch brings several gigabytes of CUDA libraries. For a machine without a GPU, use the CPU build:
 #   make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# Of each kind, for make fuzz.
+INPUTS ?= 5000
+# Of each row, for make faults.
+FAULTED_RUNS ?= 40
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 # Two workers with one thread each: the tensors in tests are too small for more threads.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: help quickstart kernels test test-fast test-slow test-all test-gpu bench-gpu check wheel dist docs clean
+.PHONY: help quickstart kernels test test-fast test-slow fuzz faults audit test-all test-gpu bench-gpu check wheel dist docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -31,6 +35,16 @@ test-fast: $(VENV)/.dev kernels ## only tests/unit, under a minute
 test-slow: $(VENV)/.dev kernels ## only the long and multi-process tests
 	$(PYTEST) -m slow tests/distributed
 	$(PYTEST) -m slow tests --ignore=tests/distributed -n 2 --dist loadfile
+
+fuzz: $(VENV)/.dev kernels ## changed inputs for everything that reads one, about half an hour; INPUTS=100000 for longer
+	$(BIN)/python tests/fuzz/campaign.py --jobs 2 --inputs $(INPUTS)
+
+faults: $(VENV)/.dev kernels ## disturbed runs of every script and layout; FAULTED_RUNS=40 of each, about an hour
+	FAULTED_RUNS=$(FAULTED_RUNS) $(PYTEST) -m slow -n 2 --dist worksteal tests/fuzz/test_disturbed.py
+
+audit: $(VENV)/.audit ## licences of all that is installed, and known faults of its versions (needs the network)
+	$(BIN)/pip-licenses --python $(BIN)/python --format markdown --order license
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 test-all: test test-slow ## test and test-slow
 
@@ -75,6 +89,10 @@ $(VENV)/.docs: pyproject.toml setup.py constraints.txt | $(BIN)/python
 	touch $@
 
 # The wheel is built in an environment of its own; setuptools makes the archive of the sources.
+$(VENV)/.audit: constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) pip-audit pip-licenses
+	touch $@
+
 $(VENV)/.wheel: constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) ziglang setuptools
 	touch $@

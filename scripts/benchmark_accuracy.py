@@ -261,6 +261,7 @@ def frontier(model: Path, data: Path, out: Path, arguments: argparse.Namespace, 
     for percent in arguments.sparsities:
         name, variables = f"{percent}% zeros, INT8", TRANSFER[arguments.transfer_epochs]
         measure(name, Run(name, starts[percent], "sst2_pruned90_quant", variables, out / dense.folder, seed, bf16))
+        rows["dense"]["size"] = rows[name]["float"]
     for kind in arguments.structures:
         variant = STRUCTURES[kind]
         recipe = structure_recipe(kind, model, out / "recipes")
@@ -277,9 +278,12 @@ def frontier(model: Path, data: Path, out: Path, arguments: argparse.Namespace, 
 
 
 def export(trained: Path, deployment: Path, data: Path) -> dict[str, float]:
-    """Exports a trained model, unless that is done; returns accuracy and sizes of the INT8 file."""
+    """Exports a trained model, unless that is done; returns the accuracy of the INT8 file, and the sizes of that file,
+    packed, and in float32, in 1e6 bytes."""
     found = of_export(export_once(trained, deployment, data))
-    return {"accuracy": found["onnx_accuracy"], "size": found["onnx_size"], "packed": found["onnx_archive_size"]}
+    size = found["float_megabytes"]
+    sizes = {"float": size, "size": found["onnx_size"] * size, "packed": found["onnx_archive_size"] * size}
+    return {"accuracy": found["onnx_accuracy"], **sizes}
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

@@ -72,7 +72,11 @@ def shown(value: object, most: int = 60) -> str:
 
 
 def shortened(text: str) -> str:
-    """Returns a message of at most 2,000 characters: a longer one keeps only its beginning and its end."""
+    """Returns a message of at most 2,000 characters and 20 lines: a longer one keeps its beginning and its end."""
+    lines = text.split("\n")
+    if len(lines) > _MOST_LINES:
+        head, tail = lines[: _MOST_LINES - 6], lines[-5:]
+        text = "\n".join([*head, f"... [{len(lines) - len(head) - len(tail):,} lines left out] ...", *tail])
     left_out = len(text) - _BEGINNING - _END
     if len(text) <= _LONGEST_MESSAGE:
         return text
@@ -88,4 +92,4 @@ def in_order(steps: Sequence[tuple[str, str]]) -> str:
 # Letters that are read one by one count too: an xlm-roberta, an mpnet, an MT5.
 _SPOKEN_WITH_A_VOWEL = re.compile("[aeiox]|m[pt]", re.IGNORECASE)
 # Nobody reads a longer message, and it hides what was printed before.
-_LONGEST_MESSAGE, _BEGINNING, _END = 2000, 1400, 400
+_LONGEST_MESSAGE, _BEGINNING, _END, _MOST_LINES = 2000, 1400, 400, 20

@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from sparse_accel.console import rank
-from sparse_accel.errors import UsageError, in_order, nearest, shortened
+from sparse_accel.errors import UsageError, first_line, in_order, nearest, shortened
 from sparse_accel.zoo import is_stub, model_source
 
 GLUE_ID = "nyu-mll/glue"
@@ -207,3 +208,34 @@ def not_found_error(typed: str, hub_id: str, kind: str, reason: str, cache_dir: 
         "HF_ENDPOINT=https://... in the environment to a mirror of the Hub; or use another id. For a machine without a "
         "network, fetch it first with scripts/prefetch.py"
     )
+
+
+@contextmanager
+def reading_model(typed: str, address: str, *, prefix: str = "") -> Iterator[None]:
+    """Inside the block, a model's files are read. Libraries raise whatever they meet in a damaged one.
+
+    Args:
+        typed: flag and value as typed, or the function and its argument.
+        address: folder, or full Hub id.
+        prefix: of the message of a UsageError that is raised in the block.
+
+    Raises:
+        UsageError: for any error: what the folder contains, or where the id was searched.
+    """
+    try:
+        yield
+    except UsageError as error:
+        if prefix:
+            raise UsageError(f"{prefix}{error}") from error
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        folder, said = Path(address), first_line(error)
+        if folder.is_dir():
+            held = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
+            message = f"{typed}: the folder contains no readable model ({said}). It contains: {held}"
+            raise UsageError(message) from error
+        if not isinstance(error, OSError):  # it was downloaded, but is not a valid model
+            raise UsageError(f"{typed}: {address} contains no readable model ({said})") from error
+        raise not_found_error(typed, address, "model", said) from error

@@ -69,13 +69,13 @@ def frontier_table(rows: Mapping[str, Mapping[str, Any]], milliseconds: Mapping[
     """Returns a Markdown table of models, one per row.
 
     Args:
-        rows: by name: `accuracies`, one per seed, and, of INT8 models, `size` and `packed`, fractions of the dense
-            float32 file. A row without them is the dense float model.
+        rows: by name: `accuracies`, one per seed, and `size` and, of INT8 models, `packed` in 1e6 bytes. The row
+            without `packed` is the dense float model.
         milliseconds: of a row, by name; of the dense float model under FLOAT; with kernels under NAME + WITH_KERNELS.
         held_out: number of rows that the accuracy is of.
     """
     lines = [
-        "| | accuracy (95% interval) | `model.onnx` | packed | ms | speed | ms, kernels | speed |",
+        "| | accuracy (95% interval) | `model.onnx`, MB | packed, MB | ms | speed | ms, kernels | speed |",
         "|---|---|---|---|---|---|---|---|",
     ]
     dense = milliseconds[FLOAT]
@@ -84,8 +84,8 @@ def frontier_table(rows: Mapping[str, Mapping[str, Any]], milliseconds: Mapping[
         mean = statistics.mean(accuracies)
         spread = f" ± {100 * statistics.stdev(accuracies):.1f}, {len(accuracies)} seeds" if len(accuracies) > 1 else ""
         low, high = wilson_interval(mean, held_out)
-        sizes = [f"{row[each]:.2f}" if each in row else empty for each, empty in (("size", "1.00"), ("packed", "-"))]
-        times = [milliseconds.get(name if "size" in row else FLOAT), milliseconds.get(name + WITH_KERNELS)]
+        sizes = [f"{row[each]:.1f}" if each in row else "-" for each in ("size", "packed")]
+        times = [milliseconds.get(name if "packed" in row else FLOAT), milliseconds.get(name + WITH_KERNELS)]
         speeds = [
             words for time in times for words in ([f"{time:.1f}", f"{dense / time:.1f}x"] if time else ["-", "-"])
         ]

@@ -32,6 +32,7 @@ from sparse_accel.export.trace import NATIVE_OPSET, trace
 from sparse_accel.files import write_json, write_text
 from sparse_accel.fingerprints import fingerprint_of_weights
 from sparse_accel.hub import model_address
+from sparse_accel.models.files import save_tokenizer
 from sparse_accel.models.loading import load_for_export
 from sparse_accel.nn.layers import quantized_linears, quantizers
 from sparse_accel.runtime.other_interpreter import require_deepsparse
@@ -100,7 +101,7 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
         full = write_full_size(full_size[0], model, scratch, format, opset) if full_size else None
         cast(Any, deployed.model).config.save_pretrained(partial)
         tokenizer.model_max_length = min(tokenizer.model_max_length, limit)  # so that it truncates for this model
-        tokenizer.save_pretrained(partial)
+        save_tokenizer(tokenizer, partial)
         proof = prove(exported, deployed.model, tokenizer, texts, format, opset, model)
         if deployed.is_smaller:
             proof = replace(proof, checks=[check_structure(deployed), *proof.checks])

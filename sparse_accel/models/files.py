@@ -26,7 +26,7 @@ from sparse_accel.distributed.weights import full_state_dict, plain_model
 from sparse_accel.errors import UsageError, listed
 from sparse_accel.files import write_json, write_text
 from sparse_accel.fingerprints import fingerprint
-from sparse_accel.hub import model_address
+from sparse_accel.hub import model_address, reading_model
 from sparse_accel.nn.blocks import without_skipped
 from sparse_accel.nn.fake_quantize import FakeQuantize, QuantizationScheme
 from sparse_accel.nn.layers import add_input_quantizer, make_sparse, masks, quantizers, takes_input_quantizer
@@ -61,7 +61,7 @@ def save_model(folder: Path, accelerator: Accelerator, model: nn.Module, tokeniz
         # A weight that several layers share stays one tensor, so that it is written once.
         state = {name: pruned.get(id(weight), weight) for name, weight in weights.items()}
         plain.save_pretrained(folder, state_dict=state)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         write_quantizers(folder, plain)
         for name, content in extra_files.items():
             (folder / name).parent.mkdir(exist_ok=True)
@@ -70,6 +70,17 @@ def save_model(folder: Path, accelerator: Accelerator, model: nn.Module, tokeniz
     with without_skipped(plain):  # dropped layers are not in the files, and later layers have the numbers after them
         weights = dict(full_state_dict(accelerator, model))
         by_main_process(accelerator, write)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes a tokenizer without the truncation and padding that its last call left in it, and that each call sets.
+
+    Else tokenizer.json would depend on whether the rows were tokenized in this process or came from the cache.
+    """
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    tokenizer.save_pretrained(folder)
 
 
 def write_quantizers(folder: Path, model: nn.Module) -> None:
@@ -113,13 +124,15 @@ def load(folder: str | Path, *, remove_structure: bool = False, **options: Any) 
         options: passed to `from_pretrained` of transformers' class with that head.
 
     Raises:
-        UsageError: there is no trained head in the folder, config.json and weights do not match,
-            quantization.json does not match the model, or structure of this architecture cannot be removed.
+        UsageError: there is no such folder or id, or it contains no model that can be read, no trained head, a
+            config.json that does not match the weights, or a quantization.json that does not match the model; or
+            structure of this architecture cannot be removed.
     """
     address = model_address("sparse_accel.load", str(folder), options.get("cache_dir"))
     source = {name: options[name] for name in ("revision", "cache_dir") if name in options}
-    config = options.get("config") or AutoConfig.from_pretrained(address, **source)
-    model = load_as(address, task_class(config) or TextClassification, **options)
+    with reading_model(f"sparse_accel.load {folder}", address):
+        config = options.get("config") or AutoConfig.from_pretrained(address, **source)
+        model = load_as(address, task_class(config) or TextClassification, **options)
     if remove_structure:
         _remove_structure(model, str(folder))
     return model

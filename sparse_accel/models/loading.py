@@ -6,18 +6,16 @@ import contextlib
 import copy
 import json
 import logging
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from sparse_accel.console import warn
-from sparse_accel.errors import UsageError, first_line, with_article
+from sparse_accel.errors import UsageError, with_article
 from sparse_accel.files import lfs_pointer_error
-from sparse_accel.hub import last_hub_warning, model_address, not_found_error
+from sparse_accel.hub import last_hub_warning, model_address, not_found_error, reading_model
 from sparse_accel.models.files import QUANTIZATION_FILE, load_as, read_model
 from sparse_accel.models.teacher import Teacher, label_order
 from sparse_accel.nn.layers import quantized_linears
@@ -27,9 +25,6 @@ from sparse_accel.tasks.sentence_embedding.folder import settings_in
 
 if TYPE_CHECKING:
     from sparse_accel.cli.training import TrainingArguments
-
-# What transformers raises for a folder or id that is wrong or cannot be reached.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError)
 
 
 def fine_tuned_head(arguments: TrainingArguments, task: type[Task]) -> Head | None:
@@ -75,10 +70,8 @@ def _own_config(arguments: TrainingArguments) -> Any:
 def _read_config(arguments: TrainingArguments, flag: str, name: str) -> Any:
     address = model_address(flag, name, arguments.cache_dir)
     _check_pointers(flag, name, address)
-    try:
+    with reading_model(f"{flag} {name}", address):
         return AutoConfig.from_pretrained(address, revision=arguments.model_revision, cache_dir=arguments.cache_dir)
-    except _LOADING_ERRORS as error:
-        raise _unreadable(flag, name, address, error) from error
 
 
 def _has_head(config: Any, task: type[Task]) -> bool | None:
@@ -111,12 +104,8 @@ def load_model(arguments: TrainingArguments, task: Task | type[Task]) -> tuple[A
         kind.configure_untrained(config, own_head.names, arguments)
     _check_pointers(flag, name, address)
     source: dict[str, Any] = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
-    try:
+    with reading_model(f"{flag} {name}", address, prefix=f"{flag} {name}: "):
         return read_model(address, kind, config=config, keeps_head=keeps_head, may_be_new=True, **source)
-    except UsageError as error:
-        raise UsageError(f"{flag} {name}: {error}") from error
-    except _LOADING_ERRORS as error:
-        raise _unreadable(flag, name, address, error) from error
 
 
 def load_trained(arguments: TrainingArguments, task: type[Task]) -> nn.Module:
@@ -139,10 +128,8 @@ def load_for_export(name: str, task: type[Task]) -> tuple[nn.Module, Any, int]:
     flag = "--model_path"
     address = model_address(flag, name)
     _check_pointers(flag, name, address)
-    try:
+    with reading_model(f"{flag} {name}", address):
         config = AutoConfig.from_pretrained(address)
-    except _LOADING_ERRORS as error:
-        raise _unreadable(flag, name, address, error) from error
     if _has_head(config, task) is False:
         raise UsageError(
             f"{flag} {name} is {with_article(config.architectures[0])}, which does not {task.purpose}: --task "
@@ -182,16 +169,12 @@ def _load_named(flag: str, name: str, task: type[Task], **source: Any) -> nn.Mod
     """`files.load_as`, with errors that name the flag the model was given by."""
     address = model_address(flag, name, source.get("cache_dir"))
     _check_pointers(flag, name, address)
-    try:
+    with reading_model(f"{flag} {name}", address, prefix=f"{flag}: "):
         # A language model is a start for other tasks: `load_as` says that it lacks their head.
         kind = task_class(AutoConfig.from_pretrained(address, **source))
         if kind not in (None, MaskedLanguageModeling) and not issubclass(task, kind):
             raise UsageError(f"{name} was trained for {kind.name}, not for {task.name}")
         model = load_as(address, task, **source)
-    except UsageError as error:
-        raise UsageError(f"{flag}: {error}") from error
-    except _LOADING_ERRORS as error:
-        raise _unreadable(flag, name, address, error) from error
     _check_quantizers(flag, name, address, model)
     return model
 
@@ -238,10 +221,8 @@ def _tokenizer(flag: str, name: str, task: type[Task], **source: Any) -> Any:
     address = model_address(flag, name, source.get("cache_dir"))
     _check_pointers(flag, name, address)
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    try:
+    with reading_model(f"{flag} (its tokenizer) {name}", address):
         tokenizer = AutoTokenizer.from_pretrained(address, **source, **task.tokenizer_options(address, **source))
-    except _LOADING_ERRORS as error:
-        raise _unreadable(f"{flag} (its tokenizer)", name, address, error) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         # If the files are missing, transformers returns an empty tokenizer for which every word is unknown.
         if warning := last_hub_warning(address):
@@ -295,15 +276,3 @@ def _check_pointers(flag: str, name: str, address: str) -> None:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model") and (error := lfs_pointer_error(path)):
             raise UsageError(f"{flag} {name}: {error}")
-
-
-def _unreadable(flag: str, name: str, address: str, error: Exception) -> UsageError:
-    """The error for a model that did not load: what its folder contains, or where the id was searched."""
-    folder = Path(address)
-    said = first_line(error)
-    if folder.is_dir():
-        held = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
-        return UsageError(f"{flag} {name}: the folder contains no readable model ({said}). It contains: {held}")
-    if not isinstance(error, OSError):  # it was downloaded, but is not a valid model
-        return UsageError(f"{flag} {name}: {address} contains no readable model ({said})")
-    return not_found_error(f"{flag} {name}", address, "model", said)

@@ -28,7 +28,7 @@ modifiers:
 # --- length -----------------------------------------------------------------------------------------------------------
 
 
-@given(st.text(max_size=5000))
+@given(st.text(st.characters(exclude_characters="\n"), max_size=5000))
 def test_a_message_is_short_or_says_what_it_left_out(text: str) -> None:
     found = shortened(text)
     assert len(found) <= 2000
@@ -36,6 +36,15 @@ def test_a_message_is_short_or_says_what_it_left_out(text: str) -> None:
         assert found == text
     else:
         assert found == f"{text[:1400]} ... [{len(text) - 1800:,} characters left out] ... {text[-400:]}"
+
+
+@given(st.lists(st.text(alphabet="ab ", max_size=9), min_size=1, max_size=60))
+def test_a_message_fits_a_screen(lines: list[str]) -> None:
+    found = shortened("\n".join(lines)).split("\n")
+    assert found == lines if len(lines) <= 20 else len(found) == 20
+    if len(lines) > 20:
+        assert found[:14] == lines[:14] and found[15:] == lines[-5:]
+        assert found[14] == f"... [{len(lines) - 19} lines left out] ..."
 
 
 @given(st.lists(st.text(alphabet="abc", min_size=1), max_size=40), st.integers(1, 20))
