@@ -291,6 +291,8 @@ def _read_settings_file(cls: type, file: str) -> dict[str, Any]:
         raise UsageError(f"{file} cannot be read: {error}") from None
     except json.JSONDecodeError as error:
         raise UsageError(f"{file}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}.") from None
+    except (ValueError, RecursionError) as error:  # integers of thousands of digits, values nested as deeply
+        raise UsageError(f"{file} cannot be read as JSON: {error}.") from None
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from None
     if not isinstance(content, dict):
@@ -360,9 +362,10 @@ def _convert(cls: type, name: str, value: Any, place: _Place) -> Any:
     try:
         # int() would silently truncate a JSON number such as 2.5.
         number = int(value) if int in kind and not isinstance(value, float) else float(value)
-    except ValueError:
+        finite = math.isfinite(number)
+    except (ValueError, OverflowError):  # a whole number of hundreds of digits is no float
         raise wrong from None
-    if not math.isfinite(number) or (int in kind and isinstance(number, float)):
+    if not finite or (int in kind and isinstance(number, float)):
         raise wrong
     return number
 

@@ -300,7 +300,7 @@ class ParquetTable(ArrowTable):
         """Returns what a library stored in the file about its columns; empty if there is nothing readable."""
         try:
             content = json.loads((self._schema.metadata or {}).get(key, b"{}"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
 

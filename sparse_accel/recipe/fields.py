@@ -9,6 +9,7 @@ import types
 import typing
 from collections import ChainMap
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Literal, Union
 
 from sparse_accel.errors import nearest, shown
@@ -130,9 +131,11 @@ def _convert_scalar(value: Any, expected: Any) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if expected is bool and (isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))):
         return bool(value)
-    if expected is float and number and math.isfinite(value):
-        return float(value)
-    if expected is int and number and math.isfinite(value) and value == int(value):
+    finite = number and (isinstance(value, int) or math.isfinite(value))
+    if expected is float and finite:
+        with suppress(OverflowError):  # a whole number of hundreds of digits
+            return float(value)
+    if expected is int and finite and value == int(value):
         return int(value)
     if expected is str and isinstance(value, str):
         return value

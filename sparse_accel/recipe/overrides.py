@@ -44,7 +44,7 @@ def _parse_json(text: str) -> dict[str, Any]:
 
     try:
         values = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, and integers of thousands of digits
         raise RecipeError(
             f"recipe_args: not valid JSON ({error}): {text}\n"
             """Put names in double quotes, the object in single ones: --recipe_args '{"num_epochs": 12}'; """

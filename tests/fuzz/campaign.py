@@ -52,7 +52,8 @@ def main() -> int:
     if unknown := [kind for kind in kinds if kind not in TARGETS]:
         parser.error(f"no kind {unknown[0]!r}: they are {', '.join(TARGETS)}")
     if asked.input:
-        print(judged(kinds[0], asked.input.read_bytes(), Path(asked.faults)))
+        own_folder()
+        print(judged(kinds[0], asked.input.read_bytes()))
         return 0
     return campaign(kinds, asked)
 
@@ -164,7 +165,8 @@ def fuzz(kind: str, asked: argparse.Namespace) -> int:
             shutil.rmtree(folder, ignore_errors=True)
 
     def change(data: bytes, most: int, seed: int) -> bytes:
-        return mutated(data or seeds[seed % len(seeds)], seeds, words, seed)[:most]
+        old = data if seed % 2 and data else seeds[seed // 2 % len(seeds)]  # else nearly all would be refused at once
+        return mutated(old, seeds, words, seed)[:most]
 
     corpus = shared / "corpus"
     corpus.mkdir()
@@ -205,7 +207,7 @@ def own_folder() -> Path:
     return folder
 
 
-def judged(kind: str, data: bytes, faults: Path) -> str:
+def judged(kind: str, data: bytes) -> str:
     """Reads one input, outside of a campaign; returns what the oracle says.
 
     Raises:
@@ -214,7 +216,7 @@ def judged(kind: str, data: bytes, faults: Path) -> str:
     from oracle import fresh_folder, judge
     from targets import TARGETS
 
-    target, folder, shared = TARGETS[kind], fresh_folder(), own_folder()
+    target, folder, shared = TARGETS[kind], fresh_folder(), fresh_folder()
     try:
         target.seeds(shared)
         return judge(lambda: target.read(data, folder, shared), folder, target.places, shared)

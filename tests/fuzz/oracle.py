@@ -22,8 +22,8 @@ from sparse_accel.errors import UsageError, shortened
 
 SECONDS = 10.0
 MEMORY = 1 << 30  # bytes that one input may add to the peak
-# A screen: what is longer is cut by the commands, so the place must be in what is left.
-LINES, COLUMNS = 24, 160
+# A screen of what the commands print: they cut messages to 20 lines and 2,000 characters.
+LINES, COLUMNS = 30, 200
 _STARTS = (
     "subprocess.Popen",
     "os.system",

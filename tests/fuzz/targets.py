@@ -416,7 +416,7 @@ def _read_onnx(data: bytes, folder: Path, shared: Path) -> None:
 TARGETS: dict[str, Target] = {
     "recipe": Target(_recipes, _read_recipe, r"recipe\.yaml|<recipe>|the recipe", ()),
     "recipe_args": Target(_recipe_args, _read_recipe_args, r"recipe_args|sst2_pruned90_quant\.yaml"),
-    "flags": Target(_flags, _read_flags, r"-"),
+    "flags": Target(_flags, _read_flags, r"-|the settings file"),
     "settings": Target(_settings, _read_settings, r"settings\.json|--\w"),
     **{
         ending: Target(_table(f".{ending}"), _read_table(f".{ending}"), rf"train\.{ending}|--\w")

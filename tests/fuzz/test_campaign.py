@@ -97,6 +97,17 @@ def test_kinds_are_refused_by_name() -> None:
     assert ended.returncode == 2 and "no kind 'cvs': they are recipe" in ended.stderr
 
 
+@pytest.mark.parametrize("kind", ["recipe_args", "settings"])
+def test_faults_of_before(kind: str, tmp_path: Path) -> None:
+    """The corpus of what needs no model; a campaign reads all of it."""
+    import campaign
+
+    files = sorted((FUZZ / "corpus" / kind).iterdir())
+    assert files
+    for file in files:
+        assert campaign.judged(kind, file.read_bytes()) == "refused", file.name
+
+
 @pytest.mark.slow
 def test_a_short_campaign_finds_nothing(tmp_path: Path) -> None:
     """Each kind gets its share of four minutes. A fault that is new here belongs into tests/fuzz/corpus."""

@@ -218,3 +218,36 @@ def test_a_checkpoint_that_sparseml_quantized(classifier: Path, tiny: Tiny, tmp_
     assert "was saved by SparseML" in done.err
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "out"))
     assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"{}"),
+        ("config.json", b'{"model_type": "bert", "hidden_size": "32"}'),  # TypeError, from transformers
+        ("model.safetensors", b"\x40\0\0\0\0\0\0\0{"),
+    ],
+)
+def test_a_damaged_file_is_said_to_be_one(
+    name: str, content: bytes, classifier: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(classifier, folder)
+    (folder / name).write_bytes(content)
+    with pytest.raises(UsageError, match=r"sparse_accel.load .*damaged: the folder contains no readable model"):
+        sparse_accel.load(folder)
+    refused = run(**tiny.flags(model_name_or_path=folder, output_dir=tmp_path / "out"))
+    assert refused.code == 2 and "--model_name_or_path" in refused.err and "no readable model" in refused.err
+
+
+def test_files_do_not_depend_on_the_cache(tiny: Tiny, tmp_path: Path) -> None:
+    """A tokenizer remembers the truncation of its last call, which there is none of where rows are in the cache."""
+    short = {"eval_strategy": "no", "do_eval": None, "save_strategy": "no", "recipe": None, "recipe_args": None}
+    flags = tiny.flags(**{**short, "distill_teacher": None, "max_steps": 1, "cache_dir": tmp_path / "cache"})
+    files = []
+    for name in ("first", "second"):
+        done = run(**flags, output_dir=tmp_path / name)
+        assert done.code == 0, done.all
+        files.append((tmp_path / name / "tokenizer.json").read_bytes())
+    assert files[0] == files[1] and json.loads(files[0])["truncation"] is None
