@@ -31,7 +31,7 @@ def block_shape(mask_type: MaskType) -> tuple[int, int] | None:
 
 def kept_of_group(mask_type: MaskType) -> tuple[int, int] | None:
     """Returns (N, M) of an `N:M` mask, which keeps N of each M neighbours; None for another mask type."""
-    found = re.fullmatch(r"(\d+):(\d+)", mask_type) if isinstance(mask_type, str) else None
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", mask_type) if isinstance(mask_type, str) else None
     return (int(found[1]), int(found[2])) if found else None
 
 

@@ -85,7 +85,7 @@ def _timed(arguments: argparse.Namespace) -> str:
 
 
 def _whole(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
+    if not word.isdecimal() or len(word) > 9 or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word} is not a whole number from 1 on")
     return int(word)
 

@@ -20,8 +20,9 @@ REGRESSION = "regression"
 RERANKING = "reranking"
 CROSS_ENCODER = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
 
-_WHOLE = re.compile(r"[+-]?\d+")
-_NUMBERED = re.compile(r"(?:LABEL_)?(\d+)", re.IGNORECASE)
+# Python reads integers of at most 4,300 digits from text.
+_WHOLE = re.compile(r"[+-]?\d{1,999}")
+_NUMBERED = re.compile(r"(?:LABEL_)?(\d{1,999})", re.IGNORECASE)
 
 
 def name_order(names: Sequence[str]) -> list[str]:

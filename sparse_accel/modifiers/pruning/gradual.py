@@ -80,7 +80,7 @@ class GradualPruningModifier(ScheduledPruning, PruningModifier):
             if len(kind) != 2 or any(size < 1 for size in kind):
                 raise FieldError("mask_type", f"expected [rows, columns], both at least 1, got {kind}")
             return
-        group = re.fullmatch(r"(\d+):(\d+)", kind)
+        group = re.fullmatch(r"(\d{1,9}):(\d{1,9})", kind)
         if group:
             kept, size = int(group[1]), int(group[2])
             if not 0 < kept < size:

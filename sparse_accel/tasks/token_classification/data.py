@@ -225,7 +225,8 @@ class Sentences:
     def name_numbers(self, outputs: list[str]) -> None:
         """Replaces tags that are only numbers by the names of a model's outputs, so that entities are known."""
         found = sorted({tag for tags in self.tags or [] for tag in tags})
-        if are_default_names(outputs) or not all(tag.isdecimal() and int(tag) < len(outputs) for tag in found):
+        numbers = all(tag.isdecimal() and len(tag) < 10 and int(tag) < len(outputs) for tag in found)
+        if are_default_names(outputs) or not numbers:
             return
         if by_position := describe_positions({tag: outputs[int(tag)] for tag in found}):
             warn(f"tags are matched by position, not by name: {by_position}")
