@@ -180,6 +180,7 @@ def fuzz(kind: str, asked: argparse.Namespace) -> int:
         "-rss_limit_mb=0",
         "-timeout=120",
         "-len_control=0",
+        f"-artifact_prefix={asked.faults}/",
     ]
     atheris.Setup(["fuzz", *settings, str(corpus)], one, custom_mutator=change)
     atheris.Fuzz()
