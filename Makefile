@@ -88,11 +88,11 @@ $(VENV)/.docs: pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e '.[docs]'
 	touch $@
 
-# The wheel is built in an environment of its own; setuptools makes the archive of the sources.
 $(VENV)/.audit: constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) pip-audit pip-licenses
 	touch $@
 
+# The wheel is built in an environment of its own; setuptools makes the archive of the sources.
 $(VENV)/.wheel: constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) ziglang setuptools
 	touch $@

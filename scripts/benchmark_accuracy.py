@@ -235,7 +235,7 @@ def hold_out(data: Path, target: Path, rows: int) -> Path:
 def frontier(model: Path, data: Path, out: Path, arguments: argparse.Namespace, shared: dict[str, object]) -> str:
     """Trains, exports and times a model of each sparsity; writes frontier.json and .md, and returns the table.
 
-    Seeds are those of the transfer. All have the same start and teacher; the first seed's model is exported.
+    Seeds are those of the transfer. All have the same teacher; the first seed's model is exported.
     """
     seed, bf16 = arguments.seeds[0], arguments.bf16
     imdb = write_movie_reviews(out / "data", "imdb", train_rows=arguments.imdb_rows, held_out=1000, seed=0)

@@ -67,7 +67,10 @@ def with_article(noun: str) -> str:
 
 def shown(value: object, most: int = 60) -> str:
     """Returns the repr of a value for a message, cut after `most` characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        text = f"a {type(value).__name__} with thousands of digits"
     return text if len(text) <= most else f"{text[:most]}..."
 
 

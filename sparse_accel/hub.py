@@ -228,7 +228,7 @@ def reading_model(typed: str, address: str, *, prefix: str = "") -> Iterator[Non
         if prefix:
             raise UsageError(f"{prefix}{error}") from error
         raise
-    except MemoryError:
+    except (MemoryError, ImportError):  # not the files' fault; a missing package says which
         raise
     except Exception as error:
         folder, said = Path(address), first_line(error)

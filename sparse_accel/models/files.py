@@ -75,7 +75,8 @@ def save_model(folder: Path, accelerator: Accelerator, model: nn.Module, tokeniz
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Writes a tokenizer without the truncation and padding that its last call left in it, and that each call sets.
 
-    Else tokenizer.json would depend on whether the rows were tokenized in this process or came from the cache.
+    Else tokenizer.json would depend on whether the rows were tokenized in this process or came from the cache. Settings
+    of its own are lost in tokenizer.json too; transformers has them in tokenizer_config.json.
     """
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend.no_truncation()
@@ -124,13 +125,16 @@ def load(folder: str | Path, *, remove_structure: bool = False, **options: Any) 
         options: passed to `from_pretrained` of transformers' class with that head.
 
     Raises:
-        UsageError: there is no such folder or id, or it contains no model that can be read, no trained head, a
+        UsageError: trust_remote_code is on; there is no such folder or id, or it contains no readable model, no head, a
             config.json that does not match the weights, or a quantization.json that does not match the model; or
             structure of this architecture cannot be removed.
     """
     address = model_address("sparse_accel.load", str(folder), options.get("cache_dir"))
     source = {name: options[name] for name in ("revision", "cache_dir") if name in options}
-    with reading_model(f"sparse_accel.load {folder}", address):
+    if options.get("trust_remote_code"):
+        raise UsageError("sparse_accel.load: trust_remote_code is not supported: code from a model folder is never run")
+    with_options = f" with {', '.join(options)}" if options else ""
+    with reading_model(f"sparse_accel.load {folder}{with_options}", address):
         config = options.get("config") or AutoConfig.from_pretrained(address, **source)
         model = load_as(address, task_class(config) or TextClassification, **options)
     if remove_structure:

@@ -227,6 +227,7 @@ def acquire_folder(
             "or pass --overwrite_output_dir to move it aside"
         )
     real.mkdir(parents=True, exist_ok=True)
+    _delete_partial(real)  # of a run that ended before it was recorded
     write_record(real, identity, finished=False, **({"trained_with": settings} if settings else {}))
     if carried is not None:
         link_tree(aside / carried, real / carried)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
 from sparse_accel.console import set_log_level
 from sparse_accel.data.loader_workers import report_lost_workers
@@ -50,6 +50,8 @@ def make_accelerator(arguments: TrainingArguments, recipe: Recipe | None = None)
         log_with=list(arguments.report_to) or None,
         project_dir=logging_folder(Path(str(arguments.output_dir))),
         kwargs_handlers=launch_options(find_unused_parameters=arguments.ddp_find_unused_parameters),
+        # The flag compiles block by block, instead of what a launcher's setting does.
+        dynamo_plugin=TorchDynamoPlugin(backend="no") if arguments.torch_compile else None,
     )
     _share_machine(arguments)
     check_trackers(accelerator, arguments.report_to)

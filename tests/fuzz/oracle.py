@@ -31,9 +31,12 @@ _STARTS = (
     "os.posix_spawn",
     "os.spawn",
     "socket.connect",
+    "socket.getaddrinfo",
     "pickle.find_class",
 )
 _USUAL = ("git",)  # environment.json has the commit of the code, whatever the input
+# Devices, and semaphores and memory that processes share.
+_DEVICES = ("/dev/null", "/dev/tty", "/proc/self/", "/dev/shm/sem.", "/dev/shm/psm_", "/dev/shm/torch_")
 _CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
 
 
@@ -70,13 +73,17 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
         )
         if writes and isinstance(path, str | bytes | os.PathLike):
             _check_path(event, path)
-    elif event in _CHANGES and isinstance(arguments[0], str | bytes | os.PathLike):
-        _check_path(event, arguments[0])
+    elif event in _CHANGES:
+        for path in arguments[:2]:  # a new name is a place too, and where a link leads, if it says so from the root
+            relative = event == "os.symlink" and path is arguments[0] and not os.path.isabs(path)
+            if isinstance(path, str | bytes | os.PathLike) and not relative:
+                _check_path(event, path)
 
 
 def _check_path(event: str, path: Any) -> None:
     full = os.path.realpath(os.fsdecode(path))
-    if not any(full == folder or full.startswith(folder + os.sep) for folder in (*_allowed, "/dev", "/proc")):
+    inside = any(full == folder or full.startswith(folder + os.sep) for folder in _allowed)
+    if not inside and not full.startswith(_DEVICES):
         _seen.append(f"{event} of {full}")
 
 

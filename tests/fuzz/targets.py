@@ -257,7 +257,7 @@ def _read_in(
     """Reads a copy of a folder, with the input in place of one of its files."""
 
     def read_copy(data: bytes, folder: Path, shared: Path) -> None:
-        copy = folder / "copy"
+        copy = folder / "own_copy"
         shutil.copytree(folder_of(shared), copy)
         (copy / name).write_bytes(data)
         with _quiet():
@@ -416,7 +416,7 @@ def _read_onnx(data: bytes, folder: Path, shared: Path) -> None:
 TARGETS: dict[str, Target] = {
     "recipe": Target(_recipes, _read_recipe, r"recipe\.yaml|<recipe>|the recipe", ()),
     "recipe_args": Target(_recipe_args, _read_recipe_args, r"recipe_args|sst2_pruned90_quant\.yaml"),
-    "flags": Target(_flags, _read_flags, r"-|the settings file"),
+    "flags": Target(_flags, _read_flags, r"--\w|the settings file|a --flag"),
     "settings": Target(_settings, _read_settings, r"settings\.json|--\w"),
     **{
         ending: Target(_table(f".{ending}"), _read_table(f".{ending}"), rf"train\.{ending}|--\w")
@@ -426,19 +426,19 @@ TARGETS: dict[str, Target] = {
     "squad": Target(_squad, _read_squad, r"train\.json|--\w", ("answers", "answer_start", "is_impossible", "context")),
     "text": Target(_lines, _read_lines, r"train\.txt|--\w"),
     **{
-        name: Target(_file_of(_model, name), _read_in(_model, name, _load_model), r"copy")
+        name: Target(_file_of(_model, name), _read_in(_model, name, _load_model), r"own_copy")
         for name in ("config.json", "model.safetensors", "quantization.json")
     },
     **{
-        name: Target(_file_of(_model, name), _read_in(_model, name, _load_tokenizer), r"copy|--\w")
+        name: Target(_file_of(_model, name), _read_in(_model, name, _load_tokenizer), r"own_copy|--\w")
         for name in ("tokenizer.json", "tokenizer_config.json")
     },
     **{
-        f"report of {name}": Target(_file_of(_model, name), _read_in(_model, name, _report), r"copy")
+        f"report of {name}": Target(_file_of(_model, name), _read_in(_model, name, _report), r"own_copy")
         for name in ("run.json", "all_results.json", "trainer_state.json", "sparsity.json")
     },
     **{
-        f"mirror's {name}": Target(_file_of(_mirror, name), _read_in(_mirror, name, _resolve), r"copy|zoo:")
+        f"mirror's {name}": Target(_file_of(_mirror, name), _read_in(_mirror, name, _resolve), r"own_copy|zoo:")
         for name in ("stub.txt", "recipe/recipe.md")
     },
     **{

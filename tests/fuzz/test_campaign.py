@@ -61,6 +61,7 @@ def end(code: int) -> None:
         (lambda folder: end(3), "an exit code without a UsageError"),
         (lambda folder: write(folder.parent / "b"), "did what it must not"),
         (lambda folder: (folder.parent / "c").mkdir(), "did what it must not"),
+        (lambda folder: (folder / "link").symlink_to("/etc"), "did what it must not"),
         (lambda folder: start(), "did what it must not"),
         (lambda folder: pickle.loads(pickle.dumps(Evil())), "did what it must not"),
         (lambda folder: time.sleep(5), "longer than 0.5 s"),
@@ -72,12 +73,14 @@ def test_the_oracle(
     import oracle
 
     monkeypatch.setattr(oracle, "SECONDS", 0.5)
-    (tmp_path / "own").mkdir()
-    try:
-        found = oracle.judge(lambda: action(tmp_path / "own"), tmp_path / "own", r"rows\.csv")
-    except oracle.Fault as fault:
-        found = fault.kind
-    assert found.startswith(kind)
+    for place in (tmp_path, oracle.fresh_folder()):  # the second is where a campaign has its inputs
+        own = place / "own"
+        own.mkdir()
+        try:
+            found = oracle.judge(lambda own=own: action(own), own, r"rows\.csv")
+        except oracle.Fault as fault:
+            found = fault.kind
+        assert found.startswith(kind)
 
 
 def test_a_seed_gives_one_change() -> None:

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.slow
 
 RUNS = int(os.environ.get("FAULTED_RUNS", "1"))
 SEED = int(os.environ.get("FAULTED_SEED", "1"))
-KINDS = ("kill", "kill", "alarm", "alarm", "term", "full", "read_only")
+KINDS = ("kill", "kill", "alarm", "alarm", "term", "full", "short", "read_only")
 # Fixture with the flags of a task, and its script.
 TASKS = {
     "tiny": script_fixtures.SCRIPT,
@@ -61,6 +61,7 @@ ENDS = {
     "alarm": {-signal.SIGALRM, 0},
     "term": {75, 0},  # in the last step, or behind it
     "full": {2, 0},
+    "short": {2, 0},
     "read_only": {2, 0},
 }
 
@@ -71,7 +72,8 @@ def draw_of(task: str, number: int, changes: int, hundredths: int) -> list[dict[
     found = []
     for _ in range(draw.randint(1, 3)):
         kind = draw.choice(KINDS)
-        found.append({"kind": kind, "at": draw.randint(1, hundredths if kind == "alarm" else changes)})
+        most = {"alarm": hundredths, "short": 200}.get(kind, changes)
+        found.append({"kind": kind, "at": draw.randint(1, most)})
     return found
 
 
@@ -105,7 +107,7 @@ def check_end(ended: Any, spec: dict[str, Any]) -> None:
     assert ended.returncode in ENDS[spec["kind"]], shown
     assert "Traceback" not in ended.stderr, shown
     if ended.returncode == 2:
-        assert re.search(r"error: .*(space|[Rr]ead-only)", " ".join(ended.stderr.split())), shown
+        assert re.search(r"error: .*(space|[Rr]ead-only|too large)", " ".join(ended.stderr.split())), shown
     if ended.returncode == 75:
         assert "run the same command again" in " ".join(ended.stderr.split()), shown
 
@@ -162,12 +164,13 @@ def test_two_processes(layout: str, tiny: script_fixtures.Tiny, tmp_path: Path) 
     assert run(whole, kind="", at=0).returncode == 0
     for number in range(max(1, RUNS // 4)):
         draw, output = random.Random(f"{SEED} {layout} {number}"), tmp_path / f"run-{number}"
-        specs = [{"kind": "slow", "at": draw.randint(50, 300), "rank": draw.randrange(2)}] if number % 2 else []
-        specs += [{"kind": draw.choice(("kill", "alarm")), "at": draw.randint(1, 60), "rank": 0}]
-        if specs[-1]["kind"] == "alarm":
-            specs[-1] |= {"at": draw.randint(600, 1500), "rank": draw.randrange(2)}
+        specs: list[dict[str, Any]] = [{"kind": "kill", "at": draw.randint(1, 40), "rank": 0}]
+        specs += [{"kind": "alarm", "at": draw.randint(600, 1500), "rank": number % 2}]
+        specs += [{"kind": "slow", "at": draw.randint(50, 300), "rank": (number + 1) % 2}]
         for spec in specs:
-            run(output, **spec)
+            code = run(output, **spec).returncode
+            finished = (output / "run.json").exists() and read_json(output / "run.json")["finished"]
+            assert finished or code != 0, spec
         done = run(output, kind="", at=0)
         assert done.returncode == 0, f"{specs}\n{done.stdout}\n{done.stderr}"
         check_same(whole, output)

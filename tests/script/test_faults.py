@@ -318,6 +318,7 @@ def test_a_run_that_was_killed_before_it_was_recorded(tmp_path: Path) -> None:
     (tmp_path / "out" / ".run.json.17.partial").write_text("{")
     (tmp_path / "out" / ownership.LOCK_FILE).touch()
     assert ownership.acquire_folder(tmp_path / "out", {"model": "x"}, overwrite=False) == "start"
+    assert not list((tmp_path / "out").glob(".*.partial"))
 
 
 def test_logits_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

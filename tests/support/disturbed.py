@@ -2,8 +2,9 @@
 
 SPEC is JSON: `folder`, whose changes are counted (files opened for writing, renamed, removed, folders made); `kind`;
 and `at`, the number of the change at which it happens, from 1. Kinds: kill (-9), term (SIGTERM), full (no space from
-then on), read_only (from then on), alarm (killed after `at` hundredths of a second, wherever it is), slow (stopped for
-as long). `rank`: of the process that is disturbed, where a launcher starts several. `changes`: a file for their number.
+then on), read_only (from then on), short (no file grows beyond `at` kilobytes), alarm (killed after `at` hundredths of
+a second, wherever it is), slow (stopped for as long). `rank`: of the process that is disturbed, where a launcher starts
+several. `changes`: a file for their number.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import runpy
 import signal
 import subprocess
@@ -48,7 +50,7 @@ class Disturbance:
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "term" and self.seen == at:
             os.kill(os.getpid(), signal.SIGTERM)
-        if kind in ("full", "read_only") and self.seen >= at and event != "os.remove":
+        if kind in ("full", "read_only") and self.seen >= at and not (kind == "full" and event == "os.remove"):
             number = errno.ENOSPC if kind == "full" else errno.EROFS
             raise OSError(number, os.strerror(number), os.fsdecode(path))
 
@@ -59,6 +61,8 @@ def main() -> None:
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     if spec["kind"] and int(os.environ.get("RANK", "0")) == spec.get("rank", 0):
         sys.addaudithook(Disturbance(spec))
+        if spec["kind"] == "short":  # in the middle of a file, also where C or Rust writes it
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * spec["at"], resource.RLIM_INFINITY))
         if spec["kind"] == "alarm":  # nobody handles it: the process ends, wherever it is
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, spec["at"] / 100)
