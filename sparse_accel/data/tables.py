@@ -314,6 +314,7 @@ class ParquetTable(ArrowTable):
             with _faults_of(self.name):
                 # `columns=` also matches the beginning of other paths ("a" matches "a.b"), so select by name.
                 self._columns[column] = self._file.read(columns=[column]).column(column)
+            self._check_length(column, len(self._columns[column]))
         return self._columns[column]
 
     def texts(self, columns: tuple[str, ...]) -> Dataset:
@@ -330,7 +331,12 @@ class ParquetTable(ArrowTable):
                 self._mapped[column] = mapped_column(
                     self._file, self.name, column, self._text_type(column), self._cache
                 )
+            self._check_length(column, len(self._mapped[column]))
         return self._mapped[column]
+
+    def _check_length(self, column: str, rows: int) -> None:
+        if rows != len(self):
+            raise UsageError(f"{self.name} is damaged: column '{column}' has {rows} rows, and the file {len(self)}.")
 
     def _text_type(self, column: str) -> pyarrow.DataType:
         kind = self._type(column)

@@ -170,3 +170,13 @@ def test_datasets_columns_are_read_as_those_of_files() -> None:
     assert table.values("label") == [0, 1] and table.index_columns == {"Unnamed: 0.1"}
     with pytest.raises(UsageError, match=r"rows, column 'label' has the type decimal128.*, which is not text"):
         table.unusable_text(("label",))
+
+
+def test_columns_of_two_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As damaged pages give them; tests/fuzz/corpus has such a file."""
+    file = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"], "label": [0, 1]}), file)
+    read = pyarrow.parquet.ParquetFile.read
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read", lambda self, **asked: read(self, **asked).slice(0, 1))
+    with pytest.raises(UsageError, match=r"rows\.parquet is damaged: column 'text' has 1 rows, and the file 2"):
+        read_table(str(file)).texts(("text",))
