@@ -72,6 +72,7 @@ def test_in_processes_of_their_own(tmp_path: Path, tiny_bert: Path) -> None:
     check(tmp_path / "quickstart", result.stdout)
 
 
+@pytest.mark.slow
 def test_all_steps_and_the_same_command_again(tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start_in_process(monkeypatch)
     monkeypatch.setenv(VARIABLE, "portable")  # kernels, whatever this CPU would choose
