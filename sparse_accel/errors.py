@@ -70,7 +70,7 @@ def shown(value: object, most: int = 60) -> str:
     try:
         text = repr(value)
     except ValueError:  # Python writes no integer of more than 4,300 digits
-        text = f"a {type(value).__name__} with thousands of digits"
+        text = f"{with_article(type(value).__name__)} with thousands of digits"
     return text if len(text) <= most else f"{text[:most]}..."
 
 

@@ -60,6 +60,7 @@ def test_a_value() -> None:
     assert shown("a film") == "'a film'"
     assert shown([1, 2]) == "[1, 2]"
     assert shown("x" * 100, most=10) == "'xxxxxxxxx..."
+    assert shown(1 << 20000) == "an int with thousands of digits"
 
 
 def test_what_is_printed_is_short(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
