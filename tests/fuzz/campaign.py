@@ -135,7 +135,7 @@ def fuzz(kind: str, asked: argparse.Namespace) -> int:
 
     target = TARGETS[kind]
     seeds = list(target.seeds(shared))
-    words = [word.encode() for word in words_of(kind)]
+    words = [word.encode() for word in target.words()]
     begin, counts, kinds = time.monotonic(), Counter[str](), dict[str, list[Any]]()
     known = sorted((CORPUS / named(kind)).glob("*")) if (CORPUS / named(kind)).is_dir() else []
     first = [*seeds, *(file.read_bytes() for file in known)]
@@ -185,15 +185,6 @@ def fuzz(kind: str, asked: argparse.Namespace) -> int:
     atheris.Setup(["fuzz", *settings, str(corpus)], one, custom_mutator=change)
     atheris.Fuzz()
     return 0
-
-
-def words_of(kind: str) -> tuple[str, ...]:
-    """Words of the format; for recipes and flags, all keys."""
-    from targets import TARGETS, _flag_words, _modifier_words
-
-    if kind == "recipe":
-        return _modifier_words()
-    return _flag_words() if kind in ("flags", "settings") else TARGETS[kind].words
 
 
 def own_folder() -> Path:

@@ -31,13 +31,13 @@ class Target:
         seeds: inputs that are accepted, or nearly; it may write to the folder, which it shares with `read`.
         read: reads an input. The folder is new for each input, `shared` is that of the seeds.
         places: pattern that each refusal contains.
-        words: of the format.
+        words: returns those of the format, such as its keys.
     """
 
     seeds: Callable[[Path], Sequence[bytes]]
     read: Callable[[bytes, Path, Path], object]
     places: str
-    words: tuple[str, ...] = ()
+    words: Callable[[], Sequence[str]] = tuple
 
 
 @contextlib.contextmanager
@@ -414,16 +414,18 @@ def _read_onnx(data: bytes, folder: Path, shared: Path) -> None:
 
 
 TARGETS: dict[str, Target] = {
-    "recipe": Target(_recipes, _read_recipe, r"recipe\.yaml|<recipe>|the recipe", ()),
+    "recipe": Target(_recipes, _read_recipe, r"recipe\.yaml|<recipe>|the recipe", _modifier_words),
     "recipe_args": Target(_recipe_args, _read_recipe_args, r"recipe_args|sst2_pruned90_quant\.yaml"),
-    "flags": Target(_flags, _read_flags, r"--\w|the settings file|a --flag"),
-    "settings": Target(_settings, _read_settings, r"settings\.json|--\w"),
+    "flags": Target(_flags, _read_flags, r"--\w|the settings file|a --flag", _flag_words),
+    "settings": Target(_settings, _read_settings, r"settings\.json|--\w", _flag_words),
     **{
         ending: Target(_table(f".{ending}"), _read_table(f".{ending}"), rf"train\.{ending}|--\w")
         for ending in ("csv", "tsv", "json", "jsonl", "parquet")
     },
-    "conll": Target(_conll, _read_conll, r"train\.conll|--\w", ("B-PER", "I-PER", "O", "-DOCSTART-")),
-    "squad": Target(_squad, _read_squad, r"train\.json|--\w", ("answers", "answer_start", "is_impossible", "context")),
+    "conll": Target(_conll, _read_conll, r"train\.conll|--\w", lambda: ("B-PER", "I-PER", "O", "-DOCSTART-")),
+    "squad": Target(
+        _squad, _read_squad, r"train\.json|--\w", lambda: ("answers", "answer_start", "is_impossible", "context")
+    ),
     "text": Target(_lines, _read_lines, r"train\.txt|--\w"),
     **{
         name: Target(_file_of(_model, name), _read_in(_model, name, _load_model), r"own_copy")
