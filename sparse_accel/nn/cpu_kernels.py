@@ -17,7 +17,9 @@ from torch import Tensor
 
 from sparse_accel.native import INT32, INT64, POINTER, LibraryMissing, instruction_sets, library_path, load_functions
 
-_SIGNATURES = {
+# Key, numbers of 65,536 that are dropped, factor of the others; threads.
+_DROPOUT = [ctypes.c_uint64, INT32, ctypes.c_float, POINTER, INT32]
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "fake_quantize": (
         INT32,
         # Instruction set; x, mask, gradient, y, which are bfloat16, n; scale, zero point, integers; extremes; threads:
@@ -26,12 +28,24 @@ _SIGNATURES = {
     ),
     "dropout": (
         INT32,
-        # Instruction set; x, y, which are bfloat16, n; key, numbers of 65,536 that are dropped, scale; threads.
-        [ctypes.c_char_p, *[POINTER] * 2, INT32, INT64, ctypes.c_uint64, INT32, ctypes.c_float, POINTER, INT32],
+        # Instruction set; x, y, which are bfloat16, n.
+        [ctypes.c_char_p, *[POINTER] * 2, INT32, INT64, *_DROPOUT],
+    ),
+    "attention_weights": (
+        INT32,
+        # Instruction set; scores, mask, weights, dropped weights, which are bfloat16; rows, columns, heads, queries,
+        # strides; scale, and as for dropout.
+        [ctypes.c_char_p, *[POINTER] * 4, INT32, *[INT64] * 4, POINTER, ctypes.c_float, *_DROPOUT],
+    ),
+    "attention_gradient": (
+        INT32,
+        # Instruction set; weights, gradient, which are bfloat16; rows, columns; scale, and as for dropout.
+        [ctypes.c_char_p, *[POINTER] * 2, INT32, *[INT64] * 2, ctypes.c_float, *_DROPOUT],
     ),
 }
 
 FLOATS = (torch.float32, torch.bfloat16)
+MOST_KEYS = 8192  # of attention, as in csrc/kernels.h
 
 
 @dataclass(frozen=True)
@@ -96,8 +110,8 @@ class Kernel:
             raise ValueError("tensors must be float32 or bfloat16, masks bool")
         if any(each.shape != x.shape or not each.is_contiguous() for each in [*floats, *others]):
             raise ValueError("tensors must be contiguous and of one shape")
-        failed = self._functions["fake_quantize"](
-            self._instruction_set,
+        self._call(
+            "fake_quantize",
             x.data_ptr(),
             None if mask is None else mask.data_ptr(),
             None if gradient is None else gradient.data_ptr(),
@@ -106,11 +120,7 @@ class Kernel:
             x.numel(),
             *((0.0, 0, 0, 0) if grid is None else (grid.scale, grid.zero_point, grid.lowest, grid.highest)),
             *((None, None) if seen is None else (seen[0].data_ptr(), seen[1].data_ptr())),
-            self._parallel,
-            torch.get_num_threads(),
         )
-        if failed:
-            raise ValueError(f"this CPU has no {self._instruction_set.decode()}")
         return out
 
     def dropout(self, x: Tensor, p: float, key: int) -> Tensor:
@@ -118,31 +128,98 @@ class Kernel:
 
         Args:
             x: float32 or bfloat16, contiguous.
-            p: more than 0, less than 1.
+            p: 0 to less than 1.
             key: less than 2**64; it and a number's position determine whether the number stays.
 
         Raises:
             ValueError: `x` or `p` is not as said.
         """
-        dropped = round(p * 2**16)
-        if x.dtype not in FLOATS or not x.is_contiguous() or not 0 <= dropped < 2**16:
-            raise ValueError("the tensor must be float32 or bfloat16 and contiguous, p from 0 to less than 1")
+        _check_rows(x)
         out = torch.empty_like(x)
-        failed = self._functions["dropout"](
-            self._instruction_set,
-            x.data_ptr(),
-            out.data_ptr(),
-            _bfloat16_bits(x, None, out),
-            x.numel(),
-            key,
-            dropped,
-            2**16 / (2**16 - dropped),
-            self._parallel,
-            torch.get_num_threads(),
-        )
-        if failed:
-            raise ValueError(f"this CPU has no {self._instruction_set.decode()}")
+        bits = _bfloat16_bits(x, None, out)
+        self._call("dropout", x.data_ptr(), out.data_ptr(), bits, x.numel(), *self._dropped(p, key))
         return out
+
+    def attention_weights(
+        self, scores: Tensor, mask: Tensor | None, scale: float, p: float, key: int
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the softmax of `scores` times `scale` plus `mask`, and the `dropout` of it; of the dtype of `scores`,
+        computed in float32. A row of which all is -inf becomes 0.
+
+        Args:
+            scores: (texts, heads, queries, keys), float32 or bfloat16, contiguous; at most MOST_KEYS keys.
+            mask: float32, of that shape, expanded or not; contiguous in keys.
+            p, key: as for `dropout`.
+
+        Raises:
+            ValueError: a tensor or `p` is not as said.
+        """
+        _check_rows(scores)
+        _, heads, queries, keys = scores.shape
+        strides = None
+        if mask is not None:
+            if mask.shape != scores.shape or mask.dtype != torch.float32 or mask.stride(-1) != 1 < keys:
+                raise ValueError("the mask must be float32, of the scores' shape, and contiguous in its last dimension")
+            strides = (ctypes.c_int64 * 3)(*mask.stride()[:3])
+        weights, dropped = torch.empty_like(scores), torch.empty_like(scores)
+        self._call(
+            "attention_weights",
+            scores.data_ptr(),
+            None if mask is None else mask.data_ptr(),
+            weights.data_ptr(),
+            dropped.data_ptr(),
+            _bfloat16_bits(scores, None, weights),
+            scores.numel() // keys,
+            *(keys, heads, queries),
+            strides,
+            scale,
+            *self._dropped(p, key),
+        )
+        return weights, dropped
+
+    def attention_gradient(self, weights: Tensor, gradient: Tensor, scale: float, p: float, key: int) -> None:
+        """Makes the gradient of the dropped weights that of the scores, in place; see `attention_weights`.
+
+        Args:
+            weights, gradient: (..., keys), float32 or bfloat16, contiguous.
+
+        Raises:
+            ValueError: a tensor or `p` is not as said.
+        """
+        _check_rows(weights)
+        _check_rows(gradient)
+        if weights.shape != gradient.shape:
+            raise ValueError("weights and gradient must have one shape")
+        keys = weights.shape[-1]
+        bits = _bfloat16_bits(weights, None, gradient)
+        tensors = weights.data_ptr(), gradient.data_ptr(), bits, weights.numel() // keys, keys
+        self._call("attention_gradient", *tensors, scale, *self._dropped(p, key))
+
+    def _dropped(self, p: float, key: int) -> tuple[int, int, float]:
+        dropped = round(p * 2**16)
+        if not 0 <= dropped < 2**16:
+            raise ValueError("p must be from 0 to less than 1")
+        return key, dropped, 2**16 / (2**16 - dropped)
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        threads = self._parallel, torch.get_num_threads()
+        if self._functions[function](self._instruction_set, *arguments, *threads):
+            raise ValueError(f"this CPU has no {self._instruction_set.decode()}, or there are too many keys")
+
+
+def _check_rows(x: Tensor) -> None:
+    if x.dtype not in FLOATS or not x.is_contiguous():
+        raise ValueError("tensors must be float32 or bfloat16 and contiguous")
+
+
+def is_plain(x: Tensor) -> bool:
+    """Returns whether a tensor is float32 or bfloat16, and its memory, at its strides, is what it contains."""
+    if x.dtype not in FLOATS or type(x) not in (Tensor, torch.nn.Parameter) or x.layout != torch.strided:
+        return False
+    transformed = torch._C._functorch  # torch.func.grad and others; gradients of a batch
+    if transformed.is_functorch_wrapped_tensor(x) or transformed.is_legacy_batchedtensor(x):
+        return False
+    return not x.is_neg() and not x._is_zerotensor()
 
 
 def _bfloat16_bits(*tensors: Tensor | None) -> int:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_accel.nn.cpu_kernels import FLOATS, Kernel, kernel
+from sparse_accel.nn.attention import attention
+from sparse_accel.nn.cpu_kernels import Kernel, is_plain, kernel
 
 _registered: list[torch.library.Library] = []  # what is registered lasts as long as this object
 _in_use = False
@@ -43,13 +44,11 @@ def dropout(x: Tensor, p: float, train: bool) -> Tensor:
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Returns whether the memory of `x` is what it contains, one number after the other."""
-    if x.dtype not in FLOATS or type(x) not in (Tensor, torch.nn.Parameter) or x.layout != torch.strided:
-        return False
-    transformed = torch._C._functorch  # torch.func.grad and others; gradients of a batch
-    if transformed.is_functorch_wrapped_tensor(x) or transformed.is_legacy_batchedtensor(x):
-        return False
-    return x.is_contiguous() and not x.is_neg() and not x._is_zerotensor()
+    return is_plain(x) and x.is_contiguous()
+
+
+def _attention(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    return attention(kernel() if _in_use else None, *arguments, **options)
 
 
 class _Dropout(torch.autograd.Function):
@@ -88,6 +87,7 @@ def use_compiled_dropout(on: bool = True) -> None:
     if _in_use and not _registered:
         library = torch.library.Library("aten", "IMPL")
         library.impl("dropout", dropout, "AutogradCPU")
+        library.impl("_scaled_dot_product_attention_math", _attention, "AutogradCPU")
         _registered.append(library)
 
 

@@ -129,6 +129,28 @@ struct DropoutTask {
   float scale;
 };
 
+// For training. Weights of attention: softmax of each row of scores, times `scale`, plus a mask; and the same after dropout.
+// Rows are counted over texts, heads and queries.
+struct AttentionWeightsTask {
+  Floats<const void> scores;
+  const float* mask;  // null, or [columns] for each text, head and query, at these strides in floats
+  int64_t heads, queries;
+  int64_t stride_text, stride_head, stride_query;
+  int64_t columns;  // at most MOST_KEYS
+  float scale;
+  Floats<void> weights;
+  DropoutTask dropout;  // of the weights
+};
+constexpr int64_t MOST_KEYS = 8192;  // a row of floats lies on the stack
+
+// For training. The gradient of the scores from that of the dropped weights, in its place.
+struct AttentionGradientTask {
+  Floats<const void> weights;
+  int64_t columns;
+  float scale;
+  DropoutTask dropout;  // of the gradient, in place
+};
+
 // The smallest and the largest number of a part, masked; both no number where it has one.
 struct Extremes {
   float smallest, largest;
@@ -149,6 +171,9 @@ struct Kernels {
   bool (*lookup)(const LookupTask&, int64_t first, int64_t count);
   Extremes (*fake_quantize)(const FakeQuantizeTask&, int64_t first, int64_t count);
   void (*dropout)(const DropoutTask&, int64_t first, int64_t count);  // `first` is a multiple of 64
+  // Rows; `first` is a multiple of 64.
+  void (*attention_weights)(const AttentionWeightsTask&, int64_t first, int64_t count);
+  void (*attention_gradient)(const AttentionGradientTask&, int64_t first, int64_t count);
   // The sums of quantized activations [tokens][columns], for tests: out [tokens][rows].
   void (*sums)(const Matrix&, const uint8_t* x, int64_t tokens, int32_t* out, uint8_t* scratch);
 };

@@ -13,6 +13,7 @@ void add_products(__m256i& acc, __m256i activations, __m256i weights) {
 }  // namespace sparse_accel
 
 #include "attention.h"
+#include "attention_weights.h"
 #include "lanes8.h"
 #include "dropout.h"
 #include "fake_quantize.h"
@@ -24,6 +25,6 @@ namespace sparse_accel {
 
 const Kernels avx512_vnni_kernels = {
     "avx512_vnni", LANES8, LANES8, false, 0.4, linear<Vector256, Integers>, feed_forward<Vector256, Integers>, attention<Vector512, 8>,
-    lookup<Vector256>, fake_quantize<Vector512>, dropout<Vector512>, sums<Vector256, Integers>};
+    lookup<Vector256>, fake_quantize<Vector512>, dropout<Vector512>, attention_weights<Vector512>, attention_gradient<Vector512>, sums<Vector256, Integers>};
 
 }  // namespace sparse_accel

@@ -1,5 +1,6 @@
 // Plain C++, without any vector instruction: always right, and slow. For tests.
 #include "attention.h"
+#include "attention_weights.h"
 #include "dropout.h"
 #include "fake_quantize.h"
 #include "lookup.h"
@@ -36,6 +37,6 @@ struct Integers {
 
 const Kernels portable_kernels = {
     "portable", ROWS, ROWS, true, 1.0, linear<Vector1, Integers>, feed_forward<Vector1, Integers>, attention<Vector1, 1>,
-    lookup<Vector1>, fake_quantize<Vector1>, dropout<Vector1>, sums<Vector1, Integers>};
+    lookup<Vector1>, fake_quantize<Vector1>, dropout<Vector1>, attention_weights<Vector1>, attention_gradient<Vector1>, sums<Vector1, Integers>};
 
 }  // namespace sparse_accel

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
+from sparse_accel.nn import attention
 from sparse_accel.nn import dropout as module
 from sparse_accel.nn.cpu_kernels import kernel
 from sparse_accel.nn.dropout import use_compiled_dropout
@@ -151,13 +152,19 @@ def test_every_dropout_of_an_encoder_is_replaced(monkeypatch: pytest.MonkeyPatch
     """Also inside of attention: none of PyTorch's random numbers of a tensor's size are made."""
     model = make_bert(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2).train()
     sizes: list[Any] = []
-    original = module._Dropout.forward
+    original, attended = module._Dropout.forward, attention._Attention.forward
 
     def watched(ctx: Any, x: Tensor, *arguments: Any) -> Tensor:
         sizes.append(tuple(x.shape))
         return original(ctx, x, *arguments)
 
+    def watched_attention(ctx: Any, query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        result = attended(ctx, query, *arguments)
+        sizes.append(tuple(result[1].shape))
+        return result
+
     monkeypatch.setattr(module._Dropout, "forward", staticmethod(watched))
+    monkeypatch.setattr(attention._Attention, "forward", staticmethod(watched_attention))
     model(input_ids=torch.randint(5, 20, (2, 6)))
     blocks = cast(Any, model.config).num_hidden_layers
     assert sum(len(size) == 4 for size in sizes) == blocks  # probabilities of attention

@@ -87,6 +87,7 @@ def test_the_operators_in_onnxruntime(tmp_path: Path) -> None:
         "test_kernels_in_threads.py",
         "test_fake_quantize_kernel.py",
         "test_dropout_kernel.py",
+        "test_attention_weights_kernel.py",
     )
     tests = [str(Path(__file__).with_name(name)) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow"]
