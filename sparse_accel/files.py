@@ -1,4 +1,4 @@
-"""Atomic writing of files and folders."""
+"""Atomic writing of files and folders, which survives a power loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically: a reader sees the complete old file or the complete new file."""
+    """Writes a file atomically: a reader, and whoever looks after a power loss, sees the complete old file or the
+    complete new one."""
     write_bytes(path, text.encode("utf-8"))
 
 
@@ -21,7 +22,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file atomically, as `write_text` does."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content)
+    to_disk(partial)
     os.replace(partial, path)
+    to_disk(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -34,16 +37,17 @@ def _plain(value: Any) -> Any:
 
 
 def put_in_place(partial: Path, final: Path) -> None:
-    """Renames a complete folder to its final name; deletes an older folder of that name afterwards."""
+    """Renames a complete folder, which is on disk, to its final name; then deletes an older one of that name."""
     if final.exists():
         older = final.with_name(f".{final.name}.older.partial")
         shutil.rmtree(older, ignore_errors=True)
         os.rename(final, older)
         os.rename(partial, final)
+        to_disk(final.parent)
         shutil.rmtree(older)
     else:
         os.rename(partial, final)
-    to_disk(final.parent)
+        to_disk(final.parent)
 
 
 def to_disk(path: Path) -> None:
@@ -56,6 +60,14 @@ def to_disk(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def tree_to_disk(folder: Path) -> None:
+    """Waits until all files of a folder, and of the folders in it, are on disk."""
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            to_disk(path)
+    to_disk(folder)
 
 
 def digest_of(path: Path) -> str:
@@ -86,6 +98,7 @@ def link_tree(source: Path, target: Path) -> None:
 
     partial = target.with_name(f".{target.name}.partial")
     shutil.copytree(source, partial, copy_function=link)
+    tree_to_disk(partial)
     os.rename(partial, target)
 
 

@@ -6,6 +6,7 @@ what is mapped are its pages, which the system drops when memory is short.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pyarrow.parquet
 from datasets import Dataset
 
 from sparse_accel.errors import UsageError, first_line
-from sparse_accel.files import digest_of
+from sparse_accel.files import digest_of, to_disk
 
 # A file with fewer rows and bytes of content is read into memory.
 _MANY_ROWS, _MANY_BYTES = 1_000_000, 1 << 28
@@ -47,8 +48,10 @@ def mapped_column(
     """
     name = hashlib.sha256(f"{digest_of(Path(path))} {column} {type_}".encode()).hexdigest()[:32]
     target = folder / f"{name}.column.arrow"
-    if not target.exists():
-        _write(target, pyarrow.schema({column: type_}), lambda write: _read(file, column, type_, write))
+    if target.exists():
+        with contextlib.suppress(OSError, pyarrow.ArrowInvalid):  # damaged: it is written again
+            return Dataset.from_file(str(target))
+    _write(target, pyarrow.schema({column: type_}), lambda write: _read(file, column, type_, write))
     return Dataset.from_file(str(target))
 
 
@@ -78,6 +81,7 @@ def _write(target: Path, schema: pyarrow.Schema, read: Callable[[Callable[[pyarr
                     ) from None
 
             read(write)
+        to_disk(partial)
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

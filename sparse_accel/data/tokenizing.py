@@ -19,6 +19,8 @@ from pyarrow import compute, types
 from sparse_accel.console import note
 from sparse_accel.data.arrow_columns import pieces
 from sparse_accel.distributed.threads import share
+from sparse_accel.errors import first_line
+from sparse_accel.files import to_disk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,7 +55,7 @@ def tokenize(
         cache_dir: folder for the result; None: the Hugging Face cache.
         num_workers: number of processes; None: as many as pay, at most one for each CPU. Several threads of one
             process would only share the work inside the tokenizer, which is a third of the time.
-        overwrite_cache: whether to tokenize again even if the result is in the cache.
+        overwrite_cache: whether to tokenize again even if the result is in the cache. A damaged one is made again.
     """
     name = f"{encode.__module__}.{encode.__qualname__}"
     identity = f"{_VERSION} {name} {tokenizer_digest(tokenizer)} {json.dumps(settings, sort_keys=True)}"
@@ -65,18 +67,27 @@ def tokenize(
         processes = max(1, min(num_workers or share().cpus, len(dataset) // least))
         fingerprint = hashlib.sha256(f"{digest_of_rows(dataset)} {identity}".encode()).hexdigest()[:32]
         found = not overwrite_cache and any(cache.glob(f"{fingerprint}*.arrow"))
+        options = {
+            "batched": True,
+            "num_proc": processes if processes > 1 else None,
+            "remove_columns": dataset.column_names,
+            "cache_file_name": str(cache / f"{fingerprint}.arrow"),
+            "new_fingerprint": fingerprint,
+            "fn_kwargs": {"encode": encode, "tokenizer": tokenizer, "settings": settings},
+            "desc": f"tokenizing {split}",
+        }
         start = time.perf_counter()
-        result[split] = dataset.map(
-            _encode,
-            batched=True,
-            num_proc=processes if processes > 1 else None,
-            remove_columns=dataset.column_names,
-            load_from_cache_file=not overwrite_cache,
-            cache_file_name=str(cache / f"{fingerprint}.arrow"),
-            new_fingerprint=fingerprint,
-            fn_kwargs={"encode": encode, "tokenizer": tokenizer, "settings": settings},
-            desc=f"tokenizing {split}",
-        )
+        try:
+            result[split] = dataset.map(_encode, load_from_cache_file=found, **options)
+        except (OSError, pyarrow.ArrowInvalid) as error:
+            if not found:
+                raise
+            note(f"{options['cache_file_name']} is damaged ({first_line(error)}): {split} is tokenized again")
+            found = False
+            result[split] = dataset.map(_encode, load_from_cache_file=False, **options)
+        if not found:
+            for path in cache.glob(f"{fingerprint}*.arrow"):
+                to_disk(path)  # `datasets` does not: after a power loss, a file could have any length
         if not found and len(dataset) >= ROWS_PER_PROCESS:
             seconds = time.perf_counter() - start
             speed = f"{len(dataset) / seconds:,.0f} rows/s, {processes} process{'es' * (processes > 1)}"

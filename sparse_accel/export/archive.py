@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sparse_accel.errors import UsageError
+from sparse_accel.files import to_disk
 
 ARCHIVE = "model.onnx.xz"
 # No context bits: neighbouring weights are independent of each other.
@@ -50,6 +51,7 @@ def expand(archive: str | Path, target: str | Path | None = None) -> Path:
     try:
         with lzma.open(archive) as packed, open(partial, "wb") as expanded:
             shutil.copyfileobj(packed, expanded, 2**20)
+        to_disk(partial)
         os.replace(partial, path)
     except FileNotFoundError:
         raise UsageError(f"there is no archive {archive}") from None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_accel.errors import UsageError
+from sparse_accel.files import to_disk, tree_to_disk
 
 REPORT, READABLE_REPORT, MODEL = "export_report.json", "export_report.md", "model.onnx"
 # Written later, by sparse_accel.report; the next export deletes it with the other files of this one.
@@ -89,8 +90,11 @@ def staged(target: Path) -> Iterator[Path]:
                     shutil.copytree(path, partial / path.name, symlinks=True)
                 else:
                     shutil.copy2(path, partial / path.name, follow_symlinks=False)
+        tree_to_disk(partial)
+        if target.is_dir():
             os.rename(target, replaced)
         os.rename(partial, target)
+        to_disk(target.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -27,6 +27,7 @@ from sparse_accel.data.arrow_columns import lengths_of
 from sparse_accel.data.batches import Collator, GlobalBatchSampler, inputs_of, make_loader, teacher_inputs_of
 from sparse_accel.distributed.collectives import by_main_process, reduce_sum
 from sparse_accel.errors import UsageError, listed
+from sparse_accel.files import to_disk
 from sparse_accel.fingerprints import fingerprint_of_rows
 from sparse_accel.models.files import fingerprint_of_model
 from sparse_accel.models.teacher_table import MappedTable, map_table
@@ -259,6 +260,7 @@ def _write(path: Path, table: Tensor) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"logits": table.cpu().contiguous()}, partial)
+        to_disk(partial)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):

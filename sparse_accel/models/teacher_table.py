@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sparse_accel.distributed.collectives import gather_rows, largest
 from sparse_accel.errors import UsageError, first_line
+from sparse_accel.files import to_disk
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -116,6 +117,7 @@ def _write(path: Path, entries: int, batches: Iterable[tuple[Tensor, Tensor]], w
         if writes:
             assert isinstance(table, np.memmap)
             table.flush()
+            to_disk(partial)
             os.replace(partial, path)
 
 

@@ -34,7 +34,7 @@ from sparse_accel.distributed.collectives import by_main_process
 from sparse_accel.distributed.optimizer_state import load_training_state, training_state
 from sparse_accel.distributed.weights import plain_model
 from sparse_accel.errors import UsageError
-from sparse_accel.files import digest_of, free_name, put_in_place, to_disk, write_json
+from sparse_accel.files import digest_of, free_name, put_in_place, to_disk, tree_to_disk, write_json
 from sparse_accel.models.files import save_model
 from sparse_accel.nn.blocks import with_skipped
 from sparse_accel.nn.dropout import PYTORCH, dropout_numbers, use_compiled_dropout
@@ -266,12 +266,15 @@ _OF_ANOTHER_RUN = "belongs to a run with another recipe or model: this run canno
 
 
 def publish(source: Path, output: Path) -> None:
-    """Moves the files of `source` into the output folder, one rename per file, and deletes the empty `source`."""
+    """Moves the files of `source` into the output folder, one rename per file, and deletes the empty `source`. All of
+    it is on disk before and after."""
+    tree_to_disk(source)
     for path in sorted(source.iterdir()):
         if path.is_dir():
             put_in_place(path, output / path.name)
         else:
             os.replace(path, output / path.name)
+    to_disk(output)
     source.rmdir()
 
 

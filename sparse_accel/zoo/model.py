@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparse_accel.errors import UsageError
+from sparse_accel.files import to_disk, tree_to_disk
 from sparse_accel.zoo.mirror import choose_recipe, is_known_as, model_in, recipe_name, recipes_in, remember_stub
 from sparse_accel.zoo.resolve import model_source, recipe_path, refuse_api_url
 from sparse_accel.zoo.stubs import is_stub, parse_stub
@@ -90,6 +91,7 @@ class Model:
         if not target.is_dir():
             partial = target.with_name(f".training.{os.getpid()}.partial")
             shutil.copytree(source, partial)
+            tree_to_disk(partial)
             remember_stub(self.download_path, stub)
             try:
                 os.replace(partial, target)
@@ -110,6 +112,7 @@ class Model:
         self.download_path.mkdir(parents=True, exist_ok=True)
         partial = self.download_path / f".{source.name}.{os.getpid()}.partial"
         shutil.copyfile(source, partial)
+        to_disk(partial)
         os.replace(partial, self.download_path / source.name)
         return self.download_path / source.name
 

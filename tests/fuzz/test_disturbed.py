@@ -18,39 +18,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import embedding_fixtures
-import language_fixtures
 import pytest
-import question_fixtures
 import script_fixtures
-import token_fixtures
 from fork_server import ForkServer
 from layouts import launcher
 from places import ROOT, SUPPORT
 from script_fixtures import environment, history, read_json, words
+from task_scripts import TASK_FIXTURES, TASK_SCRIPTS
 
 from sparse_accel.run_folder.checkpoints import checkpoints_in, verify
 
-pytest_plugins = [
-    "embedding_fixtures",
-    "language_fixtures",
-    "question_fixtures",
-    "script_fixtures",
-    "token_fixtures",
-]
+pytest_plugins = TASK_FIXTURES
 pytestmark = pytest.mark.slow
 
 RUNS = int(os.environ.get("FAULTED_RUNS", "1"))
 SEED = int(os.environ.get("FAULTED_SEED", "1"))
 KINDS = ("kill", "kill", "alarm", "alarm", "term", "full", "short", "read_only")
-# Fixture with the flags of a task, and its script.
-TASKS = {
-    "tiny": script_fixtures.SCRIPT,
-    "tokens": token_fixtures.SCRIPT,
-    "tiny_questions": question_fixtures.SCRIPT,
-    "language": language_fixtures.SCRIPT,
-    "embeddings": embedding_fixtures.SCRIPT,
-}
 # Files that are the same byte by byte; of the others, times and paths differ.
 SAME = ("model.safetensors", "quantization.json", "config.json", "tokenizer.json", "recipe.yaml")
 SAME_IN_CHECKPOINTS = (*SAME[:-1], "training_state.safetensors", "recipe_state.safetensors")
@@ -112,7 +95,7 @@ def check_end(ended: Any, spec: dict[str, Any]) -> None:
         assert "run the same command again" in " ".join(ended.stderr.split()), shown
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", TASK_SCRIPTS)
 def test_one_process(task: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     rows: Any = request.getfixturevalue(task)
     more: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 1, "eval_strategy": "epoch"}
@@ -123,7 +106,7 @@ def test_one_process(task: str, request: pytest.FixtureRequest, tmp_path: Path) 
         def run(output: Path, **spec: Any) -> subprocess.CompletedProcess[str]:
             spec["folder"] = str(output)
             asked = words(**flags, output_dir=output)
-            return server.run(SUPPORT / "disturbed.py", json.dumps(spec), str(TASKS[task]), *asked)
+            return server.run(SUPPORT / "disturbed.py", json.dumps(spec), str(TASK_SCRIPTS[task]), *asked)
 
         whole, counted = tmp_path / "whole", tmp_path / "changes"
         done = run(whole, kind="count", at=0, changes=str(counted))

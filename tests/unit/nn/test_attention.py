@@ -48,7 +48,8 @@ def expected(inputs: list[Any], mask: Tensor | None, p: float, scale: float | No
 
 def found(inputs: list[Any], mask: Tensor | None, p: float, scale: float | None = None) -> Tensor:
     torch.manual_seed(3)
-    return F.scaled_dot_product_attention(*inputs, mask, dropout_p=p, scale=scale)
+    query, key, value = inputs
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout_p=p, scale=scale)
 
 
 def near(one: Tensor | None, other: Tensor | None, tolerance: float) -> bool:
