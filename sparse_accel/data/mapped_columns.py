@@ -50,7 +50,9 @@ def mapped_column(
     target = folder / f"{name}.column.arrow"
     if target.exists():
         with contextlib.suppress(OSError, pyarrow.ArrowInvalid):  # damaged: it is written again
-            return Dataset.from_file(str(target))
+            found = Dataset.from_file(str(target))
+            if len(found) == file.metadata.num_rows:
+                return found
     _write(target, pyarrow.schema({column: type_}), lambda write: _read(file, column, type_, write))
     return Dataset.from_file(str(target))
 

@@ -201,6 +201,12 @@ def test_texts_of_a_large_file_are_mapped(kind: Any, tmp_path: Path, monkeypatch
     written = os.stat(large.cache_files[0]["filename"]).st_mtime_ns
     assert os.stat(read_table(str(file), str(cache)).texts(("text",)).cache_files[0]["filename"]).st_mtime_ns == written
 
+    mapped = Path(large.cache_files[0]["filename"])
+    for damaged in (b"", mapped.read_bytes()[:-100], bytes(mapped.stat().st_size)):
+        mapped.unlink()  # `large` keeps its own
+        mapped.write_bytes(damaged)
+        assert read_table(str(file), str(cache)).texts(("text",))["text"][:] == values
+
     pyarrow.parquet.write_table(rows.slice(0, 3), file)
     monkeypatch.setattr(mapped_columns, "_MANY_ROWS", 3)
     assert read_table(str(file), str(cache)).texts(("text",))["text"][:] == values[:3]

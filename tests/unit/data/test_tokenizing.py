@@ -140,3 +140,25 @@ def test_tokenized_once(
         tokenize_texts(data, tokenizer, max_seq_length=5)
     with pytest.raises(AssertionError, match="tokenized again"):
         tokenize_texts(data, make_tokenizer([*WORDS, "e"]), max_seq_length=6)
+
+
+@pytest.mark.parametrize("length", [0, 0.5, 1])
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_damaged_cache_is_made_again(
+    length: float, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut by a power loss, or zeros of the right length."""
+    monkeypatch.setattr(tokenizing, "ROWS_PER_PROCESS", 1)
+    rows = [{"text": "a b c d"[: 1 + 2 * (row % 4)], "label": row % 2} for row in range(9)]
+    data = load(train_file=write(tmp_path / "train.csv", rows), do_train=True, cache_dir=str(tmp_path / "cache"))
+    first = tokenize_texts(data, make_tokenizer(), 6, num_workers=processes)["train"][:]
+    files = [*(tmp_path / "cache").rglob("*.arrow")]
+    assert len(files) == processes
+    for file in files:
+        size = file.stat().st_size
+        file.write_bytes(bytes(size) if length == 1 else file.read_bytes()[: int(size * length)])
+    capsys.readouterr()
+    assert tokenize_texts(data, make_tokenizer(), 6, num_workers=processes)["train"][:] == first
+    assert re.search(r"\.arrow is damaged \(.+\): train is tokenized again\n", capsys.readouterr().out)
+    assert tokenize_texts(data, make_tokenizer(), 6, num_workers=processes)["train"][:] == first
+    assert capsys.readouterr().out == ""
