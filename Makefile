@@ -15,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 # Two workers with one thread each: the tensors in tests are too small for more threads.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: help quickstart kernels test test-fast test-slow fuzz faults audit test-all test-gpu bench-gpu check wheel dist docs clean
+.PHONY: help quickstart kernels test test-fast test-slow fuzz faults long-run audit test-all test-gpu bench-gpu check wheel dist docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ test-fast: $(VENV)/.dev kernels ## only tests/unit, under a minute
 test-slow: $(VENV)/.dev kernels ## only the long and multi-process tests
 	$(PYTEST) -m slow tests/distributed
 	$(PYTEST) -m slow tests --ignore=tests/distributed -n 2 --dist loadfile
+
+long-run: $(VENV)/.dev kernels ## memory, open files, threads and speed over 50,000 steps and 1,000 sessions, a quarter of an hour
+	$(BIN)/python tests/support/long_run.py --steps 50000 --sessions 1000
 
 fuzz: $(VENV)/.dev kernels ## changed inputs for everything that reads one, about half an hour; INPUTS=100000 for longer
 	$(BIN)/python tests/fuzz/campaign.py --jobs 2 --inputs $(INPUTS)

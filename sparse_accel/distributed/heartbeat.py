@@ -2,7 +2,8 @@
 
 Then collective operations of the others fail with an address and a port, or wait: they do not name the lost process.
 So each process increments a counter in the launcher's store once per second, from a thread, even while its main thread
-waits. A process whose counter stops is lost.
+waits. A process whose counter stops is lost. Where the network between two machines is cut, the store does not answer
+either: a second thread watches the first.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ class Heartbeat:
         self.store, self.rank, self.world_size = store, rank, world_size
         self.counts = [0] * world_size
         self.moved = [time.monotonic()] * world_size
+        self.answered = time.monotonic()
         self.ended = threading.Event()
         self.store.set(f"host/{rank}", socket.gethostname())
         self.thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.thread.start()
+        threading.Thread(target=self._watch, name="heartbeat's watch", daemon=True).start()
 
     def end(self) -> None:
         """Stops counting. A thread that is inside the store when Python exits would abort the process."""
@@ -77,12 +80,21 @@ class Heartbeat:
             try:
                 self._beat()
             except RuntimeError:  # the store is gone, and with it the process or launcher that hosted it
-                if not self.ended.wait(_END_AFTER):
-                    _end("the launcher's store cannot be reached")
                 return
+            self.answered = time.monotonic()
             lost = [rank for rank in self.gone(_END_AFTER) if self.counts[rank]]
             if lost and not self.ended.is_set():
                 _end(f"{self.described(lost)} ended")
+
+    def _watch(self) -> None:
+        last = time.monotonic()
+        while not self.ended.wait(_BEAT):
+            now = time.monotonic()
+            if now - last > _PAUSED:
+                self.answered = now
+            last = now
+            if now - self.answered > _END_AFTER:
+                _end("the launcher's store cannot be reached (its launcher ended, or the network to it is cut)")
 
     def _beat(self) -> None:
         self.store.add(f"beat/{self.rank}", 1)

@@ -92,7 +92,7 @@ def test_two_launches_over_loopback(flags: dict[str, Any], one: Path, tmp_path: 
     port = free_port()
     settings = {**flags, "output_dir": tmp_path / "out"}
     first, second = (
-        wait(machine) for machine in [launch(rank, "127.0.0.1", port, settings, script=SCRIPT) for rank in (0, 1)]
+        wait(machine) for machine in [launch(rank, "127.0.0.1", port, settings, program=(SCRIPT,)) for rank in (0, 1)]
     )
     assert first.code == 0 and second.code == 0 and "── run " not in second.out, first.all + second.all
     assert_trains_the_same(one, tmp_path / "out")

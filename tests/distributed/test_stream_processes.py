@@ -134,7 +134,7 @@ def test_fully_sharded(one: Path, flags: dict[str, Any], rows: dict[int, list[Ro
 
 def test_two_machines(one: Path, flags: dict[str, Any], tmp_path: Path) -> None:
     port, settings = free_port(), {**flags, "output_dir": tmp_path / "out"}
-    machines = [launch(rank, "127.0.0.1", port, settings, script=SCRIPT) for rank in (0, 1)]
+    machines = [launch(rank, "127.0.0.1", port, settings, program=(SCRIPT,)) for rank in (0, 1)]
     ended = [wait(machine) for machine in machines]
     assert [each.code for each in ended] == [0, 0], ended[0].all + ended[1].all
     assert_same_training(tmp_path / "out", one)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import wait_for
 from layouts import difference, make_flags, recipe_flags
 from machines import free_port, launch
-from script_fixtures import flat, run, wait
+from places import SUPPORT
+from script_fixtures import SCRIPT, flat, run, wait
 
 pytestmark = pytest.mark.slow
 
@@ -68,9 +70,25 @@ def networks() -> Iterator[list[str]]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
+def in_network(rank: int, name: str, flags: dict[str, Any], *wrappers: Path) -> subprocess.Popen[str]:
+    inside = ["ip", "netns", "exec", name, "env", "GLOO_SOCKET_IFNAME=eth0"]
+    return launch(rank, ADDRESSES[0], 29500, flags, *inside, program=(*wrappers, SCRIPT))
+
+
 def test_two_launches_in_networks_of_their_own(flags: dict[str, Any], tmp_path: Path, networks: list[str]) -> None:
-    machines = []
-    for rank, name in enumerate(networks):
-        inside = ["ip", "netns", "exec", name, "env", "GLOO_SOCKET_IFNAME=eth0"]
-        machines.append(launch(rank, ADDRESSES[0], 29500, flags, *inside))
-    check(machines, flags, tmp_path)
+    check([in_network(rank, name, flags) for rank, name in enumerate(networks)], flags, tmp_path)
+
+
+def test_a_cut_between_two_machines(flags: dict[str, Any], tmp_path: Path, networks: list[str]) -> None:
+    """No packet comes any more, and no error either. Both end by themselves; once there is a network, they go on."""
+    flags |= {"save_strategy": "steps", "save_steps": 2}
+    waits = SUPPORT / "short_waits.py"
+    machines = [in_network(rank, name, flags, waits) for rank, name in enumerate(networks)]
+    wait_for(lambda: (tmp_path / "two" / "checkpoint-4").is_dir())
+    cable = ["ip", "-n", networks[1], "link", "set", "eth0"]
+    subprocess.run([*cable, "down"], check=True)
+    first, second = (wait(machine, timeout=120) for machine in machines)
+    assert first.code != 0 and "error: process 1 (on " in first.err and "of 2 ended" in first.err, first.all
+    assert second.code != 0 and "store cannot be reached" in second.err, second.all
+    subprocess.run([*cable, "up"], check=True)
+    check([in_network(rank, name, flags) for rank, name in enumerate(networks)], flags, tmp_path)

@@ -142,7 +142,7 @@ def test_two_machines(flags: dict[str, Any], one: Path, tmp_path: Path) -> None:
     """Two launches over loopback."""
     port = free_port()
     settings: dict[str, Any] = {**flags, "per_device_train_batch_size": 8, "output_dir": tmp_path / "out"}
-    machines = [launch(rank, "127.0.0.1", port, settings, script=SCRIPT) for rank in (0, 1)]
+    machines = [launch(rank, "127.0.0.1", port, settings, program=(SCRIPT,)) for rank in (0, 1)]
     ended = [finished(machine) for machine in machines]
     assert "DDP, 2 processes" in flat(ended[0]) and "── run " not in ended[1]
     check(one, tmp_path / "out")

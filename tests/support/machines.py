@@ -7,6 +7,7 @@ import random
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,14 @@ def launch(
     flags: dict[str, Any],
     *before: str,
     layout: str = "ddp_two_nodes",
-    script: Path = SCRIPT,
+    program: Sequence[Path] = (SCRIPT,),
 ) -> subprocess.Popen[str]:
-    """Starts the launcher of one machine with one process; `before` are words in front of the interpreter."""
+    """Starts the launcher of one machine with one process.
+
+    Args:
+        before: words in front of the interpreter.
+        program: a script; or one that runs the next.
+    """
     config = ROOT / "accelerate_configs" / f"{layout}.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     command += [
@@ -45,7 +51,7 @@ def launch(
         "--main_process_ip",
         address,
     ]
-    command += ["--main_process_port", str(port), "--mixed_precision", "no", str(script), *words(**flags)]
+    command += ["--main_process_port", str(port), "--mixed_precision", "no", *map(str, program), *words(**flags)]
     return subprocess.Popen(
         [*before, *command],
         cwd=ROOT,
