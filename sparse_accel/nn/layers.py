@@ -238,7 +238,7 @@ def add_input_quantizer(layer: nn.Module, quantizer: FakeQuantize) -> None:
 
 def _quantize_first_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """The hook: a function of this file, so that copies and pickles of a layer have it, with their own quantizer."""
-    quantizer = cast(FakeQuantize | None, layer.input_quantizer)
+    quantizer = cast("FakeQuantize | None", layer.input_quantizer)
     if quantizer is None:
         return None
     if not inputs or not isinstance(inputs[0], Tensor) or not inputs[0].is_floating_point():

@@ -8,7 +8,7 @@ import sys
 
 from sparse_accel.distributed import heartbeat
 
-heartbeat._END_AFTER /= 10  # type: ignore[misc]
+heartbeat._END_AFTER /= 10
 sys.argv = sys.argv[1:]
 sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -57,7 +57,7 @@ def encode(
 def text_id(text: str) -> int:
     """Returns a number of a text, 0 to 2^63 - 1, the same on any machine: different texts share one with a chance of
     2^-63."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def check_words(rows: Dataset, texts: Dataset, tokenizer: Any, source: str) -> None:

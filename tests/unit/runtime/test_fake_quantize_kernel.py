@@ -101,7 +101,7 @@ def test_what_is_no_number(isa: str, where: int) -> None:
     )
     call(isa, x, y, grid=grid, seen=seen)
     assert (seen[0][0], seen[1][0]) == (-np.inf, np.inf)
-    assert (y[1], y[2]) == (np.float32(0.05) * 127, np.float32(0.05) * -128)
+    assert (y[1], y[2]) == (np.float32(0.05) * np.float32(127), np.float32(0.05) * np.float32(-128))
     x[where] = np.nan
     call(isa, x, y, grid=grid, seen=seen)
     call(isa, x, back, gradient=np.ones_like(x), grid=grid)
