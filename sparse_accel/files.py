@@ -52,14 +52,23 @@ def put_in_place(partial: Path, final: Path) -> None:
 
 def to_disk(path: Path) -> None:
     """Waits until a file's bytes, or a folder's names, are on disk and survive a power loss (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError:  # some file systems do not support this for folders
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:  # a folder that may not be listed; some file systems do not support this for folders
         if path.is_file():
             raise
-    finally:
-        os.close(descriptor)
+
+
+def make_folders(path: Path) -> None:
+    """Makes a folder, and those above it, unless they are there; their names are on disk then."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        to_disk(each.parent)
 
 
 def tree_to_disk(folder: Path) -> None:

@@ -95,7 +95,7 @@ def read_conll(file: str, column: int | None = None) -> Sentences:
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {first_line(error)}") from None
     words = [text for block in blocks for text in block.rows[block.comments :]]
-    words = words or [block.rows[-1] for block in blocks]  # a sentence has a word, also if that looks like a comment
+    words = words or [text for block in blocks for text in block.rows]
     if not words:
         raise UsageError(f"{file} has no sentences: expected a word and its tag in each line.")
     by_tabs = all("\t" in text for text in words)

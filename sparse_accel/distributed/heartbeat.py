@@ -81,7 +81,6 @@ class Heartbeat:
                 self._beat()
             except RuntimeError:  # the store is gone, and with it the process or launcher that hosted it
                 return
-            self.answered = time.monotonic()
             lost = [rank for rank in self.gone(_END_AFTER) if self.counts[rank]]
             if lost and not self.ended.is_set():
                 _end(f"{self.described(lost)} ended")
@@ -93,16 +92,30 @@ class Heartbeat:
             if now - last > _PAUSED:
                 self.answered = now
             last = now
-            if now - self.answered > _END_AFTER:
+            if now - self.answered > _END_AFTER and not self.ended.is_set():
+                if _listens():  # it was paused, such as by Ctrl-Z: its system still accepts connections
+                    self.answered = now
+                    continue
                 _end("the launcher's store cannot be reached (its launcher ended, or the network to it is cut)")
 
     def _beat(self) -> None:
         self.store.add(f"beat/{self.rank}", 1)
-        now = time.monotonic()
+        now = self.answered = time.monotonic()
         for rank in range(self.world_size):
             count = self.store.add(f"beat/{rank}", 0)
+            self.answered = time.monotonic()
             if count != self.counts[rank]:
                 self.counts[rank], self.moved[rank] = count, now
+
+
+def _listens() -> bool:
+    """Returns whether the system that hosts the launcher's store accepts connections for it."""
+    try:
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        socket.create_connection(address, timeout=_GONE_AFTER).close()
+    except (OSError, KeyError, ValueError):
+        return False
+    return True
 
 
 def _end(reason: str) -> None:

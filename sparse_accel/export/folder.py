@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_accel.errors import UsageError
-from sparse_accel.files import to_disk, tree_to_disk
+from sparse_accel.files import make_folders, to_disk, tree_to_disk
 
 REPORT, READABLE_REPORT, MODEL = "export_report.json", "export_report.md", "model.onnx"
 # Written later, by sparse_accel.report; the next export deletes it with the other files of this one.
@@ -38,7 +38,7 @@ def acquire(target: Path, source: str, *, overwrite: bool) -> None:
     if target == Path.cwd():
         raise UsageError(f"--output_dir {target} is the working folder: name a separate folder for the deployment")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(target.parent)
         _clear_left_overs(target)
     except OSError as error:
         raise UsageError(f"--output_dir {target} cannot be written: {error.strerror}") from error

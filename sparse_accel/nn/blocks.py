@@ -35,7 +35,7 @@ class SkippableBlock(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not self.skipped:
-            return cast(Any, super()).forward(*args, **kwargs)
+            return super().forward(*args, **kwargs)
         hidden = args[0] if args else kwargs["hidden_states"]
         if torch.is_grad_enabled():
             hidden = _PassedOn.apply(hidden, *(p for p in self.parameters() if p.requires_grad))

@@ -1,7 +1,7 @@
-"""Masks and fake quantization on a CPU, forward and backward, in one pass over the memory each.
+"""Masks, fake quantization, dropout and attention's weights on a CPU, in one pass over the memory each.
 
-They are functions of this package's compiled library. Where it is missing, PyTorch's operations compute the same, bit
-for bit, in several passes.
+They are functions of this package's compiled library. Where it is missing, PyTorch's operations compute the same masks
+and integers, bit for bit, in several passes; dropout has other random numbers then.
 """
 
 from __future__ import annotations
@@ -141,15 +141,16 @@ class Kernel:
         return out
 
     def attention_weights(
-        self, scores: Tensor, mask: Tensor | None, scale: float, p: float, key: int
+        self, scores: Tensor, mask: Tensor | None, scale: float, p: float, key: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Returns the softmax of `scores` times `scale` plus `mask`, and the `dropout` of it; of the dtype of `scores`,
-        computed in float32. A row of which all is -inf becomes 0.
+        """Returns the softmax of `scores` times `scale` plus `mask`, and the `dropout` of it, computed in float32;
+        a row of which all is -inf becomes 0.
 
         Args:
             scores: (texts, heads, queries, keys), float32 or bfloat16, contiguous; at most MOST_KEYS keys.
             mask: float32, of that shape, expanded or not; contiguous in keys.
             p, key: as for `dropout`.
+            dtype: of the results: float32 or bfloat16.
 
         Raises:
             ValueError: a tensor or `p` is not as said.
@@ -161,7 +162,7 @@ class Kernel:
             if mask.shape != scores.shape or mask.dtype != torch.float32 or mask.stride(-1) != 1 < keys:
                 raise ValueError("the mask must be float32, of the scores' shape, and contiguous in its last dimension")
             strides = (ctypes.c_int64 * 3)(*mask.stride()[:3])
-        weights, dropped = torch.empty_like(scores), torch.empty_like(scores)
+        weights, dropped = (torch.empty_like(scores, dtype=dtype) for _ in range(2))
         self._call(
             "attention_weights",
             scores.data_ptr(),
@@ -203,8 +204,10 @@ class Kernel:
 
     def _call(self, function: str, *arguments: Any) -> None:
         threads = self._parallel, torch.get_num_threads()
-        if self._functions[function](self._instruction_set, *arguments, *threads):
-            raise ValueError(f"this CPU has no {self._instruction_set.decode()}, or there are too many keys")
+        failed = self._functions[function](self._instruction_set, *arguments, *threads)
+        if failed:
+            missing = f"this CPU has no {self._instruction_set.decode()}"
+            raise ValueError(f"more than {MOST_KEYS} keys" if failed == 2 else missing)
 
 
 def _check_rows(x: Tensor) -> None:
@@ -212,14 +215,14 @@ def _check_rows(x: Tensor) -> None:
         raise ValueError("tensors must be float32 or bfloat16 and contiguous")
 
 
-def is_plain(x: Tensor) -> bool:
-    """Returns whether a tensor is float32 or bfloat16, and its memory, at its strides, is what it contains."""
-    if x.dtype not in FLOATS or type(x) not in (Tensor, torch.nn.Parameter) or x.layout != torch.strided:
+def is_plain(x: Tensor, dtypes: tuple[torch.dtype, ...] = FLOATS) -> bool:
+    """Returns whether a tensor has one of these dtypes, and its memory, at its strides, is what it contains."""
+    if x.dtype not in dtypes or type(x) not in (Tensor, torch.nn.Parameter) or x.layout != torch.strided:
         return False
     transformed = torch._C._functorch  # torch.func.grad and others; gradients of a batch
     if transformed.is_functorch_wrapped_tensor(x) or transformed.is_legacy_batchedtensor(x):
         return False
-    return not x.is_neg() and not x._is_zerotensor()
+    return not (x.is_neg() or x._is_zerotensor() or x.is_inference())
 
 
 def _bfloat16_bits(*tensors: Tensor | None) -> int:

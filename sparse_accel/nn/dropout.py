@@ -76,8 +76,8 @@ class _Dropout(torch.autograd.Function):
 
 
 def use_compiled_dropout(on: bool = True) -> None:
-    """Makes PyTorch call `dropout` for tensors on a CPU, in modules and inside of attention; not for those that work in
-    place, nor in inference mode.
+    """Makes PyTorch call `dropout` for tensors on a CPU, and `attention` where weights are dropped; not for what works
+    in place, nor in inference mode.
 
     Args:
         on: False: from now on, the numbers are PyTorch's own again.

@@ -284,10 +284,12 @@ class _Values:
                 case "bool":
                     return {"true": True, "false": False}[text.lower()]
                 case "int":
-                    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+                    number = int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+                    float(number)  # larger ones have no use, and Python cannot write those of more than 4,300 digits
+                    return number
                 case "float":
                     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, OverflowError):
             raise RecipeError(f"'{text}' is not a valid {kind}", self.source, node.start_mark.line + 1) from None
         raise RecipeError(f"the tag '!!{kind}' is not supported in a recipe", self.source, node.start_mark.line + 1)
 

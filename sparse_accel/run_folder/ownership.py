@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_accel.distributed.collectives import by_main_process, largest
 from sparse_accel.errors import UsageError
-from sparse_accel.files import free_name, link_tree
+from sparse_accel.files import free_name, link_tree, make_folders
 from sparse_accel.run_folder.checkpoints import (
     restore_complete,
 )
@@ -147,7 +147,7 @@ def make_folder(folder: Path) -> None:
         UsageError: the folder cannot be created, or is a link to a folder that does not exist.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
     except OSError as error:
         if folder.is_symlink() and not folder.exists():
             raise UsageError(
@@ -226,7 +226,7 @@ def acquire_folder(
             f"{difference(record['identity'], identity)}. Repeat its command to finish it, choose another folder, "
             "or pass --overwrite_output_dir to move it aside"
         )
-    real.mkdir(parents=True, exist_ok=True)
+    make_folders(real)
     _delete_partial(real)  # of a run that ended before it was recorded
     write_record(real, identity, finished=False, **({"trained_with": settings} if settings else {}))
     if carried is not None:

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +30,20 @@ def run(script: str, *flags: object) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a benchmark, and the scripts that it starts, in this process, and returns what it printed."""
+    start_in_process(monkeypatch)
+
+    def run_in_process(script: str, *flags: object) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+        capsys.readouterr()
+        module_of(script, monkeypatch).main()
+        return capsys.readouterr().out
+
+    return run_in_process
 
 
 @pytest.mark.slow
@@ -121,25 +135,25 @@ def test_too_few_long_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_accuracy(tmp_path: Path) -> None:
+def test_accuracy(tmp_path: Path, run_here: Callable[..., str]) -> None:
     model = make_model(tmp_path / "model", sparse=False)
     for name, count in (("train", 40), ("validation", 16)):
         write_csv(tmp_path / f"{name}.csv", sentences(count, seed=count))
     flags = ("--data", tmp_path, "--model", model, "--imdb_rows", 64, "--transfer_epochs", 4, "--seeds", 1)
     output = tmp_path / "results"
-    run("benchmark_accuracy.py", *flags, "--output_dir", output)
+    run_here("benchmark_accuracy.py", *flags, "--output_dir", output)
     found = json.loads((output / "results.json").read_text())
     assert len(found) == 5  # the one-shot start without teacher is the SparseML setting
     assert found["dense"]["quantized_linears"] == 0
     assert all(entry["encoder_sparsity"] > 0.89 for name, entry in found.items() if name != "dense")
 
-    again = run("benchmark_accuracy.py", *flags, "--output_dir", output)
+    again = run_here("benchmark_accuracy.py", *flags, "--output_dir", output)
     assert again.count("already contains this run, finished") == 6  # the five, and the start on IMDB
     assert json.loads((output / "results.json").read_text()) == found
 
 
 @pytest.mark.slow
-def test_embeddings(tmp_path: Path) -> None:
+def test_embeddings(tmp_path: Path, run_here: Callable[..., str]) -> None:
     """The dense model is like itself, the exports are measured, and another file is pooled by the benchmark."""
     pooling: dict[str, Any] = {"sentence_embedding": {"pooling": "mean", "normalize": True}}
     model = make_encoder(tmp_path / "model", max_position_embeddings=160, **pooling)
@@ -147,7 +161,7 @@ def test_embeddings(tmp_path: Path) -> None:
         write_csv(tmp_path / f"{name}.csv", scored(40, seed))
     output = tmp_path / "out"
     flags = ["--data", tmp_path, "--model", model, "--output_dir", output, "--sparsities", 50, "--epochs", 5]
-    printed = run("benchmark_embeddings.py", *flags)
+    printed = run_here("benchmark_embeddings.py", *flags)
     found = json.loads((output / "results.json").read_text())
     assert list(found)[:2] == ["dense", "50% zeros, INT8"] and "40 pairs" in printed
     assert found["dense"]["mean_cosine"] == pytest.approx(1) and 0 < found["50% zeros, INT8"]["mean_cosine"] < 1
@@ -155,20 +169,20 @@ def test_embeddings(tmp_path: Path) -> None:
     for name in ("spearman", "ndcg_at_10", "recall_at_10"):
         assert found["dense"][name] == pytest.approx(report["fidelity"]["onnxruntime"][name], abs=1e-6)
     other = f"twin={output / 'dense-deployment' / 'model.onnx'}"
-    again = run("benchmark_embeddings.py", *flags, "--other", other)
+    again = run_here("benchmark_embeddings.py", *flags, "--other", other)
     assert "nothing is trained again" in again and "| twin |" in again
     twin = json.loads((output / "results.json").read_text())["twin"]
     assert twin["spearman"] == found["dense"]["spearman"] and twin["mean_cosine"] == pytest.approx(1)
 
 
 @pytest.mark.slow
-def test_frontier(tmp_path: Path) -> None:
+def test_frontier(tmp_path: Path, run_here: Callable[..., str]) -> None:
     model = make_model(tmp_path / "model", sparse=False, max_position_embeddings=128)
     for name, count in (("train", 60), ("validation", 16)):
         write_csv(tmp_path / f"{name}.csv", sentences(count, seed=count))
     flags = ("--data", tmp_path, "--model", model, "--imdb_rows", 260, "--transfer_epochs", 4, "--held_out", 20)
     output = tmp_path / "results"
-    printed = run(
+    printed = run_here(
         "benchmark_accuracy.py",
         *flags,
         "--output_dir",

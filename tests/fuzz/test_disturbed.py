@@ -128,8 +128,9 @@ def test_one_process(task: str, request: pytest.FixtureRequest, tmp_path: Path) 
                 raise AssertionError(f"after {specs}") from error
 
 
-# Others cost a minute each.
-@pytest.mark.parametrize("layout", ["ddp", "fsdp2", "deepspeed_zero2"] if RUNS > 2 else ["ddp"])
+# They cost minutes: .ci/run has what kills and stops one of two processes in tests/distributed/test_layouts.py.
+@pytest.mark.skipif(RUNS <= 2, reason="make faults")
+@pytest.mark.parametrize("layout", ["ddp", "fsdp2", "deepspeed_zero2"])
 def test_two_processes(layout: str, tiny: script_fixtures.Tiny, tmp_path: Path) -> None:
     """One of them is killed, or stands still for some seconds; the launcher ends the other."""
     flags = tiny.flags(save_strategy="steps", save_steps=2, logging_steps=1, cache_dir=tmp_path / "cache")

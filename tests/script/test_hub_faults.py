@@ -135,6 +135,21 @@ def test_killed_in_the_middle_of_a_file(hub: StandInHub, server: ForkServer, mod
     assert "value" in again, again
 
 
+@pytest.mark.slow
+def test_a_hub_that_stalls(hub: StandInHub, home: Path, model: Path, tmp_path: Path) -> None:
+    """Each answer stops in the middle of a file, and no connection is closed: after some tries, an error says so."""
+    rows = write_csv(tmp_path / ROWS, sentences(40, seed=1))
+    hub.add_model("who/stalls", model)
+    hub.add_dataset("who/stalls-csv", {ROWS: rows})
+    for name in (f"who/stalls/{WEIGHTS}", f"who/stalls-csv/{ROWS}"):
+        hub.faults[name] = [Fault.silence] * ALWAYS
+    with ForkServer(hub.environment(home) | {"HF_HUB_DOWNLOAD_TIMEOUT": "1"}) as impatient:
+        for outcome in load(impatient, "who/stalls", "who/stalls-csv"):
+            assert "timed out" in outcome["error"] and "Ways to fix this" in outcome["error"], outcome
+        hub.faults.clear()
+        assert all("value" in outcome for outcome in load(impatient, "who/stalls", "who/stalls-csv"))
+
+
 def test_prefetch_compares_digests(
     hub: StandInHub, server: ForkServer, home: Path, model: Path, tmp_path: Path
 ) -> None:

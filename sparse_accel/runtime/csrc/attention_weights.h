@@ -22,7 +22,7 @@ template <class V>
   return mask ? V::add(x, V::load_first(mask + i, n)) : x;
 }
 
-// A row whose scores are all -inf has only zeros. What is no number makes the row none.
+// A row whose scores are all -inf becomes 0. A NaN makes its row NaN.
 template <class V>
 void softmax_of_row(const AttentionWeightsTask& task, const float* mask, int64_t row) {
   using F = typename V::F;
@@ -35,7 +35,7 @@ void softmax_of_row(const AttentionWeightsTask& task, const float* mask, int64_t
   F sums = V::zero();
   for (int64_t i = 0; i < task.columns; i += V::WIDTH) {
     const F below = V::subtract(score<V>(task, mask, row, i), top);
-    // exp_of_negative is nowhere 0.
+    // exp_of_negative never returns 0: what is masked is set to 0 here.
     F value = V::where_inside(below, V::set(-87.0f), V::set(1.0f), exp_of_negative<V>(below));
     value = V::first_or(V::add(value, V::only_nan(below)), task.columns - i, V::zero());
     V::store(exponentials + i, value);

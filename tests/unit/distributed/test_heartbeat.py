@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -38,6 +39,10 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("_BEAT", "_GONE_AFTER", "_END_AFTER", "_PAUSED"):
         monkeypatch.setattr(heartbeat, name, getattr(heartbeat, name) / 100)
     monkeypatch.setattr(heartbeat, "_end", found.append)
+    with socket.socket() as nobody:  # a port that nobody listens on
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(nobody.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     return found
 
 
@@ -76,6 +81,20 @@ def test_a_store_that_is_gone(ends: list[str], store: Store, cut: bool) -> None:
     wait_for(ends, "the launcher's store cannot be reached")
     store.answers.set()
     beating.end()
+
+
+def test_a_launcher_that_was_paused(ends: list[str], store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z stops a launcher, and the store in it; its processes are in sessions of their own, and go on training."""
+    with socket.create_server(("127.0.0.1", 0)) as paused:  # connections wait to be accepted
+        monkeypatch.setenv("MASTER_PORT", str(paused.getsockname()[1]))
+        beating = Heartbeat(store, 1, 2)
+        while not store.counts:
+            time.sleep(0.01)
+        store.answers.clear()
+        time.sleep(4 * heartbeat._END_AFTER)
+        store.answers.set()
+        beating.end()
+    assert ends == []
 
 
 def test_a_process_that_was_paused_is_not_ended(ends: list[str], store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,8 +111,14 @@ def test_it_is_used_under_autocast_and_not_elsewhere(monkeypatch: pytest.MonkeyP
     other(*inputs, dropout_p=0.1, is_causal=True)
     other(*(each.double() for each in inputs), dropout_p=0.1)
     other(inputs[0], *(each[:, :1] for each in inputs[1:]), dropout_p=0.1, enable_gqa=True)
-    other(*(each[0] for each in inputs), dropout_p=0.1)  # three dimensions
-    other(*inputs, attn_mask=torch.zeros(5, 5, requires_grad=True), dropout_p=0.1).sum().backward()
+    for mask in (torch.zeros(5, 5, requires_grad=True), torch._neg_view(torch.ones(5, 5)), torch.tensor(0.5)):
+        other(*inputs, attn_mask=mask, dropout_p=0.1).sum().backward()
+    with torch.inference_mode():
+        key = torch.randn(2, 2, 5, 8)
+    other(inputs[0].detach(), key, inputs[2].detach(), dropout_p=0.1)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(inputs[0].detach(), torch.ones(2, 2, 5, 8))
+        assert torch.autograd.forward_ad.unpack_dual(other(dual, *inputs[1:], dropout_p=0.1)).tangent is not None
     torch.func.vmap(lambda *each: other(*each, dropout_p=0.1), randomness="different")(*(x[None] for x in inputs))
     assert "bernoulli" in make_fx(lambda *each: other(*each, dropout_p=0.1))(*inputs).code
     use_compiled_dropout(False)
@@ -149,11 +155,38 @@ def test_the_same_on_any_threads() -> None:
     assert all(torch.equal(one, other) for later in results[1:] for one, other in zip(results[0], later, strict=True))
 
 
-def test_a_second_derivative_is_refused() -> None:
-    inputs = factors(1, 1, 3, 3, 4)
-    (first,) = torch.autograd.grad(found(inputs, None, 0.5).square().sum(), inputs[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+def test_derivatives_of_every_kind() -> None:
+    """Batches of gradients, second derivatives, and the gradient of the weights themselves."""
+    inputs, mask = factors(2, 2, 5, 6, 8), torch.rand(2, 1, 5, 6) > 0.3
+    same = [each.detach().double().requires_grad_() for each in inputs]
+    ours, theirs = found(inputs, mask, 0.5), expected(same, mask, 0.5, None)
+    gradients = torch.randn(3, *ours.shape)
+    batched = torch.autograd.grad(ours, inputs, gradients, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(ours, inputs, gradient, retain_graph=True) for gradient in gradients]
+    for number, of_batch in enumerate(batched):
+        assert near(of_batch, torch.stack([one[number] for one in each]), 1e-5)
+    for result, parts in ((ours, inputs), (theirs, same)):
+        first = torch.autograd.grad(result.square().sum(), parts, create_graph=True)
+        torch.stack([part.square().sum() for part in first]).sum().backward()
+    assert all(near(one.grad, other.grad, 1e-4) for one, other in zip(inputs, same, strict=True))
+
+    torch.manual_seed(0)
+    _, weights = torch.ops.aten._scaled_dot_product_attention_math(*inputs, dropout_p=0.5)
+    (of_query,) = torch.autograd.grad((weights * gradients[0, :, :, :, :6]).sum(), inputs[0])
+    kept = weights.detach() != 0
+    plain = torch.softmax(inputs[0] @ inputs[1].transpose(-2, -1) * 8**-0.5, -1) * kept * 2
+    assert near(of_query, torch.autograd.grad((plain * gradients[0, :, :, :, :6]).sum(), inputs[0])[0], 1e-5)
+
+
+@pytest.mark.parametrize("trained", [(0,), (1,), (2,), (0, 2)])
+def test_only_what_is_trained_gets_a_gradient(trained: tuple[int, ...]) -> None:
+    inputs, whole = factors(2, 2, 5, 6, 8), []
+    for each in (inputs, [x.detach().requires_grad_(number in trained) for number, x in enumerate(inputs)]):
+        found(each, None, 0.1).square().sum().backward()
+        whole.append(each)
+    for number, (one, other) in enumerate(zip(*whole, strict=True)):
+        assert (other.grad is None) == (number not in trained)
+        assert other.grad is None or torch.equal(one.grad, other.grad)
 
 
 def test_wrong_tensors_are_refused() -> None:
@@ -162,12 +195,12 @@ def test_wrong_tensors_are_refused() -> None:
     scores = torch.randn(1, 2, 3, 4)
     for wrong in (torch.zeros(1, 2, 3, 5), torch.zeros(1, 2, 3, 4).double(), torch.zeros(1, 2, 4, 3).transpose(2, 3)):
         with pytest.raises(ValueError, match="the mask must be float32"):
-            fast.attention_weights(scores, wrong, 1.0, 0.1, 0)
+            fast.attention_weights(scores, wrong, 1.0, 0.1, 0, torch.float32)
     with pytest.raises(ValueError, match="contiguous"):
-        fast.attention_weights(scores.transpose(2, 3), None, 1.0, 0.1, 0)
+        fast.attention_weights(scores.transpose(2, 3), None, 1.0, 0.1, 0, torch.float32)
     with pytest.raises(ValueError, match="p must be"):
-        fast.attention_weights(scores, None, 1.0, 1.0, 0)
-    with pytest.raises(ValueError, match="too many keys"):
-        fast.attention_weights(torch.zeros(1, 1, 1, 8193), None, 1.0, 0.1, 0)
+        fast.attention_weights(scores, None, 1.0, 1.0, 0, torch.float32)
+    with pytest.raises(ValueError, match="more than 8192 keys"):
+        fast.attention_weights(torch.zeros(1, 1, 1, 8193), None, 1.0, 0.1, 0, torch.float32)
     with pytest.raises(ValueError, match="one shape"):
         fast.attention_gradient(scores, torch.zeros(1, 2, 3, 3), 1.0, 0.1, 0)
