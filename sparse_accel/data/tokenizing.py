@@ -20,7 +20,7 @@ from sparse_accel.console import note
 from sparse_accel.data.arrow_columns import pieces
 from sparse_accel.distributed.threads import share
 from sparse_accel.errors import first_line
-from sparse_accel.files import to_disk
+from sparse_accel.files import to_disk, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ ROWS_PER_PROCESS = 10_000
 # The same for processes that nobody asked for: those of other programs are not known.
 _ROWS_PER_OWN_PROCESS = 50_000
 # Part of every fingerprint; increase it when the same inputs give other tokens than before, or another digest.
-_VERSION = "3"
+_VERSION = "4"
 
 
 def tokenize(
@@ -66,7 +66,8 @@ def tokenize(
         least = ROWS_PER_PROCESS if num_workers else _ROWS_PER_OWN_PROCESS
         processes = max(1, min(num_workers or share().cpus, len(dataset) // least))
         fingerprint = hashlib.sha256(f"{digest_of_rows(dataset)} {identity}".encode()).hexdigest()[:32]
-        found = not overwrite_cache and any(cache.glob(f"{fingerprint}*.arrow"))
+        recorded = _recorded_files(cache, fingerprint)
+        found = not overwrite_cache and recorded is not None
         options = {
             "batched": True,
             "num_proc": processes if processes > 1 else None,
@@ -85,14 +86,36 @@ def tokenize(
             note(f"{options['cache_file_name']} is damaged ({first_line(error)}): {split} is tokenized again")
             found = False
             result[split] = dataset.map(_encode, load_from_cache_file=False, **options)
-        if not found:
-            for path in cache.glob(f"{fingerprint}*.arrow"):
-                to_disk(path)  # `datasets` does not: after a power loss, a file could have any length
+        if not found or _files(cache, fingerprint) != recorded:  # in another number of files
+            _record_files(cache, fingerprint)
         if not found and len(dataset) >= ROWS_PER_PROCESS:
             seconds = time.perf_counter() - start
             speed = f"{len(dataset) / seconds:,.0f} rows/s, {processes} process{'es' * (processes > 1)}"
             note(f"tokenized {len(dataset):,} {split} rows in {seconds:,.0f} s: {speed}")
     return result
+
+
+def _files(cache: Path, fingerprint: str) -> dict[str, int]:
+    """Returns the bytes of each file of a split, by its name."""
+    return {path.name: path.stat().st_size for path in cache.glob(f"{fingerprint}*.arrow")}
+
+
+def _record_files(cache: Path, fingerprint: str) -> None:
+    """Writes down which files of a split are whole, once they are on disk. `datasets` does not wait for that: after a
+    power loss, a file may have any length, or end in zeros."""
+    for name in (files := _files(cache, fingerprint)):
+        to_disk(cache / name)
+    write_json(cache / f"{fingerprint}.files.json", files)
+
+
+def _recorded_files(cache: Path, fingerprint: str) -> dict[str, int] | None:
+    """Returns the files of a split that is whole; None if it is not, or was never written down."""
+    try:
+        found = json.loads((cache / f"{fingerprint}.files.json").read_text(encoding="utf-8"))
+        whole = found.items() <= _files(cache, fingerprint).items()
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if found and whole else None
 
 
 def _encode(

@@ -91,6 +91,7 @@ def staged(target: Path) -> Iterator[Path]:
                 else:
                     shutil.copy2(path, partial / path.name, follow_symlinks=False)
         tree_to_disk(partial)
+        to_disk(target.parent)
         if target.is_dir():
             os.rename(target, replaced)
         os.rename(partial, target)

@@ -214,6 +214,7 @@ def delete_old(folder: Path, keep: int, best: int | None) -> None:
         doomed = path.with_name(f".deleted-{path.name}.partial")  # if killed here, this is not a checkpoint any more
         shutil.rmtree(doomed, ignore_errors=True)
         os.rename(path, doomed)
+        to_disk(folder)
         shutil.rmtree(doomed)
 
 

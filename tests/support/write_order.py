@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 
 CALLS = (
     "open,openat,creat,write,pwrite64,writev,pwritev,ftruncate,sendfile,copy_file_range,fsync,fdatasync,"
-    "rename,renameat,renameat2,unlink,unlinkat,link,linkat"
+    "rename,renameat,renameat2,unlink,unlinkat,link,linkat,mkdir,mkdirat"
 )
 _LINE = re.compile(r"^\d+\s+(\w+)\((.*)\)\s+= (-?\d+)")
 _UNFINISHED = re.compile(r"^(\d+)\s+(.*) <unfinished \.\.\.>$")
@@ -47,6 +47,7 @@ class Disk:
         folder: of which files are watched.
         unflushed: files with bytes that are not on disk.
         names: folders with names that are not.
+        aside: what had its name and was moved aside.
         faults: what was found.
         renamed: files and folders that got a name by a rename.
     """
@@ -54,6 +55,7 @@ class Disk:
     folder: PurePath
     unflushed: set[PurePath] = field(default_factory=set)
     names: set[PurePath] = field(default_factory=set)
+    aside: set[PurePath] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
     renamed: list[PurePath] = field(default_factory=list)
 
@@ -64,17 +66,24 @@ class Disk:
             self.unflushed.add(path)
 
     def rename(self, source: PurePath, target: PurePath) -> None:
-        inside = {path for path in self.unflushed if path == source or source in path.parents}
         if not self.is_passing(target):
-            self.faults += [
-                f"{shown(path, self.folder)} is not flushed when it gets its name" for path in sorted(inside)
-            ]
+            unfinished = sorted(inside(source, self.unflushed) | inside(source, self.names))
+            self.faults += [f"{shown(path, self.folder)} is not flushed when it gets its name" for path in unfinished]
             self.renamed.append(target)
         if not self.is_passing(source):
             self.taken_away(source)
-        self.unflushed -= inside
-        self.unflushed |= {target / path.relative_to(source) for path in inside}
+            if self.is_passing(target):
+                self.aside.add(target)
+        for each in (self.unflushed, self.names):
+            moved = inside(source, each)
+            each -= moved
+            each |= {target / path.relative_to(source) for path in moved}
         self.names |= {source.parent, target.parent}
+
+    def removed(self, path: PurePath) -> None:
+        self.unflushed.discard(path)
+        if not self.is_passing(path) or any(each == path or each in path.parents for each in self.aside):
+            self.taken_away(path)
 
     def is_passing(self, path: PurePath) -> bool:
         """Whether a name is that of a file or folder on its way in or out, or inside of one."""
@@ -84,8 +93,12 @@ class Disk:
 
     def taken_away(self, path: PurePath) -> None:
         """A name goes for which nothing comes at once."""
-        if path.parent in self.names and path.parent == self.folder:
+        if self.folder in self.names:
             self.faults.append(f"{shown(path, self.folder)} is taken away before the names beside it are on disk")
+
+
+def inside(folder: PurePath, paths: set[PurePath]) -> set[PurePath]:
+    return {path for path in paths if path == folder or folder in path.parents}
 
 
 def shown(path: PurePath, folder: PurePath) -> str:
@@ -124,13 +137,15 @@ def read(trace: str, folder: Path, ignored: str = "") -> Disk:
         elif name.startswith("rename"):
             if any(map(watched, paths)):
                 disk.rename(paths[0], paths[1])
+                if watched(paths[1]) and not watched(paths[0]):  # written elsewhere, or ignored: nobody flushed it
+                    disk.unflushed.add(paths[1])
         elif name.startswith("link"):
             if watched(paths[1]):
                 disk.names.add(paths[1].parent)
         elif name.startswith("unlink") and watched(paths[0]):
-            if not disk.is_passing(paths[0]):
-                disk.taken_away(paths[0])
-            disk.unflushed.discard(paths[0])
+            disk.removed(paths[0])
+        elif name.startswith("mkdir") and watched(paths[0]):
+            disk.names.add(paths[0].parent)
     return disk
 
 
