@@ -362,6 +362,7 @@ def test_how_to_go_on_after_overwriting(capsys: pytest.CaptureFixture[str], monk
     )
 
 
+@pytest.mark.slow
 def test_the_end_of_a_launcher_saves(flags: dict[str, Any], tmp_path: Path) -> None:
     """The launcher of one process passes no signal on, and leaves it behind. The run is long enough to notice it."""
     output = tmp_path / "out"

@@ -199,6 +199,7 @@ def test_what_the_hub_does_not_have(hub: StandInHub, server: ForkServer) -> None
     assert "someone/with_code" in code["error"] and "code" in code["error"]
 
 
+@pytest.mark.slow
 def test_unreachable_hub(hub: StandInHub, tmp_path: Path) -> None:
     """Offline, in another process: what was loaded before is there, and nothing else."""
     sst2 = TRAIN | {"task_name": "sst2"}

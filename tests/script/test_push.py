@@ -313,6 +313,7 @@ runpy.run_path({str(ROOT / "scripts" / "export_onnx.py")!r}, run_name="__main__"
 """
 
 
+@pytest.mark.slow
 def test_a_deployment_beside_the_model(hub: StandInHub, server: ForkServer, copy: Path, tiny: Tiny) -> None:
     done = server.run(EXPORT, "--model_path", str(copy), "--task", "text_classification")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -204,7 +204,7 @@ def wait_for(condition: Any, timeout: float = 120) -> None:
     [
         (signal.SIGINT, 130, "interrupted"),
         (signal.SIGTERM, 75, "stopped by SIGTERM"),
-        (signal.SIGUSR1, 75, "stopped by SIGUSR1"),
+        pytest.param(signal.SIGUSR1, 75, "stopped by SIGUSR1", marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_and_the_same_command_goes_on(

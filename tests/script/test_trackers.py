@@ -40,6 +40,7 @@ def unfinished(output: Path) -> None:
     record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
 
 
+@pytest.mark.slow
 def test_mlflow(flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client_of: Any = importlib.import_module("mlflow").MlflowClient
     output = tmp_path / "out"
@@ -169,6 +170,7 @@ def test_other_trackers_are_those_of_accelerate() -> None:
     assert set(OTHER_TRACKERS) == known
 
 
+@pytest.mark.slow
 def test_the_sweep_is_run_by_the_local_client(
     tiny: Tiny, flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
