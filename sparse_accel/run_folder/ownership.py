@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -207,6 +208,9 @@ def acquire_folder(
     elif record["identity"] == identity:
         if record["finished"]:
             _check_settings(folder, record, settings or {})
+            with contextlib.suppress(OSError):  # a disk that can only be read
+                # Of a report, or of results that were measured again. A folder may be an export that goes on.
+                _delete_partial(folder, folders=False)
             return "show"
         _check_settings(folder, record, {k: v for k, v in (settings or {}).items() if k not in MAY_CHANGE})
         _delete_partial(folder)
@@ -288,10 +292,10 @@ def move_aside(folder: Path, reason: str) -> Path:
     return as_typed
 
 
-def _delete_partial(folder: Path) -> None:
-    """Deletes the partial files and folders of a killed run."""
+def _delete_partial(folder: Path, *, folders: bool = True) -> None:
+    """Deletes the partial files, and folders, of a killed run."""
     for path in folder.glob(".*.partial"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
+        if not path.is_dir():
             path.unlink()
+        elif folders:
+            shutil.rmtree(path)

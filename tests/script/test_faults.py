@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from script_fixtures import Tiny, assert_same_model, flat, read_json, run, start, wait
 
 from sparse_accel.errors import UsageError
+from sparse_accel.files import write_text
 from sparse_accel.main import run_main
 from sparse_accel.models import teacher
 from sparse_accel.run_folder import ownership
@@ -147,6 +148,27 @@ def test_overwriting_does_not_start_a_requeued_job_anew(
     requeued = run(**flags, output_dir=output, overwrite_output_dir=True)
     assert requeued.code == 0 and "from step 9" in requeued.out, requeued.all
     assert not (tmp_path / "out.1").exists()
+
+
+def test_what_a_full_disk_left_of_a_report_goes(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    """It could not be removed then. A folder may be an export that goes on."""
+    output = tmp_path / "out"
+    shutil.copytree(whole, output)
+    left, export = output / ".report.html.1.partial", output / ".deployment.1.partial"
+    left.touch()
+    export.mkdir()
+    assert run(**flags, output_dir=output).code == 0 and not left.exists() and export.exists()
+
+
+def test_a_write_that_fails_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_text(tmp_path / "report.html", "before")
+    monkeypatch.setattr("sparse_accel.files.os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "report.html", "after")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("report.html", "before")]
 
 
 def test_a_finished_run_has_nothing_to_resume_from(flags: dict[str, Any], whole: Path) -> None:
