@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,14 +16,7 @@ from sparse_accel.nn import attention as module
 from sparse_accel.nn.cpu_kernels import kernel
 from sparse_accel.nn.dropout import dropout, use_compiled_dropout
 
-pytestmark = pytest.mark.skipif(kernel() is None, reason="the library is not built")
-
-
-@pytest.fixture(autouse=True)
-def _in_use() -> Iterator[None]:
-    use_compiled_dropout()
-    yield
-    use_compiled_dropout(False)
+pytestmark = pytest.mark.usefixtures("compiled_dropout")
 
 
 def factors(*shape: int, dtype: torch.dtype = torch.float32) -> list[Any]:

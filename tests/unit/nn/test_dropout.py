@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
@@ -16,17 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from sparse_accel.nn import attention
 from sparse_accel.nn import dropout as module
-from sparse_accel.nn.cpu_kernels import kernel
 from sparse_accel.nn.dropout import use_compiled_dropout
 
-pytestmark = pytest.mark.skipif(kernel() is None, reason="the library is not built")
-
-
-@pytest.fixture(autouse=True)
-def _in_use() -> Iterator[None]:
-    use_compiled_dropout()
-    yield
-    use_compiled_dropout(False)
+pytestmark = pytest.mark.usefixtures("compiled_dropout")
 
 
 def seeded(x: Tensor, p: float, seed: int = 0) -> Tensor:
