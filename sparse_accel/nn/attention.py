@@ -89,8 +89,10 @@ class _Attention(torch.autograd.Function):
         random: int,
         fast: Kernel,
     ) -> tuple[Tensor, Tensor]:
-        scores = torch.matmul(query.float(), key.float().transpose(-2, -1))
-        weights, dropped = fast.attention_weights(scores.contiguous(), mask, scale, p, random, value.dtype)
+        # In one pass: converted, and in the order of the product.
+        floats = [x.to(torch.float32, memory_format=torch.contiguous_format) for x in (query, key)]
+        scores = torch.matmul(floats[0], floats[1].transpose(-2, -1))
+        weights, dropped = fast.attention_weights(scores, mask, scale, p, random, value.dtype)
         ctx.save_for_backward(query, key, value, mask, weights, dropped)  # the inputs themselves: they have a graph
         ctx.fast, ctx.arguments = fast, (scale, p, random)
         ctx.set_materialize_grads(False)
