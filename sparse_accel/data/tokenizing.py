@@ -66,8 +66,8 @@ def tokenize(
         least = ROWS_PER_PROCESS if num_workers else _ROWS_PER_OWN_PROCESS
         processes = max(1, min(num_workers or share().cpus, len(dataset) // least))
         fingerprint = hashlib.sha256(f"{digest_of_rows(dataset)} {identity}".encode()).hexdigest()[:32]
-        recorded = _recorded_files(cache, fingerprint)
-        found = not overwrite_cache and recorded is not None
+        files = _files(cache, fingerprint, processes)
+        found = not overwrite_cache and _are_whole(files)
         options = {
             "batched": True,
             "num_proc": processes if processes > 1 else None,
@@ -86,8 +86,8 @@ def tokenize(
             note(f"{options['cache_file_name']} is damaged ({first_line(error)}): {split} is tokenized again")
             found = False
             result[split] = dataset.map(_encode, load_from_cache_file=False, **options)
-        if not found or _files(cache, fingerprint) != recorded:  # in another number of files
-            _record_files(cache, fingerprint)
+        if not found and all(file.exists() for file in files):  # of no rows there is none
+            _record(files)
         if not found and len(dataset) >= ROWS_PER_PROCESS:
             seconds = time.perf_counter() - start
             speed = f"{len(dataset) / seconds:,.0f} rows/s, {processes} process{'es' * (processes > 1)}"
@@ -95,27 +95,28 @@ def tokenize(
     return result
 
 
-def _files(cache: Path, fingerprint: str) -> dict[str, int]:
-    """Returns the bytes of each file of a split, by its name."""
-    return {path.name: path.stat().st_size for path in cache.glob(f"{fingerprint}*.arrow")}
+def _files(cache: Path, fingerprint: str, processes: int) -> list[Path]:
+    """Returns the files that `datasets` writes for a split: one for each process."""
+    if processes == 1:
+        return [cache / f"{fingerprint}.arrow"]
+    return [cache / f"{fingerprint}_{rank:05d}_of_{processes:05d}.arrow" for rank in range(processes)]
 
 
-def _record_files(cache: Path, fingerprint: str) -> None:
-    """Writes down which files of a split are whole, once they are on disk. `datasets` does not wait for that: after a
-    power loss, a file may have any length, or end in zeros."""
-    for name in (files := _files(cache, fingerprint)):
-        to_disk(cache / name)
-    write_json(cache / f"{fingerprint}.files.json", files)
+def _record(files: list[Path]) -> None:
+    """Waits until files are on disk, and writes down beside the first how long each is. `datasets` does not wait: after
+    a power loss, a file without such a record may have any length, or end in zeros."""
+    for file in files:
+        to_disk(file)
+    write_json(files[0].with_suffix(".files.json"), {file.name: file.stat().st_size for file in files})
 
 
-def _recorded_files(cache: Path, fingerprint: str) -> dict[str, int] | None:
-    """Returns the files of a split that is whole; None if it is not, or was never written down."""
+def _are_whole(files: list[Path]) -> bool:
+    """Returns whether files are as they were recorded."""
     try:
-        found = json.loads((cache / f"{fingerprint}.files.json").read_text(encoding="utf-8"))
-        whole = found.items() <= _files(cache, fingerprint).items()
-    except (OSError, ValueError, AttributeError):
-        return None
-    return found if found and whole else None
+        recorded = json.loads(files[0].with_suffix(".files.json").read_text(encoding="utf-8"))
+        return bool(recorded == {file.name: file.stat().st_size for file in files})
+    except (OSError, ValueError):
+        return False
 
 
 def _encode(

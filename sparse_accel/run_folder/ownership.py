@@ -209,7 +209,7 @@ def acquire_folder(
         if record["finished"]:
             _check_settings(folder, record, settings or {})
             with contextlib.suppress(OSError):  # a disk that can only be read
-                # Of a report, or of results that were measured again. A folder may be an export that goes on.
+                # Of a report, or of results that were measured again. A partial folder may be that of a running export.
                 _delete_partial(folder, folders=False)
             return "show"
         _check_settings(folder, record, {k: v for k, v in (settings or {}).items() if k not in MAY_CHANGE})

@@ -151,7 +151,7 @@ def test_overwriting_does_not_start_a_requeued_job_anew(
 
 
 def test_what_a_full_disk_left_of_a_report_goes(flags: dict[str, Any], whole: Path, tmp_path: Path) -> None:
-    """It could not be removed then. A folder may be an export that goes on."""
+    """It could not be removed then. A partial folder may be that of a running export."""
     output = tmp_path / "out"
     shutil.copytree(whole, output)
     left, export = output / ".report.html.1.partial", output / ".deployment.1.partial"

@@ -188,3 +188,9 @@ def test_a_cache_that_may_not_be_on_disk_is_not_used(
     monkeypatch.setattr(tokenizing, "_encode", counted)
     assert tokenize_texts(data, make_tokenizer(), 6)["train"][:] == first and len(encoded) == 2 * splits
     assert tokenize_texts(data, make_tokenizer(), 6)["train"][:] == first and len(encoded) == 2 * splits
+    monkeypatch.setattr(tokenizing, "ROWS_PER_PROCESS", 1)
+    for file in [*(tmp_path / "cache").rglob("*.arrow")]:  # of a run with two processes, when the power went
+        for rank in range(2):
+            file.with_name(f"{file.stem}_{rank:05d}_of_00002.arrow").write_bytes(file.read_bytes()[:-8])
+    for processes in (1, 2):
+        assert tokenize_texts(data, make_tokenizer(), 6, num_workers=processes)["train"][:] == first
