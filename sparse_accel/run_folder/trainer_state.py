@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,30 @@ from sparse_accel.nn.dropout import dropout_numbers
 from sparse_accel.progress import Progress
 
 
+class Log:
+    """Entries with figures by name, as compressed JSON: a run of days has thousands, each with the same names, and
+    each checkpoint has all of them. As it is, they neither fill the memory nor take longer to write than the model."""
+
+    def __init__(self) -> None:
+        self._compressor = zlib.compressobj(1)
+        self._compressed = bytearray()
+
+    def append(self, entry: dict[str, float]) -> None:
+        """Adds an entry. NaN and infinity are allowed."""
+        line = json.dumps(entry).encode() + b"\n"
+        self._compressed += self._compressor.compress(line) + self._compressor.flush(zlib.Z_SYNC_FLUSH)
+
+    def lines(self) -> list[str]:
+        """Returns each entry as JSON."""
+        return zlib.decompressobj().decompress(self._compressed).decode().splitlines()
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        return map(json.loads, self.lines())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Log) and self._compressed == other._compressed
+
+
 @dataclass
 class History:
     """The log of a run, in the format of the Trainer's trainer_state.json.
@@ -19,19 +45,26 @@ class History:
     Attributes:
         metric: the evaluation figure that selects the best model, such as `eval_accuracy`.
         greater_is_better: whether a larger value of it is better.
-        log: one dict per logged step, with `step` and `epoch`.
+        log: one entry per logged step, with `step` and `epoch`.
+        evaluations: those entries that have figures of an evaluation, `eval_NAME`.
         best_step, best_metric: of the best evaluation among the comparable ones; None before the first.
     """
 
     metric: str = "eval_loss"
     greater_is_better: bool = False
-    log: list[dict[str, float]] = field(default_factory=list)
+    log: Log = field(default_factory=Log)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
     best_step: int | None = None
     best_metric: float | None = None
 
     def add(self, figures: dict[str, float], progress: Progress) -> None:
         """Appends figures to the log, with the current step and epoch."""
-        self.log.append({"step": progress.step, "epoch": round(progress.epoch, 4), **figures})
+        self._append({"step": progress.step, "epoch": round(progress.epoch, 4), **figures})
+
+    def _append(self, entry: dict[str, float]) -> None:
+        self.log.append(entry)
+        if any(name.startswith("eval_") for name in entry):
+            self.evaluations.append(entry)
 
     def consider(self, figures: dict[str, float], step: int) -> bool:
         """Returns whether an evaluation is the best so far, and stores it if so. Of equal ones, the earlier stays.
@@ -47,24 +80,27 @@ class History:
             self.best_step, self.best_metric = step, value
         return better
 
-    def to_dict(self, progress: Progress) -> dict[str, Any]:
-        """Returns the content of trainer_state.json."""
-        return {
+    def text(self, progress: Progress) -> str:
+        """Returns the content of trainer_state.json: JSON, with one line for each entry of the log."""
+        record = {
             "global_step": progress.step,
             "epoch": progress.epoch,
             "best_global_step": self.best_step,
             "best_metric": self.best_metric,
             "metric_for_best_model": self.metric,
             "dropout": dropout_numbers(),
-            "log_history": self.log,
         }
+        lines = "[\n    " + ",\n    ".join(found) + "\n  ]" if (found := self.log.lines()) else "[]"
+        return json.dumps(record, indent=2).removesuffix("\n}") + f',\n  "log_history": {lines}\n}}\n'
 
     def write(self, path: Path, progress: Progress) -> None:
-        """Writes `to_dict` to `path` as JSON."""
-        write_text(path, json.dumps(self.to_dict(progress), indent=2) + "\n")
+        """Writes `text` to `path`."""
+        write_text(path, self.text(progress))
 
     def load(self, record: dict[str, Any]) -> None:
-        """Restores what `to_dict` returned; the best evaluation only if the metric is still the same."""
-        self.log = list(record["log_history"])
+        """Restores what `text` returned, read as JSON; the best evaluation only if the metric is still the same."""
+        self.log, self.evaluations = Log(), []
+        for entry in record["log_history"]:
+            self._append(entry)
         if record["metric_for_best_model"] == self.metric:
             self.best_step, self.best_metric = record["best_global_step"], record["best_metric"]

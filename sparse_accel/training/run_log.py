@@ -161,7 +161,7 @@ class RunLog:
     def _best(self) -> tuple[float, float] | None:
         """Returns the best value of the task's headline so far, and its epoch; None before the first evaluation."""
         name = f"eval_{self.run.task.headline()}"
-        found = [(entry[name], -entry["epoch"]) for entry in self.history.log if name in entry]
+        found = [(entry[name], -entry["epoch"]) for entry in self.history.evaluations if name in entry]
         if not found:
             return None
         value, epoch = max(found) if greater_is_better(name) else min(found)

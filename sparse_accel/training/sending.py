@@ -7,7 +7,7 @@ others continue, and the output folder has all figures.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,7 @@ def log_timeline(accelerator: Accelerator, events: Sequence[tuple[float, str]], 
 
 def log_charts(
     accelerator: Accelerator,
-    log: Sequence[Mapping[str, float]],
+    log: Iterable[Mapping[str, float]],
     events: Sequence[tuple[float, str]],
     names: Sequence[str],
 ) -> None:
@@ -120,7 +120,11 @@ def log_charts(
         events: epoch and text.
         names: of the figures, as in the history.
     """
-    points = {name: [(entry["epoch"], entry[name]) for entry in log if name in entry] for name in names}
+    points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for entry in log:
+        for name in names:
+            if name in entry:
+                points[name].append((entry["epoch"], entry[name]))
     lines = {name: ([x for x, _ in found], [y for _, y in found]) for name, found in points.items() if found}
 
     def send(tracker: Any) -> None:

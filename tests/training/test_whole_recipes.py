@@ -214,7 +214,10 @@ def whole(recipe: str, accumulation: int) -> Session:
 
 
 def history_of(session: Session) -> History:
-    return History(log=[figures_of(entry) for entry in session.trace])
+    history = History()
+    for entry in session.trace:
+        history.log.append(figures_of(entry))
+    return history
 
 
 # Inside an epoch; just before quantization begins; just before a new mask; after the freeze; after the last step.
@@ -245,7 +248,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(
     second = begin(recipe, seed=5, accumulation=accumulation)
     history = History()
     load_checkpoint(checkpoint, second.accelerator, second.run, history)
-    assert history.log == [figures_of(entry) for entry in first.trace]
+    assert list(history.log) == [figures_of(entry) for entry in first.trace]
     second.train()
     expected = whole(recipe, accumulation)
     joined = [*first.trace, *second.trace]

@@ -119,7 +119,8 @@ def test_its_weights_are_zero_under_the_masks_of_that_moment(tmp_path: Path) -> 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, Path]:
     session = start(RECIPE).train()
-    history = History(log=[{"step": 3, "epoch": 1.0, "train/loss": 0.5}])
+    history = History()
+    history.log.append({"step": 3, "epoch": 1.0, "train/loss": 0.5})
     folder = tmp_path_factory.mktemp("saved")
     return session, save_checkpoint(folder, session.accelerator, session.model, make_tokenizer(), session.run, history)
 
@@ -233,11 +234,12 @@ def test_the_best_is_the_first_of_equals_and_goes_with_its_metric() -> None:
     assert [history.consider({"eval_accuracy": value}, step) for step, value in values] == [True, True, False, False]
     assert (history.best_step, history.best_metric) == (2, 0.7)
     history.add({"eval_accuracy": 0.6}, Progress(4, 3))
-    record = json.loads(json.dumps(history.to_dict(Progress(4, 3))))
+    record = json.loads(history.text(Progress(4, 3)))
     again, other = History("eval_accuracy", greater_is_better=True), History("eval_loss")
     again.load(record)
     other.load(record)
-    assert again == history and other.best_step is None and other.log == history.log
+    assert again == history and other.best_step is None and list(other.log) == list(history.log)
+    assert again.evaluations == list(again.log) and again.text(Progress(4, 3)) == history.text(Progress(4, 3))
     assert other.consider({"eval_loss": 2.0}, 5) and not other.consider({"eval_loss": 2.5}, 6)
 
 

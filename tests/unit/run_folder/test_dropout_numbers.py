@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,4 +51,4 @@ def test_a_run_that_cannot_keep_the_compiled_numbers_says_so(
 def test_a_checkpoint_records_them() -> None:
     for on, name in ((True, COMPILED), (False, PYTORCH)):
         use_compiled_dropout(on)
-        assert History().to_dict(Progress(step=1, steps_per_epoch=2))["dropout"] == name
+        assert json.loads(History().text(Progress(step=1, steps_per_epoch=2)))["dropout"] == name
