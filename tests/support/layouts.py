@@ -5,18 +5,38 @@ python tests/support/layouts.py [--bf16]      prints a table: each layout agains
 
 from __future__ import annotations
 
+import functools
+import json
 import math
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import script_fixtures
 import torch
+from forked import forked_ranks
+from machines import free_port
 from places import ROOT, SUPPORT
 from safetensors.torch import load_file
-from script_fixtures import Outcome, make_model, read_json, sentences, start, trace, wait, weights, write_csv
+from script_fixtures import (
+    Outcome,
+    environment,
+    make_model,
+    read_json,
+    run,
+    sentences,
+    start,
+    trace,
+    wait,
+    weights,
+    words,
+    write_csv,
+)
 
+FSDP2_ON_CPU = str(SUPPORT / "fsdp2_on_cpu.py")
 LAYOUTS = ("ddp", "fsdp2", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
 
 # Masks tighten from epoch 0.4 to 1.7, quantization begins at 1, ranges freeze at 2.
@@ -36,31 +56,55 @@ modifiers:
 SHORT = {"num_epochs": 3, "qat_start_epoch": 1, "observer_epoch": 2, "distill_hardness": 0.5, "init_lr": 0.002}
 
 
-def launcher(layout: str, *words: str, precision: str = "no") -> tuple[list[str], dict[str, str]]:
+def launcher(layout: str, *more: str, precision: str = "no") -> tuple[list[str], dict[str, str]]:
     """Returns the words before a script, and the environment, that run it in two CPU processes with the layout's file.
 
     Args:
-        words: more words for the launcher.
+        more: words for the launcher.
         precision: instead of the file's.
     """
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / f"accelerate_configs/{layout}.yaml")]
-    launch += ["--main_process_port", "0", "--mixed_precision", precision, *words]
+    launch += ["--main_process_port", "0", "--mixed_precision", precision, *more]
     if layout.startswith("fsdp2"):
-        return [*launch, str(SUPPORT / "fsdp2_on_cpu.py")], {}
+        return [*launch, FSDP2_ON_CPU], {}
     return launch, {} if layout.startswith("deepspeed") else {"ACCELERATE_USE_CPU": "true"}
 
 
-def start_under(layout: str, *words: str, precision: str = "no", **flags: Any) -> Any:
-    launch, variables = launcher(layout, *words, precision=precision)
+def start_under(layout: str, *more: str, precision: str = "no", **flags: Any) -> Any:
+    launch, variables = launcher(layout, *more, precision=precision)
     return start(launcher=launch, env=variables, **flags)
 
 
-def run_under(layout: str, *words: str, precision: str = "no", **flags: Any) -> Outcome:
-    """Runs the script under a layout; `one` stands for one process with two micro-batches a step."""
+def run_under(layout: str, *more: str, precision: str = "no", **flags: Any) -> Outcome:
+    """Runs the script under a layout; `one` stands for one process with two micro-batches a step.
+
+    Without words for the launcher, its processes are copies of this one with the environment that the launcher gives
+    them: that saves the imports of three processes, most of a run. What is about launching uses `start_under`.
+    """
     if layout == "one":
         bf16 = True if precision == "bf16" else None
-        return wait(start(**flags, gradient_accumulation_steps=2, bf16=bf16))
-    return wait(start_under(layout, *words, precision=precision, **flags))
+        return run(**flags, gradient_accumulation_steps=2, bf16=bf16)
+    if more:
+        return wait(start_under(layout, *more, precision=precision, **flags))
+    before = [FSDP2_ON_CPU] if layout.startswith("fsdp2") else []
+    return forked_ranks([*before, str(script_fixtures.SCRIPT), *words(**flags)], environments(layout, precision))
+
+
+def environments(layout: str, precision: str = "no") -> list[dict[str, str]]:
+    """Returns the environment of each rank under a layout's launcher, with a port that is free now."""
+    shown, port = _shown(layout, precision), str(free_port())
+    return [each | {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"} for each in shown]
+
+
+@functools.cache
+def _shown(layout: str, precision: str) -> list[dict[str, str]]:
+    launch, variables = launcher(layout, precision=precision)
+    launch = [word for word in launch if word != FSDP2_ON_CPU]
+    with tempfile.TemporaryDirectory() as folder:
+        program = [sys.executable, *launch, str(SUPPORT / "show_environment.py"), folder]
+        done = subprocess.run(program, env=environment(**variables), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(path.read_text()) for path in sorted(Path(folder).iterdir())]
 
 
 @dataclass(frozen=True)
