@@ -6,19 +6,16 @@ One launch a layout takes all cases, in modifiers_program.py.
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 import torch
-from layouts import LAYOUTS, launcher
+from layouts import LAYOUTS, run_program_under
 from modifier_table import CASES, EPOCHS, STEPS, Case
 from modifiers_program import Record, train_all
 from places import SUPPORT
-from script_fixtures import environment
 from torch import Tensor
 
 pytestmark = pytest.mark.slow
@@ -51,14 +48,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Recor
 
 
 def launch(layout: str, folder: Path) -> tuple[Records, ...] | str:
-    words, variables = launcher(layout)
-    program = [sys.executable, *words, str(SUPPORT / "modifiers_program.py"), str(folder)]
-    try:
-        done = subprocess.run(program, env=environment(**variables), capture_output=True, text=True, timeout=600)
-    except subprocess.TimeoutExpired as error:
-        return f"{layout}: not done after {error.timeout} seconds"
-    if done.returncode:
-        return done.stderr
+    done = run_program_under(layout, SUPPORT / "modifiers_program.py", str(folder), timeout=600)
+    if done.code:
+        return f"{layout}: {done.all}"
     loaded: list[dict[str, Any]] = [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
     return tuple({which: Record(**entries) for which, entries in records.items()} for records in loaded)
 

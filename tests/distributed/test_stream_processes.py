@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from forked import wait_for
 from language_fixtures import RECIPES, SCRIPT, TinyTexts, run, start, texts, write_texts
-from layouts import launcher, masks_of
+from layouts import launcher, masks_of, run_program_under
 from machines import free_port, launch
 from places import SUPPORT
-from script_fixtures import Outcome, assert_same_model, flat, make_model, read_json, trace, wait, weights
+from script_fixtures import Outcome, assert_same_model, flat, make_model, read_json, trace, wait, weights, words
 from stream_watch import Row, steps_in, watched, write_to
 from token_fixtures import NO_DROPOUT, VOCABULARY
 
@@ -68,9 +68,8 @@ def run_one(rows: Path, **flags: Any) -> Outcome:
 
 
 def run_two(rows: Path, layout: str = "ddp", **flags: Any) -> Outcome:
-    launch, variables = launcher(layout)
-    program = [*launch, str(SUPPORT / "stream_watch.py")]
-    return wait(start(launcher=program, env={**variables, "STREAM_ROWS": str(rows)}, **flags))
+    program = SUPPORT / "stream_watch.py"
+    return run_program_under(layout, program, str(SCRIPT), *words(**flags), STREAM_ROWS=str(rows))
 
 
 @pytest.fixture(scope="module")

@@ -76,35 +76,46 @@ def start_under(layout: str, *more: str, precision: str = "no", **flags: Any) ->
 
 
 def run_under(layout: str, *more: str, precision: str = "no", **flags: Any) -> Outcome:
-    """Runs the script under a layout; `one` stands for one process with two micro-batches a step.
-
-    Without words for the launcher, its processes are copies of this one with the environment that the launcher gives
-    them: that saves the imports of three processes, most of a run. What is about launching uses `start_under`.
-    """
+    """Runs the script under a layout; `one` stands for one process with two micro-batches a step. What is about
+    launching uses `start_under`."""
     if layout == "one":
         bf16 = True if precision == "bf16" else None
         return run(**flags, gradient_accumulation_steps=2, bf16=bf16)
     if more:
         return wait(start_under(layout, *more, precision=precision, **flags))
+    return run_program_under(layout, script_fixtures.SCRIPT, *words(**flags), precision=precision)
+
+
+def run_program_under(
+    layout: str, program: Path, *arguments: str, precision: str = "no", timeout: float = 240, **variables: str
+) -> Outcome:
+    """Runs a program under a layout. Its processes are copies of this one with the environment that the launcher gives
+    them: that saves the imports of three processes, most of a short run.
+
+    Args:
+        timeout: seconds.
+        variables: more ones of the environment.
+    """
     before = [FSDP2_ON_CPU] if layout.startswith("fsdp2") else []
-    return forked_ranks([*before, str(script_fixtures.SCRIPT), *words(**flags)], environments(layout, precision))
-
-
-def environments(layout: str, precision: str = "no") -> list[dict[str, str]]:
-    """Returns the environment of each rank under a layout's launcher, with a port that is free now."""
-    shown, port = _shown(layout, precision), str(free_port())
-    return [each | {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"} for each in shown]
+    if layout.startswith("deepspeed"):
+        import deepspeed  # noqa: F401, imported for the copies
+    more = {"MASTER_PORT": str(free_port()), "TORCHELASTIC_USE_AGENT_STORE": "False", **variables}
+    ranks = [each | more for each in environments(layout, precision)]
+    return forked_ranks([*before, str(program), *arguments], ranks, timeout)
 
 
 @functools.cache
-def _shown(layout: str, precision: str) -> list[dict[str, str]]:
+def environments(layout: str, precision: str) -> list[dict[str, str]]:
+    """Returns what a layout's launcher adds to the environment of each rank, as a launch shows it."""
     launch, variables = launcher(layout, precision=precision)
     launch = [word for word in launch if word != FSDP2_ON_CPU]
+    own = environment()
     with tempfile.TemporaryDirectory() as folder:
         program = [sys.executable, *launch, str(SUPPORT / "show_environment.py"), folder]
-        done = subprocess.run(program, env=environment(**variables), capture_output=True, text=True)
+        done = subprocess.run(program, env=own | variables, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        return [json.loads(path.read_text()) for path in sorted(Path(folder).iterdir())]
+        shown = [json.loads(path.read_text()) for path in sorted(Path(folder).iterdir())]
+    return [{name: value for name, value in each.items() if own.get(name) != value} for each in shown]
 
 
 @dataclass(frozen=True)
