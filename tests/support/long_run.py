@@ -4,13 +4,16 @@
     python tests/support/long_run.py --sessions 1000     opens and closes sessions of sparse_accel.runtime
 
 The run is of a tiny model, in one phase from begin to end: its masks tighten, its quantizers observe, it follows a
-teacher's table. Prints a row for each twentieth of the run: memory, open files, threads, and the time of a step.
+teacher's table. Prints a row for each twentieth of the run: memory, open files, threads, and the time of a step. A
+machine has slow minutes: so another process, which does not grow, takes a step of its own now and then, and the time of
+a step is told in steps of that one, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import multiprocessing
 import os
 import re
 import runpy
@@ -18,12 +21,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-PARTS = 20
+PARTS, REFERENCES = 20, 5000
 ROWS, BATCH = 400, 8
 RECIPE = """
 modifiers:
@@ -70,32 +74,78 @@ class Part:
         usage: after it.
         median: seconds from the end of a step, or a session, to the end of the next.
         mean: the same, with evaluating and saving.
+        reference: median seconds of a step of the other process.
     """
 
     last: int
     usage: Usage
     median: float
     mean: float
+    reference: float
 
 
 class Watch:
-    """Is called at the end of each step, and notes the parts of a run."""
+    """Is called at the end of each step, and notes the parts of a run.
 
-    def __init__(self, steps: int) -> None:
+    Args:
+        steps: of the run.
+        reference: connection to the other process; see `reference_steps`.
+    """
+
+    def __init__(self, steps: int, reference: Any) -> None:
         self.steps, self.done = steps, 0
         self.parts: list[Part] = []
-        self._ends = [time.perf_counter()]
+        self._reference = reference
+        self._begin()
+
+    def _begin(self) -> None:
+        self._times: list[float] = []
+        self._references: list[float] = []
+        self._end = time.perf_counter()
 
     def step(self) -> None:
         self.done += 1
-        self._ends.append(time.perf_counter())
+        self._times.append(time.perf_counter() - self._end)
+        if self.done % max(1, self.steps // REFERENCES) == 0:
+            self._reference.send(None)
+            self._references.append(self._reference.recv())
+        self._end = time.perf_counter()
         if self.done % max(1, self.steps // PARTS) == 0:
-            times = [later - end for end, later in pairwise(self._ends)]
-            self.parts.append(Part(self.done, Usage.now(), statistics.median(times), statistics.mean(times)))
-            self._ends = [time.perf_counter()]
+            found = statistics.median(self._times), statistics.mean(self._times)
+            self.parts.append(Part(self.done, Usage.now(), *found, statistics.median(self._references)))
+            self._begin()
 
 
-def train(folder: Path, steps: int) -> list[Part]:
+@contextmanager
+def reference_steps() -> Iterator[Any]:
+    """Starts a process that takes a step for each object that it is sent, and sends back its seconds."""
+    context = multiprocessing.get_context("fork")
+    own, other = context.Pipe()
+    process = context.Process(target=_take_reference_steps, args=(other,), daemon=True)
+    process.start()
+    try:
+        yield own
+    finally:
+        process.kill()
+
+
+def _take_reference_steps(asked: Any) -> None:
+    import torch
+    from tiny import make_bert
+
+    model = make_bert(num_hidden_layers=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    ids = torch.randint(1, 20, (BATCH, 16))
+    while True:
+        asked.recv()
+        begin = time.perf_counter()
+        model(ids, labels=ids[:, 0] % 2).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        asked.send(time.perf_counter() - begin)
+
+
+def train(folder: Path, steps: int, reference: Any) -> list[Part]:
     """Trains by the script, in this process, with two trackers and a report; returns the parts of the run."""
     from script_fixtures import SCRIPT, make_model, sentences, words, write_csv
 
@@ -122,7 +172,7 @@ def train(folder: Path, steps: int) -> list[Part]:
         "output_dir": folder / "out",
         "cache_dir": folder / "cache",
     }
-    watch, train_step = Watch(steps), loop.train_step
+    watch, train_step = Watch(steps, reference), loop.train_step
 
     def watched(*arguments: Any) -> Any:
         found = train_step(*arguments)
@@ -142,7 +192,7 @@ def train(folder: Path, steps: int) -> list[Part]:
     return watch.parts
 
 
-def open_sessions(folder: Path, count: int) -> list[Part]:
+def open_sessions(folder: Path, count: int, reference: Any) -> list[Part]:
     """Opens a session with kernels, runs it and drops it, again and again."""
     import numpy as np
     import onnx
@@ -157,7 +207,7 @@ def open_sessions(folder: Path, count: int) -> list[Part]:
     model = build.model(build.op("Identity", build.feed_forward("block", x, width, 4 * width), output="y"))
     onnx.save(model, folder / "model.onnx")
     os.environ.setdefault(VARIABLE, load_library().instruction_sets[0])  # where onnxruntime alone is used by default
-    watch, inputs = Watch(count), {"x": np.ones((1, 8, width), np.float32)}
+    watch, inputs = Watch(count, reference), {"x": np.ones((1, 8, width), np.float32)}
     for _ in range(count):
         opened = session(folder)
         opened.run(None, inputs)
@@ -168,21 +218,23 @@ def open_sessions(folder: Path, count: int) -> list[Part]:
 
 
 def table(parts: list[Part]) -> str:
-    lines = [f"{'last':>8}{'MB':>10}{'files':>8}{'threads':>9}{'median ms':>11}{'mean ms':>9}"]
+    lines = [f"{'last':>8}{'MB':>10}{'files':>8}{'threads':>9}{'median ms':>11}{'mean ms':>9}{'reference ms':>14}"]
     for part in parts:
         usage = part.usage
         counted = f"{part.last:>8}{usage.memory:>10.1f}{usage.files:>8}{usage.threads:>9}"
-        lines.append(f"{counted}{part.median * 1000:>11.3f}{part.mean * 1000:>9.3f}")
+        lines.append(f"{counted}{part.median * 1000:>11.3f}{part.mean * 1000:>9.3f}{part.reference * 1000:>14.3f}")
     first, last = parts[1], parts[-1]  # the first part has all that is made once
-    one, other = first.usage, last.usage
-    grown = other.memory - one.memory, other.files - one.files, other.threads - one.threads
-    median, mean = (
-        statistics.mean(getattr(each, name) for each in parts[-2:])
-        / statistics.mean(getattr(each, name) for each in parts[1:3])
-        for name in ("median", "mean")
-    )
+    before, after = first.usage, last.usage
+    grown = after.memory - before.memory, after.files - before.files, after.threads - before.threads
     lines.append("from {:,} to {:,}: {:+.1f} MB, {:+} files, {:+} threads".format(first.last, last.last, *grown))
-    lines.append(f"a step of the last tenth over one of the first: {median:.3f}, with evaluating and saving {mean:.3f}")
+    ratios: dict[str, Callable[[Part], float]] = {
+        "in seconds": lambda part: part.median,
+        "in steps of the reference": lambda part: part.median / part.reference,
+        "the same, with evaluating and saving": lambda part: part.mean / part.reference,
+    }
+    for words, measured in ratios.items():
+        one, other = (statistics.mean(map(measured, some)) for some in (parts[1:3], parts[-2:]))
+        lines.append(f"a step of the last tenth over one of the first, {words}: {other / one:.3f}")
     return "\n".join(lines)
 
 
@@ -191,11 +243,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of training")
     parser.add_argument("--sessions", type=int, help="of the runtime")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, reference_steps() as reference:
         if asked.steps:
-            print(table(train(Path(name), asked.steps)))
+            print(table(train(Path(name), asked.steps, reference)))
         if asked.sessions:
-            print(table(open_sessions(Path(name), asked.sessions)))
+            print(table(open_sessions(Path(name), asked.sessions, reference)))
 
 
 if __name__ == "__main__":
