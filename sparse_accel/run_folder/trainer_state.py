@@ -15,8 +15,11 @@ from sparse_accel.progress import Progress
 
 
 class Log:
-    """Entries with figures by name, as compressed JSON: a run of days has thousands, each with the same names, and
-    each checkpoint has all of them. As it is, they neither fill the memory nor take longer to write than the model."""
+    """Entries with figures by name, as lines of JSON, compressed.
+
+    A run of days has thousands of them, with the same names in each, and every checkpoint has them all. Compressed they
+    take a tenth of the memory; as lines they are written without being encoded again.
+    """
 
     def __init__(self) -> None:
         self._compressor = zlib.compressobj(1)
