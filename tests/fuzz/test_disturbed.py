@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import script_fixtures
 from fork_server import ForkServer
-from layouts import launcher
+from layouts import LAYOUTS, launcher
 from places import ROOT, SUPPORT
 from script_fixtures import environment, history, read_json, words
 from task_scripts import TASK_FIXTURES, TASK_SCRIPTS
@@ -130,7 +130,7 @@ def test_one_process(task: str, request: pytest.FixtureRequest, tmp_path: Path) 
 
 # They cost minutes: .ci/run has what kills and stops one of two processes in tests/distributed/test_layouts.py.
 @pytest.mark.skipif(RUNS <= 2, reason="make faults")
-@pytest.mark.parametrize("layout", ["ddp", "fsdp2", "deepspeed_zero2"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_processes(layout: str, tiny: script_fixtures.Tiny, tmp_path: Path) -> None:
     """One of them is killed, or stands still for some seconds; the launcher ends the other."""
     flags = tiny.flags(save_strategy="steps", save_steps=2, logging_steps=1, cache_dir=tmp_path / "cache")
