@@ -30,7 +30,6 @@ from script_fixtures import (
     sentences,
     start,
     trace,
-    wait,
     weights,
     words,
     write_csv,
@@ -75,14 +74,12 @@ def start_under(layout: str, *more: str, precision: str = "no", **flags: Any) ->
     return start(launcher=launch, env=variables, **flags)
 
 
-def run_under(layout: str, *more: str, precision: str = "no", **flags: Any) -> Outcome:
+def run_under(layout: str, *, precision: str = "no", **flags: Any) -> Outcome:
     """Runs the script under a layout; `one` stands for one process with two micro-batches a step. What is about
     launching uses `start_under`."""
     if layout == "one":
         bf16 = True if precision == "bf16" else None
         return run(**flags, gradient_accumulation_steps=2, bf16=bf16)
-    if more:
-        return wait(start_under(layout, *more, precision=precision, **flags))
     return run_program_under(layout, script_fixtures.SCRIPT, *words(**flags), precision=precision)
 
 
@@ -99,8 +96,8 @@ def run_program_under(
     before = [FSDP2_ON_CPU] if layout.startswith("fsdp2") else []
     if layout.startswith("deepspeed"):
         import deepspeed  # noqa: F401, imported for the copies
-    more = {"MASTER_PORT": str(free_port()), "TORCHELASTIC_USE_AGENT_STORE": "False", **variables}
-    ranks = [each | more for each in environments(layout, precision)]
+    shared = {"MASTER_PORT": str(free_port()), "TORCHELASTIC_USE_AGENT_STORE": "False", **variables}
+    ranks = [each | shared for each in environments(layout, precision)]
     return forked_ranks([*before, str(program), *arguments], ranks, timeout)
 
 

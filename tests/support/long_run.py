@@ -123,6 +123,7 @@ def reference_steps() -> Iterator[Any]:
     own, other = context.Pipe()
     process = context.Process(target=_take_reference_steps, args=(other,), daemon=True)
     process.start()
+    other.close()  # so that its end is seen here, too
     try:
         yield own
     finally:

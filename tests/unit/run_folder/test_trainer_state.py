@@ -35,7 +35,7 @@ def test_what_is_added_is_written_and_loaded(entries: list[dict[str, Any]]) -> N
     again = History()
     again.load(record)
     assert again.text(NOW) == history.text(NOW) and again.log == history.log
-    again.add({"eval_a": math.nan}, NOW)  # a run that goes on
+    again.add({"eval_a": math.nan}, NOW)  # after resuming, as without a stop
     history.add({"eval_a": math.nan}, NOW)
     assert again.text(NOW) == history.text(NOW)
 
