@@ -5,6 +5,7 @@ Programs import it before torch: it sets how the threads of torch wait.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import os
@@ -22,6 +23,28 @@ from sparse_accel.errors import Stopped, UsageError, shortened
 
 # Not in `run_main`: until that is called, a program may have imported torch.
 wait_asleep()
+
+_exit_code: int | None = None  # of `run_main`; None: it was not called
+
+
+def _leave() -> None:
+    """Ends a process of several here, the last of what Python does at an exit before it takes itself apart.
+
+    Threads of process groups live on: gloo's one may still hold the last tensor of a collective operation. If such a
+    thread asks for Python then, the process aborts ("terminate called without an active exception", PyTorch issue
+    38228), its exit code is lost, and a scheduler does not start the command again.
+    """
+    count = os.environ.get("WORLD_SIZE", "").strip()
+    if _exit_code is None or not (count.isdecimal() and int(count) > 1):
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(_exit_code)
+
+
+# What is registered first is called last: after torch, trackers and others.
+atexit.register(_leave)
 
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
@@ -96,6 +119,8 @@ def run_main(main: Callable[[], int | None], *, resumes: bool = True) -> None:
     Raises:
         SystemExit: always, with the exit code.
     """
+    global _exit_code
+    _exit_code = 1  # of an error with a traceback
     # A character missing in the encoding must not end a run. Log files get each line at once, as a terminal does.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
@@ -135,6 +160,10 @@ def run_main(main: Callable[[], int | None], *, resumes: bool = True) -> None:
             how = f" ({shortened(str(interrupt))})" if str(interrupt) else ""
             print(f"\ninterrupted{how}{_how_to_resume(resumes, str(interrupt))}", file=sys.stderr)
         code = 130
+    except SystemExit as left:  # --help, or a program that this one started
+        _exit_code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        raise
+    _exit_code = code
     _tell_launcher(code)
     sys.exit(code)
 

@@ -1,0 +1,43 @@
+"""A process of several ends with its own exit code, whatever the threads of the libraries underneath do meanwhile."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from script_fixtures import environment
+
+# As gloo's thread does with the last tensor, another thread asks for Python while Python takes itself apart.
+PROGRAM = """
+import atexit, sys, threading, time
+from datetime import timedelta
+from sparse_accel.errors import Stopped
+from sparse_accel.main import run_main
+import torch.distributed as dist
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(1.5)
+
+slow, store = Slow(), dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=1))
+atexit.register(print, "the end of a tracker", end="")
+
+def main():
+    threading.Thread(target=store.get, args=["never"], daemon=True).start()
+    time.sleep(0.2)
+    print("printed", end=" ")
+    raise {error}
+
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize(("error", "code"), [("Stopped('SIGTERM')", 75), ("SystemExit(0)", 0), ("ValueError", 1)])
+def test_a_thread_that_lives_on_does_not_change_the_exit_code(error: str, code: int) -> None:
+    several = environment() | {"RANK": "1", "WORLD_SIZE": "2"}
+    program = [sys.executable, "-c", PROGRAM.format(error=error)]
+    ended = subprocess.run(program, env=several, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == code, ended.stderr
+    assert ended.stdout == "printed the end of a tracker"
+    assert ("ValueError" in ended.stderr) == (code == 1)
