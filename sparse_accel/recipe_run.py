@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparse_accel.data.batches import inputs_of
 from sparse_accel.data.calibration import calibration_forwards
 from sparse_accel.data.gradient_samples import GradientSamples, labels_in
+from sparse_accel.distributed.collectives import wait_at_exit
 from sparse_accel.distributed.launch import gives_gradients
 from sparse_accel.distributed.weights import reshard
 from sparse_accel.errors import UsageError, listed
@@ -164,6 +165,7 @@ class RecipeRun:
         Raises:
             UsageError: a modifier needs what this layout or optimizer does not have.
         """
+        wait_at_exit()
         self.accelerator = accelerator
         self.model = model
         self.optimizer = optimizer

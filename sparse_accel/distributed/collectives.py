@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
@@ -19,6 +21,7 @@ from sparse_accel.errors import UsageError
 
 # How long processes wait while one of them works alone, such as tokenizing a large dataset for all.
 LONGEST_WAIT = timedelta(hours=2)
+_SECONDS_AT_EXIT = 0.2
 
 
 def world_size() -> int:
@@ -29,6 +32,22 @@ def world_size() -> int:
 def rank_and_size() -> tuple[int, int]:
     """Returns this process's rank and the number of processes; (0, 1) without torch.distributed."""
     return (dist.get_rank(), dist.get_world_size()) if world_size() > 1 else (0, 1)
+
+
+def wait_at_exit() -> None:
+    """Makes Python wait a moment before it ends, in a process of several.
+
+    A thread of gloo may still hold the last tensor of a collective operation. If it gives it back while Python takes
+    itself apart, the process aborts (PyTorch issue 38228). `main.run_main` ends a program before that; a program of
+    the user's own cannot be ended so, because its exit code is not known.
+    """
+    if world_size() > 1:
+        _register_wait()
+
+
+@cache
+def _register_wait() -> None:
+    atexit.register(time.sleep, _SECONDS_AT_EXIT)
 
 
 def open_store() -> Any:

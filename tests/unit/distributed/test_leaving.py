@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from typing import Any
 
 import pytest
+import torch
 from script_fixtures import environment
+from torch import nn
+
+from sparse_accel.distributed import collectives
+from sparse_accel.recipe_run import RecipeRun
 
 # As gloo's thread does with the last tensor, another thread asks for Python while Python takes itself apart.
 PROGRAM = """
@@ -41,3 +48,42 @@ def test_a_thread_that_lives_on_does_not_change_the_exit_code(error: str, code: 
     assert ended.returncode == code, ended.stderr
     assert ended.stdout == "printed the end of a tracker"
     assert ("ValueError" in ended.stderr) == (code == 1)
+
+
+OWN = """
+import sys, threading, time
+from datetime import timedelta
+import torch.distributed as dist
+from sparse_accel.distributed import collectives
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(1.5)
+
+slow, store = Slow(), dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=1))
+collectives._SECONDS_AT_EXIT, collectives.world_size = 5.0, lambda: 2
+collectives.wait_at_exit()
+threading.Thread(target=store.get, args=["never"], daemon=True).start()
+time.sleep(0.2)
+sys.exit(3)
+"""
+
+
+def test_a_program_of_ones_own_waits_for_such_a_thread() -> None:
+    """Whose exit code is not known before it ends."""
+    ended = subprocess.run([sys.executable, "-c", OWN], env=environment(), capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 3, ended.stderr
+
+
+def test_bind_makes_it_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[Any] = []
+    monkeypatch.setattr("atexit.register", lambda *call: registered.append(call))
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    collectives._register_wait.cache_clear()
+    model = nn.Linear(2, 2)
+    for _ in range(2):
+        run = RecipeRun(None)
+        run.attach(model)
+        run.bind(None, model, torch.optim.SGD(model.parameters(), lr=0.1), steps_per_epoch=1)
+    assert registered == [(time.sleep, collectives._SECONDS_AT_EXIT)]
+    collectives._register_wait.cache_clear()
