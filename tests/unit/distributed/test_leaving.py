@@ -16,11 +16,12 @@ from sparse_accel.distributed import collectives
 from sparse_accel.recipe_run import RecipeRun
 
 # As gloo's thread does with the last tensor, another thread asks for Python while Python takes itself apart.
-PROGRAM = """
+THREAD = """
 import atexit, sys, threading, time
 from datetime import timedelta
 from sparse_accel.errors import Stopped
 from sparse_accel.main import run_main
+from sparse_accel.distributed import collectives
 import torch.distributed as dist
 
 class Slow:
@@ -28,13 +29,19 @@ class Slow:
         sleep(1.5)
 
 slow, store = Slow(), dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=1))
+
+def start_thread():
+    threading.Thread(target=store.get, args=["never"], daemon=True).start()
+    time.sleep(0.2)
+"""
+
+PROGRAM = f"""{THREAD}
 atexit.register(print, "the end of a tracker", end="")
 
 def main():
-    threading.Thread(target=store.get, args=["never"], daemon=True).start()
-    time.sleep(0.2)
+    start_thread()
     print("printed", end=" ")
-    raise {error}
+    raise ERROR
 
 run_main(main)
 """
@@ -43,28 +50,17 @@ run_main(main)
 @pytest.mark.parametrize(("error", "code"), [("Stopped('SIGTERM')", 75), ("SystemExit(0)", 0), ("ValueError", 1)])
 def test_a_thread_that_lives_on_does_not_change_the_exit_code(error: str, code: int) -> None:
     several = environment() | {"RANK": "1", "WORLD_SIZE": "2"}
-    program = [sys.executable, "-c", PROGRAM.format(error=error)]
+    program = [sys.executable, "-c", PROGRAM.replace("ERROR", error)]
     ended = subprocess.run(program, env=several, capture_output=True, text=True, timeout=120)
     assert ended.returncode == code, ended.stderr
     assert ended.stdout == "printed the end of a tracker"
     assert ("ValueError" in ended.stderr) == (code == 1)
 
 
-OWN = """
-import sys, threading, time
-from datetime import timedelta
-import torch.distributed as dist
-from sparse_accel.distributed import collectives
-
-class Slow:
-    def __del__(self, sleep=time.sleep):
-        sleep(1.5)
-
-slow, store = Slow(), dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=1))
+OWN = f"""{THREAD}
 collectives._SECONDS_AT_EXIT, collectives.world_size = 5.0, lambda: 2
 collectives.wait_at_exit()
-threading.Thread(target=store.get, args=["never"], daemon=True).start()
-time.sleep(0.2)
+start_thread()
 sys.exit(3)
 """
 

@@ -335,7 +335,7 @@ def test_a_cell_is_one_line_without_pipes(text: str) -> None:
             "21 sentences of /tmp/old run/validation.csv (at most 1)",
             "21 sentences of old run/validation.csv (at most 1)",
         ),
-        ("'/home/me/data.csv'.", "'data.csv'."),
+        ("'/srv/me/data.csv'.", "'data.csv'."),
         ("~/data/x.csv", "x.csv"),
         (r"C:\Users\me\x.csv", "x.csv"),
         (

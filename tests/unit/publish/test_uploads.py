@@ -48,7 +48,7 @@ def test_files_are_named_one_by_one(folder: Path) -> None:
 
 
 def test_a_configuration_does_not_name_a_folder(folder: Path) -> None:
-    (folder / "config.json").write_text('{"_name_or_path": "/home/me/model", "model_type": "bert"}')
+    (folder / "config.json").write_text('{"_name_or_path": "/srv/me/model", "model_type": "bert"}')
     (folder / "tokenizer_config.json").write_text('{"name_or_path": "who/model"}')
     found = model_files(folder, False, [])
     content, other = found["config.json"], found["tokenizer_config.json"]
@@ -57,7 +57,7 @@ def test_a_configuration_does_not_name_a_folder(folder: Path) -> None:
 
 
 def test_a_report_of_the_export_names_the_repository(tmp_path: Path) -> None:
-    source, rows = "/home/me/my model/run", "/data/secret place/rows.csv"
+    source, rows = "/srv/me/my model/run", "/data/secret place/rows.csv"
     report = {"source": {"folder": source}, "texts": {"source": rows}, "checks": [{"detail": f"21 rows of {rows} (x)"}]}
     (tmp_path / "export_report.json").write_text(json.dumps(report))
     (tmp_path / "export_report.md").write_text(f"made from `{source}`, {rows}")
